@@ -1,0 +1,51 @@
+# make run PROMPT="..."   set up once, then answer the prompt with the default model
+# make test               set up once, then run every test, those on the real weights included
+
+PYTHON ?= python3
+PROMPT ?= Why is the sky blue?
+ARGS ?=
+VENV := .venv
+BIN := $(VENV)/bin
+DEFAULT_MODEL := $(or $(ENTROPIX_WEIGHTS),weights)/smollm2-135m-instruct/config.json
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+export PROMPT  # through the environment, so that no character of it means anything to make or the shell
+
+.PHONY: run test test-fast check format clean
+
+run: $(VENV)/.run $(DEFAULT_MODEL)
+	@$(BIN)/python -m entropix.main --prompt "$$PROMPT" $(ARGS)
+
+test: $(VENV)/.dev $(DEFAULT_MODEL)
+	$(BIN)/python -m pytest
+
+test-fast: $(VENV)/.dev
+	$(BIN)/python -m pytest -m "not real"
+
+check: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "error: entropix needs Python 3.11 or newer; set PYTHON=..." >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.run: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP_INSTALL) --editable .
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP_INSTALL) --editable '.[dev]'
+	@touch $@ $(VENV)/.run
+
+$(DEFAULT_MODEL): | $(VENV)/.run
+	$(BIN)/python scripts/download_weights.py

@@ -1,0 +1,54 @@
+"""Entropy-based sampling and parallel chain-of-thought decoding in pure JAX.
+
+    import entropix
+
+    model = entropix.load()
+    [result] = entropix.generate(model, "Why is the sky blue?", seed=1)
+    print(result.text)
+
+`stream` yields the same tokens one by one, each with its record.
+"""
+
+import importlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from entropix.config import GenerateConfig, SamplerConfig
+    from entropix.decode import Finish
+    from entropix.generation import Event, Result, generate, stream
+    from entropix.loading import Model, load
+
+__version__ = "0.1.0"
+__all__ = [
+    "Event",
+    "Finish",
+    "GenerateConfig",
+    "Model",
+    "Result",
+    "SamplerConfig",
+    "generate",
+    "load",
+    "stream",
+]
+
+PACKAGE_ROOT = Path(__file__).parent
+
+_HOME = {
+    "GenerateConfig": "config",
+    "SamplerConfig": "config",
+    "Finish": "decode",
+    "Event": "generation",
+    "Result": "generation",
+    "generate": "generation",
+    "stream": "generation",
+    "Model": "loading",
+    "load": "loading",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Imports JAX only when something that needs it is asked for: `--help` and the download stay quick."""
+    if name in _HOME:
+        return getattr(importlib.import_module(f"entropix.{_HOME[name]}"), name)
+    raise AttributeError(f"module 'entropix' has no attribute {name!r}")
