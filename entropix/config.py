@@ -1,0 +1,270 @@
+"""Configurations: what a model is, how a token is chosen, when to stop.
+
+Each field carries its help text, unit and inclusive range in its metadata. The command line, the error messages
+and the table in the README all read them from there, so they cannot disagree. Values come from TOML files or
+flags and are checked once, at the border.
+"""
+
+import dataclasses
+import difflib
+import math
+import sys
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar, get_type_hints
+
+import jax
+
+from entropix import PACKAGE_ROOT
+
+Config = TypeVar("Config")
+
+_LARGEST = sys.float_info.max
+_MAX_INT32 = 2**31 - 1  # the device counts in int32
+
+
+def knob(default: Any, help: str, low: float = -math.inf, high: float = math.inf, unit: str = "") -> Any:
+    """A dataclass field with its documentation and its inclusive range."""
+    return dataclasses.field(default=default, metadata={"help": help, "low": low, "high": high, "unit": unit})
+
+
+# ----- the model -----------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class RopeScaling:
+    """How Llama 3.1 and later stretch their low rotary frequencies (arXiv:2407.21783 and the released code)."""
+
+    factor: float = knob(8.0, "division of the lowest frequencies", 1.0)
+    low_freq_factor: float = knob(1.0, "wavelengths above original/low are divided in full", 0.0)
+    high_freq_factor: float = knob(4.0, "wavelengths below original/high are left alone", 0.0)
+    original_context_length: int = knob(8192, "context length of pre-training, in tokens", 1)
+
+    def __post_init__(self) -> None:
+        check(self)
+        if self.high_freq_factor <= self.low_freq_factor:
+            high, low = self.high_freq_factor, self.low_freq_factor
+            raise ValueError(f"high_freq_factor ({high}) must be above low_freq_factor ({low})")
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """The numbers that fix a Llama-family architecture. Hashable, so that it can be a static argument of `jit`."""
+
+    n_layers: int = knob(dataclasses.MISSING, "transformer layers", 1)
+    dim: int = knob(dataclasses.MISSING, "model width D", 1)
+    n_heads: int = knob(dataclasses.MISSING, "query heads N", 1)
+    n_kv_heads: int = knob(dataclasses.MISSING, "key/value heads K", 1)
+    head_dim: int = knob(dataclasses.MISSING, "head width H", 2)
+    ffn_dim: int = knob(dataclasses.MISSING, "feed-forward width F", 1)
+    vocab_size: int = knob(dataclasses.MISSING, "vocabulary size V", 1)
+    context_length: int = knob(dataclasses.MISSING, "longest text the model was trained for, in tokens", 1)
+    rope_theta: float = knob(dataclasses.MISSING, "base of the rotary frequencies", 0.0)
+    norm_eps: float = knob(dataclasses.MISSING, "epsilon of every RMSNorm", 0.0)
+    tied_embeddings: bool = knob(dataclasses.MISSING, "the unembedding is the embedding, transposed")
+    rope_scaling: RopeScaling | None = knob(None, "Llama 3 frequency scaling, if any")
+
+    def __post_init__(self) -> None:
+        check(self)
+        if self.n_heads % self.n_kv_heads:
+            raise ValueError(f"n_heads ({self.n_heads}) must be a multiple of n_kv_heads ({self.n_kv_heads})")
+        if self.head_dim % 2:
+            raise ValueError(f"head_dim must be even for the rotary embedding, got {self.head_dim}")
+
+
+# ----- the sampler ---------------------------------------------------------------------------------------------
+
+_STATIC = ("n_adaptive_samples", "max_top_k")
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplerConfig:
+    """Everything a sampler may be told.
+
+    Inside `jit` every number is a traced leaf, so sweeping thresholds never compiles anew; only
+    `n_adaptive_samples` and `max_top_k`, which fix shapes, are static. `clarifier` is text for the host: a sampler
+    that inserts it tokenises it in its `init`, and it does not enter `jit` at all.
+
+    Entropies are in bits, varentropies in bits².
+    """
+
+    temp: float = knob(0.666, "base temperature", 1e-3, 100.0)
+    top_p: float = knob(0.90, "nucleus: smallest prefix of tokens whose mass reaches this", 0.0, 1.0, "probability")
+    top_k: int = knob(27, "most tokens a draw may choose from; at most max_top_k", 1, _MAX_INT32, "tokens")
+    min_p: float = knob(0.03, "drop tokens less likely than this times the likeliest", 0.0, 1.0, "ratio")
+
+    low_ent_thresh: float = knob(0.1, "flow below this logits entropy", 0.0, unit="bits")
+    low_vent_thresh: float = knob(0.1, "flow and clarify below this logits varentropy", 0.0, unit="bits²")
+    med_ent_thresh: float = knob(3.0, "resample above this logits entropy", 0.0, unit="bits")
+    high_ent_thresh: float = knob(5.0, "clarify above, explore below this logits entropy", 0.0, unit="bits")
+    high_vent_thresh: float = knob(5.0, "explore and resample above this logits varentropy", 0.0, unit="bits²")
+
+    clarifier: str = knob(" ...", "text that clarify inserts, tokenised by the model's own tokenizer")
+
+    helv_attn_ent_offset: float = knob(1.3, "clarify: temperature factor at zero attention entropy")
+    helv_attn_ent_coef: float = knob(0.2, "clarify: temperature factor per attention entropy", unit="1/bit")
+    lehv_interaction_strength_offset: float = knob(1.2, "explore: temperature factor at zero interaction strength")
+    lehv_interaction_strength_coef: float = knob(0.3, "explore: temperature factor per interaction strength")
+    hehv_attn_ent_coef: float = knob(0.2, "resample: top-p lowered per attention entropy", unit="1/bit")
+    hehv_attn_vent_offset: float = knob(2.0, "resample: temperature factor at zero attention varentropy")
+    hehv_attn_vent_coef: float = knob(0.5, "resample: temperature factor per attention varentropy", unit="1/bit²")
+
+    n_adaptive_samples: int = knob(5, "adaptive: draws, of which the best-scored is kept (static)", 1, 64)
+    max_top_k: int = knob(128, "no strategy keeps more tokens than this (static)", 1, _MAX_INT32, "tokens")
+
+    ada_temp_logits: float = knob(0.3, "adaptive: temperature raised by entropy + varentropy of the logits")
+    ada_temp_attn: float = knob(0.2, "adaptive: temperature raised by entropy + varentropy of attention")
+    ada_temp_agree: float = knob(0.2, "adaptive: temperature lowered by agreement")
+    ada_top_p: float = knob(0.1, "adaptive: top-p raised by attention varentropy", unit="1/bit²")
+    ada_top_k_int: float = knob(0.3, "adaptive: top-k raised by interaction strength")
+    ada_top_k_agree: float = knob(0.2, "adaptive: top-k lowered by agreement")
+    ada_min_p: float = knob(0.5, "adaptive: min-p lowered by entropy + varentropy of the logits")
+
+    ada_score_logits_ent: float = knob(0.1, "score weight of 1 - logits entropy")
+    ada_score_attn_ent: float = knob(0.2, "score weight of 1 - attention entropy")
+    ada_score_logits_vent: float = knob(0.3, "score weight of 1 - logits varentropy")
+    ada_score_attn_vent: float = knob(0.4, "score weight of 1 - attention varentropy")
+    ada_score_agree: float = knob(0.5, "score weight of agreement")
+    ada_score_int: float = knob(0.6, "score weight of interaction strength")
+
+
+jax.tree_util.register_dataclass(
+    SamplerConfig,
+    data_fields=[f.name for f in dataclasses.fields(SamplerConfig) if f.name not in (*_STATIC, "clarifier")],
+    meta_fields=list(_STATIC),
+    drop_fields=["clarifier"],
+)
+
+
+# ----- generation ----------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class GenerateConfig:
+    """How long to go on, and from which seed."""
+
+    max_new_tokens: int = knob(512, "most tokens to generate for one prompt", 1, _MAX_INT32, "tokens")
+    seed: int = knob(0, "seed of every draw", 0, 2**32 - 1)
+    stop: tuple[str, ...] = knob((), "text that ends a row; it is not part of the result")
+    ignore_stop_tokens: bool = knob(False, "go on past the checkpoint's stop tokens")
+    chunk_length: int = knob(16, "steps computed on the device before the host looks", 1, _MAX_INT32, "tokens")
+
+
+# ----- checking and reading ------------------------------------------------------------------------------------
+
+
+def check(cfg: Any, source: str = "") -> None:
+    """Raises a ValueError that names the first field of the wrong type or out of its range."""
+    where = f"{source}: " if source else ""
+    hints = get_type_hints(type(cfg))
+    for field in dataclasses.fields(cfg):
+        value, expected = getattr(cfg, field.name), hints[field.name]
+        if not _is_of_type(value, expected):
+            type_name = getattr(expected, "__name__", str(expected))
+            kind = "a list of strings" if expected == tuple[str, ...] else f"of type {type_name}"
+            raise ValueError(f"{where}{field.name} must be {kind}, got {value!r}")
+        low, high = field.metadata.get("low", -math.inf), field.metadata.get("high", math.inf)
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if is_number and (not low <= value <= high or abs(value) > _LARGEST):
+            raise ValueError(f"{where}{field.name} must be {_range_text(low, high)}, got {value!r}")
+    if isinstance(cfg, SamplerConfig) and cfg.top_k > cfg.max_top_k:
+        raise ValueError(
+            f"{where}top_k must be at most max_top_k ({cfg.max_top_k}), got {cfg.top_k}; raise max_top_k with it"
+        )
+
+
+def from_mapping(cls: type[Config], values: Mapping[str, Any], source: str) -> Config:
+    """Builds a checked config from parsed TOML; an unknown or missing name is an error with the nearest known one."""
+    fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    for name in values:
+        if name not in fields:
+            near = difflib.get_close_matches(name, fields, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(sorted(fields))}"
+            raise ValueError(f"{source}: unknown field {name!r}{hint}")
+    missing = [n for n, f in fields.items() if f.default is dataclasses.MISSING and n not in values]
+    if missing:
+        raise ValueError(f"{source}: missing field{'s'[: len(missing) - 1]} {', '.join(missing)}")
+    hints = get_type_hints(cls)
+    converted = {name: _converted(value, hints[name]) for name, value in values.items()}
+    if isinstance(converted.get("rope_scaling"), Mapping):
+        converted["rope_scaling"] = from_mapping(RopeScaling, converted["rope_scaling"], f"{source}: rope_scaling")
+    try:
+        cfg = cls(**converted)
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from None
+    check(cfg, source)
+    return cfg
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The parsed file; a ValueError that names it when it cannot be read."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"{path}: no such file") from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ValueError(f"{path}: not a readable TOML file ({error})") from None
+
+
+def preset_names(kind: str) -> list[str]:
+    """Names of the files in `configs/<kind>` (`models` or `samplers`)."""
+    return sorted(path.stem for path in _configs(kind).glob("*.toml"))
+
+
+def read_model(name: str) -> ModelConfig:
+    """The architecture of a name in `configs/models` or of a TOML file."""
+    path = _preset_path("models", name)
+    return from_mapping(ModelConfig, read_toml(path), str(path))
+
+
+def read_preset(name: str) -> tuple[str, SamplerConfig]:
+    """(sampler name, config) of a name in `configs/samplers` or of a TOML file.
+
+    The file's `sampler` names the rule; its other entries replace defaults of `SamplerConfig`.
+    """
+    path = _preset_path("samplers", name)
+    values = read_toml(path)
+    sampler = values.pop("sampler", None)
+    if not isinstance(sampler, str):
+        raise ValueError(f'{path}: expected an entry like sampler = "entropix", got {sampler!r}')
+    return sampler, from_mapping(SamplerConfig, values, str(path))
+
+
+def _configs(kind: str) -> Path:
+    """`configs/` stands beside the package in a checkout and inside it in an installed wheel."""
+    installed = PACKAGE_ROOT / "configs"
+    return (installed if installed.is_dir() else PACKAGE_ROOT.parent / "configs") / kind
+
+
+def _preset_path(kind: str, name: str) -> Path:
+    if name.endswith(".toml"):
+        return Path(name)
+    path = _configs(kind) / f"{name}.toml"
+    if not path.is_file():
+        raise ValueError(f"no {kind[:-1]} preset {name!r}; there are {', '.join(preset_names(kind))}, or give a .toml file")
+    return path
+
+
+def _converted(value: Any, expected: Any) -> Any:
+    """TOML writes tuples as arrays, and whole numbers without a point, which would compile another program."""
+    if isinstance(value, list):
+        return tuple(value)
+    is_whole = isinstance(value, int) and not isinstance(value, bool)
+    return float(value) if expected is float and is_whole and abs(value) <= _LARGEST else value
+
+
+def _is_of_type(value: Any, expected: Any) -> bool:
+    if expected is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if expected is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    if expected == tuple[str, ...]:
+        return isinstance(value, tuple) and all(isinstance(item, str) for item in value)
+    return isinstance(value, expected)
+
+
+def _range_text(low: float, high: float) -> str:
+    if math.isinf(high):
+        return f"a finite number of at least {low}" if not math.isinf(low) else "a finite number"
+    return f"between {low} and {high}"
