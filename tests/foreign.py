@@ -1,0 +1,206 @@
+"""Small models in other formats, written from tensors in Hugging Face's layout."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import folders
+import gguf
+import numpy as np
+import toy
+from gguf import GGMLQuantizationType as Kind
+
+from entropix.config import ModelConfig
+from entropix.tokenizer_files import CHAR_OF_BYTE
+
+Tensors = dict[str, np.ndarray]
+
+TEMPLATE = "{% for message in messages %}<|im_start|>{{ message['content'] }}<|im_end|>{% endfor %}"
+TOKENS = [*(CHAR_OF_BYTE[byte] for byte in range(256)), "ab", "<|im_start|>", "<|im_end|>"]
+VOCABULARY: dict[str, Any] = {
+    "tokenizer.ggml.model": "gpt2",
+    "tokenizer.ggml.pre": "smollm",
+    "tokenizer.ggml.tokens": TOKENS,
+    "tokenizer.ggml.token_type": [1] * 257 + [3] * 2,
+    "tokenizer.ggml.merges": ["a b"],
+    "tokenizer.ggml.bos_token_id": 257,
+    "tokenizer.ggml.eos_token_id": 258,
+    "tokenizer.ggml.add_bos_token": False,
+    "tokenizer.chat_template": TEMPLATE,
+}
+
+_GGUF_PARTS = {
+    "input_layernorm": "attn_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "post_attention_layernorm": "ffn_norm",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+}
+_META_PARTS = {
+    "input_layernorm": "attention_norm",
+    "self_attn.q_proj": "attention.wq",
+    "self_attn.k_proj": "attention.wk",
+    "self_attn.v_proj": "attention.wv",
+    "self_attn.o_proj": "attention.wo",
+    "post_attention_layernorm": "ffn_norm",
+    "mlp.gate_proj": "feed_forward.w1",
+    "mlp.up_proj": "feed_forward.w3",
+    "mlp.down_proj": "feed_forward.w2",
+}
+
+
+def interleaved(w: np.ndarray, head_dim: int) -> np.ndarray:
+    """Rows of a query or key matrix as Meta and llama.cpp order them, row by row.
+
+    Within each head, row j of the first half comes to 2j and row j of the second half to 2j + 1.
+    """
+    out = np.empty_like(w)
+    for row in range(len(w)):
+        head, j = divmod(row, head_dim)
+        half, pair = divmod(j, head_dim // 2)
+        out[head * head_dim + 2 * pair + half] = w[row]
+    return out
+
+
+def renamed(
+    tensors: Tensors, cfg: ModelConfig, parts: Mapping[str, str], layer: str, ends: Mapping[str, str]
+) -> Tensors:
+    """The tensors under another format's names, queries and keys interleaved."""
+    out = {}
+    for name, array in tensors.items():
+        if name in ends:
+            out[ends[name]] = array
+            continue
+        _, _, i, part = name.removesuffix(".weight").split(".", 3)
+        rotary = part in ("self_attn.q_proj", "self_attn.k_proj")
+        out[f"{layer}.{i}.{parts[part]}.weight"] = interleaved(array, cfg.head_dim) if rotary else array
+    return out
+
+
+def gguf_tensors(tensors: Tensors, cfg: ModelConfig) -> Tensors:
+    ends = {
+        "model.embed_tokens.weight": "token_embd.weight",
+        "model.norm.weight": "output_norm.weight",
+        "lm_head.weight": "output.weight",
+    }
+    return renamed(tensors, cfg, _GGUF_PARTS, "blk", ends)
+
+
+def meta_tensors(tensors: Tensors, cfg: ModelConfig) -> Tensors:
+    ends = {
+        "model.embed_tokens.weight": "tok_embeddings.weight",
+        "model.norm.weight": "norm.weight",
+        "lm_head.weight": "output.weight",
+    }
+    return renamed(tensors, cfg, _META_PARTS, "layers", ends)
+
+
+def gguf_metadata(cfg: ModelConfig) -> dict[str, Any]:
+    return {
+        "llama.block_count": cfg.n_layers,
+        "llama.context_length": cfg.context_length,
+        "llama.embedding_length": cfg.dim,
+        "llama.feed_forward_length": cfg.ffn_dim,
+        "llama.attention.head_count": cfg.n_heads,
+        "llama.attention.head_count_kv": cfg.n_kv_heads,
+        "llama.attention.key_length": cfg.head_dim,
+        "llama.attention.value_length": cfg.head_dim,
+        "llama.attention.layer_norm_rms_epsilon": cfg.norm_eps,
+        "llama.rope.freq_base": cfg.rope_theta,
+        "llama.rope.dimension_count": cfg.head_dim,
+        "llama.vocab_size": cfg.vocab_size,
+        **VOCABULARY,
+    }
+
+
+def write_gguf(
+    path: Path,
+    tensors: Tensors,
+    metadata: Mapping[str, Any],
+    kind: Kind = Kind.F32,
+    architecture: str = "llama",
+) -> None:
+    """A GGUF file with its matrices in `kind` and its vectors in float32, as llama.cpp writes them.
+
+    An array of uint8 is written as it is: the bytes of a tensor of `kind`.
+    """
+    writer = gguf.GGUFWriter(path, architecture)
+    for key, value in metadata.items():
+        if isinstance(value, bool):
+            writer.add_bool(key, value)
+        elif isinstance(value, int):
+            writer.add_uint32(key, value)
+        elif isinstance(value, float):
+            writer.add_float32(key, value)
+        elif isinstance(value, str):
+            writer.add_string(key, value)
+        elif value is not None:
+            writer.add_array(key, value)
+    for name, array in tensors.items():
+        if array.dtype == np.uint8:
+            writer.add_tensor(name, array, raw_dtype=kind)
+        elif array.ndim == 1 or kind == Kind.F32:
+            writer.add_tensor(name, array)
+        elif kind == Kind.F16:
+            writer.add_tensor(name, array.astype(np.float16))
+        else:
+            writer.add_tensor(name, gguf.quants.quantize(array, kind), raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def toy_gguf(
+    folder: Path, tensors: Tensors | None = None, architecture: str = "llama", **changes: Any
+) -> Path:
+    """The toy as model.gguf with further tensors and changed metadata (None removes a key; __ is a dot)."""
+    cfg = toy.config()
+    metadata = gguf_metadata(cfg) | {key.replace("__", "."): value for key, value in changes.items()}
+    stored = gguf_tensors(folders.random_tensors(cfg), cfg) | (tensors or {})
+    write_gguf(folder / "model.gguf", stored, metadata, architecture=architecture)
+    return folder / "model.gguf"
+
+
+def params(cfg: ModelConfig) -> dict[str, Any]:
+    """Meta's params.json."""
+    return {
+        "dim": cfg.dim,
+        "n_layers": cfg.n_layers,
+        "n_heads": cfg.n_heads,
+        "n_kv_heads": cfg.n_kv_heads,
+        "vocab_size": cfg.vocab_size,
+        "multiple_of": 256,
+        "norm_eps": cfg.norm_eps,
+        "rope_theta": cfg.rope_theta,
+        "use_scaled_rope": cfg.rope_scaling is not None,
+    }
+
+
+def write_meta(folder: Path, cfg: ModelConfig, n_shards: int, tokenizer: bytes, **changes: Any) -> None:
+    """All of Meta's folder but the tensors, which `shards` cuts: the .pth files are empty."""
+    (folder / "params.json").write_text(json.dumps(params(cfg) | changes))
+    (folder / "tokenizer.model").write_bytes(tokenizer)
+    for i in range(n_shards):
+        (folder / f"consolidated.{i:02}.pth").touch()
+
+
+def shards(tensors: Tensors, n: int, embedding_axis: int) -> list[Tensors]:
+    """The tensors (Meta's names) as n tensor-parallel ranks hold them.
+
+    Query, key, value, gate, up and output matrices are cut by rows, attention output and down by columns.
+    """
+    axes = {"wo": 1, "w2": 1, "tok_embeddings": embedding_axis}
+    parts: list[Tensors] = [{} for _ in range(n)]
+    for name, array in tensors.items():
+        module = name.removesuffix(".weight").split(".")[-1]
+        whole = array.ndim == 1
+        cut = [array] * n if whole else np.split(array, n, axis=axes.get(module, 0))
+        for part, piece in zip(parts, cut, strict=True):
+            part[name] = piece
+    return parts
