@@ -90,7 +90,9 @@ class SamplerConfig:
     """
 
     temp: float = knob(0.666, "base temperature", 1e-3, 100.0)
-    top_p: float = knob(0.90, "nucleus: smallest prefix of tokens whose mass reaches this", 0.0, 1.0, "probability")
+    top_p: float = knob(
+        0.90, "nucleus: smallest prefix of tokens whose mass reaches this", 0.0, 1.0, "probability"
+    )
     top_k: int = knob(27, "most tokens a draw may choose from; at most max_top_k", 1, _MAX_INT32, "tokens")
     min_p: float = knob(0.03, "drop tokens less likely than this times the likeliest", 0.0, 1.0, "ratio")
 
@@ -98,17 +100,23 @@ class SamplerConfig:
     low_vent_thresh: float = knob(0.1, "flow and clarify below this logits varentropy", 0.0, unit="bits²")
     med_ent_thresh: float = knob(3.0, "resample above this logits entropy", 0.0, unit="bits")
     high_ent_thresh: float = knob(5.0, "clarify above, explore below this logits entropy", 0.0, unit="bits")
-    high_vent_thresh: float = knob(5.0, "explore and resample above this logits varentropy", 0.0, unit="bits²")
+    high_vent_thresh: float = knob(
+        5.0, "explore and resample above this logits varentropy", 0.0, unit="bits²"
+    )
 
     clarifier: str = knob(" ...", "text that clarify inserts, tokenised by the model's own tokenizer")
 
     helv_attn_ent_offset: float = knob(1.3, "clarify: temperature factor at zero attention entropy")
     helv_attn_ent_coef: float = knob(0.2, "clarify: temperature factor per attention entropy", unit="1/bit")
-    lehv_interaction_strength_offset: float = knob(1.2, "explore: temperature factor at zero interaction strength")
+    lehv_interaction_strength_offset: float = knob(
+        1.2, "explore: temperature factor at zero interaction strength"
+    )
     lehv_interaction_strength_coef: float = knob(0.3, "explore: temperature factor per interaction strength")
     hehv_attn_ent_coef: float = knob(0.2, "resample: top-p lowered per attention entropy", unit="1/bit")
     hehv_attn_vent_offset: float = knob(2.0, "resample: temperature factor at zero attention varentropy")
-    hehv_attn_vent_coef: float = knob(0.5, "resample: temperature factor per attention varentropy", unit="1/bit²")
+    hehv_attn_vent_coef: float = knob(
+        0.5, "resample: temperature factor per attention varentropy", unit="1/bit²"
+    )
 
     n_adaptive_samples: int = knob(5, "adaptive: draws, of which the best-scored is kept (static)", 1, 64)
     max_top_k: int = knob(128, "no strategy keeps more tokens than this (static)", 1, _MAX_INT32, "tokens")
@@ -148,7 +156,9 @@ class GenerateConfig:
     seed: int = knob(0, "seed of every draw", 0, 2**32 - 1)
     stop: tuple[str, ...] = knob((), "text that ends a row; it is not part of the result")
     ignore_stop_tokens: bool = knob(False, "go on past the checkpoint's stop tokens")
-    chunk_length: int = knob(16, "steps computed on the device before the host looks", 1, _MAX_INT32, "tokens")
+    chunk_length: int = knob(
+        16, "steps computed on the device before the host looks", 1, _MAX_INT32, "tokens"
+    )
 
 
 # ----- checking and reading ------------------------------------------------------------------------------------
@@ -188,7 +198,9 @@ def from_mapping(cls: type[Config], values: Mapping[str, Any], source: str) -> C
     hints = get_type_hints(cls)
     converted = {name: _converted(value, hints[name]) for name, value in values.items()}
     if isinstance(converted.get("rope_scaling"), Mapping):
-        converted["rope_scaling"] = from_mapping(RopeScaling, converted["rope_scaling"], f"{source}: rope_scaling")
+        converted["rope_scaling"] = from_mapping(
+            RopeScaling, converted["rope_scaling"], f"{source}: rope_scaling"
+        )
     try:
         cfg = cls(**converted)
     except ValueError as error:
@@ -242,7 +254,8 @@ def _preset_path(kind: str, name: str) -> Path:
         return Path(name)
     path = _configs(kind) / f"{name}.toml"
     if not path.is_file():
-        raise ValueError(f"no {kind[:-1]} preset {name!r}; there are {', '.join(preset_names(kind))}, or give a .toml file")
+        known = ", ".join(preset_names(kind))
+        raise ValueError(f"no {kind[:-1]} preset {name!r}; there are {known}, or give a .toml file")
     return path
 
 

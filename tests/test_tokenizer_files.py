@@ -67,9 +67,7 @@ def test_a_sentencepiece_model_is_refused_as_such(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.model").write_bytes(
         b"\n\x0e\n\x05<unk>\x15\x00\x00\x00\x00\x18\x02\n\x0c\n\x03<s>"
     )
-    with pytest.raises(
-        ValueError, match=r"tokenizer\.model: line 1 .* SentencePiece .* is refused"
-    ):
+    with pytest.raises(ValueError, match=r"tokenizer\.model: line 1 .* SentencePiece .* is refused"):
         read_vocabulary(tmp_path)
 
 

@@ -1,0 +1,232 @@
+"""The Llama forward pass, written out: tokens in; logits, attention scores and new keys and values out.
+
+Keys and values live in two places. The `KVCache` holds the committed past and is only ever *read* by `forward`; the
+short `KVTail` takes the newest tokens and is written. `commit` moves a full tail into the cache. A decode loop that
+carries only the tail leaves the large cache untouched for many steps, so no compiler has a reason to copy it, and
+rows of different lengths need no padding: slot j of a row's cache always holds its j-th token.
+
+Letters in names: B row, T query position, S cache slot, R tail slot, D width, N query heads, K key/value heads,
+G = N/K, H head width, F feed-forward width, V vocabulary, L layer.
+"""
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from entropix.config import ModelConfig
+from entropix.weights import LayerWeights, Weights
+
+
+class KVCache(NamedTuple):
+    """Keys and values of the committed tokens, one array a layer; slots at `length_B` and beyond are empty."""
+
+    k_LBKSH: tuple[Array, ...]
+    v_LBKHS: tuple[Array, ...]
+    length_B: Array  # int32
+
+    @property
+    def capacity(self) -> int:
+        return self.k_LBKSH[0].shape[2]
+
+
+class KVTail(NamedTuple):
+    """Keys and values of the newest tokens. Slot j of row b is position `length_B[b] + j`; `used` slots are filled."""
+
+    k_LBKRH: tuple[Array, ...]
+    v_LBKHR: tuple[Array, ...]
+    used: Array  # int32 scalar: rows advance together
+
+    @property
+    def size(self) -> int:
+        return self.k_LBKRH[0].shape[2]
+
+
+class Attention(NamedTuple):
+    """What the attention metrics are computed from."""
+
+    scores_LBNTS: (
+        Array  # float32, q·k/√H before masking and softmax; the last axis is the cache, then the tail
+    )
+    visible_BTS: (
+        Array  # bool: keys at or before the query's own position; never an empty, padded or future slot
+    )
+    position_BS: Array  # int32: position of each key (meaningful where visible)
+
+
+def empty_cache(cfg: ModelConfig, batch: int, capacity: int, dtype: jnp.dtype) -> KVCache:
+    """A cache of `capacity` slots a row, all empty."""
+    k = tuple(jnp.zeros((batch, cfg.n_kv_heads, capacity, cfg.head_dim), dtype) for _ in range(cfg.n_layers))
+    v = tuple(jnp.zeros((batch, cfg.n_kv_heads, cfg.head_dim, capacity), dtype) for _ in range(cfg.n_layers))
+    return KVCache(k, v, jnp.zeros(batch, jnp.int32))
+
+
+def empty_tail(cfg: ModelConfig, batch: int, size: int, dtype: jnp.dtype) -> KVTail:
+    """A tail with room for `size` tokens."""
+    k, v, _ = empty_cache(cfg, batch, size, dtype)
+    return KVTail(k, v, jnp.zeros((), jnp.int32))
+
+
+def grow(cache: KVCache, capacity: int) -> KVCache:
+    """The same cache with room for `capacity` tokens a row."""
+    extra = capacity - cache.capacity
+    assert extra >= 0, (capacity, cache.capacity)
+    k = tuple(jnp.pad(k, ((0, 0), (0, 0), (0, extra), (0, 0))) for k in cache.k_LBKSH)
+    v = tuple(jnp.pad(v, ((0, 0), (0, 0), (0, 0), (0, extra))) for v in cache.v_LBKHS)
+    return KVCache(k, v, cache.length_B)
+
+
+def commit(cache: KVCache, tail: KVTail, count_B: Array) -> KVCache:
+    """The cache with the first `count_B` tail tokens of each row appended.
+
+    The whole tail is written; slots past a row's count hold leftovers that stay invisible until overwritten. Every
+    row needs `length + tail.size <= capacity`, or the write would be shifted onto live slots.
+    """
+    write_k = jax.vmap(
+        lambda row_KSH, new_KRH, at: jax.lax.dynamic_update_slice(row_KSH, new_KRH, (0, at, 0))
+    )
+    write_v = jax.vmap(
+        lambda row_KHS, new_KHR, at: jax.lax.dynamic_update_slice(row_KHS, new_KHR, (0, 0, at))
+    )
+    k = tuple(write_k(old, new, cache.length_B) for old, new in zip(cache.k_LBKSH, tail.k_LBKRH, strict=True))
+    v = tuple(write_v(old, new, cache.length_B) for old, new in zip(cache.v_LBKHS, tail.v_LBKHR, strict=True))
+    return KVCache(k, v, cache.length_B + count_B)
+
+
+def forward(
+    weights: Weights, tokens_BT: Array, cache: KVCache, tail: KVTail, cfg: ModelConfig
+) -> tuple[Array, KVTail, Attention]:
+    """(logits_BTV float32, the tail with T more tokens, the attention scores of every layer).
+
+    Token t of row b stands at position `cache.length_B[b] + tail.used + t` and sees everything up to itself. One
+    function serves prefill (a fresh tail of T slots) and decoding (T = 1). Under `jit`, an output that the caller
+    drops is never computed.
+    """
+    n_new = tokens_BT.shape[1]
+    slot_R = jnp.arange(tail.size, dtype=jnp.int32)
+    slot_S = jnp.arange(cache.capacity, dtype=jnp.int32)
+    new_T = tail.used + jnp.arange(n_new, dtype=jnp.int32)
+    visible_BTS = jnp.concatenate(
+        [
+            jnp.broadcast_to(
+                (slot_S[None, :] < cache.length_B[:, None])[:, None, :], (*tokens_BT.shape, cache.capacity)
+            ),
+            jnp.broadcast_to(slot_R[None, None, :] <= new_T[None, :, None], (*tokens_BT.shape, tail.size)),
+        ],
+        axis=-1,
+    )
+    position_BS = jnp.concatenate(
+        [
+            jnp.broadcast_to(slot_S[None, :], (tokens_BT.shape[0], cache.capacity)),
+            cache.length_B[:, None] + slot_R[None, :],
+        ],
+        axis=-1,
+    )
+    cos_BTH, sin_BTH = rope_table(cache.length_B[:, None] + new_T[None, :], cfg)
+
+    x_BTD = weights.embed_VD[tokens_BT]
+    tail_k, tail_v, scores = [], [], []
+    for layer, k_BKSH, v_BKHS, k_BKRH, v_BKHR in zip(
+        weights.layers, cache.k_LBKSH, cache.v_LBKHS, tail.k_LBKRH, tail.v_LBKHR, strict=True
+    ):
+        q_BTKGH, k_BKTH, v_BKHT = project(
+            layer, rms_norm(x_BTD, layer.attn_norm_D, cfg), cos_BTH, sin_BTH, cfg
+        )
+        k_BKRH = jax.lax.dynamic_update_slice(k_BKRH, k_BKTH, (0, 0, tail.used, 0))
+        v_BKHR = jax.lax.dynamic_update_slice(v_BKHR, v_BKHT, (0, 0, 0, tail.used))
+        score_BKGTS = attention_scores(q_BTKGH, k_BKSH, k_BKRH)
+        x_BTD = x_BTD + attend(layer, score_BKGTS, visible_BTS, v_BKHS, v_BKHR)
+        x_BTD = x_BTD + feed_forward(layer, rms_norm(x_BTD, layer.ffn_norm_D, cfg))
+        tail_k.append(k_BKRH)
+        tail_v.append(v_BKHR)
+        scores.append(score_BKGTS.reshape(x_BTD.shape[0], cfg.n_heads, n_new, -1))
+
+    logits_BTV = unembed(weights, rms_norm(x_BTD, weights.norm_D, cfg))
+    tail = KVTail(tuple(tail_k), tuple(tail_v), tail.used + n_new)
+    return logits_BTV, tail, Attention(jnp.stack(scores), visible_BTS, position_BS)
+
+
+def rms_norm(x_BTD: Array, weight_D: Array, cfg: ModelConfig) -> Array:
+    """x / sqrt(mean(x²) + eps) · weight, in float32, returned in x's dtype (Zhang & Sennrich 2019)."""
+    x32 = x_BTD.astype(jnp.float32)
+    scale = jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + cfg.norm_eps)
+    return (x32 * scale * weight_D.astype(jnp.float32)[None, None]).astype(x_BTD.dtype)
+
+
+def project(
+    layer: LayerWeights, x_BTD: Array, cos_BTH: Array, sin_BTH: Array, cfg: ModelConfig
+) -> tuple[Array, Array, Array]:
+    """(q_BTKGH, k_BKTH, v_BKHT) of the new tokens: one fused projection, then the rotary embedding on q and k."""
+    batch, n_new, _ = x_BTD.shape
+    group = cfg.n_heads // cfg.n_kv_heads
+    qkv = jnp.dot(x_BTD, layer.qkv).reshape(batch, n_new, cfg.n_heads + 2 * cfg.n_kv_heads, cfg.head_dim)
+    q_BTNH, k_BTKH, v_BTKH = jnp.split(qkv, (cfg.n_heads, cfg.n_heads + cfg.n_kv_heads), axis=2)
+    q_BTNH = rotate(q_BTNH, cos_BTH, sin_BTH)
+    k_BTKH = rotate(k_BTKH, cos_BTH, sin_BTH)
+    q_BTKGH = q_BTNH.reshape(batch, n_new, cfg.n_kv_heads, group, cfg.head_dim)
+    return q_BTKGH, k_BTKH.transpose(0, 2, 1, 3), v_BTKH.transpose(0, 2, 3, 1)
+
+
+def attention_scores(q_BTKGH: Array, k_BKSH: Array, k_BKRH: Array) -> Array:
+    """score_BKGTS = q·k/√H in float32, unmasked, over the cache's keys and then the tail's."""
+    q_BTKGH = q_BTKGH * (1 / math.sqrt(q_BTKGH.shape[-1]))
+    old = jnp.einsum("BTKGH,BKSH->BKGTS", q_BTKGH, k_BKSH, preferred_element_type=jnp.float32)
+    new = jnp.einsum("BTKGH,BKRH->BKGTR", q_BTKGH, k_BKRH, preferred_element_type=jnp.float32)
+    return jnp.concatenate([old, new], axis=-1)
+
+
+def attend(
+    layer: LayerWeights, score_BKGTS: Array, visible_BTS: Array, v_BKHS: Array, v_BKHR: Array
+) -> Array:
+    """What attention adds to the residual stream: softmax over the visible keys, mix of values, output projection."""
+    prob_BKGTS = jax.nn.softmax(jnp.where(visible_BTS[:, None, None], score_BKGTS, -jnp.inf), axis=-1)
+    prob_BKGTS = prob_BKGTS.astype(v_BKHS.dtype)
+    capacity = v_BKHS.shape[-1]
+    mix = jnp.einsum("BKGTS,BKHS->BTKGH", prob_BKGTS[..., :capacity], v_BKHS)
+    mix += jnp.einsum("BKGTR,BKHR->BTKGH", prob_BKGTS[..., capacity:], v_BKHR)
+    return jnp.dot(mix.reshape(*mix.shape[:2], -1), layer.attn_out)
+
+
+def feed_forward(layer: LayerWeights, x_BTD: Array) -> Array:
+    """SwiGLU: (silu(x·gate) ⊙ x·up) · down (Shazeer 2020)."""
+    gate_BTF, up_BTF = jnp.split(jnp.dot(x_BTD, layer.gate_up), 2, axis=-1)
+    return jnp.dot(jax.nn.silu(gate_BTF) * up_BTF, layer.down)
+
+
+def unembed(weights: Weights, x_BTD: Array) -> Array:
+    """logits_BTV in float32; a tied model reads its embedding table."""
+    if weights.unembed_DV is None:
+        return jnp.einsum("BTD,VD->BTV", x_BTD, weights.embed_VD, preferred_element_type=jnp.float32)
+    return jnp.einsum("BTD,DV->BTV", x_BTD, weights.unembed_DV, preferred_element_type=jnp.float32)
+
+
+def rope_frequencies(cfg: ModelConfig) -> np.ndarray:
+    """Angle per position of each rotary pair, [H/2] float64: theta^(-2i/H), with Llama 3's stretching if configured.
+
+    Wavelengths longer than original/low_freq_factor are divided by `factor`, shorter than original/high_freq_factor
+    stay, those between are interpolated (Llama 3.1 release).
+    """
+    frequency = cfg.rope_theta ** (-np.arange(0, cfg.head_dim, 2) / cfg.head_dim)
+    if (scaling := cfg.rope_scaling) is None:
+        return frequency
+    turns = scaling.original_context_length * frequency / (2 * math.pi)
+    keep = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
+    keep = np.clip(keep, 0.0, 1.0)
+    return frequency * (keep + (1 - keep) / scaling.factor)
+
+
+def rope_table(position_BT: Array, cfg: ModelConfig) -> tuple[Array, Array]:
+    """cos and sin of every angle, each [B, T, H/2] float32."""
+    frequency_11H = rope_frequencies(cfg).astype(np.float32)[None, None]
+    angle = position_BT[..., None].astype(jnp.float32) * frequency_11H
+    return jnp.cos(angle), jnp.sin(angle)
+
+
+def rotate(x_BTNH: Array, cos_BTH: Array, sin_BTH: Array) -> Array:
+    """Rotary embedding (Su 2021), rotating component i with i + H/2, in float32, returned in x's dtype."""
+    a, b = jnp.split(x_BTNH.astype(jnp.float32), 2, axis=-1)
+    cos, sin = cos_BTH[:, :, None], sin_BTH[:, :, None]
+    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x_BTNH.dtype)

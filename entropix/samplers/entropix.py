@@ -1,0 +1,233 @@
+"""The entropix rule: the shape of the model's uncertainty picks one of five strategies for every token.
+
+                       low varentropy                  high varentropy
+    low entropy        flow: take the likeliest        explore: look at the alternatives
+    high entropy       clarify: pause or ask           resample: draw wide
+    everything else    adaptive: settings that follow the metrics, best of several draws
+
+Each row becomes four numbers (temperature, top-p, top-k, min-p); one chain and one draw then serve all strategies.
+"""
+
+from enum import IntEnum
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from entropix import filters
+from entropix.config import SamplerConfig
+from entropix.filters import Settings
+from entropix.metrics import Metrics
+from entropix.samplers.base import Candidates, Context, Encode, SampleInfo, Sampler, best, model_logprob
+
+MIN_TEMPERATURE = 1e-3  # keeps odd coefficients from dividing by nothing
+MAX_CLARIFY_TEMPERATURE = MAX_EXPLORE_TEMPERATURE = 1.5
+MIN_RESAMPLE_TEMPERATURE, MIN_RESAMPLE_TOP_P = 2.0, 0.5
+MIN_EXPLORE_TOP_K, MAX_ADAPTIVE_TOP_K = 5, 100
+
+
+class Strategy(IntEnum):
+    """What to do about one token, in order of precedence."""
+
+    FLOW = 0
+    CLARIFY = 1
+    EXPLORE = 2
+    RESAMPLE = 3
+    ADAPTIVE = 4
+
+
+class Clarifier(NamedTuple):
+    """The text that `clarify` inserts, and how far each row has got with it."""
+
+    token_Q: Array  # int32, padded
+    length: Array  # int32 scalar; 0 inserts nothing
+    next_B: Array  # int32: the next token to insert; 0 when no insertion is under way
+    just_inserted_B: Array  # bool: the newest token was the clarifier's last
+
+
+def init(cfg: SamplerConfig, batch: int, encode: Encode) -> Clarifier:
+    """The clarifier's tokens. Padded to a power of two, so that few text lengths compile anew."""
+    tokens = encode(cfg.clarifier) if cfg.clarifier else []
+    width = 1 << max(len(tokens) - 1, 0).bit_length()
+    token_Q = jnp.asarray(tokens + [0] * (width - len(tokens)), jnp.int32)
+    return Clarifier(
+        token_Q=token_Q,
+        length=jnp.asarray(len(tokens), jnp.int32),
+        next_B=jnp.zeros(batch, jnp.int32),
+        just_inserted_B=jnp.zeros(batch, bool),
+    )
+
+
+def choose(
+    metrics: Metrics, clarify_above: Array | float, resample_above: Array | float, cfg: SamplerConfig
+) -> Array:
+    """strategy_B: the first rule that holds; `adaptive` where none does, so that every pair of numbers has one.
+
+    A number exactly on a threshold is neither above nor below it.
+    """
+    entropy, varentropy = metrics.logits_entropy, metrics.logits_varentropy
+    calm, wild = varentropy < cfg.low_vent_thresh, varentropy > cfg.high_vent_thresh
+    return jnp.select(
+        [
+            (entropy < cfg.low_ent_thresh) & calm,
+            (entropy > clarify_above) & calm,
+            (entropy < cfg.high_ent_thresh) & wild,
+            (entropy > resample_above) & wild,
+        ],
+        [jnp.full(entropy.shape, s, jnp.int32) for s in list(Strategy)[:-1]],
+        jnp.int32(Strategy.ADAPTIVE),
+    )
+
+
+def settings(strategy_B: Array, metrics: Metrics, cfg: SamplerConfig) -> Settings:
+    """The four numbers of each row's draw. `flow` is top-k = 1, that is argmax; its other numbers are the config's."""
+    doubt = metrics.logits_entropy + metrics.logits_varentropy
+    attn, attn_var = metrics.attn_entropy, metrics.attn_varentropy
+    agreement, strength = metrics.agreement, metrics.interaction_strength
+    plain = jnp.ones_like(doubt)
+    top_k = jnp.asarray(cfg.top_k, jnp.float32)
+
+    def select(flow: Array, clarify: Array, explore: Array, resample: Array, adaptive: Array) -> Array:
+        return jnp.select(
+            [strategy_B == s for s in list(Strategy)[:-1]], [flow, clarify, explore, resample], adaptive
+        )
+
+    temperature_B = cfg.temp * select(
+        flow=plain,
+        clarify=cfg.helv_attn_ent_offset + cfg.helv_attn_ent_coef * attn,
+        explore=cfg.lehv_interaction_strength_offset + cfg.lehv_interaction_strength_coef * strength,
+        resample=cfg.hehv_attn_vent_offset + cfg.hehv_attn_vent_coef * attn_var,
+        adaptive=1
+        + cfg.ada_temp_logits * doubt
+        + cfg.ada_temp_attn * (attn + attn_var)
+        - cfg.ada_temp_agree * agreement,
+    )
+    temperature_B = select(
+        flow=temperature_B,
+        clarify=jnp.minimum(MAX_CLARIFY_TEMPERATURE, temperature_B),
+        explore=jnp.minimum(MAX_EXPLORE_TEMPERATURE, temperature_B),
+        resample=jnp.maximum(MIN_RESAMPLE_TEMPERATURE, temperature_B),
+        adaptive=temperature_B,
+    )
+    top_p_B = select(
+        flow=cfg.top_p * plain,
+        clarify=cfg.top_p * plain,
+        explore=cfg.top_p * plain,
+        resample=jnp.maximum(MIN_RESAMPLE_TOP_P, cfg.top_p - cfg.hehv_attn_ent_coef * attn),
+        adaptive=jnp.clip(cfg.top_p * (1 + cfg.ada_top_p * attn_var), 0.1, 1.0),
+    )
+    top_k_B = select(
+        flow=plain,
+        clarify=top_k * plain,
+        explore=jnp.maximum(MIN_EXPLORE_TOP_K, jnp.trunc(top_k * (1 + 0.5 * (1 - agreement)))),
+        resample=top_k * plain,
+        adaptive=jnp.clip(
+            jnp.round(top_k * (1 + cfg.ada_top_k_int * strength - cfg.ada_top_k_agree * agreement)),
+            1,
+            MAX_ADAPTIVE_TOP_K,
+        ),
+    )
+    min_p_B = jnp.where(
+        strategy_B == Strategy.ADAPTIVE,
+        jnp.clip(cfg.min_p * (1 - cfg.ada_min_p * doubt), 0.01, 0.5),
+        cfg.min_p,
+    )
+    return Settings(
+        temperature_B=jnp.maximum(temperature_B, MIN_TEMPERATURE),
+        top_p_B=top_p_B,
+        top_k_B=jnp.minimum(top_k_B, cfg.max_top_k).astype(jnp.int32),
+        min_p_B=min_p_B,
+    )
+
+
+def step_score(metrics: Metrics, cfg: SamplerConfig) -> Array:
+    """What the adaptive score adds to a token's log-probability.
+
+    It depends on the step and not on the token, so the best-scored of several draws is simply the likeliest of them;
+    the formula is kept because it is the published one, and because scores of different steps can be compared.
+    """
+    return (
+        cfg.ada_score_logits_ent * (1 - metrics.logits_entropy)
+        + cfg.ada_score_attn_ent * (1 - metrics.attn_entropy)
+        + cfg.ada_score_logits_vent * (1 - metrics.logits_varentropy)
+        + cfg.ada_score_attn_vent * (1 - metrics.attn_varentropy)
+        + cfg.ada_score_agree * metrics.agreement
+        + cfg.ada_score_int * metrics.interaction_strength
+    )
+
+
+def _draw(key_B: Array, logits_BC: Array, log_p_BC: Array, strategy_B: Array, n: int) -> Array:
+    """Index into the candidates, `[B]`: the likeliest of n draws for adaptive rows, the first draw for the others."""
+    key_nB = jax.vmap(lambda i: jax.vmap(jax.random.fold_in, (0, None))(key_B, i))(jnp.arange(n))
+    drawn_nB = jax.vmap(lambda key_B: filters.draw(key_B, logits_BC).token_B)(key_nB)
+    score_nB = jax.vmap(lambda index_B: filters.at(log_p_BC, index_B))(drawn_nB)
+    winner_B = jnp.where(strategy_B == Strategy.ADAPTIVE, jnp.argmax(score_nB, axis=0), 0)
+    return jnp.take_along_axis(drawn_nB, winner_B[None], axis=0)[0]
+
+
+def step(
+    key_B: Array, state: Clarifier, context: Context, cfg: SamplerConfig, thresholds: tuple[str, str]
+) -> tuple[Array, Clarifier, SampleInfo]:
+    """One token a row. `thresholds` names the config fields above which a row clarifies and resamples."""
+    metrics, logits_BV = context.metrics, context.logits_BV
+    clarify_above, resample_above = (getattr(cfg, name) for name in thresholds)
+    under_way_B = state.next_B > 0
+    strategy_B = choose(metrics, clarify_above, resample_above, cfg)
+    strategy_B = jnp.where(under_way_B, Strategy.CLARIFY, strategy_B)
+    inject_B = under_way_B | ((strategy_B == Strategy.CLARIFY) & ~state.just_inserted_B & (state.length > 0))
+
+    chosen = settings(strategy_B, metrics, cfg)
+    candidates: Candidates = best(logits_BV, cfg.max_top_k)
+    filtered_BC = filters.chain(candidates.logits_BC, chosen)
+    log_p_BC = candidates.logits_BC - jax.nn.logsumexp(logits_BV, axis=-1, keepdims=True)
+    index_B = _draw(key_B, filtered_BC, log_p_BC, strategy_B, cfg.n_adaptive_samples)
+
+    token_B = jnp.where(inject_B, state.token_Q[state.next_B], filters.at(candidates.token_BC, index_B))
+    logprob_B = model_logprob(logits_BV, token_B)
+    adaptive_B = strategy_B == Strategy.ADAPTIVE
+    info = SampleInfo(
+        strategy_B=strategy_B,
+        **chosen._asdict(),
+        kept_B=filters.kept(filtered_BC),
+        logprob_B=logprob_B,
+        draw_logprob_B=jnp.where(
+            inject_B, 0.0, filters.at(jax.nn.log_softmax(filtered_BC, axis=-1), index_B)
+        ),
+        score_B=jnp.where(adaptive_B, logprob_B + step_score(metrics, cfg), jnp.nan),
+        injected_B=inject_B,
+    )
+    end_B = inject_B & (state.next_B + 1 >= state.length)
+    state = Clarifier(
+        token_Q=state.token_Q,
+        length=state.length,
+        next_B=jnp.where(inject_B & ~end_B, state.next_B + 1, 0),
+        just_inserted_B=end_B,
+    )
+    return token_B, state, info
+
+
+STRATEGIES = tuple(s.name.lower() for s in Strategy)
+
+# Which config fields clarify and resample fire above. The variant published for PyTorch has them the other way round.
+THRESHOLDS = {
+    "entropix": ("high_ent_thresh", "med_ent_thresh"),
+    "entropix-torch": ("med_ent_thresh", "high_ent_thresh"),
+}
+
+ENTROPIX = Sampler(
+    name="entropix",
+    summary="five strategies by logits entropy and varentropy: clarify above high_ent, resample above med_ent",
+    strategies=STRATEGIES,
+    init=init,
+    step=partial(step, thresholds=THRESHOLDS["entropix"]),
+)
+
+ENTROPIX_TORCH = Sampler(
+    name="entropix-torch",
+    summary="the variant published for PyTorch: clarify above med_ent, resample above high_ent",
+    strategies=STRATEGIES,
+    init=init,
+    step=partial(step, thresholds=THRESHOLDS["entropix-torch"]),
+)

@@ -1,0 +1,36 @@
+"""A strict session, and the models that tests share."""
+
+import atexit
+import os
+import shutil
+import tempfile
+
+# The toys' time goes into compiling. Less of LLVM's optimisation leaves the arithmetic as it is and halves
+# the wait.
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0"
+# What the commands under test compile they share with each other, and not with the user.
+os.environ["ENTROPIX_COMPILATION_CACHE"] = tempfile.mkdtemp(prefix="entropix-compiled-")
+atexit.register(shutil.rmtree, os.environ["ENTROPIX_COMPILATION_CACHE"], ignore_errors=True)
+
+import jax
+import pytest
+import toy
+
+from entropix import loading
+from entropix.loading import Model
+
+# No silent conversion between dtypes, no silent broadcast of one rank against another.
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture(scope="session")
+def toy_model() -> Model:
+    """Random weights, a token a byte, no stop tokens and no chat template."""
+    return toy.model_of()
+
+
+@pytest.fixture(scope="session")
+def real_model() -> Model:
+    """The default model in float32; tests that use it are marked `real`."""
+    return loading.load(dtype="float32")

@@ -1,0 +1,134 @@
+"""A Llama small enough to run hundreds of times: configs/models/toy.toml and variants, random weights."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tiktoken
+
+from entropix import metrics, model, weights
+from entropix.config import ModelConfig, RopeScaling, read_model
+from entropix.loading import Model
+from entropix.metrics import Metrics
+from entropix.model import Attention, KVCache, KVTail
+from entropix.tokenizer import Tokenizer
+from entropix.weights import Weights
+
+# Of the toy's four wavelengths (6 to 6,283 tokens) this leaves two alone, blends one, divides one in full.
+SCALING = RopeScaling(factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_context_length=1024)
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "grouped queries": {},
+    "a key head for each query head": {"n_kv_heads": 4},
+    "one key head": {"n_kv_heads": 1},
+    "one head, one layer": {"n_heads": 1, "n_kv_heads": 1, "n_layers": 1},
+    "heads wider than the model": {"head_dim": 16},
+    "untied": {"tied_embeddings": False},
+    "scaled rotary frequencies": {"rope_scaling": SCALING},
+}
+
+
+def config(**changes: Any) -> ModelConfig:
+    """The toy's architecture, with changes."""
+    return dataclasses.replace(read_model("toy"), **changes)
+
+
+def random_weights(cfg: ModelConfig, seed: int = 0, dtype: Any = jnp.float32) -> Weights:
+    """Like `weights.init`, but with random norms, since one left out must show; and without compiling."""
+    rng = np.random.default_rng(seed)
+
+    def leaf(like: jax.ShapeDtypeStruct) -> jax.Array:
+        if len(like.shape) == 1:
+            return jnp.asarray(rng.uniform(0.5, 1.5, like.shape), like.dtype)
+        fan_in = cfg.dim if like.shape == (cfg.vocab_size, cfg.dim) else like.shape[0]
+        return jnp.asarray(rng.standard_normal(like.shape) * fan_in**-0.5, like.dtype)
+
+    return jax.tree.map(leaf, weights.abstract(cfg, dtype))
+
+
+class ByteTokenizer(Tokenizer):
+    """The real class on the smallest vocabulary: 256 bytes and three special tokens."""
+
+    def __init__(self) -> None:
+        ranks = {bytes([byte]): byte for byte in range(256)}
+        special = {"<|begin|>": 256, "<|im_start|>": 257, "<|im_end|>": 258}
+        super().__init__(
+            encoding=tiktoken.Encoding("bytes", pat_str=r"\s|\S", mergeable_ranks=ranks, special_tokens={}),
+            texts=(*ranks, *(name.encode() for name in special)),
+            special_tokens=special,
+            added_tokens={},
+            missing_bytes=frozenset(),
+            bos_id=special["<|begin|>"],
+            bos_ids=(),
+        )
+
+
+def model_of(stop_ids: Sequence[int] = (), seed: int = 0, **changes: Any) -> Model:
+    """A whole toy model, as `loading.load` returns one; `changes` are those of its config."""
+    cfg = config(**changes)
+    return Model(Path("toy"), cfg, random_weights(cfg, seed), ByteTokenizer(), None, tuple(stop_ids))
+
+
+def random_tokens(cfg: ModelConfig, *shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, cfg.vocab_size, shape, np.int32)
+
+
+_forward = jax.jit(model.forward, static_argnames="cfg")
+_measure = jax.jit(metrics.measure)
+commit = jax.jit(model.commit)
+
+
+def forward(
+    weights: Weights, tokens_BT: Any, cache: KVCache, tail: KVTail, cfg: ModelConfig
+) -> tuple[jax.Array, KVTail, Attention, Metrics]:
+    """`model.forward` and the metrics of every position."""
+    logits_BTV, tail, attention = _forward(weights, tokens_BT, cache, tail, cfg)
+    return logits_BTV, tail, attention, _measure(logits_BTV, attention)
+
+
+def read(
+    weights: Weights,
+    tokens_BT: np.ndarray,
+    cfg: ModelConfig,
+    capacity: int = 32,
+    spare: int = 0,
+    dtype: Any = jnp.float32,
+) -> tuple[jax.Array, KVTail, Attention, Metrics]:
+    """A whole text in one go, from an empty cache; `spare` slots of the tail stay empty."""
+    batch, length = tokens_BT.shape
+    cache = model.empty_cache(cfg, batch, capacity, dtype)
+    return forward(weights, tokens_BT, cache, model.empty_tail(cfg, batch, length + spare, dtype), cfg)
+
+
+def read_in_pieces(
+    weights: Weights, tokens_BT: np.ndarray, pieces: Sequence[int], cfg: ModelConfig, capacity: int = 32
+) -> tuple[jax.Array, Metrics]:
+    """(logits_BTV, metrics) of the same text when it is read and committed piece by piece."""
+    batch, length = tokens_BT.shape
+    assert sum(pieces) == length
+    cache = model.empty_cache(cfg, batch, capacity, jnp.float32)
+    logits, measured, start = [], [], 0
+    for size in pieces:
+        tail = model.empty_tail(cfg, batch, size, jnp.float32)
+        logits_BTV, tail, _, metrics_BT = forward(
+            weights, tokens_BT[:, start : start + size], cache, tail, cfg
+        )
+        cache = commit(cache, tail, jnp.full(batch, size, jnp.int32))
+        logits.append(logits_BTV)
+        measured.append(metrics_BT)
+        start += size
+    return jnp.concatenate(logits, axis=1), jax.tree.map(
+        lambda *parts: jnp.concatenate(parts, axis=1), *measured
+    )
+
+
+def visible_scores(attention: Attention, row: int, query: int) -> np.ndarray:
+    """scores_LNS of one query with the keys it sees, ordered by their positions, which must be 0, 1, 2, …"""
+    seen = np.asarray(attention.visible_BTS[row, query])
+    position = np.asarray(attention.position_BS[row])[seen]
+    assert sorted(position) == list(range(len(position)))
+    return np.asarray(attention.scores_LBNTS[:, row, :, query])[..., seen][..., np.argsort(position)]
