@@ -1,0 +1,59 @@
+"""A model, whole: configuration, weights, tokenizer, chat template and stop tokens from one checkpoint folder."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+
+from entropix import chat, checkpoint, tokenizer, weights
+from entropix.config import ModelConfig
+from entropix.paths import weights_folder
+
+DEFAULT_MODEL = "smollm2-135m-instruct"
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+@dataclass(frozen=True)
+class Model:
+    """Everything that generation needs of a model."""
+
+    folder: Path
+    config: ModelConfig
+    weights: weights.Weights
+    tokenizer: tokenizer.Tokenizer
+    chat_template: chat.ChatTemplate | None
+    stop_ids: tuple[int, ...]
+
+    @property
+    def dtype(self) -> jnp.dtype:
+        """Of the matrices and of the cache."""
+        return self.weights.embed_VD.dtype
+
+
+def load(name_or_folder: str | Path = DEFAULT_MODEL, dtype: str | None = None) -> Model:
+    """The model of a name below `weights/` or of a checkpoint folder.
+
+    `dtype` is float32, bfloat16 or float16; by default float32 on the CPU, where it is the fastest, and bfloat16 on
+    accelerators. Raises a ValueError that says what is missing or wrong in the folder.
+    """
+    if dtype is None:
+        dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
+    folder = weights_folder(name_or_folder)
+    config = checkpoint.read_config(folder)
+    text = tokenizer.load_tokenizer(folder)
+    if text.vocab_size > config.vocab_size:
+        raise ValueError(
+            f"{folder}: the tokenizer has {text.vocab_size} tokens, but config.json has a vocabulary of "
+            f"{config.vocab_size}; these files do not belong together"
+        )
+    return Model(
+        folder=folder,
+        config=config,
+        weights=weights.load(folder, config, jnp.dtype(dtype)),
+        tokenizer=text,
+        chat_template=chat.load_chat_template(folder),
+        stop_ids=checkpoint.stop_token_ids(folder),
+    )

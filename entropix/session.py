@@ -1,0 +1,242 @@
+"""The host's half of generation, for token ids: feeds prompts into a cache, launches chunks, reads back records."""
+
+import dataclasses
+import zlib
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from entropix import decode
+from entropix.config import GenerateConfig, SamplerConfig
+from entropix.decode import NO_TOKEN, TAIL_SIZE, DecodeState, Finish, Request, StepRecord
+from entropix.loading import Model
+from entropix.model import KVCache, empty_cache, empty_tail
+from entropix.samplers import Sampler
+
+PREFILL_WIDTHS = (32, 128, 512)  # tokens in one prefill call; each compiles once for each capacity
+MIN_CAPACITY = 256  # slots; doubled as the text grows, up to what the context needs
+
+
+class _Run(NamedTuple):
+    """A generation under way."""
+
+    request: Request
+    state: DecodeState
+    sampler: Sampler
+    sampler_cfg: SamplerConfig
+    n_steps: Array
+    newest: list[int]  # a row's newest token, whose key and value come with the next step
+    tail: list[list[int]]  # the tokens whose keys and values are in the tail
+
+
+class Session:
+    """A batch of rows with their cache.
+
+    `start` feeds a prompt a row; `advance` generates a chunk, as long as `running`; `end` stops rows. The cache is
+    kept: a later prompt that begins with what a row's cache holds, like the next turn of a conversation, only
+    computes what is new.
+    """
+
+    def __init__(self, model: Model, batch: int) -> None:
+        self._model = model
+        self._cached: list[list[int]] = [
+            [] for _ in range(batch)
+        ]  # tokens whose keys and values are in the cache
+        self._cache: KVCache | None = None
+        self._run: _Run | None = None
+
+    @property
+    def running(self) -> bool:
+        """Whether any row has not ended."""
+        return self._run is not None and bool(jnp.any(self._run.state.finish_B == Finish.RUNNING))
+
+    def start(
+        self,
+        prompts: Sequence[Sequence[int]],
+        sampler: Sampler,
+        sampler_cfg: SamplerConfig,
+        cfg: GenerateConfig,
+    ) -> None:
+        """Prefills all but the last token of every prompt, so that the first new token is a step like any other.
+
+        Raises a ValueError for an empty prompt, one that leaves no room in the model's context, or one with tokens
+        the model does not know, before any work is done.
+        """
+        assert len(prompts) == len(self._cached), (len(prompts), len(self._cached))
+        check_prompts(prompts, self._model)
+        self._flush()
+        self._prefill([list(prompt[:-1]) for prompt in prompts])
+        state = DecodeState(
+            token_B=jnp.asarray([prompt[-1] for prompt in prompts], jnp.int32),
+            step_B=jnp.zeros(len(prompts), jnp.int32),
+            finish_B=jnp.full(len(prompts), int(Finish.RUNNING), jnp.int32),
+            tail=empty_tail(self._model.config, len(prompts), TAIL_SIZE, self._model.dtype),
+            sampler=sampler.init(sampler_cfg, len(prompts), self._model.tokenizer.encode),
+        )
+        self._run = _Run(
+            request=make_request(prompts, self._model, cfg),
+            state=state,
+            sampler=sampler,
+            sampler_cfg=device_config(sampler_cfg),
+            n_steps=jnp.asarray(cfg.chunk_length, jnp.int32),
+            newest=[prompt[-1] for prompt in prompts],
+            tail=[[] for _ in prompts],
+        )
+
+    def advance(self) -> StepRecord:
+        """Up to `chunk_length` more steps of the running rows: their records as numpy arrays `[steps, B]`.
+
+        A chunk may be shorter: when all rows have ended, or where the tail is full.
+        """
+        assert self._run is not None and self._cache is not None
+        run, self._run = self._run, None  # the state is donated: after an exception here it is gone
+        state, buffer, done = decode.decode_chunk(
+            self._model.weights,
+            run.request,
+            self._cache,
+            run.state,
+            run.n_steps,
+            run.sampler_cfg,
+            self._model.config,
+            run.sampler,
+        )
+        records: StepRecord = jax.tree.map(lambda leaf: leaf[: int(done)], jax.device_get(buffer))
+        for token_B, live_B in zip(records.token_B, records.live_B, strict=True):
+            for row in np.flatnonzero(live_B):
+                run.tail[row].append(run.newest[row])
+                run.newest[row] = int(token_B[row])
+        self._run = run._replace(state=state)
+        if int(state.tail.used) == TAIL_SIZE:
+            self._commit()
+        return records
+
+    def end(self, rows: Iterable[int], reason: Finish = Finish.STOP_STRING) -> None:
+        """Stops these rows where they are."""
+        assert self._run is not None
+        finish_B = np.array(self._run.state.finish_B)
+        finish_B[list(rows)] = reason
+        self._run = self._run._replace(state=self._run.state._replace(finish_B=jnp.asarray(finish_B)))
+
+    def _commit(self) -> None:
+        """Moves the tail into the cache and opens a new one."""
+        assert self._run is not None and self._cache is not None
+        run, batch = self._run, len(self._cached)
+        count_B = jnp.asarray([len(tokens) for tokens in run.tail], jnp.int32)
+        self._cache = decode.commit(self._cache, run.state.tail, count_B)
+        for cached, tokens in zip(self._cached, run.tail, strict=True):
+            cached.extend(tokens)
+        self._reserve(TAIL_SIZE)
+        tail = empty_tail(self._model.config, batch, TAIL_SIZE, self._model.dtype)
+        self._run = run._replace(state=run.state._replace(tail=tail), tail=[[] for _ in range(batch)])
+
+    def _flush(self) -> None:
+        """Ends the current run, keeping what it computed; a cache with NaN in it is dropped."""
+        if self._run is None:
+            return
+        if bool(jnp.any(self._run.state.finish_B == Finish.NAN)):
+            self._cache, self._cached = None, [[] for _ in self._cached]
+        else:
+            self._commit()
+        self._run = None
+
+    def _prefill(self, rows: Sequence[list[int]]) -> None:
+        """Makes the cache hold exactly these tokens, computing only those it does not hold yet."""
+        common = [_common_prefix(cached, row) for cached, row in zip(self._cached, rows, strict=True)]
+        self._cached = [row[:n] for row, n in zip(rows, common, strict=True)]
+        if self._cache is not None:
+            self._cache = self._cache._replace(length_B=jnp.asarray(common, jnp.int32))
+        pending = max(len(row) - n for row, n in zip(rows, common, strict=True))
+        self._reserve(max(pending, 0) + max(TAIL_SIZE, _prefill_width(pending)))
+        while pending > 0:
+            width = _prefill_width(pending)
+            new = [
+                row[len(cached) : len(cached) + width] for row, cached in zip(rows, self._cached, strict=True)
+            ]
+            tokens_BT = np.zeros((len(rows), width), np.int32)
+            for row, tokens in enumerate(new):
+                tokens_BT[row, : len(tokens)] = tokens
+            count_B = jnp.asarray([len(tokens) for tokens in new], jnp.int32)
+            assert self._cache is not None
+            self._cache = decode.prefill(
+                self._model.weights, jnp.asarray(tokens_BT), count_B, self._cache, self._model.config
+            )
+            for cached, tokens in zip(self._cached, new, strict=True):
+                cached.extend(tokens)
+            pending -= width
+
+    def _reserve(self, extra: int) -> None:
+        """Makes room for `extra` more slots in every row."""
+        needed, capacity = max(map(len, self._cached)) + extra, MIN_CAPACITY
+        while capacity < needed:
+            capacity *= 2
+        if self._cache is None:
+            self._cache = empty_cache(self._model.config, len(self._cached), capacity, self._model.dtype)
+        elif capacity > self._cache.capacity:
+            self._cache = decode.grow(self._cache, capacity)
+
+
+def check_prompts(prompts: Sequence[Sequence[int]], model: Model) -> None:
+    """Raises a ValueError for the first prompt that cannot be continued."""
+    if not prompts:
+        raise ValueError("no prompt: give at least one")
+    context, vocabulary = model.config.context_length, model.config.vocab_size
+    for number, prompt in enumerate(prompts, start=1):
+        if not prompt:
+            raise ValueError(f"prompt {number} is empty: give at least one token")
+        if len(prompt) >= context:
+            raise ValueError(
+                f"prompt {number} has {len(prompt)} tokens, but the model's context holds {context} and at least one "
+                "must be left for the answer; shorten the prompt"
+            )
+        if not 0 <= min(prompt) <= max(prompt) < vocabulary:
+            raise ValueError(
+                f"prompt {number} has token ids outside 0 to {vocabulary - 1}, the model's vocabulary"
+            )
+
+
+def make_request(prompts: Sequence[Sequence[int]], model: Model, cfg: GenerateConfig) -> Request:
+    """Keys, limits and stop tokens of a batch."""
+    digests = [zlib.crc32(np.asarray(prompt, np.int32).tobytes()) for prompt in prompts]
+    seen: Counter[int] = Counter()
+    occurrences = []
+    for digest in digests:
+        occurrences.append(seen[digest])
+        seen[digest] += 1
+    room = [model.config.context_length - len(prompt) for prompt in prompts]
+    stop_ids = () if cfg.ignore_stop_tokens else model.stop_ids
+    stop_E = np.full(1 << max(len(stop_ids) - 1, 7).bit_length(), NO_TOKEN, np.int32)
+    stop_E[: len(stop_ids)] = stop_ids
+    return Request(
+        key_B=decode.row_keys(
+            cfg.seed, jnp.asarray(digests, jnp.uint32), jnp.asarray(occurrences, jnp.uint32)
+        ),
+        limit_B=jnp.asarray([min(cfg.max_new_tokens, left) for left in room], jnp.int32),
+        limit_reason_B=jnp.asarray(
+            [Finish.LENGTH if cfg.max_new_tokens <= left else Finish.CONTEXT for left in room], jnp.int32
+        ),
+        stop_E=jnp.asarray(stop_E),
+    )
+
+
+def device_config(cfg: SamplerConfig) -> SamplerConfig:
+    """The same numbers as arrays of their field's dtype, so that 1 and 1.0 are the same program."""
+    decimal = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), cfg)
+    return dataclasses.replace(decimal, top_k=jnp.asarray(cfg.top_k, jnp.int32))
+
+
+def _prefill_width(pending: int) -> int:
+    """The narrowest width that takes everything, or, where that would be mostly padding, the widest that is filled."""
+    enough = next((width for width in PREFILL_WIDTHS if width >= pending), PREFILL_WIDTHS[-1])
+    if 2 * pending > enough:
+        return enough
+    return max((width for width in PREFILL_WIDTHS if width <= pending), default=PREFILL_WIDTHS[0])
+
+
+def _common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many tokens two rows begin with in common."""
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
