@@ -1,0 +1,247 @@
+"""What the command line shows: the answer on stdout, everything else on stderr."""
+
+import contextlib
+import dataclasses
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from entropix import report, trace
+from entropix.chat import Message
+from entropix.decode import TAIL_SIZE, Finish
+from entropix.generation import Event, Job, Result, add, prepare, run
+from entropix.loading import Model
+from entropix.session import Session
+
+STREAM_CHUNK = 4  # tokens printed at once: small enough to look like typing, large enough to cost no speed
+
+
+@dataclass(frozen=True)
+class Show:
+    """What to show of a generation, besides its text."""
+
+    color: str = "auto"  # or "always" or "never"
+    stats: bool = False
+    json: bool = False
+    trace: Path | None = None
+
+
+def answer(job: Job, show: Show, session: Session | None = None) -> list[Result]:
+    """Generates and prints. Ctrl-C ends it early: rows that were running get `Finish.INTERRUPTED`.
+
+    Whatever happens, what was produced so far is printed and its trace written. Raises a ValueError, after
+    all, for rows whose logits were not finite.
+    """
+    results = [Result(ids) for ids in job.prompt_ids]
+    page, clock = _Page(job, show), _Clock(job)
+    try:
+        for event in _until_ctrl_c(_after_wait(run(job, session), "compiling and reading the prompt")):
+            add(results, event)
+            clock.tick(event, results)
+            page.show(event, results)
+    finally:
+        for result in results:
+            if result.finish == Finish.RUNNING:
+                result.finish = Finish.INTERRUPTED
+        if show.trace is not None:
+            trace.write(show.trace, job, results)
+        page.close(results)
+        _report(job, show, results, clock.timing())
+    for row, result in enumerate(results):
+        if result.finish == Finish.NAN:
+            raise ValueError(f"prompt {row + 1}: {Finish.NAN.sentence}")
+    return results
+
+
+def chat(model: Model, system: str | None, options: dict[str, Any], show: Show) -> None:
+    """A conversation, line by line from stdin, until /exit or its end.
+
+    Ctrl-C stops an answer, or, while the user is asked, the conversation. The cache is kept from turn to
+    turn; after a Ctrl-C it is computed anew, since it may have been torn. The trace has one row a turn.
+    `options` are those of `generation.prepare`.
+    """
+    if model.chat_template is None:
+        raise ValueError(
+            f"{model.folder} has no chat template, so there is no --chat; --prompt continues plain text"
+        )
+    messages: list[Message] = [] if system is None else [{"role": "system", "content": system}]
+    session, prompt_ids, results = Session(model, 1), [], []
+    note(f"chatting with {model.folder.name}; /exit or Ctrl-D ends, Ctrl-C stops an answer")
+    try:
+        while (line := _next_line()) is not None:
+            messages.append({"role": "user", "content": line})
+            job = prepare(model, messages, **options)
+            [result] = answer(job, dataclasses.replace(show, trace=None), session)
+            messages.append({"role": "assistant", "content": result.text})
+            prompt_ids.append(result.prompt_ids)
+            results.append(result)
+            if result.finish == Finish.INTERRUPTED:
+                session = Session(model, 1)
+    finally:
+        if show.trace is not None and results:
+            trace.write(show.trace, dataclasses.replace(job, prompt_ids=prompt_ids), results)
+
+
+def note(text: str) -> None:
+    """A line on stderr."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def status(text: str) -> contextlib.AbstractContextManager[Any]:
+    """A moving sign of life on stderr, if that is a terminal."""
+    return Console(stderr=True).status(text) if sys.stderr.isatty() else contextlib.nullcontext()
+
+
+class _Page:
+    """The answers on stdout. One is streamed; several come whole, in the order of the prompts."""
+
+    def __init__(self, job: Job, show: Show) -> None:
+        self._job, self._json = job, show.json
+        self._streams = len(job.prompt_ids) == 1 and not show.json
+        self._painted = [""] * len(job.prompt_ids)
+        self._printed = 0
+        self._colors = report.color_system(show.color, sys.stdout, os.environ)
+
+    def show(self, event: Event, results: Sequence[Result]) -> None:
+        """Prints what an event adds."""
+        text = event.text
+        if event.record is not None:
+            strategy, injected = event.record["strategy"], event.record["injected"]
+            text = report.paint(text, strategy, self._job.sampler.strategies, self._colors, injected)
+        if self._streams:
+            _write(text)
+            return
+        self._painted[event.row] += text
+        while self._printed < len(results) and results[self._printed].finish != Finish.RUNNING:
+            self._print_next(results)
+
+    def close(self, results: Sequence[Result]) -> None:
+        """Prints what is left."""
+        if self._streams:
+            _write("\n")
+            return
+        while self._printed < len(results):
+            self._print_next(results)
+
+    def _print_next(self, results: Sequence[Result]) -> None:
+        row = self._printed
+        self._printed += 1
+        if self._json:
+            _write(json.dumps(json_object(self._job, row, results[row]), ensure_ascii=False) + "\n")
+        else:
+            between = "\n" if row else ""
+            _write(f"{between}==> prompt {row + 1} <==\n{self._painted[row]}\n")
+
+
+def json_object(job: Job, row: int, result: Result) -> dict[str, Any]:
+    """A result as `--json` prints it; the names are those of a trace."""
+    return {
+        "row": row,
+        "text": result.text,
+        "token_ids": result.token_ids,
+        "finish": result.finish.name.lower(),
+        "reason": result.finish.sentence,
+        "seed": job.config.seed,
+        "prompt_tokens": len(result.prompt_ids),
+        "new_tokens": len(result.token_ids),
+        "strategies": report.strategy_counts([result], job.sampler.strategies),
+    }
+
+
+class _Clock:
+    """When tokens arrived. Those of a chunk come together: speed is measured from the end of the first."""
+
+    def __init__(self, job: Job) -> None:
+        self._start = time.perf_counter()
+        self._first_chunk = min(job.config.chunk_length, TAIL_SIZE)
+        self._early: list[float] = []
+        self._late: list[float] = []
+
+    def tick(self, event: Event, results: Sequence[Result]) -> None:
+        """Notes an event that was just added to the results."""
+        if event.record is not None:
+            in_first = len(results[event.row].records) <= self._first_chunk
+            (self._early if in_first else self._late).append(time.perf_counter() - self._start)
+
+    def timing(self) -> report.Timing:
+        return report.Timing(
+            first_token=self._early[0] if self._early else None,
+            total=time.perf_counter() - self._start,
+            tokens_per_second=len(self._late) / (self._late[-1] - self._early[-1]) if self._late else None,
+        )
+
+
+def _report(job: Job, show: Show, results: Sequence[Result], timing: report.Timing) -> None:
+    """Endings other than the model's own, the legend and the statistics, on stderr."""
+    for row, result in enumerate(results):
+        if result.finish not in (Finish.STOP_TOKEN, Finish.NAN):
+            which = f"prompt {row + 1}: " if len(results) > 1 else ""
+            note(f"{which}stopped: {result.finish.sentence}")
+    if not show.json and report.color_system(show.color, sys.stdout, os.environ):
+        colors = report.color_system(show.color, sys.stderr, os.environ)
+        note(report.legend(results, job.sampler.strategies, colors))
+    if show.stats:
+        note(report.stats(results, job.sampler.strategies, timing))
+
+
+def _after_wait(events: Iterator[Event], text: str) -> Iterator[Event]:
+    """The same events, with a sign of life until the first."""
+    with status(text):
+        first = next(events)
+    yield first
+    yield from events
+
+
+def _until_ctrl_c(events: Iterator[Event]) -> Iterator[Event]:
+    """The events up to a Ctrl-C, which interrupts waiting for one but nothing that is done with one."""
+    pressed = waiting = False
+
+    def press(*_: Any) -> None:
+        nonlocal pressed
+        pressed = True
+        if waiting:
+            raise KeyboardInterrupt
+
+    usual = signal.signal(signal.SIGINT, press)
+    try:
+        while not pressed:
+            waiting = True
+            event = next(events, None)
+            waiting = False
+            if event is None:
+                return
+            yield event
+    except KeyboardInterrupt:
+        return
+    finally:
+        signal.signal(signal.SIGINT, usual)
+
+
+def _next_line() -> str | None:
+    """What the user says next, which is no empty line; None for /exit, Ctrl-C and the end of stdin."""
+    asking = sys.stdin.isatty() and sys.stdout.isatty()
+    if asking:
+        with contextlib.suppress(ImportError):  # there is none on Windows
+            import readline  # noqa: F401 - line editing and history for input()
+    while True:
+        try:
+            line = input("> " if asking else "").strip()
+        except (EOFError, KeyboardInterrupt):
+            if asking:
+                note("")
+            return None
+        if line:
+            return None if line == "/exit" else line
+
+
+def _write(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()
