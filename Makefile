@@ -14,7 +14,7 @@ export PROMPT  # through the environment, so that no character of it means anyth
 .PHONY: run test test-fast check format clean
 
 run: $(VENV)/.run $(DEFAULT_MODEL)
-	@$(BIN)/python -m entropix.main --prompt "$$PROMPT" $(ARGS)
+	@$(BIN)/python -m entropix.main --prompt="$$PROMPT" $(ARGS)
 
 test: $(VENV)/.dev $(DEFAULT_MODEL)
 	$(BIN)/python -m pytest

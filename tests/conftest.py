@@ -1,16 +1,15 @@
 """A strict session, and the models that tests share."""
 
-import atexit
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 
 # The toys' time goes into compiling. Less of LLVM's optimisation leaves the arithmetic as it is and halves
 # the wait.
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0"
 # What the commands under test compile they share with each other, and not with the user.
 os.environ["ENTROPIX_COMPILATION_CACHE"] = tempfile.mkdtemp(prefix="entropix-compiled-")
-atexit.register(shutil.rmtree, os.environ["ENTROPIX_COMPILATION_CACHE"], ignore_errors=True)
 
 import jax
 import pytest
@@ -22,6 +21,13 @@ from entropix.loading import Model
 # No silent conversion between dtypes, no silent broadcast of one rank against another.
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compiled_programs() -> Iterator[None]:
+    """Ends with the session."""
+    yield
+    shutil.rmtree(os.environ["ENTROPIX_COMPILATION_CACHE"], ignore_errors=True)
 
 
 @pytest.fixture(scope="session")
