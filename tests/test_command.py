@@ -5,6 +5,7 @@ Python, from nothing but the metrics that the trace recorded.
 """
 
 import math
+import os
 import re
 import subprocess
 import sys
@@ -40,6 +41,10 @@ ALL_FIVE = SamplerConfig(
 )
 
 
+# The programs that users run: without the session's haste in compiling.
+USERS = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+
+
 class Ran(NamedTuple):
     out: str
     err: str
@@ -52,7 +57,11 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Ran:
     path = tmp_path_factory.mktemp("trace") / "sky.jsonl"
     args = ("--prompt", QUESTION, "--seed", "1", "--max-new-tokens", "120", "--stats", "--trace", str(path))
     process = subprocess.run(
-        [sys.executable, "-m", "entropix.main", *args], capture_output=True, check=True, timeout=600
+        [sys.executable, "-m", "entropix.main", *args],
+        env=USERS,
+        capture_output=True,
+        check=True,
+        timeout=600,
     )
     return Ran(process.stdout.decode(), process.stderr.decode(), trace.read(path))
 
