@@ -174,12 +174,18 @@ def decode_chunk(
     return state, records, done
 
 
-@partial(jax.jit, static_argnames=("cfg",), donate_argnames=("cache",))
-def prefill(weights: Weights, tokens_BT: Array, count_B: Array, cache: KVCache, cfg: ModelConfig) -> KVCache:
-    """The cache with the first `count_B` of these tokens appended to each row; the rest is padding nobody sees."""
+@partial(jax.jit, static_argnames=("cfg", "from_empty"), donate_argnames=("cache",))
+def prefill(
+    weights: Weights, tokens_BT: Array, count_B: Array, cache: KVCache, cfg: ModelConfig, from_empty: bool
+) -> KVCache:
+    """The cache with the first `count_B` of these tokens appended to each row; the rest is padding nobody sees.
+
+    `from_empty` promises that the cache holds nothing yet, so that no query looks for keys in it.
+    """
     batch, width = tokens_BT.shape
-    tail = model.empty_tail(cfg, batch, width, cache.k_LBKSH[0].dtype)
-    _, tail, _ = model.forward(weights, tokens_BT, cache, tail, cfg)
+    dtype = cache.k_LBKSH[0].dtype
+    past = model.empty_cache(cfg, batch, 0, dtype) if from_empty else cache
+    _, tail, _ = model.forward(weights, tokens_BT, past, model.empty_tail(cfg, batch, width, dtype), cfg)
     return model.commit(cache, tail, count_B)
 
 

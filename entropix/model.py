@@ -10,6 +10,7 @@ G = N/K, H head width, F feed-forward width, V vocabulary, L layer.
 """
 
 import math
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -85,11 +86,8 @@ def commit(cache: KVCache, tail: KVTail, count_B: Array) -> KVCache:
     The whole tail is written; slots past a row's count hold leftovers that stay invisible until overwritten. Every
     row needs `length + tail.size <= capacity`, or the write would be shifted onto live slots.
     """
-    write_k = jax.vmap(
-        lambda row_KSH, new_KRH, at: jax.lax.dynamic_update_slice(row_KSH, new_KRH, (0, at, 0))
-    )
-    write_v = jax.vmap(
-        lambda row_KHS, new_KHR, at: jax.lax.dynamic_update_slice(row_KHS, new_KHR, (0, 0, at))
+    write_k, write_v = (
+        jax.vmap(partial(jax.lax.dynamic_update_slice_in_dim, axis=slot_axis)) for slot_axis in (1, 2)
     )
     k = tuple(write_k(old, new, cache.length_B) for old, new in zip(cache.k_LBKSH, tail.k_LBKRH, strict=True))
     v = tuple(write_v(old, new, cache.length_B) for old, new in zip(cache.v_LBKHS, tail.v_LBKHR, strict=True))
@@ -105,48 +103,46 @@ def forward(
     function serves prefill (a fresh tail of T slots) and decoding (T = 1). Under `jit`, an output that the caller
     drops is never computed.
     """
-    n_new = tokens_BT.shape[1]
-    slot_R = jnp.arange(tail.size, dtype=jnp.int32)
-    slot_S = jnp.arange(cache.capacity, dtype=jnp.int32)
-    new_T = tail.used + jnp.arange(n_new, dtype=jnp.int32)
-    visible_BTS = jnp.concatenate(
-        [
-            jnp.broadcast_to(
-                (slot_S[None, :] < cache.length_B[:, None])[:, None, :], (*tokens_BT.shape, cache.capacity)
-            ),
-            jnp.broadcast_to(slot_R[None, None, :] <= new_T[None, :, None], (*tokens_BT.shape, tail.size)),
-        ],
-        axis=-1,
-    )
-    position_BS = jnp.concatenate(
-        [
-            jnp.broadcast_to(slot_S[None, :], (tokens_BT.shape[0], cache.capacity)),
-            cache.length_B[:, None] + slot_R[None, :],
-        ],
-        axis=-1,
-    )
-    cos_BTH, sin_BTH = rope_table(cache.length_B[:, None] + new_T[None, :], cfg)
+    batch, n_new = tokens_BT.shape
+    query_BT = (cache.length_B + tail.used)[:, None] + jnp.arange(n_new, dtype=jnp.int32)[None, :]
+    visible_BTS, position_BS = visible_keys(query_BT, cache, tail)
+    cos_BTH, sin_BTH = rope_table(query_BT, cfg)
 
     x_BTD = weights.embed_VD[tokens_BT]
     tail_k, tail_v, scores = [], [], []
     for layer, k_BKSH, v_BKHS, k_BKRH, v_BKHR in zip(
         weights.layers, cache.k_LBKSH, cache.v_LBKHS, tail.k_LBKRH, tail.v_LBKHR, strict=True
     ):
-        q_BTKGH, k_BKTH, v_BKHT = project(
+        q_BKGTH, k_BKTH, v_BKHT = project(
             layer, rms_norm(x_BTD, layer.attn_norm_D, cfg), cos_BTH, sin_BTH, cfg
         )
         k_BKRH = jax.lax.dynamic_update_slice(k_BKRH, k_BKTH, (0, 0, tail.used, 0))
         v_BKHR = jax.lax.dynamic_update_slice(v_BKHR, v_BKHT, (0, 0, 0, tail.used))
-        score_BKGTS = attention_scores(q_BTKGH, k_BKSH, k_BKRH)
+        score_BKGTS = attention_scores(q_BKGTH, k_BKSH, k_BKRH)
         x_BTD = x_BTD + attend(layer, score_BKGTS, visible_BTS, v_BKHS, v_BKHR)
         x_BTD = x_BTD + feed_forward(layer, rms_norm(x_BTD, layer.ffn_norm_D, cfg))
         tail_k.append(k_BKRH)
         tail_v.append(v_BKHR)
-        scores.append(score_BKGTS.reshape(x_BTD.shape[0], cfg.n_heads, n_new, -1))
+        scores.append(score_BKGTS.reshape(batch, cfg.n_heads, n_new, -1))
 
     logits_BTV = unembed(weights, rms_norm(x_BTD, weights.norm_D, cfg))
     tail = KVTail(tuple(tail_k), tuple(tail_v), tail.used + n_new)
     return logits_BTV, tail, Attention(jnp.stack(scores), visible_BTS, position_BS)
+
+
+def visible_keys(query_BT: Array, cache: KVCache, tail: KVTail) -> tuple[Array, Array]:
+    """(visible_BTS, position_BS): which keys a query at each position may see, and where every key stands.
+
+    The last axis is the cache's slots, then the tail's. The cache is filled up to `length_B`; the tail goes on from
+    there, and what it does not hold yet lies in every query's future.
+    """
+    slot_S = jnp.arange(cache.capacity, dtype=jnp.int32)[None, :]
+    slot_R = jnp.arange(tail.size, dtype=jnp.int32)[None, :]
+    length_B1 = cache.length_B[:, None]
+    in_cache_BS = jnp.broadcast_to(slot_S, (len(length_B1), cache.capacity))
+    position_BS = jnp.concatenate([in_cache_BS, length_B1 + slot_R], axis=1)
+    filled_BS = jnp.concatenate([slot_S < length_B1, jnp.ones((len(length_B1), tail.size), bool)], axis=1)
+    return filled_BS[:, None, :] & (position_BS[:, None, :] <= query_BT[:, :, None]), position_BS
 
 
 def rms_norm(x_BTD: Array, weight_D: Array, cfg: ModelConfig) -> Array:
@@ -159,7 +155,7 @@ def rms_norm(x_BTD: Array, weight_D: Array, cfg: ModelConfig) -> Array:
 def project(
     layer: LayerWeights, x_BTD: Array, cos_BTH: Array, sin_BTH: Array, cfg: ModelConfig
 ) -> tuple[Array, Array, Array]:
-    """(q_BTKGH, k_BKTH, v_BKHT) of the new tokens: one fused projection, then the rotary embedding on q and k."""
+    """(q_BKGTH, k_BKTH, v_BKHT) of the new tokens: one fused projection, then the rotary embedding on q and k."""
     batch, n_new, _ = x_BTD.shape
     group = cfg.n_heads // cfg.n_kv_heads
     qkv = jnp.dot(x_BTD, layer.qkv).reshape(batch, n_new, cfg.n_heads + 2 * cfg.n_kv_heads, cfg.head_dim)
@@ -167,14 +163,14 @@ def project(
     q_BTNH = rotate(q_BTNH, cos_BTH, sin_BTH)
     k_BTKH = rotate(k_BTKH, cos_BTH, sin_BTH)
     q_BTKGH = q_BTNH.reshape(batch, n_new, cfg.n_kv_heads, group, cfg.head_dim)
-    return q_BTKGH, k_BTKH.transpose(0, 2, 1, 3), v_BTKH.transpose(0, 2, 3, 1)
+    return q_BTKGH.transpose(0, 2, 3, 1, 4), k_BTKH.transpose(0, 2, 1, 3), v_BTKH.transpose(0, 2, 3, 1)
 
 
-def attention_scores(q_BTKGH: Array, k_BKSH: Array, k_BKRH: Array) -> Array:
+def attention_scores(q_BKGTH: Array, k_BKSH: Array, k_BKRH: Array) -> Array:
     """score_BKGTS = q·k/√H in float32, unmasked, over the cache's keys and then the tail's."""
-    q_BTKGH = q_BTKGH * (1 / math.sqrt(q_BTKGH.shape[-1]))
-    old = jnp.einsum("BTKGH,BKSH->BKGTS", q_BTKGH, k_BKSH, preferred_element_type=jnp.float32)
-    new = jnp.einsum("BTKGH,BKRH->BKGTR", q_BTKGH, k_BKRH, preferred_element_type=jnp.float32)
+    q_BKGTH = q_BKGTH * (1 / math.sqrt(q_BKGTH.shape[-1]))
+    old = jnp.einsum("BKGTH,BKSH->BKGTS", q_BKGTH, k_BKSH, preferred_element_type=jnp.float32)
+    new = jnp.einsum("BKGTH,BKRH->BKGTR", q_BKGTH, k_BKRH, preferred_element_type=jnp.float32)
     return jnp.concatenate([old, new], axis=-1)
 
 
@@ -185,9 +181,10 @@ def attend(
     prob_BKGTS = jax.nn.softmax(jnp.where(visible_BTS[:, None, None], score_BKGTS, -jnp.inf), axis=-1)
     prob_BKGTS = prob_BKGTS.astype(v_BKHS.dtype)
     capacity = v_BKHS.shape[-1]
-    mix = jnp.einsum("BKGTS,BKHS->BTKGH", prob_BKGTS[..., :capacity], v_BKHS)
-    mix += jnp.einsum("BKGTR,BKHR->BTKGH", prob_BKGTS[..., capacity:], v_BKHR)
-    return jnp.dot(mix.reshape(*mix.shape[:2], -1), layer.attn_out)
+    mix_BKGTH = jnp.einsum("BKGTS,BKHS->BKGTH", prob_BKGTS[..., :capacity], v_BKHS)
+    mix_BKGTH += jnp.einsum("BKGTR,BKHR->BKGTH", prob_BKGTS[..., capacity:], v_BKHR)
+    mix_BTKGH = mix_BKGTH.transpose(0, 3, 1, 2, 4)
+    return jnp.dot(mix_BTKGH.reshape(*mix_BTKGH.shape[:2], -1), layer.attn_out)
 
 
 def feed_forward(layer: LayerWeights, x_BTD: Array) -> Array:

@@ -130,7 +130,7 @@ class Session:
         self._cache = decode.commit(self._cache, run.state.tail, count_B)
         for cached, tokens in zip(self._cached, run.tail, strict=True):
             cached.extend(tokens)
-        self._reserve(TAIL_SIZE)
+        self._reserve(max(map(len, self._cached)) + TAIL_SIZE)
         tail = empty_tail(self._model.config, batch, TAIL_SIZE, self._model.dtype)
         self._run = run._replace(state=run.state._replace(tail=tail), tail=[[] for _ in range(batch)])
 
@@ -150,29 +150,29 @@ class Session:
         self._cached = [row[:n] for row, n in zip(rows, common, strict=True)]
         if self._cache is not None:
             self._cache = self._cache._replace(length_B=jnp.asarray(common, jnp.int32))
-        pending = max(len(row) - n for row, n in zip(rows, common, strict=True))
-        self._reserve(max(pending, 0) + max(TAIL_SIZE, _prefill_width(pending)))
-        while pending > 0:
-            width = _prefill_width(pending)
-            new = [
-                row[len(cached) : len(cached) + width] for row, cached in zip(rows, self._cached, strict=True)
-            ]
+        widths = _prefill_widths(max(len(row) - n for row, n in zip(rows, common, strict=True)))
+        self._reserve(_slots_needed(common, [len(row) for row in rows], widths))
+        for width in widths:
+            new = [row[len(held) : len(held) + width] for row, held in zip(rows, self._cached, strict=True)]
             tokens_BT = np.zeros((len(rows), width), np.int32)
             for row, tokens in enumerate(new):
                 tokens_BT[row, : len(tokens)] = tokens
-            count_B = jnp.asarray([len(tokens) for tokens in new], jnp.int32)
             assert self._cache is not None
             self._cache = decode.prefill(
-                self._model.weights, jnp.asarray(tokens_BT), count_B, self._cache, self._model.config
+                self._model.weights,
+                jnp.asarray(tokens_BT),
+                jnp.asarray([len(tokens) for tokens in new], jnp.int32),
+                self._cache,
+                self._model.config,
+                from_empty=not any(self._cached),
             )
-            for cached, tokens in zip(self._cached, new, strict=True):
-                cached.extend(tokens)
-            pending -= width
+            for held, tokens in zip(self._cached, new, strict=True):
+                held.extend(tokens)
 
-    def _reserve(self, extra: int) -> None:
-        """Makes room for `extra` more slots in every row."""
-        needed, capacity = max(map(len, self._cached)) + extra, MIN_CAPACITY
-        while capacity < needed:
+    def _reserve(self, slots: int) -> None:
+        """Makes room for so many slots in every row."""
+        capacity = MIN_CAPACITY
+        while capacity < slots:
             capacity *= 2
         if self._cache is None:
             self._cache = empty_cache(self._model.config, len(self._cached), capacity, self._model.dtype)
@@ -229,12 +229,28 @@ def device_config(cfg: SamplerConfig) -> SamplerConfig:
     return dataclasses.replace(decimal, top_k=jnp.asarray(cfg.top_k, jnp.int32))
 
 
-def _prefill_width(pending: int) -> int:
-    """The narrowest width that takes everything, or, where that would be mostly padding, the widest that is filled."""
-    enough = next((width for width in PREFILL_WIDTHS if width >= pending), PREFILL_WIDTHS[-1])
-    if 2 * pending > enough:
-        return enough
-    return max((width for width in PREFILL_WIDTHS if width <= pending), default=PREFILL_WIDTHS[0])
+def _prefill_widths(pending: int) -> list[int]:
+    """Widths that take so many tokens: the narrowest that takes all that is left, or, where that would be mostly
+    padding, the widest that is filled."""
+    widths = []
+    while pending > 0:
+        enough = next((width for width in PREFILL_WIDTHS if width >= pending), PREFILL_WIDTHS[-1])
+        filled = max((width for width in PREFILL_WIDTHS if width <= pending), default=PREFILL_WIDTHS[0])
+        widths.append(enough if 2 * pending > enough else filled)
+        pending -= widths[-1]
+    return widths
+
+
+def _slots_needed(held: Sequence[int], wanted: Sequence[int], widths: Sequence[int]) -> int:
+    """Slots a row so that no write of a whole width, nor of a whole tail afterwards, reaches past the end.
+
+    held: tokens in the cache, by row; wanted: tokens that shall be in it.
+    """
+    slots = max(wanted) + TAIL_SIZE
+    for width in widths:
+        slots = max(slots, max(held) + width)
+        held = [min(n + width, end) for n, end in zip(held, wanted, strict=True)]
+    return slots
 
 
 def _common_prefix(a: Sequence[int], b: Sequence[int]) -> int:

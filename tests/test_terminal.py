@@ -361,9 +361,9 @@ def test_a_chat_computes_only_what_is_new(
     """And its answers are those of computing everything anew."""
     usual, computed = decode.prefill, []
 
-    def prefill(weights: Any, tokens_BT: Any, count_B: Any, *rest: Any) -> Any:
+    def prefill(weights: Any, tokens_BT: Any, count_B: Any, *rest: Any, **how: Any) -> Any:
         computed.append(int(count_B[0]))
-        return usual(weights, tokens_BT, count_B, *rest)
+        return usual(weights, tokens_BT, count_B, *rest, **how)
 
     monkeypatch.setattr(decode, "prefill", prefill)
     type_in(monkeypatch, "Hi\nAnd you?\n")
@@ -397,9 +397,9 @@ def test_a_cache_torn_by_ctrl_c_is_not_used_again(
     """Here the signal comes when the old cache was given away and the new one is not yet in its place."""
     usual, calls = decode.prefill, []
 
-    def prefill(*args: Any) -> Any:
+    def prefill(*args: Any, **how: Any) -> Any:
         calls.append(1)
-        cache = usual(*args)
+        cache = usual(*args, **how)
         if len(calls) == 2:
             raise KeyboardInterrupt
         return cache
