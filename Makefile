@@ -9,12 +9,14 @@ BIN := $(VENV)/bin
 DEFAULT_MODEL := $(or $(ENTROPIX_WEIGHTS),weights)/smollm2-135m-instruct/config.json
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-export PROMPT  # through the environment, so that no character of it means anything to make or the shell
+# The prompt reaches the command letter by letter: make does not expand it, and the shell finds it in a variable.
+export PROMPT_TEXT := $(value PROMPT)
+unexport PROMPT
 
 .PHONY: run test test-fast check format clean
 
 run: $(VENV)/.run $(DEFAULT_MODEL)
-	@$(BIN)/python -m entropix.main --prompt="$$PROMPT" $(ARGS)
+	@$(BIN)/python -m entropix.main --prompt="$$PROMPT_TEXT" $(ARGS)
 
 test: $(VENV)/.dev $(DEFAULT_MODEL)
 	$(BIN)/python -m pytest
@@ -37,15 +39,18 @@ clean:
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 		|| { echo "error: entropix needs Python 3.11 or newer; set PYTHON=..." >&2; exit 1; }
-	$(PYTHON) -m venv $(VENV)
+	@echo "creating $(VENV)" >&2
+	@$(PYTHON) -m venv $(VENV) >&2
 
 $(VENV)/.run: pyproject.toml constraints.txt | $(BIN)/python
-	$(PIP_INSTALL) --editable .
+	@echo "installing entropix" >&2
+	@$(PIP_INSTALL) --editable . >&2
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
-	$(PIP_INSTALL) --editable '.[dev]'
+	@echo "installing entropix and its development tools" >&2
+	@$(PIP_INSTALL) --editable '.[dev]' >&2
 	@touch $@ $(VENV)/.run
 
 $(DEFAULT_MODEL): | $(VENV)/.run
-	$(BIN)/python scripts/download_weights.py
+	@$(BIN)/python scripts/download_weights.py >&2

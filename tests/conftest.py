@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import tempfile
 from collections.abc import Iterator
 
@@ -17,6 +18,9 @@ import toy
 
 from entropix import loading
 from entropix.loading import Model
+
+# Shells start background jobs with Ctrl-C ignored, which processes inherit; what is tested here is a terminal's.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # No silent conversion between dtypes, no silent broadcast of one rank against another.
 jax.config.update("jax_numpy_dtype_promotion", "strict")
