@@ -168,10 +168,9 @@ def project(
 
 def attention_scores(q_BKGTH: Array, k_BKSH: Array, k_BKRH: Array) -> Array:
     """score_BKGTS = q·k/√H in float32, unmasked, over the cache's keys and then the tail's."""
-    q_BKGTH = q_BKGTH * (1 / math.sqrt(q_BKGTH.shape[-1]))
     old = jnp.einsum("BKGTH,BKSH->BKGTS", q_BKGTH, k_BKSH, preferred_element_type=jnp.float32)
     new = jnp.einsum("BKGTH,BKRH->BKGTR", q_BKGTH, k_BKRH, preferred_element_type=jnp.float32)
-    return jnp.concatenate([old, new], axis=-1)
+    return jnp.concatenate([old, new], axis=-1) * (1 / math.sqrt(q_BKGTH.shape[-1]))
 
 
 def attend(
