@@ -1,4 +1,4 @@
-"""Entropy-based sampling and parallel chain-of-thought decoding in pure JAX.
+"""Entropy-based sampling for language models, in pure JAX.
 
     import entropix
 

@@ -8,7 +8,6 @@ flags and are checked once, at the border.
 import dataclasses
 import difflib
 import math
-import sys
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,7 +19,7 @@ from entropix import PACKAGE_ROOT
 
 Config = TypeVar("Config")
 
-_LARGEST = sys.float_info.max
+_LARGEST = 3.4028234e38  # what float32 holds
 _MAX_INT32 = 2**31 - 1  # the device counts in int32
 
 
@@ -233,14 +232,17 @@ def read_model(name: str) -> ModelConfig:
 def read_preset(name: str) -> tuple[str, SamplerConfig]:
     """(sampler name, config) of a name in `configs/samplers` or of a TOML file.
 
-    The file's `sampler` names the rule; its other entries replace defaults of `SamplerConfig`.
+    The file's `sampler` names the rule; its other entries replace numbers of that rule's own preset.
     """
     path = _preset_path("samplers", name)
     values = read_toml(path)
     sampler = values.pop("sampler", None)
     if not isinstance(sampler, str):
         raise ValueError(f'{path}: expected an entry like sampler = "entropix", got {sampler!r}')
-    return sampler, from_mapping(SamplerConfig, values, str(path))
+    own = _configs("samplers") / f"{sampler}.toml"
+    defaults = read_toml(own) if own.is_file() else {}
+    defaults.pop("sampler", None)
+    return sampler, from_mapping(SamplerConfig, defaults | values, str(path))
 
 
 def _configs(kind: str) -> Path:

@@ -9,6 +9,7 @@ from enum import IntEnum
 from functools import partial
 from typing import Any, NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 from jax import Array
@@ -116,6 +117,7 @@ def decode_step(
         )
         context = Context(logits_BTV[:, 0], metrics)
         token_B, sampler_state, info = sampler.step(key_B, state.sampler, context, sampler_cfg)
+        chex.assert_tree_shape_prefix((token_B, info), state.token_B.shape)
 
     running_B = state.finish_B == Finish.RUNNING
     finite_B = jnp.isfinite(metrics.logits_entropy)  # NaN or +inf anywhere in a row's logits makes it NaN

@@ -1,5 +1,6 @@
 """Prompts in, text and records out: `stream` yields tokens as they come, `generate` is the stream joined."""
 
+import dataclasses
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -58,7 +59,7 @@ def prepare(
     prompts: Prompt | Sequence[Prompt],
     *,
     sampler: str = "entropix",
-    sampler_config: SamplerConfig | None = None,
+    sampler_config: SamplerConfig | Mapping[str, Any] | None = None,
     system: str | None = None,
     raw: bool = False,
     allow_special: bool = False,
@@ -70,13 +71,17 @@ def prepare(
         continue when `raw` or when there is no template; a list of `{"role", "content"}` is a conversation; a list
         of integers is token ids, used as they are.
     sampler: a preset in configs/samplers or a TOML file.
-    sampler_config: replaces the preset's numbers.
+    sampler_config: a mapping replaces single numbers of the preset, a `SamplerConfig` all of them.
     system: a system message for string prompts.
     allow_special: names of special tokens in a prompt become these tokens; otherwise they are text like any other.
     options: the fields of `GenerateConfig`: max_new_tokens, seed, stop, ignore_stop_tokens, chunk_length.
     """
     rule, preset = config.read_preset(sampler)
-    chosen = preset if sampler_config is None else sampler_config
+    if isinstance(sampler_config, SamplerConfig):
+        chosen = sampler_config
+    else:
+        numbers = dataclasses.asdict(preset) | dict(sampler_config or {})
+        chosen = config.from_mapping(SamplerConfig, numbers, "sampler config")
     config.check(chosen, "sampler config")
     if isinstance(stop := options.get("stop"), str):
         options["stop"] = (stop,)

@@ -131,7 +131,7 @@ def main(args: Sequence[str] | None = None) -> None:
         "stop": flags.stop,
     }
 
-    # These import JAX; what is wrong so far was said without waiting for it.
+    # These compile and load; what is wrong so far was said without waiting for them.
     from entropix import backend, generation, loading, samplers, terminal, trace
 
     try:

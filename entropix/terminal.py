@@ -201,7 +201,13 @@ def _after_wait(events: Iterator[Event], text: str) -> Iterator[Event]:
 
 
 def _until_ctrl_c(events: Iterator[Event]) -> Iterator[Event]:
-    """The events up to a Ctrl-C, which interrupts waiting for one but nothing that is done with one."""
+    """The events up to a Ctrl-C, which interrupts waiting for one but nothing that is done with one.
+
+    Where Ctrl-C is ignored, as in a shell's background jobs, it stays ignored.
+    """
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        yield from events
+        return
     pressed = waiting = False
 
     def press(*_: Any) -> None:

@@ -1,10 +1,10 @@
-"""Draws which strategy the entropix rule picks for every pair of entropy and varentropy, by asking the rule
-itself.
+"""Draws which strategy the entropix rule picks for every pair of entropy and varentropy, by asking the rule itself.
 
-Writes an SVG (by default docs/strategies.svg) that reads well on light and dark backgrounds.
+With `--trace`, the tokens of a real run are dots on top, so that one sees how often each region is visited.
 """
 
 import argparse
+import sys
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.colors import ListedColormap
 
-from entropix import trace
+from entropix import cli, trace
 from entropix.config import read_preset
 from entropix.metrics import Metrics
 from entropix.samplers.entropix import STRATEGIES, THRESHOLDS, choose
@@ -25,7 +25,7 @@ LABELS = {
     "flow": "flow\nargmax",
     "clarify": "clarify\npause",
     "explore": "explore\nwarmer and wider",
-    "resample": "resample\nhot, wide",
+    "resample": "resample\nhot",
     "adaptive": "adaptive\nbest of several draws",
 }
 LABEL_BOX = {"facecolor": "white", "alpha": 0.75, "edgecolor": "none", "pad": 2}
@@ -35,7 +35,7 @@ VARENTROPY = (1e-3, 60.0)  # bits²
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path("docs/strategies.png"))
+    parser.add_argument("--out", type=Path, required=True, help="picture to write, .png or .svg")
     parser.add_argument("--sampler", default="entropix", choices=THRESHOLDS, help="which of the two rules")
     parser.add_argument("--trace", type=Path, help="trace whose tokens are drawn as dots")
     args = parser.parse_args(argv)
@@ -66,7 +66,7 @@ def main(argv: list[str] | None = None) -> None:
         records = [record for result in trace.read(args.trace).results for record in result.records]
         x = np.clip([record["logits_entropy"] for record in records], *ENTROPY)
         y = np.clip([record["logits_varentropy"] for record in records], *VARENTROPY)
-        label = f"{len(records):,} tokens of the default model"
+        label = f"{len(records):,} tokens of a real run"
         axes.scatter(x, y, s=5, color="black", alpha=0.35, linewidths=0, label=label)
         axes.legend(loc="lower center", fontsize=8)
     axes.set(
@@ -78,4 +78,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(cli.run(main))

@@ -94,10 +94,12 @@ def test_a_config_survives_being_written_and_read(cls: type) -> None:
     assert config.from_mapping(cls, values, "file.toml") == cfg
 
 
-def test_a_file_may_be_given_instead_of_a_name(tmp_path: Path) -> None:
+def test_a_file_replaces_single_numbers_of_its_rules_own_preset(tmp_path: Path) -> None:
     file = tmp_path / "mine.toml"
     file.write_text('sampler = "top-p"\ntop_p = 0.5\nclarifier = "Hmm: \\"ü\\"?"\n', encoding="utf-8")
-    expected = dataclasses.replace(SamplerConfig(), top_p=0.5, clarifier='Hmm: "ü"?')
+    own = config.read_preset("top-p")[1]
+    assert own.temp == 1.0 != SamplerConfig().temp
+    expected = dataclasses.replace(own, top_p=0.5, clarifier='Hmm: "ü"?')
     assert config.read_preset(str(file)) == ("top-p", expected)
 
 
@@ -243,7 +245,7 @@ def test_an_unusable_preset_file_is_refused_by_its_name(
 
 def test_an_unknown_preset_is_an_error_that_lists_the_known_ones() -> None:
     with pytest.raises(
-        ValueError, match=r"no sampler preset 'entropy'; there are entropix, .*top-p, or give"
+        ValueError, match=r"no sampler preset 'entropy'; there are .*entropix, .*top-p, or give"
     ):
         config.read_preset("entropy")
     with pytest.raises(ValueError, match=r"no model preset 'gpt'; there are .*toy, or give"):

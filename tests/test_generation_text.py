@@ -262,3 +262,10 @@ def test_a_result_is_the_sum_of_its_rows_events() -> None:
 
 def test_the_model_folder_may_be_given_as_text_or_path(chat_model: Model) -> None:
     assert entropix.load(str(chat_model.folder)).folder == Path(chat_model.folder)
+
+
+def test_a_mapping_replaces_single_numbers_of_the_preset(toy_model: Model) -> None:
+    job = prepare(toy_model, [[1]], sampler="min-p", sampler_config={"min_p": 0.25})
+    assert (job.sampler_config.temp, job.sampler_config.min_p) == (1.0, 0.25)
+    with pytest.raises(ValueError, match="sampler config: unknown field 'minp'; did you mean 'min_p'"):
+        prepare(toy_model, [[1]], sampler="min-p", sampler_config={"minp": 0.25})

@@ -48,9 +48,7 @@ def read_pth(path: Path) -> Shard:
     try:
         import torch
     except ImportError:
-        raise ValueError(
-            f'{path}: reading this needs torch; `pip install "entropix[torch]"` and try again'
-        ) from None
+        raise ValueError(f"{path}: reading this needs torch; `pip install torch` and try again") from None
 
     def array(tensor: Any) -> np.ndarray:
         if tensor.dtype == torch.bfloat16:  # unknown to torch's numpy bridge
