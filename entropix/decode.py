@@ -185,7 +185,7 @@ def prefill(
     `from_empty` promises that the cache holds nothing yet, so that no query looks for keys in it.
     """
     batch, width = tokens_BT.shape
-    dtype = cache.k_LBKSH[0].dtype
+    dtype = cache.k_LBKHS[0].dtype
     past = model.empty_cache(cfg, batch, 0, dtype) if from_empty else cache
     _, tail, _ = model.forward(weights, tokens_BT, past, model.empty_tail(cfg, batch, width, dtype), cfg)
     return model.commit(cache, tail, count_B)

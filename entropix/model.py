@@ -25,25 +25,25 @@ from entropix.weights import LayerWeights, Weights
 class KVCache(NamedTuple):
     """Keys and values of the committed tokens, one array a layer; slots at `length_B` and beyond are empty."""
 
-    k_LBKSH: tuple[Array, ...]
-    v_LBKHS: tuple[Array, ...]
+    k_LBKHS: tuple[Array, ...]
+    v_LBKSH: tuple[Array, ...]
     length_B: Array  # int32
 
     @property
     def capacity(self) -> int:
-        return self.k_LBKSH[0].shape[2]
+        return self.k_LBKHS[0].shape[3]
 
 
 class KVTail(NamedTuple):
     """Keys and values of the newest tokens. Slot j of row b is position `length_B[b] + j`; `used` slots are filled."""
 
-    k_LBKRH: tuple[Array, ...]
-    v_LBKHR: tuple[Array, ...]
+    k_LBKHR: tuple[Array, ...]
+    v_LBKRH: tuple[Array, ...]
     used: Array  # int32 scalar: rows advance together
 
     @property
     def size(self) -> int:
-        return self.k_LBKRH[0].shape[2]
+        return self.k_LBKHR[0].shape[3]
 
 
 class Attention(NamedTuple):
@@ -60,8 +60,8 @@ class Attention(NamedTuple):
 
 def empty_cache(cfg: ModelConfig, batch: int, capacity: int, dtype: jnp.dtype) -> KVCache:
     """A cache of `capacity` slots a row, all empty."""
-    k = tuple(jnp.zeros((batch, cfg.n_kv_heads, capacity, cfg.head_dim), dtype) for _ in range(cfg.n_layers))
-    v = tuple(jnp.zeros((batch, cfg.n_kv_heads, cfg.head_dim, capacity), dtype) for _ in range(cfg.n_layers))
+    k = tuple(jnp.zeros((batch, cfg.n_kv_heads, cfg.head_dim, capacity), dtype) for _ in range(cfg.n_layers))
+    v = tuple(jnp.zeros((batch, cfg.n_kv_heads, capacity, cfg.head_dim), dtype) for _ in range(cfg.n_layers))
     return KVCache(k, v, jnp.zeros(batch, jnp.int32))
 
 
@@ -75,8 +75,8 @@ def grow(cache: KVCache, capacity: int) -> KVCache:
     """The same cache with room for `capacity` tokens a row."""
     extra = capacity - cache.capacity
     assert extra >= 0, (capacity, cache.capacity)
-    k = tuple(jnp.pad(k, ((0, 0), (0, 0), (0, extra), (0, 0))) for k in cache.k_LBKSH)
-    v = tuple(jnp.pad(v, ((0, 0), (0, 0), (0, 0), (0, extra))) for v in cache.v_LBKHS)
+    k = tuple(jnp.pad(k, ((0, 0), (0, 0), (0, 0), (0, extra))) for k in cache.k_LBKHS)
+    v = tuple(jnp.pad(v, ((0, 0), (0, 0), (0, extra), (0, 0))) for v in cache.v_LBKSH)
     return KVCache(k, v, cache.length_B)
 
 
@@ -87,10 +87,10 @@ def commit(cache: KVCache, tail: KVTail, count_B: Array) -> KVCache:
     row needs `length + tail.size <= capacity`, or the write would be shifted onto live slots.
     """
     write_k, write_v = (
-        jax.vmap(partial(jax.lax.dynamic_update_slice_in_dim, axis=slot_axis)) for slot_axis in (1, 2)
+        jax.vmap(partial(jax.lax.dynamic_update_slice_in_dim, axis=slot_axis)) for slot_axis in (2, 1)
     )
-    k = tuple(write_k(old, new, cache.length_B) for old, new in zip(cache.k_LBKSH, tail.k_LBKRH, strict=True))
-    v = tuple(write_v(old, new, cache.length_B) for old, new in zip(cache.v_LBKHS, tail.v_LBKHR, strict=True))
+    k = tuple(write_k(old, new, cache.length_B) for old, new in zip(cache.k_LBKHS, tail.k_LBKHR, strict=True))
+    v = tuple(write_v(old, new, cache.length_B) for old, new in zip(cache.v_LBKSH, tail.v_LBKRH, strict=True))
     return KVCache(k, v, cache.length_B + count_B)
 
 
@@ -110,19 +110,19 @@ def forward(
 
     x_BTD = weights.embed_VD[tokens_BT]
     tail_k, tail_v, scores = [], [], []
-    for layer, k_BKSH, v_BKHS, k_BKRH, v_BKHR in zip(
-        weights.layers, cache.k_LBKSH, cache.v_LBKHS, tail.k_LBKRH, tail.v_LBKHR, strict=True
+    for layer, k_BKHS, v_BKSH, k_BKHR, v_BKRH in zip(
+        weights.layers, cache.k_LBKHS, cache.v_LBKSH, tail.k_LBKHR, tail.v_LBKRH, strict=True
     ):
-        q_BKGTH, k_BKTH, v_BKHT = project(
+        q_BKGTH, k_BKHT, v_BKTH = project(
             layer, rms_norm(x_BTD, layer.attn_norm_D, cfg), cos_BTH, sin_BTH, cfg
         )
-        k_BKRH = jax.lax.dynamic_update_slice(k_BKRH, k_BKTH, (0, 0, tail.used, 0))
-        v_BKHR = jax.lax.dynamic_update_slice(v_BKHR, v_BKHT, (0, 0, 0, tail.used))
-        score_BKGTS = attention_scores(q_BKGTH, k_BKSH, k_BKRH)
-        x_BTD = x_BTD + attend(layer, score_BKGTS, visible_BTS, v_BKHS, v_BKHR)
+        k_BKHR = jax.lax.dynamic_update_slice(k_BKHR, k_BKHT, (0, 0, 0, tail.used))
+        v_BKRH = jax.lax.dynamic_update_slice(v_BKRH, v_BKTH, (0, 0, tail.used, 0))
+        score_BKGTS = attention_scores(q_BKGTH, k_BKHS, k_BKHR)
+        x_BTD = x_BTD + attend(layer, score_BKGTS, visible_BTS, v_BKSH, v_BKRH)
         x_BTD = x_BTD + feed_forward(layer, rms_norm(x_BTD, layer.ffn_norm_D, cfg))
-        tail_k.append(k_BKRH)
-        tail_v.append(v_BKHR)
+        tail_k.append(k_BKHR)
+        tail_v.append(v_BKRH)
         scores.append(score_BKGTS.reshape(batch, cfg.n_heads, n_new, -1))
 
     logits_BTV = unembed(weights, rms_norm(x_BTD, weights.norm_D, cfg))
@@ -155,48 +155,52 @@ def rms_norm(x_BTD: Array, weight_D: Array, cfg: ModelConfig) -> Array:
 def project(
     layer: LayerWeights, x_BTD: Array, cos_BTH: Array, sin_BTH: Array, cfg: ModelConfig
 ) -> tuple[Array, Array, Array]:
-    """(q_BKGTH, k_BKTH, v_BKHT) of the new tokens: one fused projection, then the rotary embedding on q and k."""
+    """(q_BKGTH, k_BKHT, v_BKTH) of the new tokens: one fused projection, then the rotary embedding on q and k."""
     batch, n_new, _ = x_BTD.shape
     group = cfg.n_heads // cfg.n_kv_heads
-    qkv = jnp.dot(x_BTD, layer.qkv).reshape(batch, n_new, cfg.n_heads + 2 * cfg.n_kv_heads, cfg.head_dim)
+    qkv = linear(x_BTD, layer.qkv).reshape(batch, n_new, cfg.n_heads + 2 * cfg.n_kv_heads, cfg.head_dim)
     q_BTNH, k_BTKH, v_BTKH = jnp.split(qkv, (cfg.n_heads, cfg.n_heads + cfg.n_kv_heads), axis=2)
     q_BTNH = rotate(q_BTNH, cos_BTH, sin_BTH)
     k_BTKH = rotate(k_BTKH, cos_BTH, sin_BTH)
     q_BTKGH = q_BTNH.reshape(batch, n_new, cfg.n_kv_heads, group, cfg.head_dim)
-    return q_BTKGH.transpose(0, 2, 3, 1, 4), k_BTKH.transpose(0, 2, 1, 3), v_BTKH.transpose(0, 2, 3, 1)
+    return q_BTKGH.transpose(0, 2, 3, 1, 4), k_BTKH.transpose(0, 2, 3, 1), v_BTKH.transpose(0, 2, 1, 3)
 
 
-def attention_scores(q_BKGTH: Array, k_BKSH: Array, k_BKRH: Array) -> Array:
+def attention_scores(q_BKGTH: Array, k_BKHS: Array, k_BKHR: Array) -> Array:
     """score_BKGTS = q·k/√H in float32, unmasked, over the cache's keys and then the tail's."""
-    old = jnp.einsum("BKGTH,BKSH->BKGTS", q_BKGTH, k_BKSH, preferred_element_type=jnp.float32)
-    new = jnp.einsum("BKGTH,BKRH->BKGTR", q_BKGTH, k_BKRH, preferred_element_type=jnp.float32)
+    old = jnp.einsum("BKGTH,BKHS->BKGTS", q_BKGTH, k_BKHS, preferred_element_type=jnp.float32)
+    new = jnp.einsum("BKGTH,BKHR->BKGTR", q_BKGTH, k_BKHR, preferred_element_type=jnp.float32)
     return jnp.concatenate([old, new], axis=-1) * (1 / math.sqrt(q_BKGTH.shape[-1]))
 
 
 def attend(
-    layer: LayerWeights, score_BKGTS: Array, visible_BTS: Array, v_BKHS: Array, v_BKHR: Array
+    layer: LayerWeights, score_BKGTS: Array, visible_BTS: Array, v_BKSH: Array, v_BKRH: Array
 ) -> Array:
     """What attention adds to the residual stream: softmax over the visible keys, mix of values, output projection."""
     prob_BKGTS = jax.nn.softmax(jnp.where(visible_BTS[:, None, None], score_BKGTS, -jnp.inf), axis=-1)
-    prob_BKGTS = prob_BKGTS.astype(v_BKHS.dtype)
-    capacity = v_BKHS.shape[-1]
-    mix_BKGTH = jnp.einsum("BKGTS,BKHS->BKGTH", prob_BKGTS[..., :capacity], v_BKHS)
-    mix_BKGTH += jnp.einsum("BKGTR,BKHR->BKGTH", prob_BKGTS[..., capacity:], v_BKHR)
+    prob_BKGTS = prob_BKGTS.astype(v_BKSH.dtype)
+    capacity = v_BKSH.shape[2]
+    mix_BKGTH = jnp.einsum("BKGTS,BKSH->BKGTH", prob_BKGTS[..., :capacity], v_BKSH)
+    mix_BKGTH += jnp.einsum("BKGTR,BKRH->BKGTH", prob_BKGTS[..., capacity:], v_BKRH)
     mix_BTKGH = mix_BKGTH.transpose(0, 3, 1, 2, 4)
-    return jnp.dot(mix_BTKGH.reshape(*mix_BTKGH.shape[:2], -1), layer.attn_out)
+    return linear(mix_BTKGH.reshape(*mix_BTKGH.shape[:2], -1), layer.attn_out)
 
 
 def feed_forward(layer: LayerWeights, x_BTD: Array) -> Array:
     """SwiGLU: (silu(x·gate) ⊙ x·up) · down (Shazeer 2020)."""
-    gate_BTF, up_BTF = jnp.split(jnp.dot(x_BTD, layer.gate_up), 2, axis=-1)
-    return jnp.dot(jax.nn.silu(gate_BTF) * up_BTF, layer.down)
+    gate_BTF, up_BTF = jnp.split(linear(x_BTD, layer.gate_up), 2, axis=-1)
+    return linear(jax.nn.silu(gate_BTF) * up_BTF, layer.down)
 
 
 def unembed(weights: Weights, x_BTD: Array) -> Array:
     """logits_BTV in float32; a tied model reads its embedding table."""
-    if weights.unembed_DV is None:
-        return jnp.einsum("BTD,VD->BTV", x_BTD, weights.embed_VD, preferred_element_type=jnp.float32)
-    return jnp.einsum("BTD,DV->BTV", x_BTD, weights.unembed_DV, preferred_element_type=jnp.float32)
+    table_VD = weights.embed_VD if weights.unembed_VD is None else weights.unembed_VD
+    return jnp.einsum("BTD,VD->BTV", x_BTD, table_VD, preferred_element_type=jnp.float32)
+
+
+def linear(x_BTI: Array, weight_OI: Array) -> Array:
+    """x·Wᵀ for a matrix stored `[out, in]`."""
+    return jnp.einsum("BTI,OI->BTO", x_BTI, weight_OI)
 
 
 def rope_frequencies(cfg: ModelConfig) -> np.ndarray:

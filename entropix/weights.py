@@ -1,7 +1,8 @@
 """The parameters of a model as a pytree: their shapes, random ones, and those of a checkpoint folder.
 
-Matrices are `[in, out]`, so that `x @ w` needs no transpose. Queries, keys and values are one matrix, and
-so are gate and up-projection. Queries and keys are in Hugging Face's rotary layout: the two members of a
+Matrices are `[out, in]`, as checkpoints store them: nothing is transposed on loading, and CPU products of a few rows
+are up to a quarter faster so than with `[in, out]`. Queries, keys and values are one matrix, and so are gate and
+up-projection. Queries and keys are in Hugging Face's rotary layout: the two members of a
 rotated pair are H/2 apart.
 """
 
@@ -37,11 +38,11 @@ class LayerWeights:
     """One transformer layer. Norms are float32, matrices have the configured dtype."""
 
     attn_norm_D: jax.Array
-    qkv: jax.Array  # [D, (N + 2K)·H]: the columns of the queries, then of the keys, then of the values
-    attn_out: jax.Array  # [N·H, D]
+    qkv: jax.Array  # [(N + 2K)·H, D]: the rows of the queries, then of the keys, then of the values
+    attn_out: jax.Array  # [D, N·H]
     ffn_norm_D: jax.Array
-    gate_up: jax.Array  # [D, 2F]: the columns of the gate, then of the up-projection
-    down: jax.Array  # [F, D]
+    gate_up: jax.Array  # [2F, D]: the rows of the gate, then of the up-projection
+    down: jax.Array  # [D, F]
 
 
 @flax.struct.dataclass
@@ -51,7 +52,7 @@ class Weights:
     embed_VD: jax.Array
     layers: tuple[LayerWeights, ...]
     norm_D: jax.Array
-    unembed_DV: jax.Array | None  # None when tied: the embedding, transposed
+    unembed_VD: jax.Array | None  # None when tied: the embedding
 
 
 def abstract(cfg: ModelConfig, dtype: DTypeLike) -> Weights:
@@ -64,25 +65,24 @@ def abstract(cfg: ModelConfig, dtype: DTypeLike) -> Weights:
     N, K = cfg.n_heads, cfg.n_kv_heads
     layer = LayerWeights(
         attn_norm_D=leaf(D),
-        qkv=leaf(D, (N + 2 * K) * H),
-        attn_out=leaf(N * H, D),
+        qkv=leaf((N + 2 * K) * H, D),
+        attn_out=leaf(D, N * H),
         ffn_norm_D=leaf(D),
-        gate_up=leaf(D, 2 * F),
-        down=leaf(F, D),
+        gate_up=leaf(2 * F, D),
+        down=leaf(D, F),
     )
     return Weights(
         embed_VD=leaf(V, D),
         layers=(layer,) * cfg.n_layers,
         norm_D=leaf(D),
-        unembed_DV=None if cfg.tied_embeddings else leaf(D, V),
+        unembed_VD=None if cfg.tied_embeddings else leaf(V, D),
     )
 
 
 def init(key: jax.Array, cfg: ModelConfig, dtype: DTypeLike) -> Weights:
-    """Random weights that keep activations of order one: norms are 1, entries of [in, out] have variance
-    1/in.
+    """Random weights that keep activations of order one: norms are 1, entries of `[out, in]` have variance 1/in.
 
-    The embedding has variance 1/D, since tied it is the unembedding too.
+    So does the embedding, with 1/D: tied, it is the unembedding too.
     """
     shapes = abstract(cfg, dtype)
     leaves, structure = jax.tree.flatten(shapes)
@@ -90,8 +90,7 @@ def init(key: jax.Array, cfg: ModelConfig, dtype: DTypeLike) -> Weights:
     def draw(key: jax.Array, leaf: jax.ShapeDtypeStruct) -> jax.Array:
         if len(leaf.shape) == 1:
             return jnp.ones(leaf.shape, leaf.dtype)
-        fan_in = cfg.dim if leaf is shapes.embed_VD else leaf.shape[0]
-        return (jax.random.normal(key, leaf.shape, jnp.float32) * fan_in**-0.5).astype(leaf.dtype)
+        return (jax.random.normal(key, leaf.shape, jnp.float32) * leaf.shape[1] ** -0.5).astype(leaf.dtype)
 
     keys = jax.random.split(key, len(leaves))
     return jax.tree.unflatten(structure, [draw(*pair) for pair in zip(keys, leaves, strict=True)])
@@ -111,7 +110,7 @@ def load(folder: Path, cfg: ModelConfig, dtype: DTypeLike) -> Weights:
         return jnp.asarray(_read(stored[name], name, np.dtype(np.float32)))
 
     def matrix(*names: str) -> jax.Array:
-        return _transposed([_read(stored[name], name, target) for name in names])
+        return _stacked([_read(stored[name], name, target) for name in names])
 
     def layer(i: int) -> LayerWeights:
         def name(part: str) -> str:
@@ -132,13 +131,13 @@ def load(folder: Path, cfg: ModelConfig, dtype: DTypeLike) -> Weights:
         raise ValueError(
             f"{folder}: config.json says tie_word_embeddings, but {UNEMBED} differs from {EMBED}"
         )
-    with ThreadPoolExecutor() as pool:  # transposing is most of the work, and numpy does it without the GIL
+    with ThreadPoolExecutor() as pool:  # numpy copies and checks without the GIL
         layers = tuple(pool.map(layer, range(cfg.n_layers)))
     return Weights(
         embed_VD=jnp.asarray(embed_VD),
         layers=layers,
         norm_D=vector(FINAL_NORM),
-        unembed_DV=None if cfg.tied_embeddings else matrix(UNEMBED),
+        unembed_VD=None if cfg.tied_embeddings else matrix(UNEMBED),
     )
 
 
@@ -175,12 +174,12 @@ def _read(tensor: StoredTensor, name: str, dtype: np.dtype) -> np.ndarray:
     return values
 
 
-def _transposed(parts: Sequence[np.ndarray]) -> jax.Array:
-    """[out, in] matrices -> one [in, sum of outs] on the device."""
-    shape, dtype = (parts[0].shape[1], sum(len(part) for part in parts)), parts[0].dtype
+def _stacked(parts: Sequence[np.ndarray]) -> jax.Array:
+    """[out, in] matrices -> one [sum of outs, in] on the device."""
+    shape, dtype = (sum(map(len, parts)), parts[0].shape[1]), parts[0].dtype
     nbytes = math.prod(shape) * dtype.itemsize
     buffer = np.empty(nbytes + _ALIGNMENT, np.uint8)
     start = -buffer.ctypes.data % _ALIGNMENT
     fused = buffer[start : start + nbytes].view(dtype).reshape(shape)
-    np.concatenate([part.T for part in parts], axis=1, out=fused)
+    np.concatenate(parts, out=fused)
     return jax.device_put(fused, may_alias=True)

@@ -131,8 +131,8 @@ def test_leftovers_in_empty_slots_are_never_seen() -> None:
 
     def outcome(leftover: float) -> tuple[jax.Array, Metrics]:
         dirty = model.KVCache(
-            tuple(jnp.where(empty_BS[:, None, :, None], leftover, k) for k in cache.k_LBKSH),
-            tuple(jnp.where(empty_BS[:, None, None, :], leftover, v) for v in cache.v_LBKHS),
+            tuple(jnp.where(empty_BS[:, None, None, :], leftover, k) for k in cache.k_LBKHS),
+            tuple(jnp.where(empty_BS[:, None, :, None], leftover, v) for v in cache.v_LBKSH),
             count_B,
         )
         tail = model.empty_tail(CFG, 2, 12, jnp.float32)
@@ -229,10 +229,10 @@ def test_commit_appends_at_each_rows_own_length() -> None:
     for row, n in enumerate((7, 9)):
         for layer in range(CFG.n_layers):
             np.testing.assert_allclose(
-                cache.k_LBKSH[layer][row, :, :n], whole.k_LBKRH[layer][row, :, :n], **CLOSE
+                cache.k_LBKHS[layer][row, :, :, :n], whole.k_LBKHR[layer][row, :, :, :n], **CLOSE
             )
             np.testing.assert_allclose(
-                cache.v_LBKHS[layer][row, :, :, :n], whole.v_LBKHR[layer][row, :, :, :n], **CLOSE
+                cache.v_LBKSH[layer][row, :, :n], whole.v_LBKRH[layer][row, :, :n], **CLOSE
             )
 
 
@@ -294,7 +294,7 @@ def test_bfloat16_weights_and_cache_still_give_float32_logits_scores_and_metrics
     weights = toy.random_weights(CFG, dtype=jnp.bfloat16)
     logits_BTV, tail, attention, measured = toy.read(weights, TOKENS, CFG, dtype=jnp.bfloat16)
     assert {x.dtype for x in (logits_BTV, attention.scores_LBNTS, *measured)} == {jnp.dtype(jnp.float32)}
-    assert {x.dtype for x in (*tail.k_LBKRH, *tail.v_LBKHR)} == {jnp.dtype(jnp.bfloat16)}
+    assert {x.dtype for x in (*tail.k_LBKHR, *tail.v_LBKRH)} == {jnp.dtype(jnp.bfloat16)}
     expected = reference.forward(reference.named_tensors(weights, CFG), TOKENS[0], CFG)
     error = np.abs(logits_BTV[0] - expected.logits_TV)
     assert 1e-4 < error.max() < 0.15  # bfloat16 keeps 8 bits: 0.4 % of logits up to 4, a few times over

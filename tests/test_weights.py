@@ -25,15 +25,15 @@ def assert_places(loaded: Weights, tensors: dict[str, np.ndarray], cfg: ModelCon
         stored = {name: tensors[f"model.layers.{i}.{name}.weight"] for name in PARTS}
         np.testing.assert_array_equal(layer.attn_norm_D, stored["input_layernorm"])
         np.testing.assert_array_equal(layer.ffn_norm_D, stored["post_attention_layernorm"])
-        np.testing.assert_array_equal(layer.qkv[:, : N * H], stored["self_attn.q_proj"].T)
-        np.testing.assert_array_equal(layer.qkv[:, N * H : (N + K) * H], stored["self_attn.k_proj"].T)
-        np.testing.assert_array_equal(layer.qkv[:, (N + K) * H :], stored["self_attn.v_proj"].T)
-        np.testing.assert_array_equal(layer.attn_out, stored["self_attn.o_proj"].T)
-        np.testing.assert_array_equal(layer.gate_up[:, :F], stored["mlp.gate_proj"].T)
-        np.testing.assert_array_equal(layer.gate_up[:, F:], stored["mlp.up_proj"].T)
-        np.testing.assert_array_equal(layer.down, stored["mlp.down_proj"].T)
+        np.testing.assert_array_equal(layer.qkv[: N * H], stored["self_attn.q_proj"])
+        np.testing.assert_array_equal(layer.qkv[N * H : (N + K) * H], stored["self_attn.k_proj"])
+        np.testing.assert_array_equal(layer.qkv[(N + K) * H :], stored["self_attn.v_proj"])
+        np.testing.assert_array_equal(layer.attn_out, stored["self_attn.o_proj"])
+        np.testing.assert_array_equal(layer.gate_up[:F], stored["mlp.gate_proj"])
+        np.testing.assert_array_equal(layer.gate_up[F:], stored["mlp.up_proj"])
+        np.testing.assert_array_equal(layer.down, stored["mlp.down_proj"])
     if not cfg.tied_embeddings:
-        np.testing.assert_array_equal(loaded.unembed_DV, tensors["lm_head.weight"].T)
+        np.testing.assert_array_equal(loaded.unembed_VD, tensors["lm_head.weight"])
 
 
 PARTS = (
@@ -136,7 +136,7 @@ def test_a_tied_model_may_repeat_its_embedding(tmp_path: Path) -> None:
     cfg = toy.config()
     tensors = folders.random_tensors(cfg)
     folders.write_tensors(tmp_path, tensors | {"lm_head.weight": tensors["model.embed_tokens.weight"].copy()})
-    assert weights.load(tmp_path, cfg, jnp.float32).unembed_DV is None
+    assert weights.load(tmp_path, cfg, jnp.float32).unembed_VD is None
 
 
 def test_a_tied_model_may_not_have_another_unembedding(tmp_path: Path) -> None:
@@ -179,7 +179,7 @@ def test_a_value_beyond_float16_is_named(tmp_path: Path) -> None:
     folders.write_tensors(tmp_path, tensors)
     with pytest.raises(ValueError, match=r"0\.mlp\.up_proj\.weight has NaN or infinite values as float16"):
         weights.load(tmp_path, cfg, jnp.float16)
-    assert weights.load(tmp_path, cfg, jnp.float32).layers[0].gate_up[0, cfg.ffn_dim] == 70_000
+    assert weights.load(tmp_path, cfg, jnp.float32).layers[0].gate_up[cfg.ffn_dim, 0] == 70_000
 
 
 # ----- the real model ---------------------------------------------------------------------------------------
