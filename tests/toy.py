@@ -44,8 +44,7 @@ def random_weights(cfg: ModelConfig, seed: int = 0, dtype: Any = jnp.float32) ->
     def leaf(like: jax.ShapeDtypeStruct) -> jax.Array:
         if len(like.shape) == 1:
             return jnp.asarray(rng.uniform(0.5, 1.5, like.shape), like.dtype)
-        fan_in = cfg.dim if like.shape == (cfg.vocab_size, cfg.dim) else like.shape[0]
-        return jnp.asarray(rng.standard_normal(like.shape) * fan_in**-0.5, like.dtype)
+        return jnp.asarray(rng.standard_normal(like.shape) * like.shape[1] ** -0.5, like.dtype)
 
     return jax.tree.map(leaf, weights.abstract(cfg, dtype))
 

@@ -9,7 +9,7 @@ from jax import Array
 
 from entropix import filters
 from entropix.config import SamplerConfig
-from entropix.metrics import Metrics
+from entropix.metrics import Metrics, softmax_parts
 
 Encode = Callable[[str], list[int]]
 
@@ -70,4 +70,9 @@ def best(logits_BV: Array, width: int) -> Candidates:
 
 def model_logprob(logits_BV: Array, token_B: Array) -> Array:
     """Log-probability in nats of one token a row under the model itself."""
-    return filters.at(logits_BV, token_B) - jax.nn.logsumexp(logits_BV, axis=-1)
+    return filters.at(logits_BV, token_B) - log_normalizer(logits_BV)
+
+
+def log_normalizer(logits_BV: Array) -> Array:
+    """log Σ exp(logits) of each row: what a logit exceeds its log-probability by."""
+    return jnp.max(logits_BV, axis=-1) + jnp.log(softmax_parts(logits_BV).total)

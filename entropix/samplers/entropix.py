@@ -20,7 +20,16 @@ from entropix import filters
 from entropix.config import SamplerConfig
 from entropix.filters import Settings
 from entropix.metrics import Metrics
-from entropix.samplers.base import Candidates, Context, Encode, SampleInfo, Sampler, best, model_logprob
+from entropix.samplers.base import (
+    Candidates,
+    Context,
+    Encode,
+    SampleInfo,
+    Sampler,
+    best,
+    log_normalizer,
+    model_logprob,
+)
 
 MIN_TEMPERATURE = 1e-3  # keeps odd coefficients from dividing by nothing
 MAX_CLARIFY_TEMPERATURE = MAX_EXPLORE_TEMPERATURE = 1.5
@@ -181,7 +190,7 @@ def step(
     chosen = settings(strategy_B, metrics, cfg)
     candidates: Candidates = best(logits_BV, cfg.max_top_k)
     filtered_BC = filters.chain(candidates.logits_BC, chosen)
-    log_p_BC = candidates.logits_BC - jax.nn.logsumexp(logits_BV, axis=-1, keepdims=True)
+    log_p_BC = candidates.logits_BC - log_normalizer(logits_BV)[:, None]
     index_B = _draw(key_B, filtered_BC, log_p_BC, strategy_B, cfg.n_adaptive_samples)
 
     token_B = jnp.where(inject_B, state.token_Q[state.next_B], filters.at(candidates.token_BC, index_B))
