@@ -158,6 +158,13 @@ class GenerateConfig:
     chunk_length: int = knob(
         16, "steps computed on the device before the host looks", 1, _MAX_INT32, "tokens"
     )
+    speculate: int = knob(
+        0,
+        "tokens drafted from the text itself and checked in one pass; changes the speed alone",
+        0,
+        15,
+        "tokens",
+    )
 
 
 # ----- checking and reading ------------------------------------------------------------------------------------

@@ -3,6 +3,10 @@
 A step is a pure function of its inputs. Rows share a batch and nothing else: each has its own key, strategy, limit
 and end. How many steps run before the host looks is a traced number, so chunk length changes neither the program
 nor a single token.
+
+A step usually makes one token a row. With drafts it makes several: one forward pass reads the newest token and the
+drafted ones after it, and the sampler then goes through these positions in order, each with its own logits, metrics
+and key, for as long as what it draws is what was drafted.
 """
 
 from enum import IntEnum
@@ -14,15 +18,15 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from entropix import model
+from entropix import model, speculation
 from entropix.config import ModelConfig, SamplerConfig
 from entropix.metrics import Metrics, measure
 from entropix.model import KVCache, KVTail
 from entropix.samplers.base import Context, SampleInfo, Sampler
+from entropix.speculation import NO_TOKEN
 from entropix.weights import Weights
 
-TAIL_SIZE = 32  # steps between two commits to the cache: the cost of a commit is spread over so many tokens
-NO_TOKEN = -1  # pads a list of stop tokens
+TAIL_SIZE = 32  # tokens between two commits to the cache: the cost of a commit is spread over so many
 
 
 class Finish(IntEnum):
@@ -65,22 +69,29 @@ class Request(NamedTuple):
     stop_E: Array  # int32: tokens that end a row, padded with NO_TOKEN
 
 
-class DecodeState(NamedTuple):
-    """What a step hands to the next."""
+class Rows(NamedTuple):
+    """What one drawn token changes in each row."""
 
     token_B: Array  # int32: the newest token, whose key and value are not computed yet
     step_B: Array  # int32: tokens generated so far
     finish_B: Array  # int32: Finish
-    tail: KVTail
     sampler: Any  # the sampler's own state
 
 
+class DecodeState(NamedTuple):
+    """What a step hands to the next."""
+
+    rows: Rows
+    tail: KVTail
+    text_BX: Array  # int32: prompt and answer, for drafts; without drafts X is 0
+
+
 class StepRecord(NamedTuple):
-    """One step of every row, or a buffer of such steps with a leading axis."""
+    """One token of every row, or a buffer of such with a leading axis."""
 
     token_B: Array  # int32
-    live_B: Array  # bool: this row generated a token in this step
-    finish_B: Array  # int32: Finish after the step
+    live_B: Array  # bool: this row generated this token; where not, the other fields mean nothing
+    finish_B: Array  # int32: Finish after the token
     metrics: Metrics
     info: SampleInfo
 
@@ -106,40 +117,113 @@ def decode_step(
     sampler_cfg: SamplerConfig,
     cfg: ModelConfig,
     sampler: Sampler,
+    n_draft: int,
 ) -> tuple[DecodeState, StepRecord]:
-    """One token for every running row: forward pass, metrics, sampler, stop test."""
-    logits_BTV, tail, attention = model.forward(weights, state.token_B[:, None], cache, state.tail, cfg)
+    """(state, records `[n_draft + 1, B]`) after one forward pass; at least one token for every running row.
+
+    Where no row has a draft, the pass is no wider than without speculation.
+    """
+    advance = partial(
+        _advance, weights, request, cache, state, sampler_cfg=sampler_cfg, cfg=cfg, sampler=sampler
+    )
+    if n_draft == 0:
+        return advance(jnp.zeros((len(request.key_B), 0), jnp.int32))
+    end_B = cache.length_B + state.tail.used_B + 1
+    draft_BK = speculation.lookup(state.text_BX, end_B, n_draft)
+    running_B1 = (state.rows.finish_B == Finish.RUNNING)[:, None]
+
+    def without_drafts() -> tuple[DecodeState, StepRecord]:
+        state, records = advance(draft_BK[:, :0])
+        missing = ((0, n_draft), (0, 0))
+        return state, jax.tree.map(lambda leaf_TB: jnp.pad(leaf_TB, missing), records)
+
+    return jax.lax.cond(
+        jnp.any((draft_BK != NO_TOKEN) & running_B1), lambda: advance(draft_BK), without_drafts
+    )
+
+
+def _advance(
+    weights: Weights,
+    request: Request,
+    cache: KVCache,
+    state: DecodeState,
+    draft_BK: Array,
+    sampler_cfg: SamplerConfig,
+    cfg: ModelConfig,
+    sampler: Sampler,
+) -> tuple[DecodeState, StepRecord]:
+    """One forward pass over the newest token and the draft, and all the tokens that follow from it."""
+    given_BT = jnp.concatenate([state.rows.token_B[:, None], jnp.maximum(draft_BK, 0)], axis=1)
+    logits_BTV, tail, attention = model.forward(weights, given_BT, cache, state.tail, cfg)
     with jax.named_scope("metrics"):
-        metrics = jax.tree.map(lambda metric_BT: metric_BT[:, 0], measure(logits_BTV, attention))
+        metrics_BT = measure(logits_BTV, attention)
+    draw = partial(_draw_token, request, sampler_cfg=sampler_cfg, sampler=sampler)
+    n_positions = given_BT.shape[1]
+    nothing_B1 = jnp.full_like(draft_BK, NO_TOKEN, shape=(len(draft_BK), 1))
+    positions = jax.tree.map(
+        lambda leaf_BT: jnp.moveaxis(leaf_BT, 1, 0),
+        (Context(logits_BTV, metrics_BT), jnp.concatenate([draft_BK, nothing_B1], axis=1)),
+    )
+    everyone_B = jnp.ones(len(draft_BK), bool)
+    (rows, _), records = jax.lax.scan(draw, (state.rows, everyone_B), positions, unroll=n_positions == 1)
+
+    count_B = jnp.sum(records.live_B, axis=0, dtype=jnp.int32)
+    text_BX = state.text_BX
+    if text_BX.shape[1] > 0:
+        end_B = cache.length_B + state.tail.used_B + 1
+        text_BX = model.place(text_BX, records.token_B.T, end_B, axis=1)
+    tail = tail._replace(used_B=state.tail.used_B + count_B)
+    return DecodeState(rows=rows, tail=tail, text_BX=text_BX), records
+
+
+def _draw_token(
+    request: Request,
+    carry: tuple[Rows, Array],
+    position: tuple[Context, Array],
+    sampler_cfg: SamplerConfig,
+    sampler: Sampler,
+) -> tuple[tuple[Rows, Array], StepRecord]:
+    """One token of every row that still follows its draft: sampler, stop test; other rows stand still.
+
+    carry: the rows, and which of them have drawn what was drafted so far. position: what the sampler looks at, and
+    the drafted token that its draw is compared with.
+    """
+    rows, following_B = carry
+    context, drafted_B = position
     with jax.named_scope("sampler"):
         key_B = jax.vmap(lambda key, step: jax.random.fold_in(jax.random.fold_in(key, step), Purpose.DRAW))(
-            request.key_B, state.step_B
+            request.key_B, rows.step_B
         )
-        context = Context(logits_BTV[:, 0], metrics)
-        token_B, sampler_state, info = sampler.step(key_B, state.sampler, context, sampler_cfg)
-        chex.assert_tree_shape_prefix((token_B, info), state.token_B.shape)
+        token_B, sampler_state, info = sampler.step(key_B, rows.sampler, context, sampler_cfg)
+        chex.assert_tree_shape_prefix((token_B, sampler_state, info), rows.token_B.shape)
 
-    running_B = state.finish_B == Finish.RUNNING
-    finite_B = jnp.isfinite(metrics.logits_entropy)  # NaN or +inf anywhere in a row's logits makes it NaN
+    running_B = (rows.finish_B == Finish.RUNNING) & following_B
+    finite_B = jnp.isfinite(
+        context.metrics.logits_entropy
+    )  # NaN or +inf anywhere in a row's logits makes it NaN
     live_B = running_B & finite_B
-    step_B = state.step_B + live_B.astype(jnp.int32)
+    step_B = rows.step_B + live_B.astype(jnp.int32)
     ended_B = jnp.select(
         [~finite_B, jnp.any(token_B[:, None] == request.stop_E[None, :], axis=-1), step_B >= request.limit_B],
         [jnp.full_like(step_B, Finish.NAN), jnp.full_like(step_B, Finish.STOP_TOKEN), request.limit_reason_B],
         jnp.full_like(step_B, Finish.RUNNING),
     )
-    finish_B = jnp.where(running_B, ended_B, state.finish_B)
-    state = DecodeState(
-        token_B=jnp.where(live_B, token_B, state.token_B),
+    finish_B = jnp.where(running_B, ended_B, rows.finish_B)
+
+    def keep(new: Array, old: Array) -> Array:
+        return jnp.where(live_B.reshape(-1, *(1,) * (new.ndim - 1)), new, old)
+
+    rows = Rows(
+        token_B=keep(token_B, rows.token_B),
         step_B=step_B,
         finish_B=finish_B,
-        tail=tail,
-        sampler=sampler_state,
+        sampler=jax.tree.map(keep, sampler_state, rows.sampler),
     )
-    return state, StepRecord(token_B, live_B, finish_B, metrics, info)
+    record = StepRecord(token_B, live_B, finish_B, context.metrics, info)
+    return (rows, live_B & (token_B == drafted_B)), record
 
 
-@partial(jax.jit, static_argnames=("cfg", "sampler"), donate_argnames=("state",))
+@partial(jax.jit, static_argnames=("cfg", "sampler", "n_draft"), donate_argnames=("state",))
 def decode_chunk(
     weights: Weights,
     request: Request,
@@ -149,13 +233,14 @@ def decode_chunk(
     sampler_cfg: SamplerConfig,
     cfg: ModelConfig,
     sampler: Sampler,
+    n_draft: int = 0,
 ) -> tuple[DecodeState, StepRecord, Array]:
-    """(state, records `[tail size, B]`, how many of them are filled).
+    """(state, records `[tail size, n_draft + 1, B]`, how many of them, by the first axis, are filled).
 
-    Runs until `n_steps` are done, the tail is full or every row has ended. The cache is only read; `commit` the
-    full tail before the next chunk.
+    Runs until `n_steps` are done, a tail has no room for another step, or every row has ended. The cache is only
+    read; `commit` the full tail before the next chunk.
     """
-    step = partial(decode_step, sampler_cfg=sampler_cfg, cfg=cfg, sampler=sampler)
+    step = partial(decode_step, sampler_cfg=sampler_cfg, cfg=cfg, sampler=sampler, n_draft=n_draft)
     size = state.tail.size
     blank = jax.tree.map(
         lambda leaf: jnp.zeros((size, *leaf.shape), leaf.dtype),
@@ -164,7 +249,9 @@ def decode_chunk(
 
     def go_on(carry: tuple[Array, DecodeState, StepRecord]) -> Array:
         done, state, _ = carry
-        return (done < n_steps) & (state.tail.used < size) & jnp.any(state.finish_B == Finish.RUNNING)
+        running_B = state.rows.finish_B == Finish.RUNNING
+        room = jnp.all(~running_B | (state.tail.used_B + n_draft < size))
+        return (done < n_steps) & room & jnp.any(running_B)
 
     def body(carry: tuple[Array, DecodeState, StepRecord]) -> tuple[Array, DecodeState, StepRecord]:
         done, state, records = carry

@@ -79,6 +79,9 @@ class Flags:
         UseAppendAction[tuple[str, ...]],
         _flag("end where this text appears, and leave it out", "TEXT", "(repeatable)"),
     ] = ()
+    speculate: Annotated[
+        int, _flag("draft so many tokens from the text itself; changes the speed, not the text", "K", None)
+    ] = GenerateConfig.speculate
     system: Annotated[_Text, _flag("a system message before the prompt")] = None
     raw: Annotated[bool, _flag("continue the prompt as plain text, without a chat template")] = False
     allow_special: Annotated[bool, _flag("names of special tokens in the prompt become these tokens")] = False
@@ -129,6 +132,7 @@ def main(args: Sequence[str] | None = None) -> None:
         "max_new_tokens": flags.max_new_tokens,
         "seed": flags.seed,
         "stop": flags.stop,
+        "speculate": flags.speculate,
     }
 
     # These compile and load; what is wrong so far was said without waiting for them.
@@ -228,7 +232,7 @@ def _describe(metadata: Mapping[str, Any]) -> str:
 
 def _check(flags: Flags) -> None:
     """Raises a ValueError for values that no model and no prompt could make right."""
-    values = {"max_new_tokens": flags.max_new_tokens, "seed": flags.seed, "stop": flags.stop}
+    values = {name: getattr(flags, name) for name in ("max_new_tokens", "seed", "stop", "speculate")}
     config.from_mapping(GenerateConfig, values, "flags")
     for name in ("prompt", "system", "stop"):
         text = getattr(flags, name) or ""

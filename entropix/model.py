@@ -3,7 +3,8 @@
 Keys and values live in two places. The `KVCache` holds the committed past and is only ever *read* by `forward`; the
 short `KVTail` takes the newest tokens and is written. `commit` moves a full tail into the cache. A decode loop that
 carries only the tail leaves the large cache untouched for many steps, so no compiler has a reason to copy it, and
-rows of different lengths need no padding: slot j of a row's cache always holds its j-th token.
+rows of different lengths need no padding: slot j of a row's cache always holds its j-th token, and slot j of its tail
+the j-th after those.
 
 Letters in names: B row, T query position, S cache slot, R tail slot, D width, N query heads, K key/value heads,
 G = N/K, H head width, F feed-forward width, V vocabulary, L layer.
@@ -35,11 +36,11 @@ class KVCache(NamedTuple):
 
 
 class KVTail(NamedTuple):
-    """Keys and values of the newest tokens. Slot j of row b is position `length_B[b] + j`; `used` slots are filled."""
+    """Keys and values of the newest tokens. Slot j of row b is position `length_B[b] + j`; `used_B[b]` are filled."""
 
     k_LBKHR: tuple[Array, ...]
     v_LBKRH: tuple[Array, ...]
-    used: Array  # int32 scalar: rows advance together
+    used_B: Array  # int32
 
     @property
     def size(self) -> int:
@@ -68,7 +69,7 @@ def empty_cache(cfg: ModelConfig, batch: int, capacity: int, dtype: jnp.dtype) -
 def empty_tail(cfg: ModelConfig, batch: int, size: int, dtype: jnp.dtype) -> KVTail:
     """A tail with room for `size` tokens."""
     k, v, _ = empty_cache(cfg, batch, size, dtype)
-    return KVTail(k, v, jnp.zeros((), jnp.int32))
+    return KVTail(k, v, jnp.zeros(batch, jnp.int32))
 
 
 def grow(cache: KVCache, capacity: int) -> KVCache:
@@ -99,12 +100,12 @@ def forward(
 ) -> tuple[Array, KVTail, Attention]:
     """(logits_BTV float32, the tail with T more tokens, the attention scores of every layer).
 
-    Token t of row b stands at position `cache.length_B[b] + tail.used + t` and sees everything up to itself. One
-    function serves prefill (a fresh tail of T slots) and decoding (T = 1). Under `jit`, an output that the caller
-    drops is never computed.
+    Token t of row b stands at position `cache.length_B[b] + tail.used_B[b] + t` and sees everything up to itself. One
+    function serves prefill (a fresh tail of T slots), decoding (T = 1) and the check of a draft. Under `jit`, an
+    output that the caller drops is never computed.
     """
     batch, n_new = tokens_BT.shape
-    query_BT = (cache.length_B + tail.used)[:, None] + jnp.arange(n_new, dtype=jnp.int32)[None, :]
+    query_BT = (cache.length_B + tail.used_B)[:, None] + jnp.arange(n_new, dtype=jnp.int32)[None, :]
     visible_BTS, position_BS = visible_keys(query_BT, cache, tail)
     cos_BTH, sin_BTH = rope_table(query_BT, cfg)
 
@@ -116,8 +117,8 @@ def forward(
         q_BKGTH, k_BKHT, v_BKTH = project(
             layer, rms_norm(x_BTD, layer.attn_norm_D, cfg), cos_BTH, sin_BTH, cfg
         )
-        k_BKHR = jax.lax.dynamic_update_slice(k_BKHR, k_BKHT, (0, 0, 0, tail.used))
-        v_BKRH = jax.lax.dynamic_update_slice(v_BKRH, v_BKTH, (0, 0, tail.used, 0))
+        k_BKHR = place(k_BKHR, k_BKHT, tail.used_B, axis=3)
+        v_BKRH = place(v_BKRH, v_BKTH, tail.used_B, axis=2)
         score_BKGTS = attention_scores(q_BKGTH, k_BKHS, k_BKHR)
         x_BTD = x_BTD + attend(layer, score_BKGTS, visible_BTS, v_BKSH, v_BKRH)
         x_BTD = x_BTD + feed_forward(layer, rms_norm(x_BTD, layer.ffn_norm_D, cfg))
@@ -126,8 +127,24 @@ def forward(
         scores.append(score_BKGTS.reshape(batch, cfg.n_heads, n_new, -1))
 
     logits_BTV = unembed(weights, rms_norm(x_BTD, weights.norm_D, cfg))
-    tail = KVTail(tuple(tail_k), tuple(tail_v), tail.used + n_new)
+    tail = KVTail(tuple(tail_k), tuple(tail_v), tail.used_B + n_new)
     return logits_BTV, tail, Attention(jnp.stack(scores), visible_BTS, position_BS)
+
+
+def place(buffer: Array, new: Array, start_B: Array, axis: int) -> Array:
+    """The buffer with `new` written at slots `start_B[b], start_B[b] + 1, …` of row b; what would lie outside is lost.
+
+    For a few new slots, a choice at every slot: rows write in different places, and a scatter would take them in turn.
+    """
+    if new.shape == buffer.shape:  # only slot 0 leaves room
+        return new
+    slot = jax.lax.broadcasted_iota(
+        jnp.int32, (1,) * axis + (buffer.shape[axis],) + (1,) * (buffer.ndim - axis - 1), axis
+    )
+    start = start_B.reshape(-1, *(1,) * (buffer.ndim - 1))
+    for t in range(new.shape[axis]):
+        buffer = jnp.where(slot == start + t, jax.lax.slice_in_dim(new, t, t + 1, axis=axis), buffer)
+    return buffer
 
 
 def visible_keys(query_BT: Array, cache: KVCache, tail: KVTail) -> tuple[Array, Array]:

@@ -30,6 +30,7 @@ class Timing(NamedTuple):
     first_token: float | None
     total: float
     tokens_per_second: float | None  # of the steady state: after the first chunk, which includes compilation
+    forward_passes: int  # of decoding; with drafts fewer than the longest answer has tokens
 
 
 # ----- colours ----------------------------------------------------------------------------------------------
@@ -96,6 +97,7 @@ def stats(results: Sequence[Result], strategies: Sequence[str], timing: Timing) 
         ("prompt tokens", str(sum(len(result.prompt_ids) for result in results)), ""),
         ("new tokens", str(total), ""),
         ("time to first token", _number(timing.first_token), "s, compilation included"),
+        ("forward passes", str(timing.forward_passes), ""),
         ("total time", _number(timing.total), "s"),
         ("speed", _number(timing.tokens_per_second), "tokens/s after the first chunk"),
         *(

@@ -13,10 +13,11 @@ from jax import Array
 
 from entropix import decode
 from entropix.config import GenerateConfig, SamplerConfig
-from entropix.decode import NO_TOKEN, TAIL_SIZE, DecodeState, Finish, Request, StepRecord
+from entropix.decode import TAIL_SIZE, DecodeState, Finish, Request, Rows, StepRecord
 from entropix.loading import Model
 from entropix.model import KVCache, empty_cache, empty_tail
 from entropix.samplers import Sampler
+from entropix.speculation import NO_TOKEN
 
 PREFILL_WIDTHS = (32, 128, 512)  # tokens in one prefill call; each compiles once for each capacity
 MIN_CAPACITY = 256  # slots; doubled as the text grows, up to what the context needs
@@ -30,6 +31,7 @@ class _Run(NamedTuple):
     sampler: Sampler
     sampler_cfg: SamplerConfig
     n_steps: Array
+    n_draft: int
     newest: list[int]  # a row's newest token, whose key and value come with the next step
     tail: list[list[int]]  # the tokens whose keys and values are in the tail
 
@@ -49,11 +51,12 @@ class Session:
         ]  # tokens whose keys and values are in the cache
         self._cache: KVCache | None = None
         self._run: _Run | None = None
+        self.n_passes = 0  # forward passes of decoding so far
 
     @property
     def running(self) -> bool:
         """Whether any row has not ended."""
-        return self._run is not None and bool(jnp.any(self._run.state.finish_B == Finish.RUNNING))
+        return self._run is not None and bool(jnp.any(self._run.state.rows.finish_B == Finish.RUNNING))
 
     def start(
         self,
@@ -71,27 +74,29 @@ class Session:
         check_prompts(prompts, self._model)
         self._flush()
         self._prefill([list(prompt[:-1]) for prompt in prompts])
-        state = DecodeState(
-            token_B=jnp.asarray([prompt[-1] for prompt in prompts], jnp.int32),
+        newest = [prompt[-1] for prompt in prompts]
+        rows = Rows(
+            token_B=jnp.asarray(newest, jnp.int32),
             step_B=jnp.zeros(len(prompts), jnp.int32),
             finish_B=jnp.full(len(prompts), int(Finish.RUNNING), jnp.int32),
-            tail=empty_tail(self._model.config, len(prompts), TAIL_SIZE, self._model.dtype),
             sampler=sampler.init(sampler_cfg, len(prompts), self._model.tokenizer.encode),
         )
         self._run = _Run(
             request=make_request(prompts, self._model, cfg),
-            state=state,
+            state=self._state(rows, newest, cfg.speculate),
             sampler=sampler,
             sampler_cfg=device_config(sampler_cfg),
             n_steps=jnp.asarray(cfg.chunk_length, jnp.int32),
-            newest=[prompt[-1] for prompt in prompts],
+            n_draft=cfg.speculate,
+            newest=newest,
             tail=[[] for _ in prompts],
         )
 
     def advance(self) -> StepRecord:
-        """Up to `chunk_length` more steps of the running rows: their records as numpy arrays `[steps, B]`.
+        """Up to `chunk_length` more steps of the running rows: their records as numpy arrays `[tokens, B]`.
 
-        A chunk may be shorter: when all rows have ended, or where the tail is full.
+        A chunk may be shorter: when all rows have ended, or where the tail is full. With drafts a step makes several
+        tokens; `live_B` tells which of them are there.
         """
         assert self._run is not None and self._cache is not None
         run, self._run = self._run, None  # the state is donated: after an exception here it is gone
@@ -104,42 +109,70 @@ class Session:
             run.sampler_cfg,
             self._model.config,
             run.sampler,
+            n_draft=run.n_draft,
         )
-        records: StepRecord = jax.tree.map(lambda leaf: leaf[: int(done)], jax.device_get(buffer))
+        n_passes = int(done)
+        records: StepRecord = jax.tree.map(
+            lambda leaf: leaf[:n_passes].reshape(-1, len(self._cached)), jax.device_get(buffer)
+        )
         for token_B, live_B in zip(records.token_B, records.live_B, strict=True):
             for row in np.flatnonzero(live_B):
                 run.tail[row].append(run.newest[row])
                 run.newest[row] = int(token_B[row])
+        self.n_passes += n_passes
         self._run = run._replace(state=state)
-        if int(state.tail.used) == TAIL_SIZE:
+        running = np.flatnonzero(np.asarray(state.rows.finish_B) == Finish.RUNNING)
+        if any(len(run.tail[row]) + run.n_draft >= TAIL_SIZE for row in running):
             self._commit()
         return records
 
     def end(self, rows: Iterable[int], reason: Finish = Finish.STOP_STRING) -> None:
         """Stops these rows where they are."""
         assert self._run is not None
-        finish_B = np.array(self._run.state.finish_B)
+        finish_B = np.array(self._run.state.rows.finish_B)
         finish_B[list(rows)] = reason
-        self._run = self._run._replace(state=self._run.state._replace(finish_B=jnp.asarray(finish_B)))
+        state = self._run.state
+        ended = state.rows._replace(finish_B=jnp.asarray(finish_B))
+        self._run = self._run._replace(state=state._replace(rows=ended))
 
     def _commit(self) -> None:
         """Moves the tail into the cache and opens a new one."""
-        assert self._run is not None and self._cache is not None
-        run, batch = self._run, len(self._cached)
+        assert self._run is not None
+        run, self._run = self._run, None
+        cache, cached = self._take_cache()
         count_B = jnp.asarray([len(tokens) for tokens in run.tail], jnp.int32)
-        self._cache = decode.commit(self._cache, run.state.tail, count_B)
-        for cached, tokens in zip(self._cached, run.tail, strict=True):
-            cached.extend(tokens)
+        cache = decode.commit(cache, run.state.tail, count_B)
+        self._cache = cache
+        self._cached = [held + tokens for held, tokens in zip(cached, run.tail, strict=True)]
         self._reserve(max(map(len, self._cached)) + TAIL_SIZE)
+        state = self._state(run.state.rows, run.newest, run.n_draft)
+        self._run = run._replace(state=state, tail=[[] for _ in cached])
+
+    def _state(self, rows: Rows, newest: Sequence[int], n_draft: int) -> DecodeState:
+        """A state with an empty tail and, for drafts, the whole text so far."""
+        assert self._cache is not None
+        batch = len(self._cached)
+        text_BX = np.zeros((batch, self._cache.capacity + TAIL_SIZE if n_draft else 0), np.int32)
+        if n_draft:
+            for row, (held, token) in enumerate(zip(self._cached, newest, strict=True)):
+                text_BX[row, : len(held) + 1] = [*held, token]
         tail = empty_tail(self._model.config, batch, TAIL_SIZE, self._model.dtype)
-        self._run = run._replace(state=run.state._replace(tail=tail), tail=[[] for _ in range(batch)])
+        return DecodeState(rows=rows, tail=tail, text_BX=jnp.asarray(text_BX))
+
+    def _take_cache(self) -> tuple[KVCache, list[list[int]]]:
+        """The cache and its tokens, to be donated. Should an exception come before they are put back, the session
+        starts from nothing, not from a cache that is gone."""
+        assert self._cache is not None
+        cache, cached = self._cache, self._cached
+        self._cache, self._cached = None, [[] for _ in cached]
+        return cache, cached
 
     def _flush(self) -> None:
         """Ends the current run, keeping what it computed; a cache with NaN in it is dropped."""
         if self._run is None:
             return
-        if bool(jnp.any(self._run.state.finish_B == Finish.NAN)):
-            self._cache, self._cached = None, [[] for _ in self._cached]
+        if bool(jnp.any(self._run.state.rows.finish_B == Finish.NAN)):
+            self._take_cache()
         else:
             self._commit()
         self._run = None
@@ -153,21 +186,20 @@ class Session:
         widths = _prefill_widths(max(len(row) - n for row, n in zip(rows, common, strict=True)))
         self._reserve(_slots_needed(common, [len(row) for row in rows], widths))
         for width in widths:
-            new = [row[len(held) : len(held) + width] for row, held in zip(rows, self._cached, strict=True)]
+            cache, held = self._take_cache()
+            new = [row[len(tokens) : len(tokens) + width] for row, tokens in zip(rows, held, strict=True)]
             tokens_BT = np.zeros((len(rows), width), np.int32)
             for row, tokens in enumerate(new):
                 tokens_BT[row, : len(tokens)] = tokens
-            assert self._cache is not None
             self._cache = decode.prefill(
                 self._model.weights,
                 jnp.asarray(tokens_BT),
                 jnp.asarray([len(tokens) for tokens in new], jnp.int32),
-                self._cache,
+                cache,
                 self._model.config,
-                from_empty=not any(self._cached),
+                from_empty=not any(held),
             )
-            for held, tokens in zip(self._cached, new, strict=True):
-                held.extend(tokens)
+            self._cached = [before + tokens for before, tokens in zip(held, new, strict=True)]
 
     def _reserve(self, slots: int) -> None:
         """Makes room for so many slots in every row."""

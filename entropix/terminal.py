@@ -41,7 +41,9 @@ def answer(job: Job, show: Show, session: Session | None = None) -> list[Result]
     all, for rows whose logits were not finite.
     """
     results = [Result(ids) for ids in job.prompt_ids]
+    session = session or Session(job.model, len(results))
     page, clock = _Page(job, show), _Clock(job)
+    passes_before = session.n_passes
     try:
         for event in _until_ctrl_c(_after_wait(run(job, session), "compiling and reading the prompt")):
             add(results, event)
@@ -54,7 +56,7 @@ def answer(job: Job, show: Show, session: Session | None = None) -> list[Result]
         if show.trace is not None:
             trace.write(show.trace, job, results)
         page.close(results)
-        _report(job, show, results, clock.timing())
+        _report(job, show, results, clock.timing(session.n_passes - passes_before))
     for row, result in enumerate(results):
         if result.finish == Finish.NAN:
             raise ValueError(f"prompt {row + 1}: {Finish.NAN.sentence}")
@@ -171,11 +173,12 @@ class _Clock:
             in_first = len(results[event.row].records) <= self._first_chunk
             (self._early if in_first else self._late).append(time.perf_counter() - self._start)
 
-    def timing(self) -> report.Timing:
+    def timing(self, forward_passes: int) -> report.Timing:
         return report.Timing(
             first_token=self._early[0] if self._early else None,
             total=time.perf_counter() - self._start,
             tokens_per_second=len(self._late) / (self._late[-1] - self._early[-1]) if self._late else None,
+            forward_passes=forward_passes,
         )
 
 

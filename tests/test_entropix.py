@@ -421,6 +421,6 @@ def test_the_clarifier_is_text_for_the_models_own_tokenizer() -> None:
 
     state = SAMPLERS["entropix"].init(dataclasses.replace(CFG, clarifier=" ..."), 2, encode)
     assert asked == [" ..."]
-    assert state.token_Q[: int(state.length)].tolist() == [7, 8, 9]
+    assert state.token_BQ[0, : int(state.length_B[0])].tolist() == [7, 8, 9]
     assert state.next_B.shape == state.just_inserted_B.shape == (2,)
-    assert jnp.issubdtype(state.token_Q.dtype, jnp.int32)
+    assert jnp.issubdtype(state.token_BQ.dtype, jnp.int32)

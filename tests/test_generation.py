@@ -1,6 +1,8 @@
 """Generation as a whole on the toy model: positions, keys, stops, limits, and everything that must change nothing."""
 
 import dataclasses
+import math
+import re
 
 import jax
 import jax.numpy as jnp
@@ -275,6 +277,35 @@ def test_a_long_clarifier_is_emitted_token_by_token_and_never_twice_in_a_row(toy
     assert bytes(result.token_ids[:4]) == b"wait" == bytes(result.token_ids[5:9])
 
 
+@pytest.mark.parametrize("broken", ["prefill", "commit", "decode_chunk"])
+def test_a_session_recovers_from_an_interrupt_that_took_its_cache(toy_model, monkeypatch, broken):
+    """Ctrl-C may come when the device already owns the cache and the session does not have the new one yet."""
+    rule, cfg = samplers.get("entropix"), GenerateConfig(max_new_tokens=50)
+    rows = Session(toy_model, 1)
+
+    def answer():
+        rows.start([PROMPTS[1]], rule, SamplerConfig(), cfg)
+        token_ids = []
+        while rows.running:
+            token_ids += rows.advance().token_B[:, 0].tolist()
+        return token_ids
+
+    expected = answer()
+    whole = getattr(decode, broken)
+
+    def torn(*args, **kwargs):
+        jax.block_until_ready(whole(*args, **kwargs))
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(decode, broken, torn)
+        with pytest.raises(KeyboardInterrupt):
+            rows.start([[77] * 40], rule, SamplerConfig(), cfg)
+            while rows.running:
+                rows.advance()
+    assert answer() == expected
+
+
 # ----- the compiled program --------------------------------------------------------------------------------------
 
 
@@ -306,14 +337,43 @@ def test_fifty_configs_seeds_and_lengths_compile_nothing_new(toy_model):
     assert (decode.decode_chunk._cache_size(), decode.prefill._cache_size()) == before
 
 
-def test_the_compiled_loop_never_calls_the_host(toy_model):
-    rule, cfg = samplers.get("entropix"), session.device_config(SamplerConfig())
-    rows = Session(toy_model, 2)
-    rows.start([[1], [2, 3]], rule, SamplerConfig(), GenerateConfig())
-    live = rows._run
+def lowered_chunk(model, prompts):
+    """The loop as `Session` runs it, and the cache it reads."""
+    rule = samplers.get("entropix")
+    rows = Session(model, len(prompts))
+    rows.start(prompts, rule, SamplerConfig(), GenerateConfig())
+    run, cfg = rows._run, session.device_config(SamplerConfig())
     lowered = decode.decode_chunk.lower(
-        toy_model.weights, live.request, rows._cache, live.state, live.n_steps, cfg, toy_model.config, rule
+        model.weights, run.request, rows._cache, run.state, run.n_steps, cfg, model.config, rule
     )
-    text = lowered.as_text()
+    return lowered, rows._cache
+
+
+def made_of_size(program, n_elements):
+    """Operations of a compiled program that make an array of so many elements, other than by naming one."""
+    free = {"parameter", "get-tuple-element", "bitcast", "while", "tuple"}
+    made = re.findall(r"= (\(.*?\)|\S+) ([\w-]+)\(", program.as_text())
+    return [
+        operation
+        for results, operation in made
+        for dims in re.findall(r"\w\[([\d,]+)\]", results)
+        if math.prod(map(int, dims.split(","))) == n_elements and operation not in free
+    ]
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_no_step_copies_or_rewrites_a_cache_array(toy_model, batch):
+    """A copy costs as much as reading all that the cache holds, once more, for every token."""
+    lowered, cache = lowered_chunk(toy_model, [[1, 2]] * batch)
+    size = cache.k_LBKHS[0].size
+    assert made_of_size(lowered.compile(), size) == []
+    kept_and_changed = (
+        jax.jit(lambda cache: jax.tree.map(lambda x: x.at[0].set(0), cache)).lower(cache).compile()
+    )
+    assert made_of_size(kept_and_changed, size), "this test would not see a copy"
+
+
+def test_the_compiled_loop_never_calls_the_host(toy_model):
+    text = lowered_chunk(toy_model, [[1], [2, 3]])[0].as_text()
     assert "while" in text
     assert not [word for word in ("callback", "infeed", "outfeed", "host_compute") if word in text.lower()]

@@ -24,6 +24,7 @@ ORDER = [
     "metrics",
     "filters",
     "samplers.base", "samplers.baselines", "samplers.entropix", "samplers",
+    "speculation",
     "decode",
     "loading",
     "session",

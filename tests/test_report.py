@@ -121,11 +121,12 @@ def test_means_leave_out_what_is_not_finite() -> None:
 
 def test_statistics_are_a_line_a_figure() -> None:
     results = [result(record("flow"), record("flow"), record("explore", logits_entropy=2.5)), result()]
-    timing = report.Timing(first_token=1.23456, total=2.0, tokens_per_second=12.3456)
-    assert report.stats(results, STRATEGIES, timing).split("\n")[:11] == [
+    timing = report.Timing(first_token=1.23456, total=2.0, tokens_per_second=12.3456, forward_passes=7)
+    assert report.stats(results, STRATEGIES, timing).split("\n")[:12] == [
         "prompt tokens                          6",
         "new tokens                             3",
         "time to first token                1.235  s, compilation included",
+        "forward passes                         7",
         "total time                             2  s",
         "speed                              12.35  tokens/s after the first chunk",
         "flow                                   2  66.7 %",
@@ -138,11 +139,12 @@ def test_statistics_are_a_line_a_figure() -> None:
 
 
 def test_statistics_of_nothing_are_dashes() -> None:
-    lines = report.stats([result()], ("greedy",), report.Timing(None, 0.5, None)).split("\n")
-    assert lines[2:6] == [
+    lines = report.stats([result()], ("greedy",), report.Timing(None, 0.5, None, 1)).split("\n")
+    assert lines[2:7] == [
         "time to first token                    -  s, compilation included",
+        "forward passes                         1",
         "total time                           0.5  s",
         "speed                                  -  tokens/s after the first chunk",
         "greedy                                 0",
     ]
-    assert lines[6] == "mean logits_entropy                    -"
+    assert lines[7] == "mean logits_entropy                    -"

@@ -43,9 +43,10 @@ class SampleInfo(NamedTuple):
 class Sampler(NamedTuple):
     """A named rule. The functions are module-level: a fresh closure would be a fresh compilation.
 
-    `init(cfg, batch, encode)` returns the state, a pytree of arrays, `()` when there is none. It runs on the host;
-    `encode` turns text into token ids. `step(key_B, state, context, cfg)` returns (token_B int32, state, SampleInfo).
-    It is pure, traced under `jit`, treats rows independently and takes all its randomness from the row's key.
+    `init(cfg, batch, encode)` returns the state, a pytree of arrays whose first axis is the row, `()` when there is
+    none. It runs on the host; `encode` turns text into token ids. `step(key_B, state, context, cfg)` returns
+    (token_B int32, state, SampleInfo). It is pure, traced under `jit`, treats rows independently and takes all its
+    randomness from the row's key.
     """
 
     name: str

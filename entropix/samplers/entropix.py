@@ -50,8 +50,8 @@ class Strategy(IntEnum):
 class Clarifier(NamedTuple):
     """The text that `clarify` inserts, and how far each row has got with it."""
 
-    token_Q: Array  # int32, padded
-    length: Array  # int32 scalar; 0 inserts nothing
+    token_BQ: Array  # int32, padded; the same in every row
+    length_B: Array  # int32; 0 inserts nothing
     next_B: Array  # int32: the next token to insert; 0 when no insertion is under way
     just_inserted_B: Array  # bool: the newest token was the clarifier's last
 
@@ -62,8 +62,8 @@ def init(cfg: SamplerConfig, batch: int, encode: Encode) -> Clarifier:
     width = 1 << max(len(tokens) - 1, 0).bit_length()
     token_Q = jnp.asarray(tokens + [0] * (width - len(tokens)), jnp.int32)
     return Clarifier(
-        token_Q=token_Q,
-        length=jnp.asarray(len(tokens), jnp.int32),
+        token_BQ=jnp.tile(token_Q, (batch, 1)),
+        length_B=jnp.full(batch, len(tokens), jnp.int32),
         next_B=jnp.zeros(batch, jnp.int32),
         just_inserted_B=jnp.zeros(batch, bool),
     )
@@ -185,7 +185,9 @@ def step(
     under_way_B = state.next_B > 0
     strategy_B = choose(metrics, clarify_above, resample_above, cfg)
     strategy_B = jnp.where(under_way_B, Strategy.CLARIFY, strategy_B)
-    inject_B = under_way_B | ((strategy_B == Strategy.CLARIFY) & ~state.just_inserted_B & (state.length > 0))
+    inject_B = under_way_B | (
+        (strategy_B == Strategy.CLARIFY) & ~state.just_inserted_B & (state.length_B > 0)
+    )
 
     chosen = settings(strategy_B, metrics, cfg)
     candidates: Candidates = best(logits_BV, cfg.max_top_k)
@@ -193,7 +195,9 @@ def step(
     log_p_BC = candidates.logits_BC - log_normalizer(logits_BV)[:, None]
     index_B = _draw(key_B, filtered_BC, log_p_BC, strategy_B, cfg.n_adaptive_samples)
 
-    token_B = jnp.where(inject_B, state.token_Q[state.next_B], filters.at(candidates.token_BC, index_B))
+    token_B = jnp.where(
+        inject_B, filters.at(state.token_BQ, state.next_B), filters.at(candidates.token_BC, index_B)
+    )
     logprob_B = model_logprob(logits_BV, token_B)
     adaptive_B = strategy_B == Strategy.ADAPTIVE
     info = SampleInfo(
@@ -207,10 +211,10 @@ def step(
         score_B=jnp.where(adaptive_B, logprob_B + step_score(metrics, cfg), jnp.nan),
         injected_B=inject_B,
     )
-    end_B = inject_B & (state.next_B + 1 >= state.length)
+    end_B = inject_B & (state.next_B + 1 >= state.length_B)
     state = Clarifier(
-        token_Q=state.token_Q,
-        length=state.length,
+        token_BQ=state.token_BQ,
+        length_B=state.length_B,
         next_B=jnp.where(inject_B & ~end_B, state.next_B + 1, 0),
         just_inserted_B=end_B,
     )

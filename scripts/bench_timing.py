@@ -1,0 +1,104 @@
+"""Timing in turns, and the table of what comes out: the parts of scripts/bench_decode.py that know no model."""
+
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from statistics import median
+from typing import Any, NamedTuple
+
+import jax
+
+PAUSE = 0.05  # seconds before each run: the last one's idle threads spin for a while before they sleep
+COMPILED = "/jax/core/compile/backend_compile_duration"  # JAX's event: a program was compiled
+
+
+class Case(NamedTuple):
+    """Something to time."""
+
+    name: str
+    tokens: int  # that a run computes; 0 where the case is not about tokens
+    run: Callable[[], Any]
+    before: Callable[[], Any] | None = None  # called before each run and not timed
+    read_bytes: int = 0  # that a run must read
+    ratio: tuple[str, str] | None = None  # (a, b): report the tokens/s of case a over those of another, b
+
+
+class Row(NamedTuple):
+    """One line of the table."""
+
+    what: str
+    value: float
+    unit: str
+    gigabytes: float | None = None  # of weights read, a second
+    share: float | None = None  # of the bandwidth
+    ratio: float | None = None
+    ratio_of: tuple[str, str] | None = None  # the two cases whose tokens/s it compares
+
+
+def rounds(cases: Sequence[Case], repeats: int) -> dict[str, list[float]]:
+    """Seconds of every run by the case's name: all cases once, then all cases again, `repeats` times.
+
+    A case that is listed several times has that many runs a round.
+    """
+    seconds: dict[str, list[float]] = {case.name: [] for case in cases}
+    for number in range(1, repeats + 1):
+        print(f"round {number} of {repeats}", file=sys.stderr, flush=True)
+        for case in cases:
+            if case.before is not None:
+                case.before()
+                jax.block_until_ready(jax.live_arrays())  # whatever it has launched
+            time.sleep(PAUSE)
+            start = time.perf_counter()
+            jax.block_until_ready(case.run())
+            seconds[case.name].append(time.perf_counter() - start)
+    return seconds
+
+
+class Compilations:
+    """Counts the programs that this process compiles from now on."""
+
+    def __init__(self) -> None:
+        self.count, self.seconds = 0, 0.0
+        jax.monitoring.register_event_duration_secs_listener(self._note)
+
+    def _note(self, event: str, duration_secs: float, **_: str | int) -> None:
+        if event == COMPILED:
+            self.count += 1
+            self.seconds += duration_secs
+
+
+def bandwidth(cases: Sequence[Case], seconds: Mapping[str, Sequence[float]]) -> float:
+    """Bytes a second of the best run of any case that reads and computes no tokens."""
+    readers = [case for case in cases if case.read_bytes and not case.tokens]
+    return max(case.read_bytes / min(seconds[case.name]) for case in readers)
+
+
+def speed_rows(cases: Sequence[Case], seconds: Mapping[str, Sequence[float]]) -> Iterator[Row]:
+    """A row of medians for every case that computes tokens."""
+    best = bandwidth(cases, seconds)
+    speed = {case.name: case.tokens / median(seconds[case.name]) for case in cases}
+    for case in cases:
+        if not case.tokens:
+            continue
+        row = Row(case.name, speed[case.name], "tokens/s")
+        if case.read_bytes:
+            read = case.read_bytes / median(seconds[case.name])
+            row = row._replace(gigabytes=read / 1e9, share=read / best)
+        over, under = case.ratio or ("", "")
+        if over != under:
+            row = row._replace(ratio=speed[over] / speed[under], ratio_of=case.ratio)
+        yield row
+
+
+HEADING = f"{'':46}{'':>10} {'':10}{'GB/s':>8}{'ceiling':>8}  ratio of tokens/s"
+
+
+def show(row: Row) -> str:
+    """The row as a line below `HEADING`."""
+    speed = "" if row.gigabytes is None else f"{row.gigabytes:.1f}"
+    share = "" if row.share is None else f"{row.share:.2f}"
+    ratio = ""
+    if row.ratio_of is not None:
+        over, under = row.ratio_of
+        ratio = f"{row.ratio:.2f} × {under}" if over == row.what else f"{over} = {row.ratio:.2f} × this"
+    return f"{row.what:46}{row.value:>10.4g} {row.unit:10}{speed:>8}{share:>8}  {ratio}".rstrip()
