@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from entropix.metrics import total
+
 
 class Settings(NamedTuple):
     """Parameters of one pass through the chain, one number a row; None leaves a filter out altogether."""
@@ -55,8 +57,8 @@ def min_p(logits_BV: Array, ratio_B: Array | float) -> Array:
 
 def top_k(logits_BV: Array, k_B: Array | int) -> Array:
     """Keeps the k most likely tokens, k >= 1 (Fan 2018, arXiv:1805.04833); among equals the lower index."""
-    sorted_BV, index_BV = descending(logits_BV)
-    return _keep_first(logits_BV, k_B, sorted_BV, index_BV)
+    k_B = jnp.clip(jnp.asarray(k_B, jnp.int32), 1, logits_BV.shape[-1]).astype(jnp.float32)
+    return keep(logits_BV, leading(logits_BV, jnp.ones_like(logits_BV), k_B))
 
 
 def top_p(logits_BV: Array, mass_B: Array | float) -> Array:
@@ -64,12 +66,14 @@ def top_p(logits_BV: Array, mass_B: Array | float) -> Array:
 
     Mass is a share of what earlier filters left. At 1 everything stays, whatever the rounding of the sum.
     """
-    sorted_BV, index_BV = descending(logits_BV)
-    p_BV = jax.nn.softmax(sorted_BV, axis=-1)
-    before_BV = jnp.cumsum(p_BV, axis=-1) - p_BV
-    mass_B1 = _column(mass_B)
-    count_B = jnp.sum((before_BV < mass_B1) | (mass_B1 >= 1), axis=-1)
-    return _keep_first(logits_BV, jnp.maximum(count_B, 1), sorted_BV, index_BV)
+    mass_B = jnp.asarray(mass_B, jnp.float32)
+    wanted_B = jnp.where(mass_B >= 1, jnp.inf, jnp.maximum(mass_B, jnp.finfo(jnp.float32).tiny))
+    return keep(logits_BV, leading(logits_BV, jax.nn.softmax(logits_BV, axis=-1), wanted_B))
+
+
+def keep(logits_BV: Array, kept_BV: Array) -> Array:
+    """The logits of the tokens that are kept; -inf for the others."""
+    return jnp.where(kept_BV, logits_BV, -jnp.inf)
 
 
 def kept(logits_BV: Array) -> Array:
@@ -88,22 +92,38 @@ def at(values_BV: Array, index_B: Array) -> Array:
     return jnp.take_along_axis(values_BV, index_B[:, None], axis=-1)[:, 0]
 
 
-def descending(logits_BV: Array) -> tuple[Array, Array]:
-    """(sorted_BV, index_BV int32): most likely first; equals stay in index order."""
-    index_BV = jax.lax.broadcasted_iota(jnp.int32, logits_BV.shape, logits_BV.ndim - 1)
-    negative_BV, index_BV = jax.lax.sort((-logits_BV, index_BV), dimension=-1, num_keys=1, is_stable=True)
-    return -negative_BV, index_BV
+def leading(key_BV: Array, weight_BV: Array, wanted_B: Array) -> Array:
+    """Marks the largest keys, up to the one with which their weights sum to `wanted` > 0; all, if they never do.
+
+    Of equal keys, which must have equal weights, the one with the lower index comes first. No sort: a binary search
+    for the bits of the smallest key that is kept, 32 sums, takes a thirtieth of the time over a vocabulary.
+    """
+    bits_BV = _in_order(key_BV)
+    wanted_B = jnp.broadcast_to(wanted_B, key_BV.shape[:-1])
+    lowest = jnp.iinfo(jnp.int32).min
+
+    def weight_from(bound_B: Array) -> Array:
+        return total(jnp.where(bits_BV >= bound_B[..., None], weight_BV, 0))
+
+    def narrow(step: Array, bound_B: Array) -> Array:
+        higher_B = bound_B + jax.lax.shift_left(
+            jnp.int32(1), 31 - step
+        )  # from the lowest integer, 2³¹ wraps to 0
+        return jnp.where(weight_from(higher_B) >= wanted_B, higher_B, bound_B)
+
+    bound_B1 = jax.lax.fori_loop(0, 32, narrow, jnp.full(wanted_B.shape, lowest))[..., None]
+    above_BV, equal_BV = bits_BV > bound_B1, bits_BV == bound_B1
+    missing_B = wanted_B - total(jnp.where(above_BV, weight_BV, 0))
+    each_B = jnp.max(jnp.where(equal_BV, weight_BV, 0), axis=-1)
+    count_B1 = jnp.maximum(jnp.ceil(missing_B / each_B), 1)[..., None]
+    rank_BV = jnp.cumsum(equal_BV.astype(jnp.float32), axis=-1)
+    return above_BV | (equal_BV & (rank_BV <= count_B1))
 
 
-def _keep_first(logits_BV: Array, count_B: Array | int, sorted_BV: Array, index_BV: Array) -> Array:
-    """Keeps the first `count` tokens of the descending order: all that do not come after the last one kept."""
-    last_B1 = _column(jnp.clip(jnp.asarray(count_B, jnp.int32), 1, logits_BV.shape[-1])) - 1
-    last_B1 = jnp.broadcast_to(last_B1, (*logits_BV.shape[:-1], 1))
-    logit_B1 = jnp.take_along_axis(sorted_BV, last_B1, axis=-1)
-    index_B1 = jnp.take_along_axis(index_BV, last_B1, axis=-1)
-    token_BV = jax.lax.broadcasted_iota(jnp.int32, logits_BV.shape, logits_BV.ndim - 1)
-    keep_BV = (logits_BV > logit_B1) | ((logits_BV == logit_B1) & (token_BV <= index_B1))
-    return jnp.where(keep_BV, logits_BV, -jnp.inf)
+def _in_order(x: Array) -> Array:
+    """Integers in the same order as these float32 numbers, 0 and -0 alike (IEEE 754: bits order like magnitudes)."""
+    bits = jax.lax.bitcast_convert_type(jnp.where(x == 0, 0, x), jnp.int32)
+    return jnp.where(bits < 0, bits ^ jnp.iinfo(jnp.int32).max, bits)
 
 
 def _column(value_B: Array | float) -> Array:

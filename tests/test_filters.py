@@ -314,7 +314,39 @@ def test_draws_are_int32_tokens_and_float32_log_probabilities() -> None:
     assert filters.kept(logits_of(P, P)).dtype == jnp.int32
 
 
-def test_descending_sorts_stably() -> None:
-    sorted_BV, index_BV = filters.descending(jnp.asarray([[1.0, 3.0, -jnp.inf, 3.0, 2.0]]))
-    assert sorted_BV.tolist() == [[3.0, 3.0, 2.0, 1.0, -math.inf]]
-    assert index_BV.tolist() == [[1, 3, 4, 0, 2]]
+# ----- the search for the leading tokens --------------------------------------------------------------------
+
+
+def test_leading_keys_are_those_of_a_stable_sort_with_ties_zeros_and_infinities() -> None:
+    """Few different values, so that most searches end among equals; weights that sum exactly."""
+    rng = np.random.default_rng(0)
+    values = np.array([-np.inf, -3e38, -2.5, -1e-38, -0.0, 0.0, 1e-38, 0.5, 7.0, 3e38], np.float32)
+    key_BV = values[rng.integers(0, len(values), (200, 60))]
+    weight_BV = np.where(key_BV == 0, 3, np.searchsorted(values, key_BV)).astype(
+        np.float32
+    )  # equal for equal keys
+    wanted_B = rng.integers(1, 400, 200).astype(np.float32)
+    marked_BV = np.asarray(filters.leading(key_BV, weight_BV, wanted_B))
+    for key_V, weight_V, wanted, marked_V in zip(key_BV, weight_BV, wanted_B, marked_BV, strict=True):
+        expected_V, so_far = np.zeros(len(key_V), bool), 0.0
+        for index in np.argsort(-key_V, kind="stable"):
+            expected_V[index] = so_far < wanted
+            so_far += weight_V[index]
+        if so_far >= wanted:
+            np.testing.assert_array_equal(marked_V, expected_V)
+        else:
+            assert marked_V.all()
+
+
+@pytest.mark.parametrize("mass", [0.5, 0.9, 0.999, 0.9999, 0.99999])
+def test_top_p_of_a_large_vocabulary_ends_where_float64_says(mass: float) -> None:
+    """128,256 tokens with a heavy tail, in random order: a running float32 sum would drift through it. The mass
+    kept may miss the mark by the rounding of a few float32 sums."""
+    rng = np.random.default_rng(0)
+    logits_V = (rng.permutation(-2.0 * np.log(np.arange(1, 128_257)))).astype(np.float32)
+    p_V = reference.softmax(logits_V.astype(np.float64))
+    marked_V = np.isfinite(np.asarray(filters.top_p(logits_V[None], mass))[0])
+    weakest = p_V[marked_V].min()
+    assert p_V[~marked_V].max() <= weakest
+    assert p_V[marked_V].sum() >= mass - 5e-7
+    assert p_V[marked_V].sum() - weakest < mass + 5e-7
