@@ -279,4 +279,6 @@ def prefill(
 
 
 commit = jax.jit(model.commit, donate_argnames=("cache",))
+truncate = jax.jit(model.truncate, donate_argnames=("cache",))
+is_finite = jax.jit(model.is_finite)
 grow = jax.jit(model.grow, static_argnames=("capacity",))

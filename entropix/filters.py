@@ -5,6 +5,7 @@ in any token order, with parameters that are numbers or per-row arrays `[B]`, tr
 always survives. The order of the chain is fixed: temperature, min-p, top-k, top-p.
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -82,8 +83,13 @@ def kept(logits_BV: Array) -> Array:
 
 
 def draw(key_B: Array, logits_BV: Array) -> Draw:
-    """One categorical draw a row, by the Gumbel-max trick; each row uses its own key and nothing of its neighbours."""
-    token_B = jax.vmap(jax.random.categorical)(key_B, logits_BV).astype(jnp.int32)
+    """One categorical draw a row, by the Gumbel-max trick; each row uses its own key and nothing of its neighbours.
+
+    In JAX's high-range mode: the usual one has no Gumbel number above 16, so that of a vocabulary's long tail tokens
+    below 1e-7 would hardly ever be drawn, however many there are.
+    """
+    categorical = jax.vmap(partial(jax.random.categorical, mode="high"))
+    token_B = categorical(key_B, logits_BV).astype(jnp.int32)
     return Draw(token_B, at(jax.nn.log_softmax(logits_BV, axis=-1), token_B))
 
 

@@ -75,10 +75,12 @@ def measure(logits_BTV: Array, attention: Attention) -> Metrics:
         attn_varentropy=jnp.mean(jnp.var(entropy_LBNT, axis=2), axis=0),
         agreement=jnp.mean(deviation_LBNT, axis=(0, 2)) / n_BT,
         interaction_strength=jnp.mean(strength_LBNT, axis=(0, 2)) / n_BT,
-        attn_entropy_normalized=jnp.mean(entropy_LBNT, axis=(0, 2)) / jnp.log2(jnp.maximum(n_BT, 2)),
+        attn_entropy_normalized=jnp.minimum(
+            jnp.mean(entropy_LBNT, axis=(0, 2)) / jnp.log2(jnp.maximum(n_BT, 2)), 1
+        ),
         head_agreement=jnp.mean(head_agreement(mean_LBTS, entropy_LBNT), axis=0),
         top_prob=top_prob_BT,
-        margin=top_prob_BT * -jnp.expm1(second_shift(token)),
+        margin=top_prob_BT * jnp.abs(jnp.expm1(second_shift(token))),
         previous_token_attention=previous_token_attention(prob_LBNTS, attention, count_BT),
     )
 
@@ -141,6 +143,8 @@ def previous_token_attention(prob_LBNTS: Array, attention: Attention, count_BT: 
 def head_agreement(mean_LBTS: Array, entropy_LBNT: Array) -> Array:
     """[L, B, T] in [0, 1]: 1 - JSD / log2 N with JSD = entropy of the heads' mean - mean of the heads' entropies."""
     n_heads = entropy_LBNT.shape[2]
-    mixed_LBT = -jnp.sum(mean_LBTS * jnp.log2(jnp.where(mean_LBTS > 0, mean_LBTS, 1.0)), axis=-1)
+    if n_heads == 1:
+        return jnp.ones_like(entropy_LBNT[:, :, 0])
+    mixed_LBT = -contract(mean_LBTS, jnp.log2(jnp.where(mean_LBTS > 0, mean_LBTS, 1.0)))
     divergence_LBT = mixed_LBT - jnp.mean(entropy_LBNT, axis=2)
-    return jnp.clip(1 - divergence_LBT / math.log2(max(n_heads, 2)), 0.0, 1.0)
+    return jnp.clip(1 - divergence_LBT / math.log2(n_heads), 0.0, 1.0)

@@ -24,7 +24,7 @@ from entropix.weights import LayerWeights, Weights
 
 
 class KVCache(NamedTuple):
-    """Keys and values of the committed tokens, one array a layer; slots at `length_B` and beyond are empty."""
+    """Keys and values of the committed tokens, one array a layer; slots at `length_B` and beyond are 0."""
 
     k_LBKHS: tuple[Array, ...]
     v_LBKSH: tuple[Array, ...]
@@ -82,17 +82,41 @@ def grow(cache: KVCache, capacity: int) -> KVCache:
 
 
 def commit(cache: KVCache, tail: KVTail, count_B: Array) -> KVCache:
-    """The cache with the first `count_B` tail tokens of each row appended.
+    """The cache with the first `count_B` tail tokens of each row appended; what follows them becomes 0.
 
-    The whole tail is written; slots past a row's count hold leftovers that stay invisible until overwritten. Every
-    row needs `length + tail.size <= capacity`, or the write would be shifted onto live slots.
+    Every row needs `length + tail.size <= capacity`, or the write would be shifted onto live slots.
     """
     write_k, write_v = (
         jax.vmap(partial(jax.lax.dynamic_update_slice_in_dim, axis=slot_axis)) for slot_axis in (2, 1)
     )
-    k = tuple(write_k(old, new, cache.length_B) for old, new in zip(cache.k_LBKHS, tail.k_LBKHR, strict=True))
-    v = tuple(write_v(old, new, cache.length_B) for old, new in zip(cache.v_LBKSH, tail.v_LBKRH, strict=True))
+    tail_k, tail_v = clear_after(tail.k_LBKHR, tail.v_LBKRH, count_B)
+    k = tuple(write_k(old, new, cache.length_B) for old, new in zip(cache.k_LBKHS, tail_k, strict=True))
+    v = tuple(write_v(old, new, cache.length_B) for old, new in zip(cache.v_LBKSH, tail_v, strict=True))
     return KVCache(k, v, cache.length_B + count_B)
+
+
+def truncate(cache: KVCache, length_B: Array) -> KVCache:
+    """The cache of the first `length_B` tokens of each row, which are all there."""
+    return KVCache(*clear_after(cache.k_LBKHS, cache.v_LBKSH, length_B), length_B)
+
+
+def is_finite(cache: KVCache) -> Array:
+    """Whether all keys and values are, a single bool."""
+    return jnp.all(jnp.stack([jnp.isfinite(x).all() for x in (*cache.k_LBKHS, *cache.v_LBKSH)]))
+
+
+def clear_after(
+    k_LBKHS: tuple[Array, ...], v_LBKSH: tuple[Array, ...], count_B: Array
+) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
+    """Keys and values with 0 in the slots from `count_B` on.
+
+    No attention goes there, but 0 times a NaN, left behind by a text that went wrong, would still be NaN.
+    """
+    filled_BS = jnp.arange(v_LBKSH[0].shape[2], dtype=jnp.int32)[None, :] < count_B[:, None]
+    return (
+        tuple(jnp.where(filled_BS[:, None, None, :], k, 0) for k in k_LBKHS),
+        tuple(jnp.where(filled_BS[:, None, :, None], v, 0) for v in v_LBKSH),
+    )
 
 
 def forward(

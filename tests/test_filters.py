@@ -314,6 +314,20 @@ def test_draws_are_int32_tokens_and_float32_log_probabilities() -> None:
     assert filters.kept(logits_of(P, P)).dtype == jnp.int32
 
 
+def test_the_noise_of_a_draw_has_a_tail_of_its_own() -> None:
+    """JAX's usual Gumbel numbers end at 16, which keeps tokens below 1e-7 from ever being drawn. To see that in the
+    draws takes a billion numbers, so it is seen in the noise: the drawn token is the argmax with the better one."""
+    logits_BV = jnp.asarray(np.random.default_rng(0).normal(size=(500, 40)), jnp.float32)
+    key_B = jax.random.split(jax.random.key(0), 500)
+
+    def noise(mode: str) -> Array:
+        return jax.vmap(lambda key: jax.random.gumbel(key, (40,), mode=mode))(key_B)
+
+    token_B = filters.draw(key_B, logits_BV).token_B
+    np.testing.assert_array_equal(token_B, jnp.argmax(logits_BV + noise("high"), axis=-1))
+    assert jnp.any(token_B != jnp.argmax(logits_BV + noise("low"), axis=-1))
+
+
 # ----- the search for the leading tokens --------------------------------------------------------------------
 
 

@@ -182,14 +182,43 @@ def test_a_row_whose_logits_are_not_finite_ends_at_once_and_alone():
     assert len(good.token_ids) > 0
 
 
-def test_a_session_forgets_a_cache_with_nan_in_it():
+def test_padding_in_a_ragged_batch_cannot_be_a_broken_token():
+    broken = with_a_broken_token(0)
+    for prompt, result in zip(
+        PROMPTS, generate(broken, PROMPTS, max_new_tokens=3, sampler="top-k"), strict=True
+    ):
+        assert np.isfinite(metric(result, "logits_entropy")).all(), prompt
+        assert len(result.token_ids) > 0
+
+
+@pytest.mark.parametrize("abandoned", [False, True])
+def test_nothing_of_a_text_with_nan_is_left_in_a_session(abandoned):
+    """Neither when it was seen nor when the session was stopped before it came to that. Zero times NaN is NaN."""
     broken = with_a_broken_token(77)
     rows = Session(broken, 1)
     first = prepare(broken, [[1, 77, 2]], max_new_tokens=4, sampler="greedy")
-    assert collect(first, run(first, rows))[0].finish == Finish.NAN
+    if abandoned:
+        rows.start(first.prompt_ids, first.sampler, first.sampler_config, first.config)
+    else:
+        assert collect(first, run(first, rows))[0].finish == Finish.NAN
     second = prepare(broken, [[1, 3, 2]], max_new_tokens=4, sampler="greedy")
     fresh = generate(broken, [[1, 3, 2]], max_new_tokens=4, sampler="greedy")
     assert tokens(collect(second, run(second, rows))) == tokens(fresh)
+
+
+def test_an_ended_row_leaves_nothing_behind_while_its_neighbour_goes_on():
+    """Its last token, never read by the model, is a broken one."""
+    whole = toy.model_of(tied_embeddings=False)
+    last = generate(whole, [[1, 2, 3]], max_new_tokens=3, sampler="greedy")[0].token_ids[-1]
+    broken = dataclasses.replace(with_a_broken_token(last), stop_ids=(last,))
+    rows = Session(broken, 2)
+    options = {"sampler": "greedy", "max_new_tokens": 20}
+    first = prepare(broken, [[1, 2, 3], [7, 8]], **options)
+    assert collect(first, run(first, rows))[0].finish == Finish.STOP_TOKEN
+    second = prepare(broken, [[1, 2, 4], [7, 9]], **options)
+    assert tokens(collect(second, run(second, rows))) == tokens(
+        generate(broken, [[1, 2, 4], [7, 9]], **options)
+    )
 
 
 def test_stop_strings_end_the_text_just_before_them(toy_model):

@@ -36,9 +36,10 @@ def of_logits(logits_BV: object) -> Metrics:
 def of_scores(scores_LNS: object) -> dict[str, float]:
     """Metrics of one row whose only query sees these keys, at positions 0, 1, 2, …, before empty slots."""
     n_layers, n_heads, n = np.shape(scores_LNS)
-    scores_LBNTS = np.full((n_layers, 1, n_heads, 1, 64), 3.0, np.float32)
+    capacity = max(64, n)
+    scores_LBNTS = np.full((n_layers, 1, n_heads, 1, capacity), 3.0, np.float32)
     scores_LBNTS[:, 0, :, 0, :n] = scores_LNS
-    slot_S = np.arange(64, dtype=np.int32)
+    slot_S = np.arange(capacity, dtype=np.int32)
     attention = Attention(scores_LBNTS, visible_BTS=slot_S[None, None] < n, position_BS=slot_S[None])
     measured = measure(np.zeros((1, 1, 2), np.float32), attention)
     return {name: float(metric_BT[0, 0]) for name, metric_BT in measured._asdict().items()}
@@ -174,6 +175,21 @@ def test_head_agreement_is_one_for_equal_heads_and_zero_for_disjoint_ones() -> N
     assert of_scores(np.repeat(disjoint[:, :1], 4, axis=1))["head_agreement"] == close(1.0)
     half = np.concatenate([disjoint, np.zeros((1, 4, 4))])
     assert of_scores(half)["head_agreement"] == close(0.5)
+
+
+def test_equal_heads_agree_entirely_over_thousands_of_keys() -> None:
+    """A difference of two large sums: a running float32 sum would lose four digits of it."""
+    assert of_scores(np.zeros((1, 8, 8007)))["head_agreement"] == pytest.approx(1, abs=2e-6)
+
+
+@pytest.mark.parametrize("n", [6, 11, 14, 17])
+def test_normalized_attention_entropy_is_never_above_one(n: int) -> None:
+    assert of_scores(np.zeros((2, 3, n)))["attn_entropy_normalized"] <= 1
+
+
+def test_equally_likely_tokens_have_a_margin_of_plain_zero() -> None:
+    margin = of_logits([[0.0, 0.0, -1.0]]).margin[0]
+    assert margin == 0 and not np.signbit(margin)
 
 
 def test_head_agreement_by_hand() -> None:
