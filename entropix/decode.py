@@ -194,7 +194,7 @@ def _draw_token(
         key_B = jax.vmap(lambda key, step: jax.random.fold_in(jax.random.fold_in(key, step), Purpose.DRAW))(
             request.key_B, rows.step_B
         )
-        token_B, sampler_state, info = sampler.step(key_B, rows.sampler, context, sampler_cfg)
+        token_B, sampler_state, info, _ = sampler.step(key_B, rows.sampler, context, sampler_cfg)
         chex.assert_tree_shape_prefix((token_B, sampler_state, info), rows.token_B.shape)
 
     running_B = (rows.finish_B == Finish.RUNNING) & following_B
@@ -240,7 +240,9 @@ def decode_chunk(
     Runs until `n_steps` are done, a tail has no room for another step, or every row has ended. The cache is only
     read; `commit` the full tail before the next chunk.
     """
-    step = partial(decode_step, sampler_cfg=sampler_cfg, cfg=cfg, sampler=sampler, n_draft=n_draft)
+    step = jax.jit(  # inline, hence only a memory of its trace, which is wanted twice
+        partial(decode_step, sampler_cfg=sampler_cfg, cfg=cfg, sampler=sampler, n_draft=n_draft), inline=True
+    )
     size = state.tail.size
     blank = jax.tree.map(
         lambda leaf: jnp.zeros((size, *leaf.shape), leaf.dtype),

@@ -128,31 +128,59 @@ def forward(
     function serves prefill (a fresh tail of T slots), decoding (T = 1) and the check of a draft. Under `jit`, an
     output that the caller drops is never computed.
     """
-    batch, n_new = tokens_BT.shape
-    query_BT = (cache.length_B + tail.used_B)[:, None] + jnp.arange(n_new, dtype=jnp.int32)[None, :]
+    query_BT = (cache.length_B + tail.used_B)[:, None] + jnp.arange(tokens_BT.shape[1], dtype=jnp.int32)[
+        None, :
+    ]
     visible_BTS, position_BS = visible_keys(query_BT, cache, tail)
     cos_BTH, sin_BTH = rope_table(query_BT, cfg)
 
     x_BTD = weights.embed_VD[tokens_BT]
     tail_k, tail_v, scores = [], [], []
-    for layer, k_BKHS, v_BKSH, k_BKHR, v_BKRH in zip(
-        weights.layers, cache.k_LBKHS, cache.v_LBKSH, tail.k_LBKHR, tail.v_LBKRH, strict=True
+    for layer, past, newest in zip(
+        weights.layers,
+        zip(cache.k_LBKHS, cache.v_LBKSH, strict=True),
+        zip(tail.k_LBKHR, tail.v_LBKRH, strict=True),
+        strict=True,
     ):
-        q_BKGTH, k_BKHT, v_BKTH = project(
-            layer, rms_norm(x_BTD, layer.attn_norm_D, cfg), cos_BTH, sin_BTH, cfg
+        x_BTD, (k_BKHR, v_BKRH), score_BNTS = block(
+            layer, x_BTD, past, newest, tail.used_B, visible_BTS, (cos_BTH, sin_BTH), cfg
         )
-        k_BKHR = place(k_BKHR, k_BKHT, tail.used_B, axis=3)
-        v_BKRH = place(v_BKRH, v_BKTH, tail.used_B, axis=2)
-        score_BKGTS = attention_scores(q_BKGTH, k_BKHS, k_BKHR)
-        x_BTD = x_BTD + attend(layer, score_BKGTS, visible_BTS, v_BKSH, v_BKRH)
-        x_BTD = x_BTD + feed_forward(layer, rms_norm(x_BTD, layer.ffn_norm_D, cfg))
         tail_k.append(k_BKHR)
         tail_v.append(v_BKRH)
-        scores.append(score_BKGTS.reshape(batch, cfg.n_heads, n_new, -1))
+        scores.append(score_BNTS)
 
     logits_BTV = unembed(weights, rms_norm(x_BTD, weights.norm_D, cfg))
-    tail = KVTail(tuple(tail_k), tuple(tail_v), tail.used_B + n_new)
+    tail = KVTail(tuple(tail_k), tuple(tail_v), tail.used_B + tokens_BT.shape[1])
     return logits_BTV, tail, Attention(jnp.stack(scores), visible_BTS, position_BS)
+
+
+@partial(
+    jax.jit, static_argnames="cfg"
+)  # traced once, not once a layer: a third of a warm start's tracing time
+def block(
+    layer: LayerWeights,
+    x_BTD: Array,
+    past: tuple[Array, Array],
+    newest: tuple[Array, Array],
+    used_B: Array,
+    visible_BTS: Array,
+    rotation: tuple[Array, Array],
+    cfg: ModelConfig,
+) -> tuple[Array, tuple[Array, Array], Array]:
+    """(x_BTD, newest, score_BNTS) after one layer.
+
+    past: the cache's keys and values, k_BKHS and v_BKSH. newest: the tail's, k_BKHR and v_BKRH, which comes out with
+    the new tokens written at `used_B`. rotation: the table of `rope_table`.
+    """
+    (k_BKHS, v_BKSH), (k_BKHR, v_BKRH) = past, newest
+    q_BKGTH, k_BKHT, v_BKTH = project(layer, rms_norm(x_BTD, layer.attn_norm_D, cfg), *rotation, cfg)
+    k_BKHR = place(k_BKHR, k_BKHT, used_B, axis=3)
+    v_BKRH = place(v_BKRH, v_BKTH, used_B, axis=2)
+    score_BKGTS = attention_scores(q_BKGTH, k_BKHS, k_BKHR)
+    x_BTD = x_BTD + attend(layer, score_BKGTS, visible_BTS, v_BKSH, v_BKRH)
+    x_BTD = x_BTD + feed_forward(layer, rms_norm(x_BTD, layer.ffn_norm_D, cfg))
+    batch, _, _, n_new, n_keys = score_BKGTS.shape
+    return x_BTD, (k_BKHR, v_BKRH), score_BKGTS.reshape(batch, cfg.n_heads, n_new, n_keys)
 
 
 def place(buffer: Array, new: Array, start_B: Array, axis: int) -> Array:

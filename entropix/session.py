@@ -79,7 +79,7 @@ class Session:
             token_B=jnp.asarray(newest, jnp.int32),
             step_B=jnp.zeros(len(prompts), jnp.int32),
             finish_B=jnp.full(len(prompts), int(Finish.RUNNING), jnp.int32),
-            sampler=sampler.init(sampler_cfg, len(prompts), self._model.tokenizer.encode),
+            sampler=sampler.init(sampler_cfg, prompts, self._model.tokenizer.encode),
         )
         self._run = _Run(
             request=make_request(prompts, self._model, cfg),

@@ -202,7 +202,7 @@ def bare_cases(name: str, loaded: Model, batch: int, context: int) -> Iterator[C
     measured = jax.tree.map(lambda metric_BT: metric_BT[:, 0], measure(logits_BTV, attention))
     seen, state = (
         samplers.Context(logits_BTV[:, 0], measured),
-        rule.init(SamplerConfig(), batch, loaded.tokenizer.encode),
+        rule.init(SamplerConfig(), [[]] * batch, loaded.tokenizer.encode),
     )
     key_B = jax.random.split(jax.random.key(0), batch)
     draw = partial(jax.jit(rule.step), key_B, state, seen, device_config(SamplerConfig()))

@@ -53,13 +53,13 @@ def run(
     rows = len(metrics.logits_entropy)
     if logits_BV is None:
         logits_BV = np.random.default_rng(seed).normal(0, 2, (rows, VOCABULARY)).astype(np.float32)
-    state = SAMPLERS[rule].init(dataclasses.replace(cfg, clarifier=""), BLOCK, list)
+    state = SAMPLERS[rule].init(dataclasses.replace(cfg, clarifier=""), [[]] * BLOCK, list)
     outcomes = []
     for block in range(math.ceil(rows / BLOCK)):
         row_B = np.arange(block * BLOCK, (block + 1) * BLOCK) % rows
         context = jax.tree.map(lambda leaf, row_B=row_B: leaf[row_B], Context(logits_BV, metrics))
         key_B = jax.random.split(jax.random.key(1000 * seed + block), BLOCK)
-        token_B, _, info = STEPS[rule](key_B, state, context, cfg)
+        token_B, _, info, _ = STEPS[rule](key_B, state, context, cfg)
         outcomes.append(jax.device_get((token_B, info)))
     return jax.tree.map(lambda *blocks: np.concatenate(blocks)[:rows], *outcomes)
 
@@ -332,13 +332,13 @@ def play(clarifier: str, *script: Sequence[str], rule: str = "entropix") -> tupl
     cfg = dataclasses.replace(CFG, clarifier=clarifier)
     rows = len(script)
     script = (*script, *[["flow"] * len(script[0])] * (3 - rows))
-    state = SAMPLERS[rule].init(cfg, 3, toy.ByteTokenizer().encode)
+    state = SAMPLERS[rule].init(cfg, [[]] * 3, toy.ByteTokenizer().encode)
     logits_BV = np.random.default_rng(0).normal(0, 1, (3, 259)).astype(np.float32)
     outcomes = []
     for t, wanted in enumerate(zip(*script, strict=True)):
         key_B = jax.random.split(jax.random.key(t), 3)
         metrics = metrics_of(*np.transpose([TYPICAL[name] for name in wanted]), attn_entropy=1.0)
-        token_B, state, info = STEPS[rule](key_B, state, Context(logits_BV, metrics), cfg)
+        token_B, state, info, _ = STEPS[rule](key_B, state, Context(logits_BV, metrics), cfg)
         outcomes.append(jax.device_get((token_B, info)))
     return jax.tree.map(lambda *steps: np.stack(steps, axis=1)[:rows], *outcomes)
 
@@ -419,7 +419,7 @@ def test_the_clarifier_is_text_for_the_models_own_tokenizer() -> None:
         asked.append(text)
         return [7, 8, 9]
 
-    state = SAMPLERS["entropix"].init(dataclasses.replace(CFG, clarifier=" ..."), 2, encode)
+    state = SAMPLERS["entropix"].init(dataclasses.replace(CFG, clarifier=" ..."), [[], []], encode)
     assert asked == [" ..."]
     assert state.token_BQ[0, : int(state.length_B[0])].tolist() == [7, 8, 9]
     assert state.next_B.shape == state.just_inserted_B.shape == (2,)

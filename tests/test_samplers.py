@@ -22,6 +22,7 @@ from entropix.session import device_config
 
 VOCABULARY = 300
 BATCH = 64  # one size almost everywhere: a program is compiled for each
+NOTHING: list[list[int]] = [[]] * BATCH  # prompts
 CFG = SamplerConfig()
 DTYPES = SampleInfo(
     strategy_B=jnp.int32,
@@ -35,6 +36,9 @@ DTYPES = SampleInfo(
     score_B=jnp.float32,
     injected_B=jnp.bool_,
 )
+
+# Rules that are one pass through the common chain, so that the recorded settings alone give back the distribution.
+CHAINED = ("entropix", "entropix-torch", "greedy", "temperature", "top-k", "top-p", "min-p")
 
 every_sampler = pytest.mark.parametrize("sampler", SAMPLERS.values(), ids=SAMPLERS)
 every_preset = pytest.mark.parametrize("preset", config.preset_names("samplers"))
@@ -80,8 +84,18 @@ def run(
     sampler: Sampler, context: Context, cfg: SamplerConfig = CFG, seed: int = 0
 ) -> tuple[np.ndarray, SampleInfo]:
     """(token_B, info) of one jitted step from the initial state, in numpy."""
-    token_B, _, info = STEPS[sampler.name](keys(seed), sampler.init(cfg, BATCH, encode), context, cfg)
-    return jax.device_get((token_B, info))
+    return run_whole(sampler, context, cfg, seed)[:2]
+
+
+def run_whole(
+    sampler: Sampler, context: Context, cfg: SamplerConfig = CFG, seed: int = 0
+) -> tuple[np.ndarray, SampleInfo, np.ndarray]:
+    """(token_B, info, the logits_BV that one draw was made from, -inf for removed tokens)."""
+    state = sampler.init(cfg, NOTHING, encode)
+    token_B, _, info, candidates = jax.device_get(STEPS[sampler.name](keys(seed), state, context, cfg))
+    filtered_BV = np.full((BATCH, VOCABULARY), -np.inf, np.float32)
+    np.put_along_axis(filtered_BV, candidates.token_BC, candidates.logits_BC, axis=1)
+    return token_B, info, filtered_BV
 
 
 def counted(sampler: Sampler) -> Callable[..., Any]:
@@ -151,8 +165,8 @@ def test_a_step_returns_what_the_contract_says(sampler: Sampler) -> None:
 @every_sampler
 def test_the_state_keeps_its_structure_shapes_and_dtypes(sampler: Sampler) -> None:
     """A loop on the device needs this, down to weak types."""
-    state = sampler.init(CFG, BATCH, encode)
-    _, after, _ = jax.eval_shape(sampler.step, keys(0), state, random_context(2), CFG)
+    state = sampler.init(CFG, NOTHING, encode)
+    _, after, *_ = jax.eval_shape(sampler.step, keys(0), state, random_context(2), CFG)
 
     def kinds(tree: Any) -> Any:
         return jax.tree.map(
@@ -166,7 +180,7 @@ def test_the_state_keeps_its_structure_shapes_and_dtypes(sampler: Sampler) -> No
 @every_sampler
 def test_jit_changes_nothing(sampler: Sampler) -> None:
     """Nothing of the rule happens in Python. Rounding may differ in the last bit."""
-    context, state = jax.tree.map(jnp.asarray, random_context(3)), sampler.init(CFG, BATCH, encode)
+    context, state = jax.tree.map(jnp.asarray, random_context(3)), sampler.init(CFG, NOTHING, encode)
     plain = sampler.step(keys(3), state, context, CFG)
     jitted = STEPS[sampler.name](keys(3), state, context, CFG)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-6, atol=1e-6), plain, jitted)
@@ -208,8 +222,8 @@ def test_whole_numbers_in_python_are_the_same_program_as_decimal_ones() -> None:
 def test_a_config_of_arrays_is_as_good_as_one_of_numbers(sampler: Sampler) -> None:
     """It is traced, in a session where arrays of different dtypes do not mix."""
     arrays = device_config(CFG)
-    token_B, _, info = jax.eval_shape(
-        sampler.step, keys(0), sampler.init(CFG, BATCH, encode), random_context(5), arrays
+    token_B, _, info, _ = jax.eval_shape(
+        sampler.step, keys(0), sampler.init(CFG, NOTHING, encode), random_context(5), arrays
     )
     assert token_B.dtype == jnp.int32
     assert [values_B.dtype for values_B in info] == list(DTYPES)
@@ -223,7 +237,9 @@ def test_a_row_alone_is_the_row_in_a_batch(sampler: Sampler) -> None:
     token_B, info = run(sampler, context, seed=6)
     for row in range(0, BATCH, 4):
         one = slice(row, row + 1)
-        alone = STEPS[sampler.name](key_B[one], sampler.init(CFG, 1, encode), rows(context, one), CFG)
+        alone = STEPS[sampler.name](
+            key_B[one], sampler.init(CFG, NOTHING[:1], encode), rows(context, one), CFG
+        )
         assert int(alone[0][0]) == token_B[row]
         for name, value_B, expected_B in zip(SampleInfo._fields, alone[2], rows(info, one), strict=True):
             if expected_B.dtype == np.float32:
@@ -265,32 +281,40 @@ def test_the_log_probability_is_the_models_own(sampler: Sampler) -> None:
 
 @every_sampler
 @pytest.mark.parametrize("seed", [10, 11])
-def test_the_recorded_settings_give_back_kept_count_and_draw_probability(sampler: Sampler, seed: int) -> None:
-    """On the whole vocabulary, through the public chain and through plain sorted lists: no filter is recorded
-    and not applied, or applied and not recorded."""
+def test_kept_count_and_draw_probability_are_those_of_the_candidates(sampler: Sampler, seed: int) -> None:
     context = random_context(seed)
-    token_B, info = run(sampler, context, random_config(np.random.default_rng(seed)), seed)
-    recorded = Settings(info.temperature_B, info.top_p_B, info.top_k_B, info.min_p_B)
-    filtered_BV = np.asarray(chain(context.logits_BV, recorded))
+    token_B, info, filtered_BV = run_whole(sampler, context, random_config(np.random.default_rng(seed)), seed)
     drawn = np.flatnonzero(~info.injected_B)
     assert len(drawn) > BATCH / 3
     for row in drawn:
         assert np.isfinite(filtered_BV[row]).sum() == info.kept_B[row]
         logprob_V = np.log(reference.softmax(filtered_BV[row].astype(np.float64)).clip(1e-300))
         assert logprob_V[token_B[row]] == pytest.approx(info.draw_logprob_B[row], abs=1e-4)
+
+
+@pytest.mark.parametrize("name", CHAINED)
+@pytest.mark.parametrize("seed", [10, 11])
+def test_recorded_settings_give_back_the_candidates(name: str, seed: int) -> None:
+    """On the whole vocabulary, through the public chain and through plain sorted lists: no filter is recorded
+    and not applied, or applied and not recorded."""
+    context = random_context(seed)
+    token_B, info, filtered_BV = run_whole(
+        SAMPLERS[name], context, random_config(np.random.default_rng(seed)), seed
+    )
+    recorded = Settings(info.temperature_B, info.top_p_B, info.top_k_B, info.min_p_B)
+    np.testing.assert_allclose(filtered_BV, chain(context.logits_BV, recorded), rtol=1e-6)
+    for row in np.flatnonzero(~info.injected_B):
         expected_V = reference.filtered(context.logits_BV[row], *(values_B[row] for values_B in recorded))
         assert np.count_nonzero(expected_V) == info.kept_B[row]
         assert np.log(expected_V[token_B[row]]) == pytest.approx(info.draw_logprob_B[row], abs=1e-3)
 
 
 @every_sampler
-def test_no_draw_leaves_the_support_of_its_filters(sampler: Sampler) -> None:
+def test_no_draw_leaves_the_support_of_its_candidates(sampler: Sampler) -> None:
     """20 draws from each of 64 rows."""
     context, drawn = random_context(12), 0
     for seed in range(20):
-        token_B, info = run(sampler, context, seed=seed)
-        recorded = Settings(info.temperature_B, info.top_p_B, info.top_k_B, info.min_p_B)
-        filtered_BV = np.asarray(chain(context.logits_BV, recorded))
+        token_B, info, filtered_BV = run_whole(sampler, context, seed=seed)
         chosen_B = ~info.injected_B
         assert np.isfinite(filtered_BV[chosen_B, token_B[chosen_B]]).all()
         drawn += chosen_B.sum()

@@ -1,6 +1,7 @@
 """Weights from a folder: every value in its place, every fault named."""
 
 import math
+import tracemalloc
 from pathlib import Path
 
 import folders
@@ -195,3 +196,14 @@ def test_the_default_model_is_smollm2() -> None:
     assert read_config(folder) == read_model("smollm2-135m")
     assert stop_token_ids(folder) == (2,)
     assert sum(math.prod(t.shape) for t in weights.check(folder, read_config(folder)).values()) == 134_515_008
+
+
+def test_loading_never_holds_a_second_copy_of_the_model(tmp_path: Path) -> None:
+    """What is allocated at the worst moment, beside the mapped file: the model and a few layers' worth of scratch."""
+    cfg = toy.config(dim=128, ffn_dim=512, n_layers=24)
+    folders.write_tensors(tmp_path, folders.random_tensors(cfg))
+    tracemalloc.start()
+    loaded = weights.load(tmp_path, cfg, jnp.float32)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1.3 * sum(leaf.nbytes for leaf in jax.tree.leaves(loaded))

@@ -1,6 +1,6 @@
 """What every sampler is: two pure functions over a batch, and one common account of what was done."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -9,9 +9,12 @@ from jax import Array
 
 from entropix import filters
 from entropix.config import SamplerConfig
+from entropix.filters import Settings
 from entropix.metrics import Metrics, softmax_parts
 
 Encode = Callable[[str], list[int]]
+Prompts = Sequence[Sequence[int]]
+_NEUTRAL = Settings()
 
 
 class Context(NamedTuple):
@@ -24,8 +27,8 @@ class Context(NamedTuple):
 class SampleInfo(NamedTuple):
     """What a sampler did, one number a row: the same fields for every sampler, so that traces compare.
 
-    Passing the model's logits through `filters.chain` with the recorded temperature, top-p, top-k and min-p gives
-    back `kept` and the distribution of `draw_logprob`, for every token that was not injected.
+    Temperature, top-p, top-k and min-p are the settings in force, neutral ones (1, 1, V, 0) where a rule has none of
+    the kind. For a rule that is one pass through `filters.chain`, they give back what was drawn from.
     """
 
     strategy_B: Array  # index into the sampler's `strategies`
@@ -40,27 +43,37 @@ class SampleInfo(NamedTuple):
     injected_B: Array  # the token was inserted, not chosen
 
 
+class Candidates(NamedTuple):
+    """Tokens of each row that may be drawn, and their logits, -inf for those that a filter removed."""
+
+    logits_BC: Array
+    token_BC: Array  # int32
+
+
 class Sampler(NamedTuple):
     """A named rule. The functions are module-level: a fresh closure would be a fresh compilation.
 
-    `init(cfg, batch, encode)` returns the state, a pytree of arrays whose first axis is the row, `()` when there is
-    none. It runs on the host; `encode` turns text into token ids. `step(key_B, state, context, cfg)` returns
-    (token_B int32, state, SampleInfo). It is pure, traced under `jit`, treats rows independently and takes all its
-    randomness from the row's key.
+    `init(cfg, prompts, encode)` returns the state, a pytree of arrays whose first axis is the row, `()` when there is
+    none. It runs on the host; `prompts` are token ids, `encode` turns text into them.
+    `step(key_B, state, context, cfg)` returns (token_B int32, state, SampleInfo, the Candidates that one draw was made
+    from). It is pure, traced under `jit`, treats rows independently and takes all its randomness from the row's key.
     """
 
     name: str
     summary: str
     strategies: tuple[str, ...]
-    init: Callable[[SamplerConfig, int, Encode], Any]
-    step: Callable[[Array, Any, Context, SamplerConfig], tuple[Array, Any, SampleInfo]]
+    init: Callable[[SamplerConfig, Prompts, Encode], Any]
+    step: Callable[[Array, Any, Context, SamplerConfig], tuple[Array, Any, SampleInfo, Candidates]]
 
 
-class Candidates(NamedTuple):
-    """The `width` most likely tokens of each row, most likely first."""
+def stateless(cfg: SamplerConfig, prompts: Prompts, encode: Encode) -> tuple[()]:
+    """No state."""
+    return ()
 
-    logits_BC: Array
-    token_BC: Array  # int32
+
+def everything(logits_BV: Array) -> Candidates:
+    """The whole vocabulary, in its own order."""
+    return Candidates(logits_BV, jax.lax.broadcasted_iota(jnp.int32, logits_BV.shape, 1))
 
 
 def best(logits_BV: Array, width: int) -> Candidates:
@@ -77,3 +90,29 @@ def model_logprob(logits_BV: Array, token_B: Array) -> Array:
 def log_normalizer(logits_BV: Array) -> Array:
     """log Σ exp(logits) of each row: what a logit exceeds its log-probability by."""
     return jnp.max(logits_BV, axis=-1) + jnp.log(softmax_parts(logits_BV).total)
+
+
+def draw(
+    key_B: Array, context: Context, candidates: Candidates, shown: Settings = _NEUTRAL, strategy: int = 0
+) -> tuple[Array, SampleInfo]:
+    """(token_B, info) of one draw a row from filtered candidates. `shown` are the settings to record."""
+    batch, vocabulary = context.logits_BV.shape
+    drawn = filters.draw(key_B, candidates.logits_BC)
+    token_B = filters.at(candidates.token_BC, drawn.token_B)
+    neutral = Settings(
+        jnp.ones(batch), jnp.ones(batch), jnp.full(batch, vocabulary, jnp.int32), jnp.zeros(batch)
+    )
+    settings = {
+        name: given if given is not None else getattr(neutral, name)
+        for name, given in shown._asdict().items()
+    }
+    info = SampleInfo(
+        strategy_B=jnp.full(batch, strategy, jnp.int32),
+        **settings,
+        kept_B=filters.kept(candidates.logits_BC),
+        logprob_B=model_logprob(context.logits_BV, token_B),
+        draw_logprob_B=drawn.logprob_B,
+        score_B=jnp.full(batch, jnp.nan),
+        injected_B=jnp.zeros(batch, bool),
+    )
+    return token_B, info

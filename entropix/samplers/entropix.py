@@ -24,6 +24,7 @@ from entropix.samplers.base import (
     Candidates,
     Context,
     Encode,
+    Prompts,
     SampleInfo,
     Sampler,
     best,
@@ -56,9 +57,9 @@ class Clarifier(NamedTuple):
     just_inserted_B: Array  # bool: the newest token was the clarifier's last
 
 
-def init(cfg: SamplerConfig, batch: int, encode: Encode) -> Clarifier:
+def init(cfg: SamplerConfig, prompts: Prompts, encode: Encode) -> Clarifier:
     """The clarifier's tokens. Padded to a power of two, so that few text lengths compile anew."""
-    tokens = encode(cfg.clarifier) if cfg.clarifier else []
+    batch, tokens = len(prompts), encode(cfg.clarifier) if cfg.clarifier else []
     width = 1 << max(len(tokens) - 1, 0).bit_length()
     token_Q = jnp.asarray(tokens + [0] * (width - len(tokens)), jnp.int32)
     return Clarifier(
@@ -178,7 +179,7 @@ def _draw(key_B: Array, logits_BC: Array, log_p_BC: Array, strategy_B: Array, n:
 
 def step(
     key_B: Array, state: Clarifier, context: Context, cfg: SamplerConfig, thresholds: tuple[str, str]
-) -> tuple[Array, Clarifier, SampleInfo]:
+) -> tuple[Array, Clarifier, SampleInfo, Candidates]:
     """One token a row. `thresholds` names the config fields above which a row clarifies and resamples."""
     metrics, logits_BV = context.metrics, context.logits_BV
     clarify_above, resample_above = (getattr(cfg, name) for name in thresholds)
@@ -190,7 +191,7 @@ def step(
     )
 
     chosen = settings(strategy_B, metrics, cfg)
-    candidates: Candidates = best(logits_BV, cfg.max_top_k)
+    candidates = best(logits_BV, cfg.max_top_k)
     filtered_BC = filters.chain(candidates.logits_BC, chosen)
     log_p_BC = candidates.logits_BC - log_normalizer(logits_BV)[:, None]
     index_B = _draw(key_B, filtered_BC, log_p_BC, strategy_B, cfg.n_adaptive_samples)
@@ -218,7 +219,7 @@ def step(
         next_B=jnp.where(inject_B & ~end_B, state.next_B + 1, 0),
         just_inserted_B=end_B,
     )
-    return token_B, state, info
+    return token_B, state, info, candidates._replace(logits_BC=filtered_BC)
 
 
 STRATEGIES = tuple(s.name.lower() for s in Strategy)
