@@ -366,6 +366,17 @@ def test_fifty_configs_seeds_and_lengths_compile_nothing_new(toy_model):
     assert (decode.decode_chunk._cache_size(), decode.prefill._cache_size()) == before
 
 
+def test_growing_past_a_bucket_compiles_once_and_never_again(toy_model, monkeypatch):
+    monkeypatch.setattr(session, "MIN_CAPACITY", 64)
+    generate(toy_model, [[1, 2, 3]], max_new_tokens=5, sampler="greedy")
+    small = decode.decode_chunk._cache_size()
+    generate(toy_model, [[1, 2, 3]], max_new_tokens=40, sampler="greedy")
+    assert decode.decode_chunk._cache_size() == small + 1
+    for seed in range(3):
+        generate(toy_model, [[seed] * (10 * seed + 1)], max_new_tokens=40, seed=seed, sampler="greedy")
+    assert decode.decode_chunk._cache_size() == small + 1
+
+
 def lowered_chunk(model, prompts):
     """The loop as `Session` runs it, and the cache it reads."""
     rule = samplers.get("entropix")
