@@ -1,8 +1,6 @@
 """Generation as a whole on the toy model: positions, keys, stops, limits, and everything that must change nothing."""
 
 import dataclasses
-import math
-import re
 
 import jax
 import jax.numpy as jnp
@@ -10,21 +8,13 @@ import numpy as np
 import pytest
 import toy
 
-from entropix import decode, samplers, session
-from entropix.config import GenerateConfig, SamplerConfig
+from entropix import decode, session
+from entropix.config import SamplerConfig
 from entropix.decode import Finish
-from entropix.generation import collect, generate, prepare, run, stream
+from entropix.generation import generate, stream
 from entropix.samplers.entropix import Strategy
-from entropix.session import Session
 
 PROMPTS = [[5], [17, 4, 200, 31, 8], list(range(40, 90)), [9] * 130]
-
-
-def with_a_broken_token(token):
-    """A model whose logits are NaN wherever it sees this token."""
-    model = toy.model_of(tied_embeddings=False)
-    embed_VD = model.weights.embed_VD.at[token].set(jnp.nan)
-    return dataclasses.replace(model, weights=model.weights.replace(embed_VD=embed_VD))
 
 
 def tokens(results):
@@ -173,7 +163,7 @@ def test_a_prompt_that_cannot_be_continued_is_refused_before_any_work(toy_model,
 
 
 def test_a_row_whose_logits_are_not_finite_ends_at_once_and_alone():
-    broken = with_a_broken_token(77)
+    broken = toy.with_a_broken_token(77)
     options = {"max_new_tokens": 12, "sampler": "top-k"}
     bad, good = generate(broken, [[1, 77, 2], [1, 2]], **options)
     assert (bad.token_ids, bad.text, bad.finish) == ([], "", Finish.NAN)
@@ -183,42 +173,12 @@ def test_a_row_whose_logits_are_not_finite_ends_at_once_and_alone():
 
 
 def test_padding_in_a_ragged_batch_cannot_be_a_broken_token():
-    broken = with_a_broken_token(0)
+    broken = toy.with_a_broken_token(0)
     for prompt, result in zip(
         PROMPTS, generate(broken, PROMPTS, max_new_tokens=3, sampler="top-k"), strict=True
     ):
         assert np.isfinite(metric(result, "logits_entropy")).all(), prompt
         assert len(result.token_ids) > 0
-
-
-@pytest.mark.parametrize("abandoned", [False, True])
-def test_nothing_of_a_text_with_nan_is_left_in_a_session(abandoned):
-    """Neither when it was seen nor when the session was stopped before it came to that. Zero times NaN is NaN."""
-    broken = with_a_broken_token(77)
-    rows = Session(broken, 1)
-    first = prepare(broken, [[1, 77, 2]], max_new_tokens=4, sampler="greedy")
-    if abandoned:
-        rows.start(first.prompt_ids, first.sampler, first.sampler_config, first.config)
-    else:
-        assert collect(first, run(first, rows))[0].finish == Finish.NAN
-    second = prepare(broken, [[1, 3, 2]], max_new_tokens=4, sampler="greedy")
-    fresh = generate(broken, [[1, 3, 2]], max_new_tokens=4, sampler="greedy")
-    assert tokens(collect(second, run(second, rows))) == tokens(fresh)
-
-
-def test_an_ended_row_leaves_nothing_behind_while_its_neighbour_goes_on():
-    """Its last token, never read by the model, is a broken one."""
-    whole = toy.model_of(tied_embeddings=False)
-    last = generate(whole, [[1, 2, 3]], max_new_tokens=3, sampler="greedy")[0].token_ids[-1]
-    broken = dataclasses.replace(with_a_broken_token(last), stop_ids=(last,))
-    rows = Session(broken, 2)
-    options = {"sampler": "greedy", "max_new_tokens": 20}
-    first = prepare(broken, [[1, 2, 3], [7, 8]], **options)
-    assert collect(first, run(first, rows))[0].finish == Finish.STOP_TOKEN
-    second = prepare(broken, [[1, 2, 4], [7, 9]], **options)
-    assert tokens(collect(second, run(second, rows))) == tokens(
-        generate(broken, [[1, 2, 4], [7, 9]], **options)
-    )
 
 
 def test_stop_strings_end_the_text_just_before_them(toy_model):
@@ -228,42 +188,6 @@ def test_stop_strings_end_the_text_just_before_them(toy_model):
         assert stopped.finish == Finish.STOP_STRING
         assert stopped.text == free.text[: free.text.index(stop)]
         assert stopped.token_ids == free.token_ids[: len(stopped.token_ids)]
-
-
-# ----- sessions --------------------------------------------------------------------------------------------------
-
-
-def test_a_conversation_reuses_its_cache_and_says_the_same(toy_model, monkeypatch):
-    fed = []
-    prefill = decode.prefill
-
-    def counted(weights, tokens_BT, count_B, *rest, **options):
-        fed.append(int(count_B[0]))
-        return prefill(weights, tokens_BT, count_B, *rest, **options)
-
-    monkeypatch.setattr(decode, "prefill", counted)
-    rows = Session(toy_model, 1)
-    history: list[int] = toy.random_tokens(toy_model.config, 50).tolist()
-    for turn in range(4):
-        job = prepare(toy_model, [history], max_new_tokens=45, seed=turn)
-        fed.clear()
-        [result] = collect(job, run(job, rows))
-        if turn:
-            assert sum(fed) == 8  # the last token of the answer before, and seven of the eight new ones
-        [fresh] = generate(toy_model, [history], max_new_tokens=45, seed=turn)
-        assert result.token_ids == fresh.token_ids
-        history = [*history, *result.token_ids, *range(turn, turn + 8)]
-
-
-def test_a_session_rewinds_to_where_two_prompts_part(toy_model):
-    rows = Session(toy_model, 1)
-    base = toy.random_tokens(toy_model.config, 60).tolist()
-    for cut in (60, 20, 3, 45):
-        prompt = [*base[:cut], 7, 8, 9]
-        job = prepare(toy_model, [prompt], max_new_tokens=10)
-        assert tokens(collect(job, run(job, rows))) == tokens(
-            generate(toy_model, [prompt], max_new_tokens=10)
-        )
 
 
 # ----- what the records say --------------------------------------------------------------------------------------
@@ -304,116 +228,3 @@ def test_a_long_clarifier_is_emitted_token_by_token_and_never_twice_in_a_row(toy
     [result] = generate(toy_model, [[5, 6]], sampler_config=always, max_new_tokens=15)
     assert [record["injected"] for record in result.records] == [True, True, True, True, False] * 3
     assert bytes(result.token_ids[:4]) == b"wait" == bytes(result.token_ids[5:9])
-
-
-@pytest.mark.parametrize("broken", ["prefill", "commit", "decode_chunk"])
-def test_a_session_recovers_from_an_interrupt_that_took_its_cache(toy_model, monkeypatch, broken):
-    """Ctrl-C may come when the device already owns the cache and the session does not have the new one yet."""
-    rule, cfg = samplers.get("entropix"), GenerateConfig(max_new_tokens=50)
-    rows = Session(toy_model, 1)
-
-    def answer():
-        rows.start([PROMPTS[1]], rule, SamplerConfig(), cfg)
-        token_ids = []
-        while rows.running:
-            token_ids += rows.advance().token_B[:, 0].tolist()
-        return token_ids
-
-    expected = answer()
-    whole = getattr(decode, broken)
-
-    def torn(*args, **kwargs):
-        jax.block_until_ready(whole(*args, **kwargs))
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(decode, broken, torn)
-        with pytest.raises(KeyboardInterrupt):
-            rows.start([[77] * 40], rule, SamplerConfig(), cfg)
-            while rows.running:
-                rows.advance()
-    assert answer() == expected
-
-
-# ----- the compiled program --------------------------------------------------------------------------------------
-
-
-def test_fifty_configs_seeds_and_lengths_compile_nothing_new(toy_model):
-    generate(toy_model, [[1, 2, 3]], max_new_tokens=5)
-    before = decode.decode_chunk._cache_size(), decode.prefill._cache_size()
-    rng = np.random.default_rng(0)
-    fields = [field for field in dataclasses.fields(SamplerConfig) if isinstance(field.default, float)]
-    for seed in range(50):
-        cfg = SamplerConfig(
-            **{
-                field.name: float(rng.uniform(0.5, 1.5) * field.default)
-                for field in fields
-                if field.name != "top_p"
-            },
-            top_k=int(rng.integers(1, 100)),
-            clarifier=str(rng.choice([" ...", "hmm?", "wait"])),
-        )
-        prompt = rng.integers(0, 259, int(rng.integers(2, 16))).tolist()
-        generate(
-            toy_model,
-            [prompt],
-            sampler_config=cfg,
-            seed=seed,
-            max_new_tokens=int(rng.integers(1, 9)),
-            stop=["~"],
-            chunk_length=int(rng.integers(1, 9)),
-        )
-    assert (decode.decode_chunk._cache_size(), decode.prefill._cache_size()) == before
-
-
-def test_growing_past_a_bucket_compiles_once_and_never_again(toy_model, monkeypatch):
-    monkeypatch.setattr(session, "MIN_CAPACITY", 64)
-    generate(toy_model, [[1, 2, 3]], max_new_tokens=5, sampler="greedy")
-    small = decode.decode_chunk._cache_size()
-    generate(toy_model, [[1, 2, 3]], max_new_tokens=40, sampler="greedy")
-    assert decode.decode_chunk._cache_size() == small + 1
-    for seed in range(3):
-        generate(toy_model, [[seed] * (10 * seed + 1)], max_new_tokens=40, seed=seed, sampler="greedy")
-    assert decode.decode_chunk._cache_size() == small + 1
-
-
-def lowered_chunk(model, prompts):
-    """The loop as `Session` runs it, and the cache it reads."""
-    rule = samplers.get("entropix")
-    rows = Session(model, len(prompts))
-    rows.start(prompts, rule, SamplerConfig(), GenerateConfig())
-    run, cfg = rows._run, session.device_config(SamplerConfig())
-    lowered = decode.decode_chunk.lower(
-        model.weights, run.request, rows._cache, run.state, run.n_steps, cfg, model.config, rule
-    )
-    return lowered, rows._cache
-
-
-def made_of_size(program, n_elements):
-    """Operations of a compiled program that make an array of so many elements, other than by naming one."""
-    free = {"parameter", "get-tuple-element", "bitcast", "while", "tuple"}
-    made = re.findall(r"= (\(.*?\)|\S+) ([\w-]+)\(", program.as_text())
-    return [
-        operation
-        for results, operation in made
-        for dims in re.findall(r"\w\[([\d,]+)\]", results)
-        if math.prod(map(int, dims.split(","))) == n_elements and operation not in free
-    ]
-
-
-@pytest.mark.parametrize("batch", [1, 3])
-def test_no_step_copies_or_rewrites_a_cache_array(toy_model, batch):
-    """A copy costs as much as reading all that the cache holds, once more, for every token."""
-    lowered, cache = lowered_chunk(toy_model, [[1, 2]] * batch)
-    size = cache.k_LBKHS[0].size
-    assert made_of_size(lowered.compile(), size) == []
-    kept_and_changed = (
-        jax.jit(lambda cache: jax.tree.map(lambda x: x.at[0].set(0), cache)).lower(cache).compile()
-    )
-    assert made_of_size(kept_and_changed, size), "this test would not see a copy"
-
-
-def test_the_compiled_loop_never_calls_the_host(toy_model):
-    text = lowered_chunk(toy_model, [[1], [2, 3]])[0].as_text()
-    assert "while" in text
-    assert not [word for word in ("callback", "infeed", "outfeed", "host_compute") if word in text.lower()]

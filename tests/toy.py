@@ -72,6 +72,13 @@ def model_of(stop_ids: Sequence[int] = (), seed: int = 0, **changes: Any) -> Mod
     return Model(Path("toy"), cfg, random_weights(cfg, seed), ByteTokenizer(), None, tuple(stop_ids))
 
 
+def with_a_broken_token(token: int) -> Model:
+    """A model whose logits are NaN wherever it sees this token."""
+    model = model_of(tied_embeddings=False)
+    embed_VD = model.weights.embed_VD.at[token].set(jnp.nan)
+    return dataclasses.replace(model, weights=model.weights.replace(embed_VD=embed_VD))
+
+
 def random_tokens(cfg: ModelConfig, *shape: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, cfg.vocab_size, shape, np.int32)
 

@@ -1,0 +1,95 @@
+"""The compiled programs: compiled once, without a copy of the cache, without the host."""
+
+import dataclasses
+import math
+import re
+
+import jax
+import numpy as np
+import pytest
+
+from entropix import decode, samplers, session
+from entropix.config import GenerateConfig, SamplerConfig
+from entropix.generation import generate
+from entropix.session import Session
+
+
+def test_fifty_configs_seeds_and_lengths_compile_nothing_new(toy_model):
+    generate(toy_model, [[1, 2, 3]], max_new_tokens=5)
+    before = decode.decode_chunk._cache_size(), decode.prefill._cache_size()
+    rng = np.random.default_rng(0)
+    fields = [field for field in dataclasses.fields(SamplerConfig) if isinstance(field.default, float)]
+    for seed in range(50):
+        cfg = SamplerConfig(
+            **{
+                field.name: float(rng.uniform(0.5, 1.5) * field.default)
+                for field in fields
+                if field.name != "top_p"
+            },
+            top_k=int(rng.integers(1, 100)),
+            clarifier=str(rng.choice([" ...", "hmm?", "wait"])),
+        )
+        prompt = rng.integers(0, 259, int(rng.integers(2, 16))).tolist()
+        generate(
+            toy_model,
+            [prompt],
+            sampler_config=cfg,
+            seed=seed,
+            max_new_tokens=int(rng.integers(1, 9)),
+            stop=["~"],
+            chunk_length=int(rng.integers(1, 9)),
+        )
+    assert (decode.decode_chunk._cache_size(), decode.prefill._cache_size()) == before
+
+
+def test_growing_past_a_bucket_compiles_once_and_never_again(toy_model, monkeypatch):
+    monkeypatch.setattr(session, "MIN_CAPACITY", 64)
+    generate(toy_model, [[1, 2, 3]], max_new_tokens=5, sampler="greedy")
+    small = decode.decode_chunk._cache_size()
+    generate(toy_model, [[1, 2, 3]], max_new_tokens=40, sampler="greedy")
+    assert decode.decode_chunk._cache_size() == small + 1
+    for seed in range(3):
+        generate(toy_model, [[seed] * (10 * seed + 1)], max_new_tokens=40, seed=seed, sampler="greedy")
+    assert decode.decode_chunk._cache_size() == small + 1
+
+
+def lowered_chunk(model, prompts):
+    """The loop as `Session` runs it, and the cache it reads."""
+    rule = samplers.get("entropix")
+    rows = Session(model, len(prompts))
+    rows.start(prompts, rule, SamplerConfig(), GenerateConfig())
+    run, cfg = rows._run, session.device_config(SamplerConfig())
+    lowered = decode.decode_chunk.lower(
+        model.weights, run.request, rows._cache, run.state, run.n_steps, cfg, model.config, rule
+    )
+    return lowered, rows._cache
+
+
+def made_of_size(program, n_elements):
+    """Operations of a compiled program that make an array of so many elements, other than by naming one."""
+    free = {"parameter", "get-tuple-element", "bitcast", "while", "tuple"}
+    made = re.findall(r"= (\(.*?\)|\S+) ([\w-]+)\(", program.as_text())
+    return [
+        operation
+        for results, operation in made
+        for dims in re.findall(r"\w\[([\d,]+)\]", results)
+        if math.prod(map(int, dims.split(","))) == n_elements and operation not in free
+    ]
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_no_step_copies_or_rewrites_a_cache_array(toy_model, batch):
+    """A copy costs as much as reading all that the cache holds, once more, for every token."""
+    lowered, cache = lowered_chunk(toy_model, [[1, 2]] * batch)
+    size = cache.k_LBKHS[0].size
+    assert made_of_size(lowered.compile(), size) == []
+    kept_and_changed = (
+        jax.jit(lambda cache: jax.tree.map(lambda x: x.at[0].set(0), cache)).lower(cache).compile()
+    )
+    assert made_of_size(kept_and_changed, size), "this test would not see a copy"
+
+
+def test_the_compiled_loop_never_calls_the_host(toy_model):
+    text = lowered_chunk(toy_model, [[1], [2, 3]])[0].as_text()
+    assert "while" in text
+    assert not [word for word in ("callback", "infeed", "outfeed", "host_compute") if word in text.lower()]
