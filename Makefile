@@ -19,10 +19,10 @@ run: $(VENV)/.run $(DEFAULT_MODEL)
 	@$(BIN)/python -m entropix.main --prompt="$$PROMPT_TEXT" $(ARGS)
 
 test: $(VENV)/.dev $(DEFAULT_MODEL)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 test-fast: $(VENV)/.dev
-	$(BIN)/python -m pytest -m "not real"
+	$(BIN)/python -m pytest -n auto --dist loadfile -m "not real"
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -135,6 +135,54 @@ class SamplerConfig:
     ada_score_agree: float = knob(0.5, "score weight of agreement")
     ada_score_int: float = knob(0.6, "score weight of interaction strength")
 
+    typical_p: float = knob(
+        0.95, "typical: mass of the tokens whose surprise is nearest the entropy", 0.0, 1.0, "probability"
+    )
+    epsilon_cutoff: float = knob(6e-4, "epsilon: drop tokens no likelier than this", 0.0, 1.0, "probability")
+    eta_cutoff: float = knob(
+        6e-4, "eta: the epsilon of a cutoff that falls with the entropy", 0.0, 1.0, "probability"
+    )
+    top_n_sigma: float = knob(
+        1.0, "top-n-sigma: keep logits within so many standard deviations of the largest", 0.0, 1000.0
+    )
+    top_h_alpha: float = knob(
+        0.4, "top-h: share of the entropy that the kept tokens may have", 0.0, 1.0, "ratio"
+    )
+    dynatemp_range: float = knob(0.5, "dynamic-temperature: temp plus or minus this, by entropy", 0.0, 100.0)
+    dynatemp_exponent: float = knob(
+        1.0, "dynamic-temperature: exponent of the entropy's share of its maximum", 0.0, 100.0
+    )
+    edt_theta: float = knob(1.0, "edt: how strongly low entropy cools", 0.0, 100.0, "nats")
+    edt_base: float = knob(0.8, "edt: what is raised to theta / entropy", 1e-3, 1.0)
+    mirostat_tau: float = knob(3.0, "mirostat: the mean surprise to steer to", 0.0, 100.0, "bits")
+    mirostat_eta: float = knob(0.1, "mirostat: share of an error that is corrected at once", 0.0, 1.0)
+    xtc_threshold: float = knob(
+        0.1, "xtc: of several tokens at least this likely, all but the last may go", 0.0, 1.0, "probability"
+    )
+    xtc_probability: float = knob(0.5, "xtc: how often they go", 0.0, 1.0, "probability")
+    greedy_threshold: float = knob(
+        0.3, "greedy-threshold: greedy where the likeliest token is less likely", 0.0, 1.0, "probability"
+    )
+    placebo_flow: float = knob(0.007, "placebo: relative frequency of flow", 0.0, 1.0)
+    placebo_clarify: float = knob(0.0, "placebo: relative frequency of clarify", 0.0, 1.0)
+    placebo_explore: float = knob(0.524, "placebo: relative frequency of explore", 0.0, 1.0)
+    placebo_resample: float = knob(0.231, "placebo: relative frequency of resample", 0.0, 1.0)
+    placebo_adaptive: float = knob(0.239, "placebo: relative frequency of adaptive", 0.0, 1.0)
+
+    repetition_penalty: float = knob(
+        1.0,
+        "guard: divides the positive logits of recent tokens, multiplies the others; 1 is off",
+        0.01,
+        100.0,
+    )
+    dry_multiplier: float = knob(
+        0.0, "guard: penalty of a token that goes on repeating; 0 is off", 0.0, 100.0, "nats"
+    )
+    dry_base: float = knob(1.75, "guard: growth of that penalty with each repeated token", 1.0, 100.0)
+    dry_allowed_length: float = knob(
+        2.0, "guard: repeated tokens from which on that penalty applies", 1.0, 32.0, "tokens"
+    )
+
 
 jax.tree_util.register_dataclass(
     SamplerConfig,
@@ -165,6 +213,8 @@ class GenerateConfig:
         15,
         "tokens",
     )
+    alternatives: int = knob(0, "likeliest tokens to record at every step", 0, 20, "tokens")
+    head_entropies: bool = knob(False, "record the attention entropy of every head at every step")
 
 
 # ----- checking and reading ------------------------------------------------------------------------------------

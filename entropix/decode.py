@@ -20,9 +20,9 @@ from jax import Array
 
 from entropix import model, speculation
 from entropix.config import ModelConfig, SamplerConfig
-from entropix.metrics import Metrics, measure
-from entropix.model import KVCache, KVTail
-from entropix.samplers.base import Context, SampleInfo, Sampler
+from entropix.metrics import Metrics, entropy_bits, measure, softmax_parts
+from entropix.model import Attention, KVCache, KVTail
+from entropix.samplers.base import Candidates, Context, SampleInfo, Sampler, log_normalizer
 from entropix.speculation import NO_TOKEN
 from entropix.weights import Weights
 
@@ -86,6 +86,24 @@ class DecodeState(NamedTuple):
     text_BX: Array  # int32: prompt and answer, for drafts; without drafts X is 0
 
 
+class Extras(NamedTuple):
+    """What a record holds besides the usual. Static: what is not asked for is not in the program."""
+
+    alternatives: int = 0  # how many of the likeliest tokens
+    head_entropies: bool = False
+
+
+_NO_EXTRAS = Extras()
+
+
+class Alternatives(NamedTuple):
+    """The A likeliest tokens of each row, likeliest first."""
+
+    token_BA: Array  # int32
+    logprob_BA: Array  # nats, under the model: temperature 1, nothing filtered
+    draw_logprob_BA: Array  # nats, under what one draw was made from; -inf for tokens that a filter removed
+
+
 class StepRecord(NamedTuple):
     """One token of every row, or a buffer of such with a leading axis."""
 
@@ -94,6 +112,8 @@ class StepRecord(NamedTuple):
     finish_B: Array  # int32: Finish after the token
     metrics: Metrics
     info: SampleInfo
+    alternatives: Alternatives | tuple[()] = ()
+    head_entropy_BLN: Array | tuple[()] = ()  # bits: attention entropy of each head of each layer
 
 
 def row_keys(seed: int, digest_B: Array, occurrence_B: Array) -> Array:
@@ -118,13 +138,22 @@ def decode_step(
     cfg: ModelConfig,
     sampler: Sampler,
     n_draft: int,
+    extras: Extras,
 ) -> tuple[DecodeState, StepRecord]:
     """(state, records `[n_draft + 1, B]`) after one forward pass; at least one token for every running row.
 
     Where no row has a draft, the pass is no wider than without speculation.
     """
     advance = partial(
-        _advance, weights, request, cache, state, sampler_cfg=sampler_cfg, cfg=cfg, sampler=sampler
+        _advance,
+        weights,
+        request,
+        cache,
+        state,
+        sampler_cfg=sampler_cfg,
+        cfg=cfg,
+        sampler=sampler,
+        extras=extras,
     )
     if n_draft == 0:
         return advance(jnp.zeros((len(request.key_B), 0), jnp.int32))
@@ -134,8 +163,11 @@ def decode_step(
 
     def without_drafts() -> tuple[DecodeState, StepRecord]:
         state, records = advance(draft_BK[:, :0])
-        missing = ((0, n_draft), (0, 0))
-        return state, jax.tree.map(lambda leaf_TB: jnp.pad(leaf_TB, missing), records)
+
+        def padded(leaf_TB: Array) -> Array:
+            return jnp.pad(leaf_TB, ((0, n_draft), *((0, 0),) * (leaf_TB.ndim - 1)))
+
+        return state, jax.tree.map(padded, records)
 
     return jax.lax.cond(
         jnp.any((draft_BK != NO_TOKEN) & running_B1), lambda: advance(draft_BK), without_drafts
@@ -151,13 +183,16 @@ def _advance(
     sampler_cfg: SamplerConfig,
     cfg: ModelConfig,
     sampler: Sampler,
+    extras: Extras,
 ) -> tuple[DecodeState, StepRecord]:
     """One forward pass over the newest token and the draft, and all the tokens that follow from it."""
     given_BT = jnp.concatenate([state.rows.token_B[:, None], jnp.maximum(draft_BK, 0)], axis=1)
     logits_BTV, tail, attention = model.forward(weights, given_BT, cache, state.tail, cfg)
     with jax.named_scope("metrics"):
         metrics_BT = measure(logits_BTV, attention)
-    draw = partial(_draw_token, request, sampler_cfg=sampler_cfg, sampler=sampler)
+    draw = partial(
+        _draw_token, request, sampler_cfg=sampler_cfg, sampler=sampler, n_alternatives=extras.alternatives
+    )
     n_positions = given_BT.shape[1]
     nothing_B1 = jnp.full_like(draft_BK, NO_TOKEN, shape=(len(draft_BK), 1))
     positions = jax.tree.map(
@@ -166,6 +201,8 @@ def _advance(
     )
     everyone_B = jnp.ones(len(draft_BK), bool)
     (rows, _), records = jax.lax.scan(draw, (state.rows, everyone_B), positions, unroll=n_positions == 1)
+    if extras.head_entropies:
+        records = records._replace(head_entropy_BLN=_head_entropies(attention))
 
     count_B = jnp.sum(records.live_B, axis=0, dtype=jnp.int32)
     text_BX = state.text_BX
@@ -182,6 +219,7 @@ def _draw_token(
     position: tuple[Context, Array],
     sampler_cfg: SamplerConfig,
     sampler: Sampler,
+    n_alternatives: int,
 ) -> tuple[tuple[Rows, Array], StepRecord]:
     """One token of every row that still follows its draft: sampler, stop test; other rows stand still.
 
@@ -194,7 +232,7 @@ def _draw_token(
         key_B = jax.vmap(lambda key, step: jax.random.fold_in(jax.random.fold_in(key, step), Purpose.DRAW))(
             request.key_B, rows.step_B
         )
-        token_B, sampler_state, info, _ = sampler.step(key_B, rows.sampler, context, sampler_cfg)
+        token_B, sampler_state, info, candidates = sampler.step(key_B, rows.sampler, context, sampler_cfg)
         chex.assert_tree_shape_prefix((token_B, sampler_state, info), rows.token_B.shape)
 
     running_B = (rows.finish_B == Finish.RUNNING) & following_B
@@ -220,10 +258,30 @@ def _draw_token(
         sampler=jax.tree.map(keep, sampler_state, rows.sampler),
     )
     record = StepRecord(token_B, live_B, finish_B, context.metrics, info)
+    if n_alternatives:
+        record = record._replace(alternatives=_alternatives(context.logits_BV, candidates, n_alternatives))
     return (rows, live_B & (token_B == drafted_B)), record
 
 
-@partial(jax.jit, static_argnames=("cfg", "sampler", "n_draft"), donate_argnames=("state",))
+def _alternatives(logits_BV: Array, candidates: Candidates, n: int) -> Alternatives:
+    """The n likeliest tokens, or the whole of a smaller vocabulary; of equally likely ones the lower id first."""
+    logits_BA, token_BA = jax.lax.top_k(logits_BV, min(n, logits_BV.shape[-1]))
+    draw_logprob_BC = jax.nn.log_softmax(candidates.logits_BC, axis=-1)
+    same_BAC = token_BA[:, :, None] == candidates.token_BC[:, None, :]
+    return Alternatives(
+        token_BA=token_BA,
+        logprob_BA=logits_BA - log_normalizer(logits_BV)[:, None],
+        draw_logprob_BA=jnp.max(jnp.where(same_BAC, draw_logprob_BC[:, None, :], -jnp.inf), axis=-1),
+    )
+
+
+def _head_entropies(attention: Attention) -> Array:
+    """[T, B, L, N] in bits: what the metric `attn_entropy` is the mean of, at every query position."""
+    entropy_LBNT = entropy_bits(softmax_parts(attention.scores_LBNTS, attention.visible_BTS[:, None]))
+    return jnp.transpose(entropy_LBNT, (3, 1, 0, 2))
+
+
+@partial(jax.jit, static_argnames=("cfg", "sampler", "n_draft", "extras"), donate_argnames=("state",))
 def decode_chunk(
     weights: Weights,
     request: Request,
@@ -234,6 +292,7 @@ def decode_chunk(
     cfg: ModelConfig,
     sampler: Sampler,
     n_draft: int = 0,
+    extras: Extras = _NO_EXTRAS,
 ) -> tuple[DecodeState, StepRecord, Array]:
     """(state, records `[tail size, n_draft + 1, B]`, how many of them, by the first axis, are filled).
 
@@ -241,7 +300,10 @@ def decode_chunk(
     read; `commit` the full tail before the next chunk.
     """
     step = jax.jit(  # inline, hence only a memory of its trace, which is wanted twice
-        partial(decode_step, sampler_cfg=sampler_cfg, cfg=cfg, sampler=sampler, n_draft=n_draft), inline=True
+        partial(
+            decode_step, sampler_cfg=sampler_cfg, cfg=cfg, sampler=sampler, n_draft=n_draft, extras=extras
+        ),
+        inline=True,
     )
     size = state.tail.size
     blank = jax.tree.map(
@@ -278,6 +340,25 @@ def prefill(
     past = model.empty_cache(cfg, batch, 0, dtype) if from_empty else cache
     _, tail, _ = model.forward(weights, tokens_BT, past, model.empty_tail(cfg, batch, width, dtype), cfg)
     return model.commit(cache, tail, count_B)
+
+
+@partial(jax.jit, static_argnames="cfg", donate_argnames=("cache",))
+def read(
+    weights: Weights, tokens_BT: Array, next_BT: Array, count_B: Array, cache: KVCache, cfg: ModelConfig
+) -> tuple[KVCache, Array, Metrics]:
+    """(the cache with these tokens, logprob_BT of the tokens that follow, metrics_BT) of a piece of given text.
+
+    logprob_BT is in nats, of `next_BT` under the model; both it and the metrics are what decoding finds after each
+    token. Only the first `count_B` positions of a row mean anything, the rest is padding that nobody sees. A row needs
+    `length + T <= capacity`.
+    """
+    batch, width = tokens_BT.shape
+    tail = model.empty_tail(cfg, batch, width, cache.k_LBKHS[0].dtype)
+    logits_BTV, tail, attention = model.forward(weights, tokens_BT, cache, tail, cfg)
+    with jax.named_scope("metrics"):
+        metrics_BT = measure(logits_BTV, attention)
+    logit_BT = jnp.take_along_axis(logits_BTV, next_BT[..., None], axis=-1)[..., 0]
+    return model.commit(cache, tail, count_B), logit_BT - log_normalizer(logits_BTV), metrics_BT
 
 
 commit = jax.jit(model.commit, donate_argnames=("cache",))

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, cast
 
+import numpy as np
+
 from entropix import config, samplers
 from entropix.chat import Message, encode_chat
 from entropix.config import GenerateConfig, SamplerConfig
@@ -13,6 +15,7 @@ from entropix.decode import Finish, StepRecord
 from entropix.loading import Model
 from entropix.samplers import Sampler
 from entropix.session import Session, check_prompts
+from entropix.tokenizer import Tokenizer
 
 Prompt = str | Sequence[Message] | Sequence[int]
 TokenRecord = dict[str, Any]
@@ -32,8 +35,9 @@ class Result:
     """What became of one prompt.
 
     `text` leaves out the stop token and the stop string. `token_ids` and `records` have one entry a generated token,
-    the stop token included. A record is a flat dict: `id`, `text`, `strategy`, `temperature`, `top_p`,
-    `top_k`, `min_p`, `kept`, `logprob`, `draw_logprob`, `score`, `injected` and every field of `metrics.Metrics`.
+    the stop token included. A record is a dict: `id`, `text`, `bytes`, `strategy`, `temperature`, `top_p`, `top_k`,
+    `min_p`, `kept`, `logprob`, `draw_logprob`, `score`, `injected`, every field of `metrics.Metrics` and, where
+    asked for, `alternatives` and `head_entropies`. docs/trace.md says what each is.
     """
 
     prompt_ids: list[int]
@@ -74,7 +78,7 @@ def prepare(
     sampler_config: a mapping replaces single numbers of the preset, a `SamplerConfig` all of them.
     system: a system message for string prompts.
     allow_special: names of special tokens in a prompt become these tokens; otherwise they are text like any other.
-    options: the fields of `GenerateConfig`: max_new_tokens, seed, stop, ignore_stop_tokens, chunk_length.
+    options: the fields of `GenerateConfig`, like max_new_tokens, seed, stop and alternatives.
     """
     rule, preset = config.read_preset(sampler)
     if isinstance(sampler_config, SamplerConfig):
@@ -96,7 +100,7 @@ def prepare(
     return Job(
         model=model,
         prompt_ids=prompt_ids,
-        sampler=samplers.get(rule),
+        sampler=samplers.configured(rule, chosen),
         sampler_config=chosen,
         config=cfg,
     )
@@ -235,11 +239,26 @@ def _row_events(job: Job, row: int, text: _RowText, chunk: StepRecord) -> Iterat
 
 def token_record(job: Job, chunk: StepRecord, i: int, row: int) -> TokenRecord:
     """Step i of a chunk as plain Python values. What is not finite becomes None, for which JSON has a word."""
-    token = int(chunk.token_B[i, row])
     info = {name.removesuffix("_B"): _plain(value[i, row]) for name, value in chunk.info._asdict().items()}
     info["strategy"] = job.sampler.strategies[info["strategy"]]
     metrics = {name: _plain(value[i, row]) for name, value in chunk.metrics._asdict().items()}
-    return {"id": token, "text": job.model.tokenizer.decode([token]), **info, **metrics}
+    record = {**_token(job.model.tokenizer, int(chunk.token_B[i, row])), **info, **metrics}
+    if chunk.alternatives:
+        columns = (column[i, row] for column in chunk.alternatives)
+        record["alternatives"] = [
+            {**_token(job.model.tokenizer, int(token)), "logprob": _plain(p), "draw_logprob": _plain(q)}
+            for token, p, q in zip(*columns, strict=True)
+        ]
+    if isinstance(chunk.head_entropy_BLN, np.ndarray):
+        record["head_entropies"] = [
+            [_plain(bits) for bits in layer] for layer in chunk.head_entropy_BLN[i, row]
+        ]
+    return record
+
+
+def _token(tokenizer: Tokenizer, token: int) -> TokenRecord:
+    """What names a token: its bytes too, since it may be a part of a character, which no text can show."""
+    return {"id": token, "text": tokenizer.decode([token]), "bytes": list(tokenizer.token_bytes(token))}
 
 
 def _plain(value: Any) -> Any:

@@ -93,8 +93,13 @@ class Flags:
     stats: Annotated[bool, _flag("print speed, strategy counts and mean metrics on stderr")] = False
     trace: Annotated[
         _Text,
-        _flag("write every token with all its metrics to this file (see entropix/trace.py)", "FILE.jsonl"),
+        _flag("write every token with all its metrics to this file (see docs/trace.md)", "FILE.jsonl"),
     ] = None
+    alternatives: Annotated[
+        int,
+        _flag("into the trace: the likeliest tokens at every step, before and after filtering", "N", None),
+    ] = GenerateConfig.alternatives
+    head_entropies: Annotated[bool, _flag("into the trace: the attention entropy of every head")] = False
     json: Annotated[bool, _flag("print one JSON object a prompt on stdout")] = False
 
 
@@ -105,8 +110,8 @@ class Preset:
     sampler: Annotated[
         _Text,
         _flag(
-            f"a rule with its preset: {', '.join(config.preset_names('samplers'))}",
-            "NAME",
+            f"a rule with its preset: {', '.join(config.preset_names('samplers'))}; help describes them",
+            "NAME|help",
             f"(default: {_DEFAULT_SAMPLER})",
         ),
     ] = None
@@ -133,6 +138,8 @@ def main(args: Sequence[str] | None = None) -> None:
         "seed": flags.seed,
         "stop": flags.stop,
         "speculate": flags.speculate,
+        "alternatives": flags.alternatives,
+        "head_entropies": flags.head_entropies,
     }
 
     # These compile and load; what is wrong so far was said without waiting for them.
@@ -170,9 +177,12 @@ def parse(args: Sequence[str]) -> Command:
     """All flags, read twice: first the preset, which has the sampler's defaults; then everything.
 
     Raises a ValueError for values out of range and for flags that contradict each other. Ends the process
-    with 2 for unknown flags and values of the wrong type, with 0 after --help.
+    with 2 for unknown flags and values of the wrong type, with 0 after --help and --sampler help.
     """
     preset, _ = tyro.cli(Preset, prog=_PROG, args=args, add_help=False, return_unknown_args=True)
+    if preset.sampler == "help":
+        print(_describe_samplers())
+        sys.exit(0)
     source = choose_preset(preset)
     _, defaults = config.read_preset(source)
     flags: Any = tyro.cli(
@@ -222,6 +232,15 @@ def _all_flags(source: str, defaults: SamplerConfig) -> type:
     return dataclasses.make_dataclass("AllFlags", [sampler], bases=(Flags,), frozen=True)
 
 
+def _describe_samplers() -> str:
+    """A line for each preset, with the rule's own summary."""
+    from entropix import samplers
+
+    names = config.preset_names("samplers")
+    width = max(map(len, names))
+    return "\n".join(f"{name:{width}}  {samplers.get(config.read_preset(name)[0]).summary}" for name in names)
+
+
 def _describe(metadata: Mapping[str, Any]) -> str:
     """Help, unit and range of a field."""
     low, high, unit = metadata["low"], metadata["high"], metadata["unit"]
@@ -232,8 +251,11 @@ def _describe(metadata: Mapping[str, Any]) -> str:
 
 def _check(flags: Flags) -> None:
     """Raises a ValueError for values that no model and no prompt could make right."""
-    values = {name: getattr(flags, name) for name in ("max_new_tokens", "seed", "stop", "speculate")}
-    config.from_mapping(GenerateConfig, values, "flags")
+    shared = [f.name for f in dataclasses.fields(GenerateConfig) if hasattr(flags, f.name)]
+    config.from_mapping(GenerateConfig, {name: getattr(flags, name) for name in shared}, "flags")
+    for name in ("alternatives", "head_entropies"):
+        if getattr(flags, name) and flags.trace is None:
+            raise ValueError(f"--{name.replace('_', '-')} goes into the trace; give --trace FILE.jsonl too")
     for name in ("prompt", "system", "stop"):
         text = getattr(flags, name) or ""
         try:

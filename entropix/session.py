@@ -13,7 +13,7 @@ from jax import Array
 
 from entropix import decode
 from entropix.config import GenerateConfig, SamplerConfig
-from entropix.decode import TAIL_SIZE, DecodeState, Finish, Request, Rows, StepRecord
+from entropix.decode import TAIL_SIZE, DecodeState, Extras, Finish, Request, Rows, StepRecord
 from entropix.loading import Model
 from entropix.model import KVCache, empty_cache, empty_tail
 from entropix.samplers import Sampler
@@ -32,6 +32,7 @@ class _Run(NamedTuple):
     sampler_cfg: SamplerConfig
     n_steps: Array
     n_draft: int
+    extras: Extras
     newest: list[int]  # a row's newest token, whose key and value come with the next step
     tail: list[list[int]]  # the tokens whose keys and values are in the tail
 
@@ -88,12 +89,13 @@ class Session:
             sampler_cfg=device_config(sampler_cfg),
             n_steps=jnp.asarray(cfg.chunk_length, jnp.int32),
             n_draft=cfg.speculate,
+            extras=Extras(cfg.alternatives, cfg.head_entropies),
             newest=newest,
             tail=[[] for _ in prompts],
         )
 
     def advance(self) -> StepRecord:
-        """Up to `chunk_length` more steps of the running rows: their records as numpy arrays `[tokens, B]`.
+        """Up to `chunk_length` more steps of the running rows: their records as numpy arrays `[tokens, B, ...]`.
 
         A chunk may be shorter: when all rows have ended, or where the tail is full. With drafts a step makes several
         tokens; `live_B` tells which of them are there.
@@ -110,10 +112,11 @@ class Session:
             self._model.config,
             run.sampler,
             n_draft=run.n_draft,
+            extras=run.extras,
         )
         n_passes = int(done)
         records: StepRecord = jax.tree.map(
-            lambda leaf: leaf[:n_passes].reshape(-1, len(self._cached)), jax.device_get(buffer)
+            lambda leaf: leaf[:n_passes].reshape(-1, *leaf.shape[2:]), jax.device_get(buffer)
         )
         for token_B, live_B in zip(records.token_B, records.live_B, strict=True):
             for row in np.flatnonzero(live_B):

@@ -16,7 +16,7 @@ from rich.console import Console
 
 from entropix import report, trace
 from entropix.chat import Message
-from entropix.decode import TAIL_SIZE, Finish
+from entropix.decode import Finish
 from entropix.generation import Event, Job, Result, add, prepare, run
 from entropix.loading import Model
 from entropix.session import Session
@@ -42,12 +42,12 @@ def answer(job: Job, show: Show, session: Session | None = None) -> list[Result]
     """
     results = [Result(ids) for ids in job.prompt_ids]
     session = session or Session(job.model, len(results))
-    page, clock = _Page(job, show), _Clock(job)
+    page, clock = _Page(job, show), _Clock(session)
     passes_before = session.n_passes
     try:
         for event in _until_ctrl_c(_after_wait(run(job, session), "compiling and reading the prompt")):
             add(results, event)
-            clock.tick(event, results)
+            clock.tick(event)
             page.show(event, results)
     finally:
         for result in results:
@@ -89,7 +89,7 @@ def chat(model: Model, system: str | None, options: dict[str, Any], show: Show) 
                 session = Session(model, 1)
     finally:
         if show.trace is not None and results:
-            trace.write(show.trace, dataclasses.replace(job, prompt_ids=prompt_ids), results)
+            trace.write(show.trace, dataclasses.replace(job, prompt_ids=prompt_ids), results, turns=True)
 
 
 def note(text: str) -> None:
@@ -161,16 +161,19 @@ def json_object(job: Job, row: int, result: Result) -> dict[str, Any]:
 class _Clock:
     """When tokens arrived. Those of a chunk come together: speed is measured from the end of the first."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, session: Session) -> None:
         self._start = time.perf_counter()
-        self._first_chunk = min(job.config.chunk_length, TAIL_SIZE)
+        self._session = session
+        self._first_chunk: int | None = None  # the number of forward passes after it
         self._early: list[float] = []
         self._late: list[float] = []
 
-    def tick(self, event: Event, results: Sequence[Result]) -> None:
-        """Notes an event that was just added to the results."""
+    def tick(self, event: Event) -> None:
+        """Notes an event that has just come."""
         if event.record is not None:
-            in_first = len(results[event.row].records) <= self._first_chunk
+            if self._first_chunk is None:
+                self._first_chunk = self._session.n_passes
+            in_first = self._session.n_passes == self._first_chunk
             (self._early if in_first else self._late).append(time.perf_counter() - self._start)
 
     def timing(self, forward_passes: int) -> report.Timing:

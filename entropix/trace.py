@@ -6,13 +6,12 @@ A trace is UTF-8 text with one JSON object a line. null stands for numbers that 
     a token       {"row": 0, "step": 0, "id": 504, "text": "The", "strategy": "adaptive", ...}
     a row's end   {"row": 0, "finish": "stop_token", "reason": "...", "new_tokens": 57, "text": "The sky ..."}
 
-A row is a prompt, counted from 0. Rows come one after the other, each with its tokens in order and its end; a
-file that lacks the end of a row is truncated. A token has the fields of `generation.Result.records`.
+A row is a prompt, or a turn of a chat, counted from 0. Rows come one after the other, each with its tokens in order
+and its end; a file that lacks the end of a row is truncated.
 
-The header has `entropix` and `jax` (versions), `backend` and `device` (where it ran), `model` (`name`,
-`config`, `dtype`, `fingerprint`), `sampler`, `strategies`, `sampler_config`, `generation` (with the seed) and
-`prompts`: for each row the `token_ids`, and the `text` as the model saw it, chat template included. `version`
-rises when a field goes or changes its meaning; readers ignore fields they do not know.
+The tables below are the schema; docs/trace.md explains every field. `version` rises when a field goes or changes its
+meaning. Fields may be added without that: readers ignore fields they do not know, and the fields in `ADDED` may be
+missing from traces of earlier releases.
 """
 
 import dataclasses
@@ -20,7 +19,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,9 +31,58 @@ from entropix.checkpoint import DTYPES, stored_tensors
 from entropix.config import GenerateConfig, SamplerConfig
 from entropix.decode import Finish
 from entropix.generation import Job, Result
+from entropix.metrics import Metrics
 
 FORMAT, VERSION = "entropix-trace", 1
 SAMPLED_BYTES = 4096  # of each tensor; see `fingerprint`
+
+# The types of the fields.
+HEADER = {
+    "format": "string",
+    "version": "integer",
+    "entropix": "string",
+    "jax": "string",
+    "backend": "string",
+    "device": "string",
+    "model": "object",
+    "sampler": "string",
+    "strategies": "list of strings",
+    "sampler_config": "object",
+    "generation": "object",
+    "rows": "string",
+    "prompts": "list of objects",
+}
+MODEL = {"name": "string", "config": "object", "dtype": "string", "fingerprint": "string"}
+PROMPT = {"token_ids": "list of integers", "text": "string"}
+PLACE = {"row": "integer", "step": "integer"}
+RECORD = {
+    "id": "integer",
+    "text": "string",
+    "bytes": "list of integers",
+    "strategy": "string",
+    "temperature": "number or null",
+    "top_p": "number or null",
+    "top_k": "integer",
+    "min_p": "number or null",
+    "kept": "integer",
+    "logprob": "number or null",
+    "draw_logprob": "number or null",
+    "score": "number or null",
+    "injected": "boolean",
+    **dict.fromkeys(Metrics._fields, "number or null"),
+    "alternatives": "list of objects",
+    "head_entropies": "list of lists of numbers",
+}
+ALTERNATIVE = {name: RECORD[name] for name in ("id", "text", "bytes", "logprob", "draw_logprob")}
+END = {
+    "row": "integer",
+    "finish": "string",
+    "reason": "string",
+    "new_tokens": "integer",
+    "text": "string",
+}
+ADDED = frozenset({"rows", "bytes", "alternatives", "head_entropies", *Metrics._fields})
+BATCH, TURNS = "batch", "turns"  # what `rows` may be
 
 
 class Trace(NamedTuple):
@@ -71,36 +119,44 @@ class Trace(NamedTuple):
 # ----- writing ----------------------------------------------------------------------------------------------
 
 
-def check_writable(path: str | Path) -> None:
-    """Raises a ValueError where `write` would fail; for calling before the work that is to be traced."""
+def check_writable(path: str | Path, what: str = "a trace") -> None:
+    """Raises a ValueError where writing would fail; for calling before the work whose outcome is to be written."""
     path = Path(path)
     try:
         if path.exists() and not path.is_file():
-            raise ValueError(f"{path}: a trace needs a regular file to write to, and this is something else")
+            raise ValueError(f"{path}: {what} needs a regular file to write to, and this is something else")
         if not path.resolve().parent.is_dir():
             folder = path.resolve().parent
-            raise ValueError(f"{path}: cannot write a trace there, the folder {folder} does not exist")
+            raise ValueError(f"{path}: cannot write {what} there, the folder {folder} does not exist")
         temporary = _temporary(path)
         temporary.touch()
         temporary.unlink()
     except OSError as error:
-        raise ValueError(f"{path}: cannot write a trace there ({error.strerror})") from None
+        raise ValueError(f"{path}: cannot write {what} there ({error.strerror})") from None
 
 
-def write(path: str | Path, job: Job, results: Sequence[Result]) -> None:
-    """Writes the trace of a job's results, one a prompt. Replaces a file of that name only when complete."""
-    check_writable(path)
+def write(path: str | Path, job: Job, results: Sequence[Result], turns: bool = False) -> None:
+    """Writes the trace of a job's results, one a prompt. Replaces a file of that name only when complete.
+
+    turns: the results are those of a chat, generated one after the other, and not one batch.
+    """
+    lines = _lines(job, results, TURNS if turns else BATCH)
+    write_file(path, (json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n" for line in lines))
+
+
+def write_file(path: str | Path, pieces: Iterable[str], what: str = "a trace") -> None:
+    """Writes text. Replaces a file of that name only when complete."""
+    check_writable(path, what)
     temporary = _temporary(Path(path))
     try:
         with temporary.open("w", encoding="utf-8", newline="\n") as file:
-            for line in _lines(job, results):
-                file.write(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n")
+            file.writelines(pieces)
         temporary.replace(Path(path).resolve())
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def header(job: Job) -> dict[str, Any]:
+def header(job: Job, rows: str = BATCH) -> dict[str, Any]:
     """The first line of a job's trace."""
     model = job.model
     return {
@@ -120,6 +176,7 @@ def header(job: Job) -> dict[str, Any]:
         "strategies": list(job.sampler.strategies),
         "sampler_config": dataclasses.asdict(job.sampler_config),
         "generation": dataclasses.asdict(job.config),
+        "rows": rows,
         "prompts": [{"token_ids": ids, "text": model.tokenizer.decode(ids)} for ids in job.prompt_ids],
     }
 
@@ -140,8 +197,8 @@ def fingerprint(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def _lines(job: Job, results: Sequence[Result]) -> Iterator[dict[str, Any]]:
-    yield header(job)
+def _lines(job: Job, results: Sequence[Result], rows: str) -> Iterator[dict[str, Any]]:
+    yield header(job, rows)
     for row, result in enumerate(results):
         for step, record in enumerate(result.records):
             yield {"row": row, "step": step, **record}
@@ -164,52 +221,111 @@ def _temporary(path: Path) -> Path:
 
 
 def read(path: str | Path) -> Trace:
-    """The trace in a file. Raises a ValueError that names the file and line when it is not a whole trace."""
+    """The trace in a file. Raises a ValueError that names the line and field when it is not a whole trace."""
     path = Path(path)
     try:
         lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: cannot be read as a trace ({error})") from None
     head = _object(lines[0], f"{path}: line 1")
-    if head.get("format") != FORMAT:
-        raise ValueError(f'{path}: not a trace; its first line should have "format": "{FORMAT}"')
-    if head.get("version") != VERSION:
-        raise ValueError(
-            f"{path}: a trace of version {head.get('version')!r}, but this entropix reads {VERSION}"
-        )
-
-    try:
-        results = [Result(prompt["token_ids"]) for prompt in head["prompts"]]
-        for number, line in enumerate(lines[1:], start=2):
-            _add_line(results, _object(line, f"{path}: line {number}"), f"{path}: line {number}")
-    except (KeyError, TypeError) as error:
-        raise ValueError(
-            f"{path}: damaged; a line lacks a field or has one of a wrong type ({error!r})"
-        ) from None
+    _check_header(head, f"{path}: line 1")
+    results = [Result(prompt["token_ids"]) for prompt in head["prompts"]]
+    for number, line in enumerate(lines[1:], start=2):
+        where = f"{path}: line {number}"
+        _add_line(results, _object(line, where), head["strategies"], where)
     if open_rows := [row for row, result in enumerate(results) if result.finish == Finish.RUNNING]:
         raise ValueError(f"{path}: truncated; the end of row {open_rows[0]} is missing")
     return Trace(head, results)
 
 
-def _add_line(results: list[Result], line: dict[str, Any], where: str) -> None:
+def _check_header(head: dict[str, Any], where: str) -> None:
+    if head.get("format") != FORMAT:
+        raise ValueError(f'{where}: not a trace; its first line should have "format": "{FORMAT}"')
+    version: Any = head.get("version")
+    if not _TYPES["integer"](version) or version < 1:
+        raise ValueError(f"{where}: field 'version' must be a positive integer, got {version!r}")
+    if version > VERSION:
+        raise ValueError(
+            f"{where}: a trace of version {version}, written by entropix {head.get('entropix')}, but entropix "
+            f"{entropix.__version__} reads version {VERSION}; use a later entropix"
+        )
+    _check(head, HEADER, where)
+    _check(head["model"], MODEL, where, "model.")
+    for i, prompt in enumerate(head["prompts"]):
+        _check(prompt, PROMPT, where, f"prompts[{i}].")
+    _check_choice(head.setdefault("rows", BATCH), (BATCH, TURNS), "rows", where)
+
+
+def _add_line(results: list[Result], line: dict[str, Any], strategies: Sequence[str], where: str) -> None:
     """Adds a token or a row's end to its result."""
+    is_end = "finish" in line
+    _check(line, END if is_end else PLACE | RECORD, where)
     row = line.pop("row")
     if not 0 <= row < len(results):
         raise ValueError(f"{where}: row {row}, but the header has {len(results)} prompts")
     result = results[row]
     if result.finish != Finish.RUNNING:
         raise ValueError(f"{where}: row {row} has already ended")
-    if "finish" in line:
+    if is_end:
         if line["new_tokens"] != len(result.records):
             raise ValueError(
                 f"{where}: row {row} has {len(result.records)} tokens, but ends after {line['new_tokens']}"
             )
+        _check_choice(
+            line["finish"], [f.name.lower() for f in Finish if f != Finish.RUNNING], "finish", where
+        )
         result.finish, result.text = Finish[line["finish"].upper()], line["text"]
-    elif line.pop("step") != len(result.records):
+        return
+    if line.pop("step") != len(result.records):
         raise ValueError(f"{where}: expected step {len(result.records)} of row {row}")
-    else:
-        result.token_ids.append(line["id"])
-        result.records.append(line)
+    _check_choice(line["strategy"], strategies, "strategy", where)
+    for i, alternative in enumerate(line.get("alternatives", [])):
+        _check(alternative, ALTERNATIVE, where, f"alternatives[{i}].")
+    for name in Metrics._fields:
+        line.setdefault(name, None)
+    result.token_ids.append(line["id"])
+    result.records.append(line)
+
+
+def _check(value: dict[str, Any], fields: Mapping[str, str], where: str, inside: str = "") -> None:
+    """Raises a ValueError for the first field that is missing or of another type."""
+    for name, kind in fields.items():
+        if name not in value:
+            if name not in ADDED:
+                raise ValueError(f"{where}: field '{inside}{name}' is missing")
+        elif not _TYPES[kind](value[name]):
+            shown = json.dumps(value[name])
+            raise ValueError(f"{where}: field '{inside}{name}' must be of type {kind}, got {shown[:80]}")
+
+
+def _check_choice(value: str, known: Sequence[str], name: str, where: str) -> None:
+    if value not in known:
+        raise ValueError(f"{where}: field '{name}' must be one of {', '.join(known)}; got {value!r}")
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return value is None or _is_integer(value) or isinstance(value, float)
+
+
+def _list_of(is_item: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, list) and all(map(is_item, value))
+
+
+_TYPES: dict[str, Callable[[Any], bool]] = {
+    "string": lambda value: isinstance(value, str),
+    "integer": _is_integer,
+    "boolean": lambda value: isinstance(value, bool),
+    "number or null": _is_number,
+    "object": lambda value: isinstance(value, dict),
+    "list of strings": _list_of(lambda value: isinstance(value, str)),
+    "list of integers": _list_of(_is_integer),
+    "list of objects": _list_of(lambda value: isinstance(value, dict)),
+    "list of lists of numbers": _list_of(_list_of(_is_number)),
+}
 
 
 def _object(line: str, where: str) -> dict[str, Any]:

@@ -232,11 +232,11 @@ def test_a_record_is_its_rows_numbers_as_plain_values(chat_model: Model) -> None
     record = token_record(job_of(chat_model), chunk(numbers), 0, 1)
     assert record.items() >= {**numbers, "strategy": "explore", "injected": True, "text": "A"}.items()
     assert list(record) == [
-        *("id", "text", "strategy", "temperature", "top_p", "top_k", "min_p", "kept"),
+        *("id", "text", "bytes", "strategy", "temperature", "top_p", "top_k", "min_p", "kept"),
         *("logprob", "draw_logprob", "score", "injected"),
         *Metrics._fields,
     ]
-    assert {type(value) for value in record.values()} == {int, float, str, bool}
+    assert {type(value) for value in record.values()} == {int, float, str, bool, list}
 
 
 def test_numbers_that_are_not_finite_become_null(chat_model: Model) -> None:

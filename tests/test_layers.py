@@ -23,15 +23,20 @@ ORDER = [
     "model",
     "metrics",
     "filters",
-    "samplers.base", "samplers.baselines", "samplers.entropix", "samplers",
+    "samplers.base", "samplers.baselines", "samplers.truncation", "samplers.adaptive",
+    "samplers.entropix", "samplers.controls", "samplers.guard", "samplers",
+    "calibration",
     "speculation",
     "decode",
     "loading",
     "session",
+    "scoring",
     "generation",
     "trace",
+    "replay", "logprobs",
     "report", "terminal",
     "main",
+    "score", "calibrate",
 ]
 # fmt: on
 PLACE = {name: place for place, name in enumerate(ORDER)}

@@ -71,8 +71,8 @@ def test_every_field_of_the_sampler_has_a_flag_that_sets_it() -> None:
     for field in dataclasses.fields(SamplerConfig):
         default = field.default
         value = f"{default}?" if isinstance(default, str) else default + 1 if default < 100 else default * 2
-        if field.name in ("top_p", "min_p"):
-            value = 0.5
+        if field.metadata["high"] <= 1:
+            value = 0.25
         flag = "--" + field.name.replace("_", "-")
         chosen = parse(["--chat", flag, str(value)]).sampler_config
         assert chosen == dataclasses.replace(SamplerConfig(), **{field.name: value}), flag
@@ -212,6 +212,12 @@ def assert_refused(ended: Ended, message: str) -> None:
         (["--low-ent-thresh", "-0.1"], "flags: low_ent_thresh must be"),
         (["--max-new-tokens", "0"], "flags: max_new_tokens must be"),
         (["--max-new-tokens", "-3"], "got -3"),
+        (
+            ["--alternatives", "21", "--trace", "t.jsonl"],
+            "flags: alternatives must be between 0 and 20, got 21",
+        ),
+        (["--alternatives", "3"], "--alternatives goes into the trace; give --trace"),
+        (["--head-entropies"], "--head-entropies goes into the trace; give --trace"),
         (["--seed", "-1"], "flags: seed must be between 0 and 4294967295, got -1"),
         (["--seed", "4294967296"], "flags: seed must be"),
         (["--sampler-config", "missing.toml"], "missing.toml: no such file"),

@@ -38,7 +38,11 @@ DTYPES = SampleInfo(
 )
 
 # Rules that are one pass through the common chain, so that the recorded settings alone give back the distribution.
-CHAINED = ("entropix", "entropix-torch", "greedy", "temperature", "top-k", "top-p", "min-p")
+CHAINED = (
+    *("entropix", "entropix-torch", "entropix-logits", "placebo"),
+    *("greedy", "temperature", "top-k", "top-p", "min-p"),
+    "greedy-threshold",
+)
 
 every_sampler = pytest.mark.parametrize("sampler", SAMPLERS.values(), ids=SAMPLERS)
 every_preset = pytest.mark.parametrize("preset", config.preset_names("samplers"))
@@ -260,9 +264,11 @@ def test_neighbours_change_no_bit_of_a_row_even_when_they_are_nan(sampler: Sampl
 
 @every_sampler
 def test_all_randomness_comes_from_the_rows_key(sampler: Sampler) -> None:
-    """The same key repeats the step; over flat rows another key gives other tokens, except to `greedy`."""
+    """The same key repeats the step; over flat rows, to which mirostat and greedy-threshold would be greedy if they
+    were asked to, another key gives other tokens, except to `greedy`."""
     context = random_context(8)._replace(logits_BV=np.zeros((BATCH, VOCABULARY), np.float32))
-    first, again, other = (run(sampler, context, seed=seed) for seed in (0, 0, 1))
+    cfg = dataclasses.replace(CFG, mirostat_tau=50.0, greedy_threshold=0.0)
+    first, again, other = (run(sampler, context, cfg, seed) for seed in (0, 0, 1))
     assert_trees_equal(first, again)
     assert np.array_equal(first[0], other[0]) == (sampler.name == "greedy")
 

@@ -369,6 +369,7 @@ def test_a_chat_computes_only_what_is_new(
     type_in(monkeypatch, "Hi\nAnd you?\n")
     command("--chat", "--trace", str(tmp_path / "t.jsonl"))
     read = trace.read(tmp_path / "t.jsonl")
+    assert read.header["rows"] == "turns"
     first, second = read.results
     held = first.prompt_ids + first.token_ids
     reused = next(i for i, pair in enumerate(zip(held, second.prompt_ids, strict=False)) if len({*pair}) == 2)

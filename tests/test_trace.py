@@ -2,7 +2,10 @@
 
 import dataclasses
 import json
+import math
+import re
 import shutil
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +29,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
 
 @pytest.fixture(scope="module")
 def job(model: Model) -> Job:
-    """Two rows, and thresholds that lie amid what the toy's random weights give."""
+    """Two rows, all that can be recorded, and thresholds that lie amid what the toy's random weights give."""
     return generation.prepare(
         model,
         ["Why?", [3, 1, 4]],
@@ -34,6 +37,8 @@ def job(model: Model) -> Job:
         max_new_tokens=12,
         seed=5,
         stop=["\x00\x00"],
+        alternatives=3,
+        head_entropies=True,
     )
 
 
@@ -137,6 +142,89 @@ def test_a_change_in_any_single_tensor_changes_the_fingerprint(tmp_path: Path, m
     assert len(seen) == 1 + len(tensors)
 
 
+def test_the_bytes_of_a_token_tell_what_its_text_cannot(path: Path, results: list[Result]) -> None:
+    """Tokens of the toy are bytes: those from 128 on are no text by themselves."""
+    records = [record for result in trace.read(path).results for record in result.records]
+    tokens = [*records, *(other for record in records for other in record["alternatives"])]
+    assert any(token["text"] == "\ufffd" for token in tokens)
+    for token in tokens:
+        if token["id"] < 256:
+            assert token["bytes"] == [token["id"]]
+            assert token["text"] == bytes(token["bytes"]).decode(errors="replace")
+
+
+def test_alternatives_agree_with_what_is_known_of_the_chosen_token(results: list[Result]) -> None:
+    """Filters keep the likeliest tokens, so that of N alternatives the first `kept` could be drawn."""
+    records = [record for result in results for record in result.records]
+    n_chosen = 0
+    for record in records:
+        others = record["alternatives"]
+        logprobs = [other["logprob"] for other in others]
+        assert len(others) == 3
+        assert logprobs == sorted(logprobs, reverse=True)
+        assert math.exp(logprobs[0]) == pytest.approx(record["top_prob"], rel=1e-5)
+        drawable = [other["draw_logprob"] is not None for other in others]
+        assert drawable == [i < record["kept"] for i in range(3)]
+        for other in others:
+            if other["id"] == record["id"] and not record["injected"]:
+                n_chosen += 1
+                assert other["logprob"] == pytest.approx(record["logprob"], abs=1e-5)
+                assert other["draw_logprob"] == pytest.approx(record["draw_logprob"], abs=1e-5)
+    assert n_chosen >= 4
+    assert any(record["kept"] < 3 for record in records) or any(record["kept"] > 3 for record in records)
+
+
+def test_entropies_of_the_heads_have_the_recorded_mean_and_variance(results: list[Result]) -> None:
+    """The variance is one across heads, which tells layers and heads apart."""
+    for record in (record for result in results for record in result.records):
+        layers = record["head_entropies"]
+        assert [len(heads) for heads in layers] == [4, 4]
+        mean = statistics.fmean(statistics.fmean(heads) for heads in layers)
+        variance = statistics.fmean(statistics.pvariance(heads) for heads in layers)
+        assert mean == pytest.approx(record["attn_entropy"], abs=1e-5)
+        assert variance == pytest.approx(record["attn_varentropy"], abs=1e-5)
+
+
+# ----- the schema -------------------------------------------------------------------------------------------
+
+
+def documented() -> dict[str, dict[str, str]]:
+    """Fields and types in the tables of docs/trace.md, by heading."""
+    text = (entropix.PACKAGE_ROOT.parent / "docs" / "trace.md").read_text(encoding="utf-8")
+    tables: dict[str, dict[str, str]] = {}
+    for section in re.split(r"^#+ ", text, flags=re.MULTILINE)[1:]:
+        rows = re.findall(r"^\| `(\w+)` \| ([a-z ]+) \|", section, re.MULTILINE)
+        if rows:
+            tables[section.split("\n")[0]] = dict(rows)
+    return tables
+
+
+def test_the_document_names_exactly_the_fields_that_are_written(path: Path) -> None:
+    header, *lines = lines_of(path)
+    written = {
+        "Header": header,
+        "Model": header["model"],
+        "Prompt": header["prompts"][0],
+        "Token": lines[0],
+        "Alternative": lines[0]["alternatives"][0],
+        "Row end": lines[-1],
+    }
+    assert {heading: list(fields) for heading, fields in documented().items()} == {
+        heading: list(fields) for heading, fields in written.items()
+    }
+
+
+def test_the_document_tells_the_types_that_are_checked() -> None:
+    assert documented() == {
+        "Header": trace.HEADER,
+        "Model": trace.MODEL,
+        "Prompt": trace.PROMPT,
+        "Token": {**trace.PLACE, **trace.RECORD},
+        "Alternative": trace.ALTERNATIVE,
+        "Row end": trace.END,
+    }
+
+
 # ----- writing ----------------------------------------------------------------------------------------------
 
 
@@ -206,9 +294,13 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         (b"Hello\n", r"line 1: not JSON"),
         (b"[1, 2]\n", r"line 1: expected a JSON object, got a list"),
         (b'{"prompt": "Hi"}\n', r'not a trace; .*"format": "entropix-trace"'),
-        (b'{"format": "entropix-trace", "version": 2}\n', r"a trace of version 2, but this entropix reads 1"),
-        (b'{"format": "entropix-trace"}\n', r"a trace of version None"),
-        (b'{"format": "entropix-trace", "version": 1}\n', r"damaged; .*'prompts'"),
+        (
+            b'{"format": "entropix-trace", "version": 2}\n',
+            r"line 1: a trace of version 2, .* reads version 1",
+        ),
+        (b'{"format": "entropix-trace"}\n', r"line 1: field 'version' must be .*, got None"),
+        (b'{"format": "entropix-trace", "version": "1"}\n', r"line 1: field 'version' must be .*, got '1'"),
+        (b'{"format": "entropix-trace", "version": 1}\n', r"line 1: field 'entropix' is missing"),
         (b"\xff\xfe\n", r"cannot be read as a trace"),
     ],
 )
@@ -220,7 +312,7 @@ def test_another_kind_of_file_is_refused(tmp_path: Path, content: bytes, message
 
 def test_a_file_cut_anywhere_is_refused(path: Path) -> None:
     whole = path.read_bytes()
-    for length in range(0, len(whole) - 1, 97):
+    for length in range(0, len(whole) - 1, 397):
         path.write_bytes(whole[:length])
         with pytest.raises(ValueError, match=r"trace\.jsonl: "):
             trace.read(path)
@@ -235,10 +327,30 @@ def test_a_file_cut_anywhere_is_refused(path: Path) -> None:
         (lambda lines: lines.append(lines[-2]), r"line 28: row 1 has already ended"),
         (lambda lines: lines[1].update(row=2), r"line 2: row 2, but the header has 2 prompts"),
         (lambda lines: lines[1].update(row=-1), r"line 2: row -1, but the header has 2 prompts"),
-        (lambda lines: lines[1].pop("row"), r"damaged; .*'row'"),
-        (lambda lines: lines[1].pop("id"), r"damaged; .*'id'"),
-        (lambda lines: lines[1].update(row="0"), r"damaged"),
-        (lambda lines: lines[-1].update(finish="tired"), r"damaged; .*'TIRED'"),
+        (lambda lines: lines[1].pop("row"), r"line 2: field 'row' is missing"),
+        (lambda lines: lines[1].pop("id"), r"line 2: field 'id' is missing"),
+        (lambda lines: lines[1].update(row="0"), r"line 2: field 'row' must be of type integer, got \"0\""),
+        (lambda lines: lines[1].update(id=True), r"line 2: field 'id' must be of type integer, got true"),
+        (
+            lambda lines: lines[2].update(margin="0.5"),
+            r"line 3: field 'margin' must be of type number or null",
+        ),
+        (lambda lines: lines[2].update(strategy="nap"), r"line 3: field 'strategy' must be one of .*'nap'"),
+        (
+            lambda lines: lines[2].update(head_entropies=[0.5]),
+            r"line 3: field 'head_entropies' must be of type",
+        ),
+        (
+            lambda lines: lines[2]["alternatives"][1].pop("logprob"),
+            r"line 3: field 'alternatives\[1\].logprob' is missing",
+        ),
+        (lambda lines: lines[-1].update(finish="tired"), r"line 27: field 'finish' must be one of .*'tired'"),
+        (lambda lines: lines[0].update(rows="pile"), r"line 1: field 'rows' must be one of batch, turns"),
+        (lambda lines: lines[0]["model"].pop("dtype"), r"line 1: field 'model.dtype' is missing"),
+        (
+            lambda lines: lines[0]["prompts"][1].update(token_ids=[1, "2"]),
+            r"line 1: field 'prompts\[1\].token_ids' must be of type list of integers",
+        ),
     ],
 )
 def test_a_damaged_trace_is_refused(path: Path, change: Any, message: str) -> None:
@@ -255,6 +367,18 @@ def test_fields_of_later_releases_are_passed_over(path: Path, results: list[Resu
     lines[-1]["mood"] = "good"
     rewrite(path, lines)
     assert trace.read(path).results == results
+
+
+def test_fields_that_earlier_releases_did_not_write_may_be_missing(path: Path) -> None:
+    lines = lines_of(path)
+    for name in ("margin", "bytes", "alternatives", "head_entropies"):
+        del lines[1][name]
+    del lines[0]["rows"]
+    rewrite(path, lines)
+    read = trace.read(path)
+    assert read.header["rows"] == "batch"
+    assert read.results[0].records[0]["margin"] is None
+    assert "alternatives" not in read.results[0].records[0]
 
 
 def test_a_config_field_that_is_not_known_is_an_error_when_repeating(path: Path) -> None:

@@ -15,6 +15,7 @@ from entropix.metrics import Metrics, softmax_parts
 Encode = Callable[[str], list[int]]
 Prompts = Sequence[Sequence[int]]
 _NEUTRAL = Settings()
+MIN_TEMPERATURE = 1e-3  # where a rule computes its temperature: nothing is divided by nothing
 
 
 class Context(NamedTuple):
@@ -80,6 +81,16 @@ def best(logits_BV: Array, width: int) -> Candidates:
     """Enough of the vocabulary for any chain whose top-k is at most `width`, at a fraction of a full sort's cost."""
     logits_BC, token_BC = jax.lax.top_k(logits_BV, min(width, logits_BV.shape[-1]))
     return Candidates(logits_BC, token_BC.astype(jnp.int32))
+
+
+def with_best(logits_BV: Array, kept_BV: Array) -> Array:
+    """The marked tokens and in any case the most likely one, the first among equals."""
+    return kept_BV | is_token(logits_BV, jnp.argmax(logits_BV, axis=-1))
+
+
+def is_token(logits_BV: Array, token_B: Array) -> Array:
+    """Marks one token a row, bool `[B, V]`."""
+    return jax.lax.broadcasted_iota(jnp.int32, logits_BV.shape, 1) == token_B[:, None]
 
 
 def model_logprob(logits_BV: Array, token_B: Array) -> Array:

@@ -21,6 +21,7 @@ from entropix.config import SamplerConfig
 from entropix.filters import Settings
 from entropix.metrics import Metrics
 from entropix.samplers.base import (
+    MIN_TEMPERATURE,
     Candidates,
     Context,
     Encode,
@@ -32,7 +33,6 @@ from entropix.samplers.base import (
     model_logprob,
 )
 
-MIN_TEMPERATURE = 1e-3  # keeps odd coefficients from dividing by nothing
 MAX_CLARIFY_TEMPERATURE = MAX_EXPLORE_TEMPERATURE = 1.5
 MIN_RESAMPLE_TEMPERATURE, MIN_RESAMPLE_TOP_P = 2.0, 0.5
 MIN_EXPLORE_TOP_K, MAX_ADAPTIVE_TOP_K = 5, 100
@@ -181,10 +181,16 @@ def step(
     key_B: Array, state: Clarifier, context: Context, cfg: SamplerConfig, thresholds: tuple[str, str]
 ) -> tuple[Array, Clarifier, SampleInfo, Candidates]:
     """One token a row. `thresholds` names the config fields above which a row clarifies and resamples."""
-    metrics, logits_BV = context.metrics, context.logits_BV
     clarify_above, resample_above = (getattr(cfg, name) for name in thresholds)
+    return act(key_B, state, context, cfg, choose(context.metrics, clarify_above, resample_above, cfg))
+
+
+def act(
+    key_B: Array, state: Clarifier, context: Context, cfg: SamplerConfig, strategy_B: Array
+) -> tuple[Array, Clarifier, SampleInfo, Candidates]:
+    """One token a row by the strategy chosen for it, unless the row is in the middle of an insertion."""
+    metrics, logits_BV = context.metrics, context.logits_BV
     under_way_B = state.next_B > 0
-    strategy_B = choose(metrics, clarify_above, resample_above, cfg)
     strategy_B = jnp.where(under_way_B, Strategy.CLARIFY, strategy_B)
     inject_B = under_way_B | (
         (strategy_B == Strategy.CLARIFY) & ~state.just_inserted_B & (state.length_B > 0)

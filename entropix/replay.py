@@ -1,0 +1,184 @@
+"""Does a trace repeat? `python -m entropix.replay trace.jsonl` generates it anew from its header and compares.
+
+Tokens, strategies, counts and endings must be the same, every other number within 10⁻³ (absolute or relative,
+whichever is wider). A batch is repeated as one batch, a chat turn by turn on one cache, as it was.
+
+Exit codes: 0 equal, with one line on stdout; 1 bad input, or a difference, the first of which is shown on stderr with
+both records. Another backend, or another release of JAX, may round otherwise and so draw another token.
+"""
+
+import json
+import math
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, NamedTuple
+
+import jax
+import tyro
+
+from entropix import backend, cli, loading, trace
+from entropix.decode import Finish
+from entropix.generation import Event, Result, add, prepare, run
+from entropix.loading import Model
+from entropix.session import Session
+from entropix.trace import Trace
+
+TOLERANCE = 1e-3
+
+
+class Difference(NamedTuple):
+    """A line of a trace that came out otherwise."""
+
+    row: int
+    step: int  # the number of tokens, where the row's end differs
+    field: str
+    recorded: dict[str, Any]
+    repeated: dict[str, Any]
+
+    def __str__(self) -> str:
+        was, now = (_shown(record.get(self.field)) for record in (self.recorded, self.repeated))
+        return (
+            f"row {self.row}, step {self.step}: {self.field} is {was} in the trace, {now} now\n"
+            f"  trace: {_shown(self.recorded)}\n"
+            f"  now:   {_shown(self.repeated)}"
+        )
+
+
+@dataclass(frozen=True)
+class Flags:
+    """The command line."""
+
+    trace: Annotated[tyro.conf.Positional[str], tyro.conf.arg(help="the trace", metavar="TRACE")]
+    weights: Annotated[
+        str | None,
+        tyro.conf.arg(
+            help="a name below weights/ or a checkpoint folder",
+            metavar="NAME|DIR",
+            help_behavior_hint="(default: the name in the trace)",
+        ),
+    ] = None
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Does what the flags (by default those of the process) say. Raises a ValueError for a difference."""
+    flags = tyro.cli(Flags, prog="python -m entropix.replay", description=__doc__, args=args)
+    recorded = trace.read(flags.trace)
+    backend.use_compilation_cache()
+    model = load_model(recorded, flags.weights)
+    if difference := first_difference(model, recorded):
+        raise ValueError(f"{flags.trace}: {difference}{_elsewhere(recorded)}")
+    n_tokens = sum(len(result.records) for result in recorded.results)
+    print(f"{flags.trace}: equal, {n_tokens} tokens in {len(recorded.results)} rows")
+
+
+def load_model(recorded: Trace, weights: str | None = None) -> Model:
+    """The model that a trace was made with; a ValueError if the weights are others."""
+    wanted = recorded.header["model"]
+    model = loading.load(wanted["name"] if weights is None else weights, wanted["dtype"])
+    if trace.fingerprint(model.folder) != wanted["fingerprint"]:
+        raise ValueError(
+            f"{model.folder}: not the weights of the trace ({wanted['name']}, fingerprint "
+            f"{wanted['fingerprint'][:12]}); give theirs with --weights"
+        )
+    return model
+
+
+def first_difference(model: Model, recorded: Trace) -> Difference | None:
+    """The first line that differs when a trace is generated anew; None when there is none.
+
+    Of a row that was interrupted only the tokens that it has are repeated.
+    """
+    rows = range(len(recorded.results))
+    groups = [[row] for row in rows] if recorded.header["rows"] == trace.TURNS else [list(rows)]
+    session = Session(model, len(groups[0]))
+    for group in groups:
+        expected = [recorded.results[row] for row in group]
+        if difference := _repeat(model, session, expected, recorded.options):
+            return difference._replace(row=group[difference.row])
+        if any(result.finish == Finish.INTERRUPTED for result in expected):
+            session = Session(model, len(group))
+    return None
+
+
+def _repeat(
+    model: Model, session: Session, expected: Sequence[Result], options: dict[str, Any]
+) -> Difference | None:
+    """The first difference of rows that were generated as one batch."""
+    job = prepare(model, [result.prompt_ids for result in expected], **options)
+    repeated = [Result(result.prompt_ids) for result in expected]
+    events = run(job, session)
+    while not all(map(_is_complete, expected, repeated)):
+        event = next(events)
+        row = event.row
+        if _is_complete(expected[row], repeated[row]):
+            continue
+        add(repeated, event)
+        if difference := _compare(event, expected[row], repeated[row]):
+            return difference
+    return None
+
+
+def _is_complete(expected: Result, repeated: Result) -> bool:
+    """Whether all of a row has been compared."""
+    cut_short = expected.finish == Finish.INTERRUPTED and len(repeated.records) == len(expected.records)
+    return cut_short or repeated.finish != Finish.RUNNING
+
+
+def _compare(event: Event, expected: Result, repeated: Result) -> Difference | None:
+    """How a row's newest event, which `repeated` has already, differs from the trace."""
+    n_tokens = len(repeated.records)
+    if event.record is not None:
+        if n_tokens > len(expected.records):
+            return Difference(event.row, n_tokens - 1, "id", _end(expected), event.record)
+        before = expected.records[n_tokens - 1]
+        if field := _first_unequal(before, event.record):
+            return Difference(event.row, n_tokens - 1, field, before, event.record)
+    was_cut_here = expected.finish == Finish.INTERRUPTED and n_tokens == len(expected.records)
+    if event.finish == Finish.RUNNING or was_cut_here:
+        return None
+    before, after = _end(expected), _end(repeated)
+    field = _first_unequal(before, after)
+    return Difference(event.row, n_tokens, field, before, after) if field else None
+
+
+def _end(result: Result) -> dict[str, Any]:
+    return {
+        "new_tokens": len(result.records),
+        "finish": result.finish.name.lower(),
+        "text": result.text,
+    }
+
+
+def _first_unequal(before: dict[str, Any], after: dict[str, Any]) -> str | None:
+    """The first field that both have and that differs."""
+    return next((name for name in after if name in before and not _equal(before[name], after[name])), None)
+
+
+def _equal(before: Any, after: Any) -> bool:
+    if isinstance(before, float) and isinstance(after, float):
+        return math.isclose(before, after, rel_tol=TOLERANCE, abs_tol=TOLERANCE)
+    if isinstance(before, list) and isinstance(after, list):
+        return len(before) == len(after) and all(map(_equal, before, after))
+    if isinstance(before, dict) and isinstance(after, dict):
+        return _first_unequal(before, after) is None
+    return bool(before == after)
+
+
+def _elsewhere(recorded: Trace) -> str:
+    """What may explain a difference: that the trace was made elsewhere."""
+    here = {"entropix": trace.entropix.__version__, "jax": jax.__version__, "backend": jax.default_backend()}
+    other: Iterable[str] = [
+        f"{name} {recorded.header[name]}, here {value}"
+        for name, value in here.items()
+        if recorded.header[name] != value
+    ]
+    return "".join(f"\n  the trace was made with {text}" for text in other)
+
+
+def _shown(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main))

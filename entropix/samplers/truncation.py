@@ -1,0 +1,157 @@
+"""Samplers that only say which tokens stay: each is one function from the distribution at `temp` to a mark a token.
+
+The published rules are stated for a distribution p over the vocabulary; here p is the model's at the config's
+temperature, and H its entropy in nats. What stays keeps its relative probabilities.
+"""
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from entropix import filters
+from entropix.config import SamplerConfig
+from entropix.filters import Settings
+from entropix.metrics import contract, entropy_bits, softmax_parts, total
+from entropix.samplers.base import (
+    Candidates,
+    Context,
+    SampleInfo,
+    Sampler,
+    draw,
+    everything,
+    stateless,
+    with_best,
+)
+
+Rule = Callable[[Array, SamplerConfig], Array]  # (logits_BV at the temperature, cfg) -> kept_BV
+
+
+def step(
+    key_B: Array, state: Any, context: Context, cfg: SamplerConfig, rule: Rule
+) -> tuple[Array, Any, SampleInfo, Candidates]:
+    """One draw a row from the tokens that the rule keeps."""
+    temperature_B = jnp.full(len(context.logits_BV), cfg.temp, jnp.float32)
+    logits_BV = filters.temperature(context.logits_BV, temperature_B)
+    candidates = everything(filters.keep(logits_BV, rule(logits_BV, cfg)))
+    token_B, info = draw(key_B, context, candidates, Settings(temperature_B))
+    return token_B, state, info, candidates
+
+
+def typical(logits_BV: Array, cfg: SamplerConfig) -> Array:
+    """Keeps tokens in order of |-log p - H| until their mass reaches `typical_p` (Meister 2023, arXiv:2202.00666).
+
+    The most likely token may go. At 1 everything stays, whatever the rounding of the sum.
+    """
+    parts = softmax_parts(logits_BV)
+    log_p_BV = logits_BV - jnp.max(logits_BV, axis=-1, keepdims=True) - jnp.log(parts.total)[:, None]
+    distance_BV = jnp.abs(log_p_BV + _entropy(logits_BV)[:, None])
+    mass = jnp.asarray(cfg.typical_p, jnp.float32)
+    wanted = jnp.where(mass >= 1, jnp.inf, jnp.maximum(mass, jnp.finfo(jnp.float32).tiny))
+    return filters.leading(-distance_BV, parts.exp / parts.total[:, None], wanted)
+
+
+def epsilon(logits_BV: Array, cfg: SamplerConfig) -> Array:
+    """Keeps p > ε (Hewitt 2022, arXiv:2210.15191), and the most likely token."""
+    return with_best(logits_BV, _probabilities(logits_BV) > cfg.epsilon_cutoff)
+
+
+def eta(logits_BV: Array, cfg: SamplerConfig) -> Array:
+    """Keeps p > min(ε, √ε·exp(-H)) (Hewitt 2022, arXiv:2210.15191), and the most likely token."""
+    scale = jnp.sqrt(jnp.asarray(cfg.eta_cutoff, jnp.float32))
+    cutoff_B = jnp.minimum(cfg.eta_cutoff, scale * jnp.exp(-_entropy(logits_BV)))
+    return with_best(logits_BV, _probabilities(logits_BV) > cutoff_B[:, None])
+
+
+def top_n_sigma(logits_BV: Array, cfg: SamplerConfig) -> Array:
+    """Keeps logits >= max - n·σ, with σ their standard deviation over the vocabulary (Tang 2024, arXiv:2411.07641).
+
+    A temperature scales both sides, so that it never changes which tokens stay.
+    """
+    n_tokens = logits_BV.shape[-1]
+    below_BV = logits_BV - jnp.max(logits_BV, axis=-1, keepdims=True)
+    deviation_BV = below_BV - (total(below_BV) / n_tokens)[:, None]
+    sigma_B = jnp.sqrt(contract(deviation_BV, deviation_BV) / n_tokens)
+    return below_BV >= -cfg.top_n_sigma * sigma_B[:, None]
+
+
+def p_less(logits_BV: Array, cfg: SamplerConfig) -> Array:
+    """Keeps p >= Σ p², the chance that two draws agree (Tan 2025, arXiv:2509.23234). No number to set.
+
+    Both sides are multiplied by the square of the softmax's total: equal logits then compare exactly, and all stay.
+    """
+    parts = softmax_parts(logits_BV)
+    collision_B = contract(parts.exp, parts.exp)
+    return with_best(logits_BV, parts.exp * parts.total[:, None] >= collision_B[:, None])
+
+
+def top_h(logits_BV: Array, cfg: SamplerConfig) -> Array:
+    """Keeps the longest prefix, most likely first, whose own entropy is at most α·H (top-H 2025, arXiv:2509.02510).
+
+    A prefix's entropy, of its tokens' probabilities divided by their sum, grows with every token, because the next
+    one is no likelier than any in it. So no sort is needed: a binary search for the bits of the likeliest
+    token that is too much (of non-negative floats, bits order like values), then one for how many of its equals fit.
+    """
+    parts = softmax_parts(logits_BV)
+    bits_BV = jax.lax.bitcast_convert_type(parts.exp, jnp.int32)
+    ceiling_B = jnp.where(cfg.top_h_alpha >= 1, jnp.inf, cfg.top_h_alpha * _entropy(logits_BV))
+
+    def fits(weight_B: Array, energy_B: Array) -> Array:
+        """Σ exp and Σ exp·shift of some tokens give their entropy, log Σ exp - Σ exp·shift / Σ exp."""
+        some_B = jnp.where(weight_B > 0, weight_B, 1)
+        return jnp.log(some_B) - energy_B / some_B <= ceiling_B
+
+    terms = parts.exp, parts.exp * parts.shift
+
+    def sums(kept_BV: Array) -> tuple[Array, ...]:
+        return tuple(total(jnp.where(kept_BV, term_BV, 0)) for term_BV in terms)
+
+    def lower(i: Array, bound_B: Array) -> Array:
+        higher_B = bound_B + jax.lax.shift_left(jnp.int32(1), 29 - i)  # the bits of 1.0 are below 2³⁰
+        return jnp.where(fits(*sums(bits_BV >= higher_B[:, None])), bound_B, higher_B)
+
+    bound_B = jax.lax.fori_loop(0, 30, lower, jnp.zeros(len(logits_BV), jnp.int32))
+    above_BV, equal_BV = bits_BV > bound_B[:, None], bits_BV == bound_B[:, None]
+    weight_B, energy_B = sums(above_BV)
+    each_B, each_energy_B = (jnp.max(jnp.where(equal_BV, x_BV, -jnp.inf), axis=-1) for x_BV in terms)
+    n_equals_B = jnp.sum(equal_BV, axis=-1, dtype=jnp.int32)
+    n_bits = logits_BV.shape[-1].bit_length()
+
+    def more(i: Array, count_B: Array) -> Array:
+        more_B = count_B + jax.lax.shift_left(jnp.int32(1), n_bits - 1 - i)
+        n_B = more_B.astype(jnp.float32)
+        fit_B = fits(weight_B + n_B * each_B, energy_B + n_B * each_energy_B)
+        return jnp.where((more_B <= n_equals_B) & fit_B, more_B, count_B)
+
+    count_B = jax.lax.fori_loop(0, n_bits, more, jnp.zeros_like(n_equals_B))
+    rank_BV = jnp.cumsum(equal_BV.astype(jnp.int32), axis=-1)
+    return with_best(logits_BV, above_BV | (equal_BV & (rank_BV <= count_B[:, None])))
+
+
+def _probabilities(logits_BV: Array) -> Array:
+    parts = softmax_parts(logits_BV)
+    return parts.exp / parts.total[:, None]
+
+
+def _entropy(logits_BV: Array) -> Array:
+    """H in nats."""
+    return entropy_bits(softmax_parts(logits_BV)) * math.log(2)
+
+
+def truncation(name: str, summary: str, rule: Rule) -> Sampler:
+    """The sampler that draws from what the rule keeps; `rule` must be a module-level function."""
+    return Sampler(name, summary, (name,), stateless, partial(step, rule=rule))
+
+
+TYPICAL = truncation("typical", "tokens about as surprising as the entropy says (Meister 2023)", typical)
+EPSILON = truncation("epsilon", "tokens likelier than a fixed cutoff (Hewitt 2022)", epsilon)
+ETA = truncation("eta", "tokens likelier than a cutoff that falls with the entropy (Hewitt 2022)", eta)
+TOP_N_SIGMA = truncation(
+    "top-n-sigma", "logits within n standard deviations of the largest (Tang 2024)", top_n_sigma
+)
+P_LESS = truncation("p-less", "tokens at least as likely as two draws are to agree (Tan 2025)", p_less)
+TOP_H = truncation("top-h", "the likeliest tokens, up to a share of the entropy (top-H 2025)", top_h)

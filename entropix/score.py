@@ -1,0 +1,105 @@
+"""Every metric at every position of a text: `python -m entropix.score --text FILE`.
+
+One line a position on stdout, as JSON (`--format jsonl`: the records of `scoring.Scored`) or as a table with the same
+columns; then one line with the number of tokens, the mean log-probability in nats and the perplexity.
+
+Exit codes: 0 the text was scored; 1 bad input; 2 bad flags.
+"""
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import tyro
+from tyro.conf import arg
+
+from entropix import cli, scoring
+from entropix.loading import DEFAULT_MODEL
+from entropix.metrics import Metrics
+from entropix.scoring import Scored
+
+_PROG = "python -m entropix.score"
+_DESCRIPTION = "Read a text with a language model: entropy, attention and log-probability at every position."
+_TEXT_WIDTH = 14  # characters of a token in the table
+
+
+@dataclass(frozen=True)
+class Flags:
+    """What can be asked for."""
+
+    text: Annotated[str, arg(help="the text, as UTF-8", metavar="FILE")]
+    weights: Annotated[str, arg(help="a name below weights/ or a checkpoint folder", metavar="NAME|DIR")] = (
+        DEFAULT_MODEL
+    )
+    dtype: Annotated[
+        Literal["auto", "float32", "bfloat16", "float16"],
+        arg(help="of the weights; auto is float32 on CPU, else bfloat16"),
+    ] = "auto"
+    format: Annotated[Literal["table", "jsonl"], arg(help="how to print")] = "table"
+    allow_special: Annotated[bool, arg(help="names of special tokens in the text become these tokens")] = (
+        False
+    )
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Does what the flags (by default those of the process) say. Raises a ValueError for bad input."""
+    flags = tyro.cli(
+        Flags, prog=_PROG, description=_DESCRIPTION, args=args, config=(tyro.conf.FlagCreatePairsOff,)
+    )
+    text = scoring.read_text(flags.text)
+
+    from entropix import backend, loading, terminal
+
+    backend.use_compilation_cache()
+    with terminal.status("loading the weights"):
+        model = loading.load(flags.weights, None if flags.dtype == "auto" else flags.dtype)
+    with terminal.status("compiling and reading the text"):
+        [scored] = scoring.score(model, [text], allow_special=flags.allow_special)
+    for line in json_lines(scored) if flags.format == "jsonl" else table_lines(scored):
+        print(line)
+
+
+def json_lines(scored: Scored) -> Iterator[str]:
+    """A record a line, then the summary."""
+    for record in scored.records:
+        yield json.dumps(record, ensure_ascii=False, allow_nan=False)
+    yield json.dumps(
+        {
+            "tokens": len(scored.token_ids),
+            "mean_logprob": scored.mean_logprob,
+            "perplexity": scored.perplexity,
+        }
+    )
+
+
+def table_lines(scored: Scored) -> Iterator[str]:
+    """The records in columns, then the summary. Tokens are quoted, so that each stays on its line."""
+    numbers = ("logprob", *Metrics._fields)
+    heads = [f"{name:>{max(len(name), 8)}}" for name in numbers]
+    yield "  ".join([f"{'position':>8}", f"{'token':{_TEXT_WIDTH}}", f"{'next':{_TEXT_WIDTH}}", *heads])
+    for record in scored.records:
+        cells = [
+            f"{'-' if record[name] is None else format(record[name], '.4f'):>{len(head)}}"
+            for name, head in zip(numbers, heads, strict=True)
+        ]
+        yield "  ".join(
+            [f"{record['position']:8}", _quoted(record["text"]), _quoted(record["next_text"]), *cells]
+        )
+    if scored.perplexity is None:
+        yield f"{len(scored.token_ids)} tokens, no perplexity: it needs two tokens and finite logits"
+    else:
+        yield (
+            f"{len(scored.token_ids)} tokens, mean log-probability {scored.mean_logprob:.4f} nats, "
+            f"perplexity {scored.perplexity:.4f}"
+        )
+
+
+def _quoted(text: str | None) -> str:
+    shown = "" if text is None else json.dumps(text, ensure_ascii=False)
+    return f"{shown if len(shown) <= _TEXT_WIDTH else shown[: _TEXT_WIDTH - 1] + '…':{_TEXT_WIDTH}}"
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main))

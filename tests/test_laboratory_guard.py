@@ -1,0 +1,204 @@
+"""The guard against repetition, alone and around samplers; the sampler of CONTRIBUTING.md; what `list` says."""
+
+import dataclasses
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import reference
+import test_samplers as conformance
+
+from entropix import cli, config, samplers
+from entropix.config import SamplerConfig
+from entropix.main import main
+from entropix.samplers import SAMPLERS, Context, Sampler, guard
+from entropix.samplers.guard import WINDOW, guarded
+
+CFG = SamplerConfig(temp=1.0, clarifier="")
+BREAKER = [[-1] * 4]
+penalty = jax.jit(guard.repetition_penalty)
+dry = jax.jit(guard.dry_penalty)
+
+
+def window(text: list[int]) -> np.ndarray:
+    return np.array([[-1] * (WINDOW - len(text)) + text], np.int32)
+
+
+def dry_of(text: list[int], cfg: SamplerConfig, breakers: Any = BREAKER, vocabulary: int = 12) -> np.ndarray:
+    """The penalties after one text."""
+    logits_BV = np.zeros((1, vocabulary), np.float32)
+    return np.asarray(dry(logits_BV, window(text), np.array(breakers, np.int32), cfg))[0]
+
+
+def slow_dry(text: list[int], cfg: SamplerConfig, vocabulary: int = 12) -> np.ndarray:
+    """For each place in the text: how much of what precedes it is also the end of the text."""
+    out = np.zeros(vocabulary)
+    for place, token in enumerate(text):
+        n = 0
+        while n < place and text[place - 1 - n] == text[len(text) - 1 - n]:
+            n += 1
+        if n >= cfg.dry_allowed_length:
+            cost = cfg.dry_multiplier * cfg.dry_base ** (min(n, guard.LONGEST) - cfg.dry_allowed_length)
+            out[token] = max(out[token], cost)
+    return out
+
+
+# ----- the penalties ----------------------------------------------------------------------------------------
+
+
+def test_the_repetition_penalty_divides_positive_and_multiplies_negative_logits_of_recent_tokens() -> None:
+    logits_BV = np.array([[2.0, 2.0, -2.0, -2.0, 0.0]], np.float32)
+    lowered_BV = penalty(logits_BV, window([0, 2, 2, 4]), 1.25)
+    np.testing.assert_allclose(lowered_BV, [[1.6, 2.0, -2.5, -2.0, 0.0]], rtol=1e-6)
+    np.testing.assert_array_equal(penalty(logits_BV, window([]), 1.25), logits_BV)
+
+
+def test_dry_costs_what_its_formula_says() -> None:
+    """After 1 2 3 4 1 2 3, a 4 would be the fourth repeated token: 0.8 · 1.75^(3 - 2)."""
+    cfg = SamplerConfig(dry_multiplier=0.8)
+    expected = np.zeros(12)
+    expected[4] = 0.8 * 1.75
+    np.testing.assert_allclose(dry_of([1, 2, 3, 4, 1, 2, 3], cfg), expected, rtol=1e-6)
+    np.testing.assert_array_equal(dry_of([3, 4, 5, 3], cfg), np.zeros(12))  # one token is too little
+    np.testing.assert_array_equal(dry_of([], cfg), np.zeros(12))
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_dry_is_the_longest_repetition_counted_slowly(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    text = rng.integers(0, 3, rng.integers(1, 60)).tolist()
+    cfg = SamplerConfig(dry_multiplier=0.5, dry_base=1.5, dry_allowed_length=float(rng.integers(1, 5)))
+    np.testing.assert_allclose(dry_of(text, cfg), slow_dry(text, cfg), rtol=1e-4)
+
+
+def test_no_repetition_reaches_across_a_breaker() -> None:
+    cfg = SamplerConfig(dry_multiplier=1.0, dry_base=2.0, dry_allowed_length=1.0)
+    text = [1, 2, 9, 3, 4, 1, 2, 9, 3]
+    assert dry_of(text, cfg)[4] == pytest.approx(2.0**3)
+    assert dry_of(text, cfg, [[9, -1, -1, -1]])[4] == pytest.approx(1.0)
+    assert dry_of([*text, 4, 9], cfg, [[9, -1, -1, -1]]).max() == 0  # nor does it begin with one
+
+
+def test_a_long_repetition_costs_a_finite_number() -> None:
+    cfg = SamplerConfig(dry_multiplier=0.0, dry_base=100.0)
+    np.testing.assert_array_equal(dry_of([1] * WINDOW, cfg), np.zeros(12))
+    assert np.isfinite(dry_of([1] * WINDOW, dataclasses.replace(cfg, dry_multiplier=100.0))).all()
+
+
+# ----- around a sampler -------------------------------------------------------------------------------------
+
+
+def play(sampler: Sampler, cfg: SamplerConfig, prompts: list[list[int]], steps: int) -> Any:
+    """(token_TB, info) over fixed logits, on which greedy takes token 0, then 1, and so on, if it must change."""
+    batch = len(prompts)
+    logits_BV = np.tile(np.linspace(3, 0.5, 10, dtype=np.float32), (batch, 1))
+    context = Context(logits_BV, conformance.random_context(0).metrics)
+    context = context._replace(metrics=jax.tree.map(lambda leaf: leaf[:batch], context.metrics))
+    state, step = sampler.init(cfg, prompts, conformance.encode), jax.jit(sampler.step)
+    outcomes = []
+    for t in range(steps):
+        key_B = jax.random.split(jax.random.key(t), batch)
+        token_B, state, info, _ = step(key_B, state, context, cfg)
+        outcomes.append((token_B, info))
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *outcomes)
+
+
+def test_the_guard_remembers_prompt_and_answer_of_each_row_alone() -> None:
+    """A penalty of 10 makes any token seen less likely than any that was not."""
+    cfg = dataclasses.replace(CFG, repetition_penalty=10.0)
+    token_TB, _ = play(guarded(SAMPLERS["greedy"]), cfg, [[], [0, 1], [*range(5, 10)]], 4)
+    np.testing.assert_array_equal(token_TB.T, [[0, 1, 2, 3], [2, 3, 4, 5], [0, 1, 2, 3]])
+
+
+def test_only_the_newest_tokens_count() -> None:
+    cfg = dataclasses.replace(CFG, repetition_penalty=10.0)
+    token_TB, _ = play(guarded(SAMPLERS["greedy"]), cfg, [[0] + [7] * (WINDOW - 1), [0] + [7] * WINDOW], 1)
+    assert token_TB[0].tolist() == [1, 0]
+
+
+def test_dry_breaks_a_loop() -> None:
+    """Greedy over fixed logits says 0 for ever; with DRY, after three of them, something else."""
+    cfg = dataclasses.replace(CFG, dry_multiplier=5.0)
+    token_TB, _ = play(guarded(SAMPLERS["greedy"]), cfg, [[]], 6)
+    assert token_TB[:, 0].tolist() == [0, 0, 0, 1, 0, 0]
+
+
+def test_the_log_probability_of_a_guarded_draw_is_the_models_own() -> None:
+    cfg = dataclasses.replace(CFG, repetition_penalty=5.0)
+    token_TB, info = play(guarded(SAMPLERS["greedy"]), cfg, [[0]], 1)
+    expected = math.log(reference.softmax(np.linspace(3, 0.5, 10))[1])
+    assert (token_TB[0, 0], info.logprob_B[0, 0]) == (1, pytest.approx(expected, abs=1e-5))
+
+
+@pytest.mark.parametrize("name", ["entropix", "mirostat", "top-p"])
+def test_a_guard_that_is_off_changes_nothing(name: str) -> None:
+    prompts = [[0, 1, 0, 1, 0, 1], [3]]
+    plain, off = (play(rule, CFG, prompts, 5) for rule in (SAMPLERS[name], guarded(SAMPLERS[name])))
+    jax.tree.map(np.testing.assert_array_equal, plain, off)
+
+
+@pytest.mark.parametrize("name", ["entropix", "mirostat"])
+def test_a_guarded_sampler_keeps_the_contract(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    sampler = guarded(SAMPLERS[name])
+    monkeypatch.setitem(conformance.STEPS, name, conformance.counted(sampler))
+    conformance.test_a_step_returns_what_the_contract_says(sampler)
+    conformance.test_the_state_keeps_its_structure_shapes_and_dtypes(sampler)
+    conformance.test_a_config_of_arrays_is_as_good_as_one_of_numbers(sampler)
+    conformance.test_neighbours_change_no_bit_of_a_row_even_when_they_are_nan(sampler)
+    conformance.test_kept_count_and_draw_probability_are_those_of_the_candidates(sampler, 10)
+    assert all(
+        leaf.shape[0] == 3 for leaf in jax.tree.leaves(sampler.init(CFG, [[]] * 3, conformance.encode))
+    )
+
+
+def test_a_sampler_has_one_guarded_version() -> None:
+    """Another object would be another compilation."""
+    assert guarded(SAMPLERS["greedy"]) is guarded(SAMPLERS["greedy"])
+    assert samplers.configured("greedy", CFG) is SAMPLERS["greedy"]
+    for change in ({"repetition_penalty": 1.2}, {"dry_multiplier": 0.8}):
+        assert samplers.configured("greedy", dataclasses.replace(CFG, **change)) is guarded(
+            SAMPLERS["greedy"]
+        )
+
+
+# ----- what a reader is told --------------------------------------------------------------------------------
+
+
+def test_the_example_of_contributing_is_a_sampler(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (Path(__file__).parent.parent / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    [example] = re.findall(r"   ```python\n(.*?)   ```", text, re.DOTALL)
+    module: dict[str, Any] = {}
+    exec(re.sub(r"(?m)^   ", "", example), module)
+    sampler = module["ABOVE_UNIFORM"]
+    monkeypatch.setitem(conformance.STEPS, sampler.name, conformance.counted(sampler))
+    conformance.test_a_step_returns_what_the_contract_says(sampler)
+    conformance.test_all_randomness_comes_from_the_rows_key(sampler)
+    conformance.test_kept_count_and_draw_probability_are_those_of_the_candidates(sampler, 10)
+    context = conformance.random_context(3)
+    *_, filtered_BV = conformance.run_whole(sampler, context)
+    p_BV = np.array([reference.softmax(row) for row in context.logits_BV.astype(np.float64)])
+    np.testing.assert_array_equal(np.isfinite(filtered_BV), p_BV >= 1 / p_BV.shape[1])
+
+
+def test_list_describes_every_sampler() -> None:
+    assert samplers.list() == {name: sampler.summary for name, sampler in SAMPLERS.items()}
+    assert next(iter(samplers.list())) == "entropix"
+
+
+def test_sampler_help_describes_every_preset_and_ends_well(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.run(lambda: main(["--sampler", "help"]))
+    out, err = capsys.readouterr()
+    assert (ended.value.code, err) == (0, "")
+    described = dict(re.split(r"  +", line, maxsplit=1) for line in out.splitlines())
+    assert list(described) == config.preset_names("samplers")
+    assert described["typical"] == SAMPLERS["typical"].summary
+
+
+def test_arrays_of_the_guard_do_not_mix_dtypes() -> None:
+    assert guard.init(CFG, [[1]], conformance.encode, SAMPLERS["greedy"]).recent_BW.dtype == jnp.int32
