@@ -236,9 +236,8 @@ def _draw_token(
         chex.assert_tree_shape_prefix((token_B, sampler_state, info), rows.token_B.shape)
 
     running_B = (rows.finish_B == Finish.RUNNING) & following_B
-    finite_B = jnp.isfinite(
-        context.metrics.logits_entropy
-    )  # NaN or +inf anywhere in a row's logits makes it NaN
+    # NaN or +inf anywhere in a row's logits makes its entropy NaN.
+    finite_B = jnp.isfinite(context.metrics.logits_entropy)
     live_B = running_B & finite_B
     step_B = rows.step_B + live_B.astype(jnp.int32)
     ended_B = jnp.select(

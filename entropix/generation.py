@@ -78,7 +78,7 @@ def prepare(
     sampler_config: a mapping replaces single numbers of the preset, a `SamplerConfig` all of them.
     system: a system message for string prompts.
     allow_special: names of special tokens in a prompt become these tokens; otherwise they are text like any other.
-    options: the fields of `GenerateConfig`, like max_new_tokens, seed, stop and alternatives.
+    options: the fields of `GenerateConfig`, like max_new_tokens, seed, stop, speculate and alternatives.
     """
     rule, preset = config.read_preset(sampler)
     if isinstance(sampler_config, SamplerConfig):

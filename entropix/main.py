@@ -80,7 +80,10 @@ class Flags:
         _flag("end where this text appears, and leave it out", "TEXT", "(repeatable)"),
     ] = ()
     speculate: Annotated[
-        int, _flag("draft so many tokens from the text itself; changes the speed, not the text", "K", None)
+        int,
+        _flag(
+            "draft this many tokens from the text itself, 0 to 15; changes the speed, not the text", "K", None
+        ),
     ] = GenerateConfig.speculate
     system: Annotated[_Text, _flag("a system message before the prompt")] = None
     raw: Annotated[bool, _flag("continue the prompt as plain text, without a chat template")] = False

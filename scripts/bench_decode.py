@@ -355,6 +355,8 @@ def machine() -> dict[str, Any]:
 def main() -> None:
     """Prints a row as soon as it is known, and all of them as JSON at the end."""
     args = tyro.cli(Args, description=__doc__)
+    if args.repeats < 1 or args.tokens < 1:
+        raise ValueError(f"--repeats and --tokens must be at least 1, got {args.repeats} and {args.tokens}")
     print(HEADING, flush=True)
     rows: dict[str, Any] = {}
     for row in measure(args):

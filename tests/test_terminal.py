@@ -15,11 +15,12 @@ import folders
 import pytest
 
 import entropix
-from entropix import cli, decode, generation, loading, samplers, terminal, trace
+from entropix import cli, decode, generation, loading, report, terminal, trace
 from entropix.decode import Finish
 from entropix.generation import Event
 from entropix.loading import Model
 from entropix.main import main
+from entropix.samplers.entropix import STRATEGIES
 
 ESCAPE = re.compile(r"\x1b\[[0-9;]*m")
 # Thresholds amid what the toy's random weights give, so that there are several strategies.
@@ -202,10 +203,7 @@ def test_json_is_an_object_a_prompt(command: Command, model: Model, prompt_file:
             "seed": 1,
             "prompt_tokens": len(result.prompt_ids),
             "new_tokens": 12,
-            "strategies": {
-                name: sum(record["strategy"] == name for record in result.records)
-                for name in samplers.get("entropix").strategies
-            },
+            "strategies": report.strategy_counts([result], STRATEGIES),
         }
         for row, result in enumerate(results)
     ]
@@ -240,7 +238,7 @@ def test_statistics_go_to_stderr(command: Command) -> None:
     assert ended.err.startswith(plain.err)
     lines = dict(re.split(r"\s{2,}", line, maxsplit=1) for line in ended.err.split("\n")[2:-1])
     assert lines["new tokens"] == "12"
-    counts = {name: int(lines[name].split()[0]) for name in samplers.get("entropix").strategies}
+    counts = {name: int(lines[name].split()[0]) for name in STRATEGIES}
     assert sum(counts.values()) == 12 and counts["adaptive"] > 0
     assert lines["adaptive"] == f"{counts['adaptive']}  {100 * counts['adaptive'] / 12:.1f} %"
     assert float(lines["speed"].split()[0]) > 0
