@@ -15,7 +15,13 @@ from entropix.session import Session
 
 
 def test_fifty_configs_seeds_and_lengths_compile_nothing_new(toy_model):
-    generate(toy_model, [[1, 2, 3]], max_new_tokens=5)
+    for penalty in (
+        1.0,
+        1.1,
+    ):  # other than 1 it puts the guard before the sampler: a second program, and the last
+        generate(
+            toy_model, [[1, 2, 3]], max_new_tokens=5, sampler_config=SamplerConfig(repetition_penalty=penalty)
+        )
     before = decode.decode_chunk._cache_size(), decode.prefill._cache_size()
     rng = np.random.default_rng(0)
     fields = [field for field in dataclasses.fields(SamplerConfig) if isinstance(field.default, float)]
@@ -25,9 +31,9 @@ def test_fifty_configs_seeds_and_lengths_compile_nothing_new(toy_model):
                 np.clip(rng.uniform(0.5, 1.5) * field.default, field.metadata["low"], field.metadata["high"])
             )
             for field in fields
-            if field.name
-            != "repetition_penalty"  # other than 1 it puts the guard before the sampler: another program
         }
+        if seed % 2:
+            numbers["repetition_penalty"] = 1.0
         cfg = SamplerConfig(
             **numbers,
             top_k=int(rng.integers(1, 100)),
