@@ -4,7 +4,7 @@ import os
 import shutil
 import signal
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 # The toys' time goes into compiling. Less of LLVM's optimisation leaves the arithmetic as it is and halves
 # the wait.
@@ -12,11 +12,12 @@ os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_opti
 # What the commands under test compile they share with each other, and not with the user.
 os.environ["ENTROPIX_COMPILATION_CACHE"] = tempfile.mkdtemp(prefix="entropix-compiled-")
 
+import folders
 import jax
 import pytest
 import toy
 
-from entropix import loading
+from entropix import cli, loading
 from entropix.loading import Model
 
 # Shells start background jobs with Ctrl-C ignored, which processes inherit; what is tested here is a terminal's.
@@ -44,3 +45,21 @@ def toy_model() -> Model:
 def real_model() -> Model:
     """The default model in float32; tests that use it are marked `real`."""
     return loading.load(dtype="float32")
+
+
+@pytest.fixture(scope="session")
+def toy_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A checkpoint on disk, tokenizer and chat template included."""
+    return str(folders.write_checkpoint(tmp_path_factory.mktemp("weights") / "toy"))
+
+
+@pytest.fixture
+def run_command(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """(exit code, stdout, stderr) of a command's `main` with these arguments, in this process."""
+
+    def run(main: Callable[..., None], *args: str) -> tuple[int, str, str]:
+        capsys.readouterr()
+        code = cli.run(lambda: main(args))
+        return code, *capsys.readouterr()
+
+    return run

@@ -4,13 +4,13 @@ import hashlib
 import importlib.util
 import itertools
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
-import folders
 import numpy as np
 import pytest
 
-from entropix import calibrate, calibration, cli, config
+from entropix import calibrate, calibration, config
 from entropix.calibration import Targets, Thresholds, occupancy, thresholds
 from entropix.config import SamplerConfig
 from entropix.loading import Model
@@ -213,21 +213,9 @@ def test_observations_that_are_no_numbers_are_refused(values: list[float]) -> No
 Command = Callable[..., tuple[int, str, str]]
 
 
-@pytest.fixture(scope="module")
-def toy_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return str(folders.write_checkpoint(tmp_path_factory.mktemp("weights") / "toy"))
-
-
 @pytest.fixture
-def command(capsys: pytest.CaptureFixture[str]) -> Command:
-    """(exit code, stdout, stderr) of the command in this process."""
-
-    def run(*args: str) -> tuple[int, str, str]:
-        capsys.readouterr()
-        code = cli.run(lambda: calibrate.main(args))
-        return code, *capsys.readouterr()
-
-    return run
+def command(run_command: Command) -> Command:
+    return partial(run_command, calibrate.main)
 
 
 def test_a_fitted_preset_is_read_back_and_says_what_it_was_fitted_on(

@@ -4,16 +4,16 @@ import dataclasses
 import json
 import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import folders
 import jax
 import numpy as np
 import pytest
 import toy
 
-from entropix import cli, decode, loading, score, scoring
+from entropix import decode, loading, score, scoring
 from entropix.generation import generate
 from entropix.loading import Model
 from entropix.metrics import Metrics
@@ -160,21 +160,9 @@ def test_texts_that_cannot_be_scored_are_refused(toy_model: Model, given: Any, m
 Command = Callable[..., tuple[int, str, str]]
 
 
-@pytest.fixture(scope="module")
-def toy_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return str(folders.write_checkpoint(tmp_path_factory.mktemp("weights") / "toy"))
-
-
 @pytest.fixture
-def command(capsys: pytest.CaptureFixture[str]) -> Command:
-    """(exit code, stdout, stderr) of the command in this process."""
-
-    def run(*args: str) -> tuple[int, str, str]:
-        capsys.readouterr()
-        code = cli.run(lambda: score.main(args))
-        return code, *capsys.readouterr()
-
-    return run
+def command(run_command: Command) -> Command:
+    return partial(run_command, score.main)
 
 
 def test_json_lines_are_the_records_and_the_perplexity(
