@@ -28,7 +28,7 @@ import numpy as np
 import tyro
 from tyro.conf import arg
 
-from entropix import PACKAGE_ROOT, calibration, cli, config, scoring, trace
+from entropix import PACKAGE_ROOT, calibration, cli, config, palette, scoring, trace
 from entropix.calibration import QUANTILES, Targets
 from entropix.config import SamplerConfig
 from entropix.generation import generate
@@ -43,7 +43,6 @@ _DESCRIPTION = "Fit the thresholds of the entropix rule to a model, by how often
 RULE = "entropix"
 WINDOW = 512  # tokens of the text that the model reads from an empty context
 MAX_ROWS = 16  # prompts answered in one batch
-COLORS = ("#0072B2", "#CC79A7", "#009E73", "#D55E00", "#BBBBBB")  # of Okabe & Ito 2008, for every eye
 
 
 @dataclass(frozen=True)
@@ -315,9 +314,9 @@ def draw(result: Fit, path: Path) -> None:
         region_XX = np.asarray(choose(grid, cfg.high_ent_thresh, cfg.med_ent_thresh, cfg))
         axes.imshow(
             region_XX,
-            cmap=ListedColormap(COLORS),
+            cmap=ListedColormap(palette.STRATEGIES),
             vmin=0,
-            vmax=len(COLORS) - 1,
+            vmax=len(STRATEGIES) - 1,
             alpha=0.35,
             origin="lower",
             extent=(0, right, 0, top),
@@ -329,7 +328,7 @@ def draw(result: Fit, path: Path) -> None:
         axes.legend(
             handles=[
                 Patch(color=color, alpha=0.35, label=f"{name} {shares[name]:.1%}")
-                for name, color in zip(STRATEGIES, COLORS, strict=True)
+                for name, color in zip(STRATEGIES, palette.STRATEGIES, strict=True)
             ],
             loc="upper right",
         )

@@ -14,7 +14,7 @@ from typing import Any
 
 from rich.console import Console
 
-from entropix import report, trace
+from entropix import coloring, statistics, trace
 from entropix.chat import Message
 from entropix.decode import Finish
 from entropix.generation import Event, Job, Result, add, prepare, run
@@ -110,14 +110,14 @@ class _Page:
         self._streams = len(job.prompt_ids) == 1 and not show.json
         self._painted = [""] * len(job.prompt_ids)
         self._printed = 0
-        self._colors = report.color_system(show.color, sys.stdout, os.environ)
+        self._colors = coloring.color_system(show.color, sys.stdout, os.environ)
 
     def show(self, event: Event, results: Sequence[Result]) -> None:
         """Prints what an event adds."""
         text = event.text
         if event.record is not None:
             strategy, injected = event.record["strategy"], event.record["injected"]
-            text = report.paint(text, strategy, self._job.sampler.strategies, self._colors, injected)
+            text = coloring.paint(text, strategy, self._job.sampler.strategies, self._colors, injected)
         if self._streams:
             _write(text)
             return
@@ -154,7 +154,7 @@ def json_object(job: Job, row: int, result: Result) -> dict[str, Any]:
         "seed": job.config.seed,
         "prompt_tokens": len(result.prompt_ids),
         "new_tokens": len(result.token_ids),
-        "strategies": report.strategy_counts([result], job.sampler.strategies),
+        "strategies": statistics.strategy_counts([result], job.sampler.strategies),
     }
 
 
@@ -176,8 +176,8 @@ class _Clock:
             in_first = self._session.n_passes == self._first_chunk
             (self._early if in_first else self._late).append(time.perf_counter() - self._start)
 
-    def timing(self, forward_passes: int) -> report.Timing:
-        return report.Timing(
+    def timing(self, forward_passes: int) -> statistics.Timing:
+        return statistics.Timing(
             first_token=self._early[0] if self._early else None,
             total=time.perf_counter() - self._start,
             tokens_per_second=len(self._late) / (self._late[-1] - self._early[-1]) if self._late else None,
@@ -185,17 +185,17 @@ class _Clock:
         )
 
 
-def _report(job: Job, show: Show, results: Sequence[Result], timing: report.Timing) -> None:
+def _report(job: Job, show: Show, results: Sequence[Result], timing: statistics.Timing) -> None:
     """Endings other than the model's own, the legend and the statistics, on stderr."""
     for row, result in enumerate(results):
         if result.finish not in (Finish.STOP_TOKEN, Finish.NAN):
             which = f"prompt {row + 1}: " if len(results) > 1 else ""
             note(f"{which}stopped: {result.finish.sentence}")
-    if not show.json and report.color_system(show.color, sys.stdout, os.environ):
-        colors = report.color_system(show.color, sys.stderr, os.environ)
-        note(report.legend(results, job.sampler.strategies, colors))
+    if not show.json and coloring.color_system(show.color, sys.stdout, os.environ):
+        colors = coloring.color_system(show.color, sys.stderr, os.environ)
+        note(coloring.legend(results, job.sampler.strategies, colors))
     if show.stats:
-        note(report.stats(results, job.sampler.strategies, timing))
+        note(statistics.stats(results, job.sampler.strategies, timing))
 
 
 def _after_wait(events: Iterator[Event], text: str) -> Iterator[Event]:

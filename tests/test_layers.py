@@ -12,7 +12,7 @@ import entropix
 # From the top down. A file that is not in this list has no place yet, and the test below says so.
 # fmt: off
 ORDER = [
-    "paths", "cli", "backend",
+    "paths", "cli", "backend", "palette",
     "config",
     "checkpoint",
     "bpe", "tokenizer_files", "tokenizer",
@@ -34,7 +34,7 @@ ORDER = [
     "generation",
     "trace",
     "replay", "logprobs",
-    "report", "terminal",
+    "statistics", "coloring", "terminal",
     "main",
     "score", "calibrate",
 ]

@@ -15,7 +15,7 @@ import folders
 import pytest
 
 import entropix
-from entropix import cli, decode, generation, loading, report, terminal, trace
+from entropix import cli, decode, generation, loading, statistics, terminal, trace
 from entropix.decode import Finish
 from entropix.generation import Event
 from entropix.loading import Model
@@ -203,7 +203,7 @@ def test_json_is_an_object_a_prompt(command: Command, model: Model, prompt_file:
             "seed": 1,
             "prompt_tokens": len(result.prompt_ids),
             "new_tokens": 12,
-            "strategies": report.strategy_counts([result], STRATEGIES),
+            "strategies": statistics.strategy_counts([result], STRATEGIES),
         }
         for row, result in enumerate(results)
     ]

@@ -1,0 +1,58 @@
+"""Figures about finished results: strategy counts, mean metrics and the table of `--stats`."""
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from entropix.generation import Result
+from entropix.metrics import Metrics
+
+
+class Timing(NamedTuple):
+    """How long a generation took, in seconds from its start. None where it did not get so far."""
+
+    first_token: float | None
+    total: float
+    tokens_per_second: float | None  # of the steady state: after the first chunk, which includes compilation
+    forward_passes: int  # of decoding; with drafts fewer than the longest answer has tokens
+
+
+def strategy_counts(results: Sequence[Result], strategies: Sequence[str]) -> dict[str, int]:
+    """How many tokens each strategy chose, those with none included."""
+    counts = Counter(record["strategy"] for result in results for record in result.records)
+    return {name: counts[name] for name in strategies}
+
+
+def mean_metrics(results: Sequence[Result]) -> dict[str, float]:
+    """Mean of every metric over all tokens, leaving out numbers that are not finite; NaN if none is left."""
+    means = {}
+    for name in Metrics._fields:
+        values = [r[name] for result in results for r in result.records if r[name] is not None]
+        means[name] = math.fsum(values) / len(values) if values else math.nan
+    return means
+
+
+def stats(results: Sequence[Result], strategies: Sequence[str], timing: Timing) -> str:
+    """Lines of speed, strategy counts with their share, and mean metrics."""
+    counts = strategy_counts(results, strategies)
+    total = sum(counts.values())
+    rows = [
+        ("prompt tokens", str(sum(len(result.prompt_ids) for result in results)), ""),
+        ("new tokens", str(total), ""),
+        ("time to first token", _number(timing.first_token), "s, compilation included"),
+        ("forward passes", str(timing.forward_passes), ""),
+        ("total time", _number(timing.total), "s"),
+        ("speed", _number(timing.tokens_per_second), "tokens/s after the first chunk"),
+        *(
+            (name, str(count), f"{100 * count / total:.1f} %" if total else "")
+            for name, count in counts.items()
+        ),
+        *((f"mean {name}", _number(mean), "") for name, mean in mean_metrics(results).items()),
+    ]
+    return "\n".join(f"{name:30}{value:>10}  {unit}".rstrip() for name, value, unit in rows)
+
+
+def _number(value: float | None) -> str:
+    """Four significant digits; a dash for no value."""
+    return "-" if value is None or math.isnan(value) else f"{value:.4g}"

@@ -1,0 +1,53 @@
+"""Figures about results, and the table of `--stats`."""
+
+import math
+
+from results import record, result
+
+from entropix import statistics
+from entropix.metrics import Metrics
+from entropix.samplers.entropix import STRATEGIES
+
+
+def test_means_are_over_tokens_and_not_over_rows() -> None:
+    long = result(*(record("flow", margin=x) for x in (1.0, 2.0, 3.0)))
+    short = result(record("flow", margin=10.0))
+    assert statistics.mean_metrics([long, short])["margin"] == 4.0
+
+
+def test_means_leave_out_what_is_not_finite() -> None:
+    means = statistics.mean_metrics([result(record("flow", margin=None), record("flow", margin=3.0))])
+    assert means["margin"] == 3.0
+    assert means.keys() == set(Metrics._fields)
+    assert all(math.isnan(mean) for mean in statistics.mean_metrics([result()]).values())
+
+
+def test_statistics_are_a_line_a_figure() -> None:
+    results = [result(record("flow"), record("flow"), record("explore", logits_entropy=2.5)), result()]
+    timing = statistics.Timing(first_token=1.23456, total=2.0, tokens_per_second=12.3456, forward_passes=7)
+    assert statistics.stats(results, STRATEGIES, timing).split("\n")[:12] == [
+        "prompt tokens                          6",
+        "new tokens                             3",
+        "time to first token                1.235  s, compilation included",
+        "forward passes                         7",
+        "total time                             2  s",
+        "speed                              12.35  tokens/s after the first chunk",
+        "flow                                   2  66.7 %",
+        "clarify                                0  0.0 %",
+        "explore                                1  33.3 %",
+        "resample                               0  0.0 %",
+        "adaptive                               0  0.0 %",
+        "mean logits_entropy                  1.5",
+    ]
+
+
+def test_statistics_of_nothing_are_dashes() -> None:
+    lines = statistics.stats([result()], ("greedy",), statistics.Timing(None, 0.5, None, 1)).split("\n")
+    assert lines[2:7] == [
+        "time to first token                    -  s, compilation included",
+        "forward passes                         1",
+        "total time                           0.5  s",
+        "speed                                  -  tokens/s after the first chunk",
+        "greedy                                 0",
+    ]
+    assert lines[7] == "mean logits_entropy                    -"
