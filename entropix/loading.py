@@ -1,5 +1,6 @@
 """A model, whole: configuration, weights, tokenizer, chat template and stop tokens from one checkpoint folder."""
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,17 +44,19 @@ def load(name_or_folder: str | Path = DEFAULT_MODEL, dtype: str | None = None) -
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
     folder = weights_folder(name_or_folder)
     config = checkpoint.read_config(folder)
-    text = tokenizer.load_tokenizer(folder)
-    if text.vocab_size > config.vocab_size:
-        raise ValueError(
-            f"{folder}: the tokenizer has {text.vocab_size} tokens, but config.json has a vocabulary of "
-            f"{config.vocab_size}; these files do not belong together"
+    with ThreadPoolExecutor(1) as thread:  # reading weights and building a tokenizer take about as long
+        reading = thread.submit(weights.load, folder, config, jnp.dtype(dtype))
+        text = tokenizer.load_tokenizer(folder)
+        if text.vocab_size > config.vocab_size:
+            raise ValueError(
+                f"{folder}: the tokenizer has {text.vocab_size} tokens, but config.json has a vocabulary of "
+                f"{config.vocab_size}; these files do not belong together"
+            )
+        return Model(
+            folder=folder,
+            config=config,
+            tokenizer=text,
+            chat_template=chat.load_chat_template(folder),
+            stop_ids=checkpoint.stop_token_ids(folder),
+            weights=reading.result(),
         )
-    return Model(
-        folder=folder,
-        config=config,
-        weights=weights.load(folder, config, jnp.dtype(dtype)),
-        tokenizer=text,
-        chat_template=chat.load_chat_template(folder),
-        stop_ids=checkpoint.stop_token_ids(folder),
-    )
