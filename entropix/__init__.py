@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from entropix.config import GenerateConfig, SamplerConfig
-    from entropix.decode import Finish
+    from entropix.drawing import Finish
     from entropix.generation import Event, Result, generate, stream
     from entropix.loading import Model, load
 
@@ -37,7 +37,7 @@ PACKAGE_ROOT = Path(__file__).parent
 _HOME = {
     "GenerateConfig": "config",
     "SamplerConfig": "config",
-    "Finish": "decode",
+    "Finish": "drawing",
     "Event": "generation",
     "Result": "generation",
     "generate": "generation",

@@ -21,6 +21,11 @@ Config = TypeVar("Config")
 
 _LARGEST = 3.4028234e38  # what float32 holds
 _MAX_INT32 = 2**31 - 1  # the device counts in int32
+# The types of fields that are lists: of what, and its name in a sentence.
+_LISTS: dict[Any, tuple[type, str]] = {
+    tuple[str, ...]: (str, "a list of strings"),
+    tuple[int, ...]: (int, "a list of integers"),
+}
 
 
 def knob(default: Any, help: str, low: float = -math.inf, high: float = math.inf, unit: str = "") -> Any:
@@ -196,11 +201,49 @@ jax.tree_util.register_dataclass(
 
 
 @dataclasses.dataclass(frozen=True)
+class BranchConfig:
+    """Where a generation branches, and which path it keeps. With one path or none rolled forward it does not."""
+
+    paths: int = knob(1, "tokens tried where the generation branches; 1 is no branching", 1, 16, "paths")
+    depth: int = knob(4, "tokens that each path is rolled forward; 0 is no branching", 0, 15, "tokens")
+    strategies: tuple[str, ...] = knob(("explore",), "strategies of the sampler that branch")
+    entropy: float = knob(0.0, "branch above this entropy too; 0 is off", 0, 100, "bits")
+    margin: float = knob(0.0, "branch too where the two likeliest tokens are closer; 0 is off", 0, 1)
+    budget: int = knob(64, "most forks in one answer", 0, _MAX_INT32)
+    distance: int = knob(1, "tokens from one fork to the next, at least", 1, _MAX_INT32, "tokens")
+    growth: float = knob(0.0, "two paths, and one more for every so much entropy; 0 is all", 0, 100, "bits")
+    score: str = knob("logprob", "mean over a path: logprob, margin, certainty or entropy")
+    penalty: float = knob(0.1, "score entropy: taken off the log-probability", 0, 100, "nats per bit")
+    keep: str = knob("path", "of the best path: path, or its first token")
+    among: str = knob("kept", "tokens to try: kept by the sampler's filters, or all")
+
+    def __post_init__(self) -> None:
+        choices = {
+            "score": ("logprob", "margin", "certainty", "entropy"),
+            "keep": ("path", "token"),
+            "among": ("kept", "all"),
+        }
+        for name, known in choices.items():
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} must be {' or '.join(known)}, got {getattr(self, name)!r}")
+
+
+@dataclasses.dataclass(frozen=True)
+class BacktrackConfig:
+    """When tokens are taken back, and how many."""
+
+    tokens: int = knob(0, "newest tokens to take back; 0 is no backtracking", 0, 16, "tokens")
+    strategies: tuple[str, ...] = knob(("resample",), "strategies of the sampler that ask for it")
+    budget: int = knob(8, "how often in one answer", 0, _MAX_INT32)
+
+
+@dataclasses.dataclass(frozen=True)
 class GenerateConfig:
     """How long to go on, and from which seed."""
 
     max_new_tokens: int = knob(512, "most tokens to generate for one prompt", 1, _MAX_INT32, "tokens")
     seed: int = knob(0, "seed of every draw", 0, 2**32 - 1)
+    seeds: tuple[int, ...] = knob((), "a seed for each prompt, instead of one for all", 0, 2**32 - 1)
     stop: tuple[str, ...] = knob((), "text that ends a row; it is not part of the result")
     ignore_stop_tokens: bool = knob(False, "go on past the checkpoint's stop tokens")
     chunk_length: int = knob(
@@ -215,6 +258,11 @@ class GenerateConfig:
     )
     alternatives: int = knob(0, "likeliest tokens to record at every step", 0, 20, "tokens")
     head_entropies: bool = knob(False, "record the attention entropy of every head at every step")
+    branching: BranchConfig = knob(BranchConfig(), "where to try several tokens; see BranchConfig")
+    backtracking: BacktrackConfig = knob(BacktrackConfig(), "when to take tokens back; see BacktrackConfig")
+
+
+_PARTS = {"rope_scaling": RopeScaling, "branching": BranchConfig, "backtracking": BacktrackConfig}
 
 
 # ----- checking and reading ------------------------------------------------------------------------------------
@@ -226,18 +274,25 @@ def check(cfg: Any, source: str = "") -> None:
     hints = get_type_hints(type(cfg))
     for field in dataclasses.fields(cfg):
         value, expected = getattr(cfg, field.name), hints[field.name]
+        if isinstance(value, BranchConfig | BacktrackConfig):
+            check(value, f"{where}{field.name}")
         if not _is_of_type(value, expected):
             type_name = getattr(expected, "__name__", str(expected))
-            kind = "a list of strings" if expected == tuple[str, ...] else f"of type {type_name}"
+            kind = _LISTS[expected][1] if expected in _LISTS else f"of type {type_name}"
             raise ValueError(f"{where}{field.name} must be {kind}, got {value!r}")
         low, high = field.metadata.get("low", -math.inf), field.metadata.get("high", math.inf)
-        is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        if is_number and (not low <= value <= high or abs(value) > _LARGEST):
-            raise ValueError(f"{where}{field.name} must be {_range_text(low, high)}, got {value!r}")
+        for item in value if isinstance(value, tuple) else (value,):
+            is_number = isinstance(item, int | float) and not isinstance(item, bool)
+            if is_number and (not low <= item <= high or abs(item) > _LARGEST):
+                raise ValueError(f"{where}{field.name} must be {_range_text(low, high)}, got {item!r}")
     if isinstance(cfg, SamplerConfig) and cfg.top_k > cfg.max_top_k:
         raise ValueError(
             f"{where}top_k must be at most max_top_k ({cfg.max_top_k}), got {cfg.top_k}; raise max_top_k with it"
         )
+    if isinstance(cfg, SamplerConfig):
+        frequencies = {name: value for name, value in vars(cfg).items() if name.startswith("placebo_")}
+        if not any(frequencies.values()):
+            raise ValueError(f"{where}one of {', '.join(frequencies)} must be above 0, got 0 for all")
 
 
 def from_mapping(cls: type[Config], values: Mapping[str, Any], source: str) -> Config:
@@ -253,10 +308,9 @@ def from_mapping(cls: type[Config], values: Mapping[str, Any], source: str) -> C
         raise ValueError(f"{source}: missing field{'s'[: len(missing) - 1]} {', '.join(missing)}")
     hints = get_type_hints(cls)
     converted = {name: _converted(value, hints[name]) for name, value in values.items()}
-    if isinstance(converted.get("rope_scaling"), Mapping):
-        converted["rope_scaling"] = from_mapping(
-            RopeScaling, converted["rope_scaling"], f"{source}: rope_scaling"
-        )
+    for name, inner in _PARTS.items():
+        if name in fields and isinstance(converted.get(name), Mapping):
+            converted[name] = from_mapping(inner, converted[name], f"{source}: {name}")
     try:
         cfg = cls(**converted)
     except ValueError as error:
@@ -277,7 +331,7 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 def preset_names(kind: str) -> list[str]:
     """Names of the files in `configs/<kind>` (`models` or `samplers`)."""
-    return sorted(path.stem for path in _configs(kind).glob("*.toml"))
+    return sorted(path.stem for path in shipped(kind).glob("*.toml"))
 
 
 def read_model(name: str) -> ModelConfig:
@@ -296,22 +350,22 @@ def read_preset(name: str) -> tuple[str, SamplerConfig]:
     sampler = values.pop("sampler", None)
     if not isinstance(sampler, str):
         raise ValueError(f'{path}: expected an entry like sampler = "entropix", got {sampler!r}')
-    own = _configs("samplers") / f"{sampler}.toml"
+    own = shipped("samplers") / f"{sampler}.toml"
     defaults = read_toml(own) if own.is_file() else {}
     defaults.pop("sampler", None)
     return sampler, from_mapping(SamplerConfig, defaults | values, str(path))
 
 
-def _configs(kind: str) -> Path:
-    """`configs/` stands beside the package in a checkout and inside it in an installed wheel."""
+def shipped(name: str) -> Path:
+    """A file or folder of `configs/`, which stands beside the package in a checkout and inside it in a wheel."""
     installed = PACKAGE_ROOT / "configs"
-    return (installed if installed.is_dir() else PACKAGE_ROOT.parent / "configs") / kind
+    return (installed if installed.is_dir() else PACKAGE_ROOT.parent / "configs") / name
 
 
 def _preset_path(kind: str, name: str) -> Path:
     if name.endswith(".toml"):
         return Path(name)
-    path = _configs(kind) / f"{name}.toml"
+    path = shipped(kind) / f"{name}.toml"
     if not path.is_file():
         known = ", ".join(preset_names(kind))
         raise ValueError(f"no {kind[:-1]} preset {name!r}; there are {known}, or give a .toml file")
@@ -320,7 +374,7 @@ def _preset_path(kind: str, name: str) -> Path:
 
 def _converted(value: Any, expected: Any) -> Any:
     """TOML writes tuples as arrays, and whole numbers without a point, which would compile another program."""
-    if isinstance(value, list):
+    if isinstance(value, list | range):
         return tuple(value)
     is_whole = isinstance(value, int) and not isinstance(value, bool)
     return float(value) if expected is float and is_whole and abs(value) <= _LARGEST else value
@@ -331,8 +385,8 @@ def _is_of_type(value: Any, expected: Any) -> bool:
         return isinstance(value, int | float) and not isinstance(value, bool)
     if expected is int:
         return isinstance(value, int) and not isinstance(value, bool)
-    if expected == tuple[str, ...]:
-        return isinstance(value, tuple) and all(isinstance(item, str) for item in value)
+    if expected in _LISTS:
+        return isinstance(value, tuple) and all(_is_of_type(item, _LISTS[expected][0]) for item in value)
     return isinstance(value, expected)
 
 

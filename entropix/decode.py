@@ -9,73 +9,27 @@ drafted ones after it, and the sampler then goes through these positions in orde
 and key, for as long as what it draws is what was drafted.
 """
 
-from enum import IntEnum
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
-import chex
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from entropix import model, speculation
+from entropix import drawing, filters, model, speculation
 from entropix.config import ModelConfig, SamplerConfig
+from entropix.drawing import Extras, Finish, Request, Rows, StepRecord, draw_logprob, draw_token, where_row
 from entropix.metrics import Metrics, entropy_bits, measure, softmax_parts
 from entropix.model import Attention, KVCache, KVTail
-from entropix.samplers.base import Candidates, Context, SampleInfo, Sampler, log_normalizer
+from entropix.samplers import backtracking, branching
+from entropix.samplers.base import Candidates, Context, Sampler, is_token, log_normalizer
+from entropix.samplers.branching import Paths, Plan
 from entropix.speculation import NO_TOKEN
 from entropix.weights import Weights
 
 TAIL_SIZE = 32  # tokens between two commits to the cache: the cost of a commit is spread over so many
-
-
-class Finish(IntEnum):
-    """Why a row ended."""
-
-    RUNNING = 0
-    STOP_TOKEN = 1
-    LENGTH = 2
-    CONTEXT = 3
-    NAN = 4
-    STOP_STRING = 5
-    INTERRUPTED = 6
-
-    @property
-    def sentence(self) -> str:
-        """For the user."""
-        return {
-            Finish.RUNNING: "still running",
-            Finish.STOP_TOKEN: "the model ended its answer",
-            Finish.LENGTH: "max_new_tokens was reached",
-            Finish.CONTEXT: "the model's context is full",
-            Finish.NAN: "the model's logits were not finite, so this row was stopped",
-            Finish.STOP_STRING: "a stop string appeared",
-            Finish.INTERRUPTED: "it was interrupted",
-        }[self]
-
-
-class Purpose(IntEnum):
-    """What a random key is for; folded in last, so that two uses in one step never share a key."""
-
-    DRAW = 0
-
-
-class Request(NamedTuple):
-    """What stays fixed while a batch is generated."""
-
-    key_B: Array  # one typed key a row
-    limit_B: Array  # int32: most tokens to generate
-    limit_reason_B: Array  # int32: Finish.LENGTH or Finish.CONTEXT, whichever the limit comes from
-    stop_E: Array  # int32: tokens that end a row, padded with NO_TOKEN
-
-
-class Rows(NamedTuple):
-    """What one drawn token changes in each row."""
-
-    token_B: Array  # int32: the newest token, whose key and value are not computed yet
-    step_B: Array  # int32: tokens generated so far
-    finish_B: Array  # int32: Finish
-    sampler: Any  # the sampler's own state
+_NO_EXTRAS, _NO_BRANCHES = Extras(), Plan()
 
 
 class DecodeState(NamedTuple):
@@ -84,49 +38,6 @@ class DecodeState(NamedTuple):
     rows: Rows
     tail: KVTail
     text_BX: Array  # int32: prompt and answer, for drafts; without drafts X is 0
-
-
-class Extras(NamedTuple):
-    """What a record holds besides the usual. Static: what is not asked for is not in the program."""
-
-    alternatives: int = 0  # how many of the likeliest tokens
-    head_entropies: bool = False
-
-
-_NO_EXTRAS = Extras()
-
-
-class Alternatives(NamedTuple):
-    """The A likeliest tokens of each row, likeliest first."""
-
-    token_BA: Array  # int32
-    logprob_BA: Array  # nats, under the model: temperature 1, nothing filtered
-    draw_logprob_BA: Array  # nats, under what one draw was made from; -inf for tokens that a filter removed
-
-
-class StepRecord(NamedTuple):
-    """One token of every row, or a buffer of such with a leading axis."""
-
-    token_B: Array  # int32
-    live_B: Array  # bool: this row generated this token; where not, the other fields mean nothing
-    finish_B: Array  # int32: Finish after the token
-    metrics: Metrics
-    info: SampleInfo
-    alternatives: Alternatives | tuple[()] = ()
-    head_entropy_BLN: Array | tuple[()] = ()  # bits: attention entropy of each head of each layer
-
-
-def row_keys(seed: int, digest_B: Array, occurrence_B: Array) -> Array:
-    """One key a row from (seed, what the prompt is, how often the batch has had it before).
-
-    A row's draws therefore do not depend on its place in the batch or on its neighbours, and repeating a prompt
-    gives independent samples.
-    """
-
-    def row(digest: Array, occurrence: Array) -> Array:
-        return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), digest), occurrence)
-
-    return jax.vmap(row)(digest_B, occurrence_B)
 
 
 def decode_step(
@@ -139,22 +50,18 @@ def decode_step(
     sampler: Sampler,
     n_draft: int,
     extras: Extras,
+    plan: Plan,
 ) -> tuple[DecodeState, StepRecord]:
     """(state, records `[n_draft + 1, B]`) after one forward pass; at least one token for every running row.
 
-    Where no row has a draft, the pass is no wider than without speculation.
+    Where no row has a draft, the pass is no wider than without speculation. Where rows branch there are no drafts,
+    `plan.depth` more passes and `plan.lookahead + 1` records.
     """
-    advance = partial(
-        _advance,
-        weights,
-        request,
-        cache,
-        state,
-        sampler_cfg=sampler_cfg,
-        cfg=cfg,
-        sampler=sampler,
-        extras=extras,
-    )
+    draw = partial(draw_token, sampler_cfg=sampler_cfg, sampler=sampler, n_alternatives=extras.alternatives)
+    if plan.is_on:
+        assert n_draft == 0 and not extras.head_entropies
+        return _advance_branching(weights, request, cache, state, draw, cfg, plan)
+    advance = partial(_advance, weights, request, cache, state, draw=draw, cfg=cfg, extras=extras)
     if n_draft == 0:
         return advance(jnp.zeros((len(request.key_B), 0), jnp.int32))
     end_B = cache.length_B + state.tail.used_B + 1
@@ -180,9 +87,8 @@ def _advance(
     cache: KVCache,
     state: DecodeState,
     draft_BK: Array,
-    sampler_cfg: SamplerConfig,
+    draw: Callable[..., tuple[Rows, StepRecord, Candidates]],
     cfg: ModelConfig,
-    sampler: Sampler,
     extras: Extras,
 ) -> tuple[DecodeState, StepRecord]:
     """One forward pass over the newest token and the draft, and all the tokens that follow from it."""
@@ -190,9 +96,15 @@ def _advance(
     logits_BTV, tail, attention = model.forward(weights, given_BT, cache, state.tail, cfg)
     with jax.named_scope("metrics"):
         metrics_BT = measure(logits_BTV, attention)
-    draw = partial(
-        _draw_token, request, sampler_cfg=sampler_cfg, sampler=sampler, n_alternatives=extras.alternatives
-    )
+
+    def follow(
+        carry: tuple[Rows, Array], position: tuple[Context, Array]
+    ) -> tuple[tuple[Rows, Array], StepRecord]:
+        rows, following_B = carry  # and which rows have drawn what was drafted so far
+        context, drafted_B = position
+        rows, record, _ = draw(request, rows, following_B, context)
+        return (rows, record.live_B & (record.token_B == drafted_B)), record
+
     n_positions = given_BT.shape[1]
     nothing_B1 = jnp.full_like(draft_BK, NO_TOKEN, shape=(len(draft_BK), 1))
     positions = jax.tree.map(
@@ -200,78 +112,148 @@ def _advance(
         (Context(logits_BTV, metrics_BT), jnp.concatenate([draft_BK, nothing_B1], axis=1)),
     )
     everyone_B = jnp.ones(len(draft_BK), bool)
-    (rows, _), records = jax.lax.scan(draw, (state.rows, everyone_B), positions, unroll=n_positions == 1)
+    (rows, _), records = jax.lax.scan(follow, (state.rows, everyone_B), positions, unroll=n_positions == 1)
     if extras.head_entropies:
         records = records._replace(head_entropy_BLN=_head_entropies(attention))
 
-    count_B = jnp.sum(records.live_B, axis=0, dtype=jnp.int32)
     text_BX = state.text_BX
     if text_BX.shape[1] > 0:
         end_B = cache.length_B + state.tail.used_B + 1
         text_BX = model.place(text_BX, records.token_B.T, end_B, axis=1)
-    tail = tail._replace(used_B=state.tail.used_B + count_B)
-    return DecodeState(rows=rows, tail=tail, text_BX=text_BX), records
+    return DecodeState(rows=rows, tail=_used(state.tail, tail, records), text_BX=text_BX), records
 
 
-def _draw_token(
+def _used(before: KVTail, after: KVTail, records: StepRecord) -> KVTail:
+    """The tail with one more slot in use for every token that a row has drawn."""
+    return after._replace(used_B=before.used_B + jnp.sum(records.live_B, axis=0, dtype=jnp.int32))
+
+
+def _advance_branching(
+    weights: Weights,
     request: Request,
-    carry: tuple[Rows, Array],
-    position: tuple[Context, Array],
-    sampler_cfg: SamplerConfig,
-    sampler: Sampler,
-    n_alternatives: int,
-) -> tuple[tuple[Rows, Array], StepRecord]:
-    """One token of every row that still follows its draft: sampler, stop test; other rows stand still.
+    cache: KVCache,
+    state: DecodeState,
+    draw: Callable[..., tuple[Rows, StepRecord, Candidates]],
+    cfg: ModelConfig,
+    plan: Plan,
+) -> tuple[DecodeState, StepRecord]:
+    """One forward pass and one token of every row; then, if any row forks, the tokens of its best path instead.
 
-    carry: the rows, and which of them have drawn what was drafted so far. position: what the sampler looks at, and
-    the drafted token that its draw is compared with.
+    The paths of a row are as many positions of one forward pass, with the row's cache and tail behind all of them:
+    nothing is copied or computed twice. What the best path has computed then moves into the tail.
     """
-    rows, following_B = carry
-    context, drafted_B = position
-    with jax.named_scope("sampler"):
-        key_B = jax.vmap(lambda key, step: jax.random.fold_in(jax.random.fold_in(key, step), Purpose.DRAW))(
-            request.key_B, rows.step_B
+    logits_BTV, tail, attention = model.forward(weights, state.rows.token_B[:, None], cache, state.tail, cfg)
+    context = _contexts(logits_BTV, attention)
+    everyone_B = jnp.ones(len(tail.used_B), bool)
+    rows, record, offered = draw(request, state.rows, everyone_B, context)
+    may_go_on_B = (rows.finish_B == Finish.RUNNING) | (rows.finish_B == Finish.STOP_TOKEN)
+    numbers, step_B = request.branching, state.rows.step_B
+    asked_B = branching.wanted(plan, numbers, rows.forks, record.info, context.metrics, step_B)
+    asked_B &= record.live_B & may_go_on_B
+
+    def straight() -> tuple[Rows, KVTail, StepRecord]:
+        nothing = branching.no_paths(plan, len(step_B))
+        return rows, tail, _padded([record], plan, nothing)
+
+    def forked() -> tuple[Rows, KVTail, StepRecord]:
+        row_BC = jnp.repeat(jnp.arange(len(step_B)), plan.paths)
+
+        def spread(tree: Any) -> Any:
+            return jax.tree.map(lambda leaf: leaf[row_BC], tree)
+
+        per_row = ("key_B", "limit_B", "limit_reason_B")
+        fan_out = request._replace(**{name: spread(getattr(request, name)) for name in per_row})
+        everywhere_B = spread(everyone_B)
+        allowed = context
+        if rows.retreats:
+            allowed = backtracking.without_forbidden(rows.retreats, context, step_B)
+        token_BC, valid_BC = branching.openings(plan, numbers, record.token_B, offered, allowed)
+        opening_B = token_BC.reshape(-1)
+        forced = spread(context)
+        forced = forced._replace(
+            logits_BV=jnp.where(is_token(forced.logits_BV, opening_B), forced.logits_BV, -jnp.inf)
         )
-        token_B, sampler_state, info, candidates = sampler.step(key_B, rows.sampler, context, sampler_cfg)
-        chex.assert_tree_shape_prefix((token_B, sampler_state, info), rows.token_B.shape)
+        openers, _, _ = draw(fan_out, spread(state.rows._replace(retreats=())), everywhere_B, forced)
+        drawn_B = jnp.arange(len(opening_B)) % plan.paths == 0
+        openers = where_row(drawn_B, spread(rows._replace(retreats=())), openers)
+        info = spread(record.info)
+        other = info._replace(
+            logprob_B=filters.at(spread(context.logits_BV), opening_B)
+            - spread(log_normalizer(context.logits_BV)),
+            draw_logprob_B=draw_logprob(offered, token_BC).reshape(-1),
+            score_B=jnp.full_like(info.score_B, jnp.nan),
+        )
+        opening = spread(record)._replace(
+            token_B=opening_B, finish_B=openers.finish_B, info=where_row(drawn_B, info, other)
+        )
 
-    running_B = (rows.finish_B == Finish.RUNNING) & following_B
-    # NaN or +inf anywhere in a row's logits makes its entropy NaN.
-    finite_B = jnp.isfinite(context.metrics.logits_entropy)
-    live_B = running_B & finite_B
-    step_B = rows.step_B + live_B.astype(jnp.int32)
-    ended_B = jnp.select(
-        [~finite_B, jnp.any(token_B[:, None] == request.stop_E[None, :], axis=-1), step_B >= request.limit_B],
-        [jnp.full_like(step_B, Finish.NAN), jnp.full_like(step_B, Finish.STOP_TOKEN), request.limit_reason_B],
-        jnp.full_like(step_B, Finish.RUNNING),
-    )
-    finish_B = jnp.where(running_B, ended_B, rows.finish_B)
+        def rollout(token_BC: Array, world: tuple[KVTail, Array]) -> tuple[Context, tuple[KVTail, Array]]:
+            fanned, depth = world
+            layout = model.fan(cache, fanned, tail.size, plan.paths, depth)
+            logits_BCV, wider, attention = model.forward(weights, token_BC, cache, fanned, cfg, layout)
+            return _contexts(logits_BCV, attention), (wider._replace(used_B=fanned.used_B), depth + 1)
 
-    def keep(new: Array, old: Array) -> Array:
-        return jnp.where(live_B.reshape(-1, *(1,) * (new.ndim - 1)), new, old)
+        def draw_path(paths: Rows, context: Context) -> tuple[Rows, StepRecord]:
+            after, record, _ = draw(fan_out, paths, everywhere_B, context)
+            return after, record._replace(before=paths.sampler if rows.retreats else ())
 
-    rows = Rows(
-        token_B=keep(token_B, rows.token_B),
-        step_B=step_B,
-        finish_B=finish_B,
-        sampler=jax.tree.map(keep, sampler_state, rows.sampler),
-    )
-    record = StepRecord(token_B, live_B, finish_B, context.metrics, info)
-    if n_alternatives:
-        record = record._replace(alternatives=_alternatives(context.logits_BV, candidates, n_alternatives))
-    return (rows, live_B & (token_B == drafted_B)), record
+        world = (model.widen(tail, plan.paths * plan.depth), jnp.zeros((), jnp.int32))
+        ends, (fanned, _), rolled = branching.roll(plan, openers, rollout, draw_path, world)
+        every = jax.tree.map(lambda first, rest: jnp.concatenate([first[None], rest]), opening, rolled)
+        columns = jax.tree.map(
+            lambda leaf: jnp.moveaxis(leaf.reshape(len(leaf), len(step_B), plan.paths), 0, -1),
+            every._replace(alternatives=()),
+        )
+        broken_BC = (ends.finish_B == Finish.NAN).reshape(-1, plan.paths)
+        score_BC, best_B = branching.judge(
+            plan, numbers, valid_BC, broken_BC, columns.live_B, columns.info, columns.metrics
+        )
+        fork_B = asked_B & jnp.any(valid_BC[:, 1:], axis=1)
+        best_B = jnp.where(fork_B, best_B, 0)
+        tried = branching.Paths(
+            forked_B=fork_B,
+            best_B=best_B,
+            score_BC=score_BC,
+            token_BCD=columns.token_B,
+            logprob_BCD=columns.info.logprob_B,
+            live_BCD=columns.live_B & valid_BC[:, :, None],
+        )
+        kept_B = fork_B & jnp.any(score_BC > -jnp.inf, axis=1)  # one NaN reaches all paths of its row
+        last = ends if plan.whole else openers
+        kept = jax.tree.map(lambda leaf: branching.pick(leaf, best_B), last)
+        after = where_row(kept_B, kept, rows._replace(retreats=()))
+        after = after._replace(forks=branching.note(rows.forks, fork_B, step_B), retreats=rows.retreats)
+        chosen = jax.tree.map(lambda leaf: branching.pick(leaf, best_B, axis=1), every)
+        first_D1 = jnp.arange(len(chosen.live_B))[:, None] == 0
+        chosen = chosen._replace(
+            live_B=chosen.live_B & (kept_B[None] | first_D1),
+            finish_B=jnp.where(kept_B[None], chosen.finish_B, rows.finish_B[None]),
+        )
+        records = [jax.tree.map(lambda leaf, d=d: leaf[d], chosen) for d in range(plan.lookahead + 1)]
+        adopted = model.adopt(tail, fanned, jnp.where(kept_B, best_B, model.NO_PATH), plan.paths)
+        return after, adopted if plan.whole else tail, _padded(records, plan, tried)
+
+    rows, after, records = jax.lax.cond(jnp.any(asked_B), forked, straight)
+    return DecodeState(rows, _used(state.tail, after, records), state.text_BX), records
 
 
-def _alternatives(logits_BV: Array, candidates: Candidates, n: int) -> Alternatives:
-    """The n likeliest tokens, or the whole of a smaller vocabulary; of equally likely ones the lower id first."""
-    logits_BA, token_BA = jax.lax.top_k(logits_BV, min(n, logits_BV.shape[-1]))
-    draw_logprob_BC = jax.nn.log_softmax(candidates.logits_BC, axis=-1)
-    same_BAC = token_BA[:, :, None] == candidates.token_BC[:, None, :]
-    return Alternatives(
-        token_BA=token_BA,
-        logprob_BA=logits_BA - log_normalizer(logits_BV)[:, None],
-        draw_logprob_BA=jnp.max(jnp.where(same_BAC, draw_logprob_BC[:, None, :], -jnp.inf), axis=-1),
-    )
+def _contexts(logits_BTV: Array, attention: Attention) -> Context:
+    """What a sampler may look at, of every position as a row of its own, `[B·T]`."""
+    with jax.named_scope("metrics"):
+        metrics_BT = measure(logits_BTV, attention)
+    return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), Context(logits_BTV, metrics_BT))
+
+
+def _padded(records: Sequence[StepRecord], plan: Plan, paths: Paths) -> StepRecord:
+    """These records as one, `[plan.lookahead + 1, B]`, those that are missing not live; the paths go with the first."""
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *records)
+    missing = plan.lookahead + 1 - len(records)
+
+    def pad(leaf: Array, n: int) -> Array:
+        return jnp.pad(leaf, ((0, n), *((0, 0),) * (leaf.ndim - 1)))
+
+    first = jax.tree.map(lambda leaf: pad(leaf[None], plan.lookahead), paths)
+    return jax.tree.map(lambda leaf: pad(leaf, missing), stacked)._replace(paths=first)
 
 
 def _head_entropies(attention: Attention) -> Array:
@@ -280,7 +262,7 @@ def _head_entropies(attention: Attention) -> Array:
     return jnp.transpose(entropy_LBNT, (3, 1, 0, 2))
 
 
-@partial(jax.jit, static_argnames=("cfg", "sampler", "n_draft", "extras"), donate_argnames=("state",))
+@partial(jax.jit, static_argnames=("cfg", "sampler", "n_draft", "extras", "plan"), donate_argnames=("state",))
 def decode_chunk(
     weights: Weights,
     request: Request,
@@ -292,15 +274,24 @@ def decode_chunk(
     sampler: Sampler,
     n_draft: int = 0,
     extras: Extras = _NO_EXTRAS,
+    plan: Plan = _NO_BRANCHES,
 ) -> tuple[DecodeState, StepRecord, Array]:
-    """(state, records `[tail size, n_draft + 1, B]`, how many of them, by the first axis, are filled).
+    """(state, records `[tail size, R, B]`, how many of them, by the first axis, are filled).
+
+    R is what one step may add to a row: 1, and n_draft or `plan.lookahead` more.
 
     Runs until `n_steps` are done, a tail has no room for another step, or every row has ended. The cache is only
     read; `commit` the full tail before the next chunk.
     """
     step = jax.jit(  # inline, hence only a memory of its trace, which is wanted twice
         partial(
-            decode_step, sampler_cfg=sampler_cfg, cfg=cfg, sampler=sampler, n_draft=n_draft, extras=extras
+            decode_step,
+            sampler_cfg=sampler_cfg,
+            cfg=cfg,
+            sampler=sampler,
+            n_draft=n_draft,
+            extras=extras,
+            plan=plan,
         ),
         inline=True,
     )
@@ -313,7 +304,7 @@ def decode_chunk(
     def go_on(carry: tuple[Array, DecodeState, StepRecord]) -> Array:
         done, state, _ = carry
         running_B = state.rows.finish_B == Finish.RUNNING
-        room = jnp.all(~running_B | (state.tail.used_B + n_draft < size))
+        room = jnp.all(~running_B | (state.tail.used_B + max(n_draft, plan.lookahead) < size))
         return (done < n_steps) & room & jnp.any(running_B)
 
     def body(carry: tuple[Array, DecodeState, StepRecord]) -> tuple[Array, DecodeState, StepRecord]:
@@ -360,6 +351,13 @@ def read(
     return model.commit(cache, tail, count_B), logit_BT - log_normalizer(logits_BTV), metrics_BT
 
 
+@jax.jit
+def take_rows(tree: Any, row_B: Array) -> Any:
+    """Copies of these rows of every array, whose first axis is the row; a row may come several times."""
+    return jax.tree.map(lambda leaf: leaf[row_B], tree)
+
+
+row_keys = jax.jit(drawing.row_keys)
 commit = jax.jit(model.commit, donate_argnames=("cache",))
 truncate = jax.jit(model.truncate, donate_argnames=("cache",))
 is_finite = jax.jit(model.is_finite)

@@ -6,15 +6,18 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, cast
 
+import jax
 import numpy as np
 
 from entropix import config, samplers
 from entropix.chat import Message, encode_chat
 from entropix.config import GenerateConfig, SamplerConfig
-from entropix.decode import Finish, StepRecord
+from entropix.drawing import Finish, StepRecord
 from entropix.loading import Model
-from entropix.samplers import Sampler
-from entropix.session import Session, check_prompts
+from entropix.request import check_prompts
+from entropix.samplers import Sampler, backtracking, branching
+from entropix.samplers.branching import Paths
+from entropix.session import Session
 from entropix.tokenizer import Tokenizer
 
 Prompt = str | Sequence[Message] | Sequence[int]
@@ -22,7 +25,7 @@ TokenRecord = dict[str, Any]
 
 
 class Event(NamedTuple):
-    """A row's next token, or, where `record` is None, an end that came without one."""
+    """A row's next token, or, where `record` is None, an end that came without one or the text of given tokens."""
 
     row: int
     text: str  # what is now safe to print; empty while a character or a possible stop string is incomplete
@@ -37,7 +40,8 @@ class Result:
     `text` leaves out the stop token and the stop string. `token_ids` and `records` have one entry a generated token,
     the stop token included. A record is a dict: `id`, `text`, `bytes`, `strategy`, `temperature`, `top_p`, `top_k`,
     `min_p`, `kept`, `logprob`, `draw_logprob`, `score`, `injected`, every field of `metrics.Metrics` and, where
-    asked for, `alternatives` and `head_entropies`. docs/trace.md says what each is.
+    asked for, `alternatives` and `head_entropies`; where the row forked `branches`, and where tokens were taken back
+    `taken_back`. docs/trace.md says what each is.
     """
 
     prompt_ids: list[int]
@@ -56,6 +60,7 @@ class Job:
     sampler: Sampler
     sampler_config: SamplerConfig
     config: GenerateConfig
+    given: tuple[int, ...] = ()  # tokens at each prompt's end that are its answer's first; nobody draws them
 
 
 def prepare(
@@ -78,7 +83,8 @@ def prepare(
     sampler_config: a mapping replaces single numbers of the preset, a `SamplerConfig` all of them.
     system: a system message for string prompts.
     allow_special: names of special tokens in a prompt become these tokens; otherwise they are text like any other.
-    options: the fields of `GenerateConfig`, like max_new_tokens, seed, stop, speculate and alternatives.
+    options: the fields of `GenerateConfig`, like max_new_tokens, seed, stop, speculate and alternatives. With `seeds`
+        each row draws what its prompt alone would with that `seed`, so that one batch holds many samples of a prompt.
     """
     rule, preset = config.read_preset(sampler)
     if isinstance(sampler_config, SamplerConfig):
@@ -97,13 +103,51 @@ def prepare(
         encode_prompt(model, p, system=system, raw=raw, allow_special=allow_special) for p in several
     ]
     check_prompts(prompt_ids, model)
+    if len(cfg.seeds) not in (0, len(prompt_ids)):
+        raise ValueError(
+            f"generation: seeds has {len(cfg.seeds)} numbers for {len(prompt_ids)} prompts; give one for each prompt"
+        )
+    rule_or_guarded = samplers.configured(rule, chosen)
+    _check_branching(cfg, rule_or_guarded)
+    _check_backtracking(cfg, rule_or_guarded)
     return Job(
         model=model,
         prompt_ids=prompt_ids,
-        sampler=samplers.configured(rule, chosen),
+        sampler=rule_or_guarded,
         sampler_config=chosen,
         config=cfg,
     )
+
+
+def _check_branching(cfg: GenerateConfig, sampler: Sampler) -> None:
+    """Raises a ValueError for branching that would never happen, or together with what it excludes."""
+    wish = cfg.branching
+    if not branching.plan(wish, sampler.strategies).is_on:
+        return
+    known = {name for other in samplers.SAMPLERS.values() for name in other.strategies}
+    if unknown := [name for name in wish.strategies if name not in known]:
+        raise ValueError(
+            f"branching: unknown strategy {unknown[0]!r}; {sampler.name} has {', '.join(sampler.strategies)}"
+        )
+    if not (wish.entropy or wish.margin or set(wish.strategies) & set(sampler.strategies)):
+        raise ValueError(
+            f"branching: {sampler.name} never does {' or '.join(wish.strategies) or 'anything that branches'}; it has "
+            f"{', '.join(sampler.strategies)}. Name one of these, or an entropy or a margin to branch at"
+        )
+    if cfg.speculate:
+        raise ValueError("branching and speculate do not go together; drop one of them")
+    if cfg.head_entropies:
+        raise ValueError("branching records no head_entropies; drop one of them")
+
+
+def _check_backtracking(cfg: GenerateConfig, sampler: Sampler) -> None:
+    """Raises a ValueError for backtracking that would never happen."""
+    wish = cfg.backtracking
+    if backtracking.is_on(wish) and not set(wish.strategies) & set(sampler.strategies):
+        raise ValueError(
+            f"backtracking: {sampler.name} never does {' or '.join(wish.strategies) or 'what asks for it'}; it has "
+            f"{', '.join(sampler.strategies)}"
+        )
 
 
 def encode_prompt(
@@ -159,8 +203,13 @@ def add(results: Sequence[Result], event: Event) -> None:
 def run(job: Job, session: Session | None = None) -> Iterator[Event]:
     """The events of a job. A session of an earlier job keeps its cache for prompts that begin like its text."""
     session = session or Session(job.model, len(job.prompt_ids))
-    session.start(job.prompt_ids, job.sampler, job.sampler_config, job.config)
+    session.start(job.prompt_ids, job.sampler, job.sampler_config, job.config, job.given)
     texts = [_RowText(job) for _ in job.prompt_ids]
+    for row, (text, n_given) in enumerate(zip(texts, job.given, strict=False)):
+        event = _opening(text, row, job.prompt_ids[row][-n_given:] if n_given else [])
+        yield event
+        if text.ended:
+            session.end([row])
     while session.running:
         chunk = session.advance()
         stopped = set()
@@ -202,12 +251,35 @@ class StopStrings:
 
 
 class _RowText:
-    """The text of one row as its tokens come."""
+    """The text of one row as its tokens come, and the tokens that may still be taken back."""
 
     def __init__(self, job: Job) -> None:
         self._decoder = job.model.tokenizer.stream_decoder()
         self._stops = StopStrings(job.config.stop)
+        self._n_back = job.config.backtracking.tokens if backtracking.is_on(job.config.backtracking) else 0
+        self._held: list[TokenRecord] = []
+        self._taken_back: list[list[int]] = []
         self.ended = False
+
+    def settle(
+        self, record: TokenRecord | None, finish: Finish
+    ) -> Iterator[tuple[TokenRecord | None, Finish]]:
+        """The records that are final after one more step, the last of a row with its end."""
+        if finish == Finish.RETREATING:
+            self._held, taken = self._held[: -self._n_back], self._held[-self._n_back :]
+            self._taken_back += [ids for record in taken for ids in record.get("taken_back", [])]
+            self._taken_back.append([record["id"] for record in taken])
+            return
+        if record is not None:
+            if self._taken_back:
+                record["taken_back"], self._taken_back = self._taken_back, []
+            self._held.append(record)
+        ended = finish != Finish.RUNNING
+        while self._held and (ended or len(self._held) > self._n_back):
+            settled = self._held.pop(0)
+            yield settled, finish if record is not None and not self._held else Finish.RUNNING
+        if ended and record is None:
+            yield None, finish
 
     def push(self, token: int) -> tuple[str, bool]:
         return self._stops.push(self._decoder.push(token))
@@ -217,24 +289,36 @@ class _RowText:
         return (text, True) if found else (text + self._stops.flush(), False)
 
 
+def _opening(text: _RowText, row: int, tokens: Sequence[int]) -> Event:
+    """What a row shows before it draws its first token, which may be a stop string already."""
+    shown = ""
+    for token in tokens:
+        piece, text.ended = text.push(token)
+        shown += piece
+        if text.ended:
+            return Event(row, shown, None, Finish.STOP_STRING)
+    return Event(row, shown, None, Finish.RUNNING)
+
+
 def _row_events(job: Job, row: int, text: _RowText, chunk: StepRecord) -> Iterator[Event]:
     """The events of one row in one chunk."""
     for i in range(len(chunk.token_B)):
-        if text.ended:
-            return
         finish = Finish(int(chunk.finish_B[i, row]))
-        record, piece, found = None, "", False
-        if chunk.live_B[i, row]:
-            record = token_record(job, chunk, i, row)
-            if finish != Finish.STOP_TOKEN:
-                piece, found = text.push(record["id"])
-        if finish != Finish.RUNNING and not found:
-            rest, found = text.flush()
-            piece += rest
-        if found:
-            finish = Finish.STOP_STRING
-        text.ended = finish != Finish.RUNNING
-        yield Event(row, piece, record, finish)
+        record = token_record(job, chunk, i, row) if chunk.live_B[i, row] else None
+        for settled, ending in text.settle(record, finish):
+            if text.ended:
+                return
+            piece, found = "", False
+            if settled is not None and ending != Finish.STOP_TOKEN:
+                piece, found = text.push(settled["id"])
+            if ending != Finish.RUNNING and not found:
+                rest, found = text.flush()
+                piece += rest
+            ending = Finish.STOP_STRING if found else ending
+            text.ended = ending != Finish.RUNNING
+            yield Event(row, piece, settled, ending)
+        if finish == Finish.RETREATING:
+            return
 
 
 def token_record(job: Job, chunk: StepRecord, i: int, row: int) -> TokenRecord:
@@ -249,11 +333,30 @@ def token_record(job: Job, chunk: StepRecord, i: int, row: int) -> TokenRecord:
             {**_token(job.model.tokenizer, int(token)), "logprob": _plain(p), "draw_logprob": _plain(q)}
             for token, p, q in zip(*columns, strict=True)
         ]
+    if chunk.paths and chunk.paths.forked_B[i, row]:
+        record["branches"] = _branches(job, jax.tree.map(lambda leaf: leaf[i, row], chunk.paths))
     if isinstance(chunk.head_entropy_BLN, np.ndarray):
         record["head_entropies"] = [
             [_plain(bits) for bits in layer] for layer in chunk.head_entropy_BLN[i, row]
         ]
     return record
+
+
+def _branches(job: Job, paths: Paths) -> list[dict[str, Any]]:
+    """The paths that were tried at a fork, the drawn token's first."""
+    lengths = paths.live_BCD.sum(axis=-1)
+    ids = [paths.token_BCD[c, :n].tolist() for c, n in enumerate(lengths)]
+    return [
+        {
+            "ids": ids[c],
+            "text": job.model.tokenizer.decode(ids[c]),
+            "logprobs": [_plain(p) for p in paths.logprob_BCD[c, :n]],
+            "score": _plain(paths.score_BC[c]),
+            "chosen": bool(c == paths.best_B),
+        }
+        for c, n in enumerate(lengths)
+        if n
+    ]
 
 
 def _token(tokenizer: Tokenizer, token: int) -> TokenRecord:

@@ -43,6 +43,13 @@ class Metrics(NamedTuple):
     """Largest p minus the second largest."""
     previous_token_attention: Array
     """Mean over layers and heads of a on the key just before the query's own; 0 for the first position."""
+    self_certainty: Array
+    """KL(U‖p) = -1/V Σ ln(V·p), at least 0, in nats: how far p is from all V tokens alike (Kang et al. 2025).
+
+    U is uniform over all of the logits, unused tokens of a padded vocabulary included. Every token weighs the same, the
+    least likely too: a logit of -1e30 makes it 1e30/V, one of -inf makes it +inf, which a trace shows as null. It is
+    therefore always that of the model's own logits, before any filter.
+    """
 
 
 def measure(logits_BTV: Array, attention: Attention) -> Metrics:
@@ -82,6 +89,7 @@ def measure(logits_BTV: Array, attention: Attention) -> Metrics:
         top_prob=top_prob_BT,
         margin=top_prob_BT * jnp.abs(jnp.expm1(second_shift(token))),
         previous_token_attention=previous_token_attention(prob_LBNTS, attention, count_BT),
+        self_certainty=self_certainty(logits_BTV, token),
     )
 
 
@@ -109,6 +117,17 @@ def mean_shift(parts: SoftmaxParts) -> Array:
 def entropy_bits(parts: SoftmaxParts) -> Array:
     """-Σ p log2 p over the last axis, in bits; 0·log 0 = 0. Neither term is below 0, so nothing cancels."""
     return (jnp.log(parts.total) - mean_shift(parts)) / math.log(2)
+
+
+def self_certainty(logits: Array, parts: SoftmaxParts) -> Array:
+    """KL of the softmax of these logits, given in parts as well, from the uniform distribution, in nats.
+
+    -mean ln p = ln total - mean shift, with the shift of every entry: that of the parts is 0 where exp underflows. The
+    vocabulary's size divides inside the logarithm, so that equal logits give exactly 0.
+    """
+    n = logits.shape[-1]
+    shift = logits - jnp.max(logits, axis=-1, keepdims=True)
+    return jnp.maximum(jnp.log(parts.total / n) - total(shift) / n, 0)
 
 
 def second_shift(parts: SoftmaxParts) -> Array:

@@ -22,6 +22,8 @@ from jax import Array
 from entropix.config import ModelConfig
 from entropix.weights import LayerWeights, Weights
 
+NO_PATH = -1
+
 
 class KVCache(NamedTuple):
     """Keys and values of the committed tokens, one array a layer; slots at `length_B` and beyond are 0."""
@@ -119,20 +121,35 @@ def clear_after(
     )
 
 
+class Layout(NamedTuple):
+    """Where new tokens stand, what they see, and where the tail takes their keys and values.
+
+    The last axis of keys is the cache's slots, then the tail's.
+    """
+
+    query_BT: Array  # int32: positions of the new tokens
+    slot_B: Array  # int32: tail slot of the first; the others follow
+    visible_BTS: Array  # bool: keys that each may see
+    position_BS: Array  # int32: position of each key (meaningful where visible)
+
+
 def forward(
-    weights: Weights, tokens_BT: Array, cache: KVCache, tail: KVTail, cfg: ModelConfig
+    weights: Weights,
+    tokens_BT: Array,
+    cache: KVCache,
+    tail: KVTail,
+    cfg: ModelConfig,
+    layout: Layout | None = None,
 ) -> tuple[Array, KVTail, Attention]:
     """(logits_BTV float32, the tail with T more tokens, the attention scores of every layer).
 
-    Token t of row b stands at position `cache.length_B[b] + tail.used_B[b] + t` and sees everything up to itself. One
-    function serves prefill (a fresh tail of T slots), decoding (T = 1) and the check of a draft. Under `jit`, an
+    By default the tokens follow each other (`line`). One function serves prefill (a fresh tail of T slots), decoding
+    (T = 1), the check of a draft and, with `fan`, branches that are rolled forward side by side. Under `jit`, an
     output that the caller drops is never computed.
     """
-    query_BT = (cache.length_B + tail.used_B)[:, None] + jnp.arange(tokens_BT.shape[1], dtype=jnp.int32)[
-        None, :
-    ]
-    visible_BTS, position_BS = visible_keys(query_BT, cache, tail)
-    cos_BTH, sin_BTH = rope_table(query_BT, cfg)
+    if layout is None:
+        layout = line(cache, tail, tokens_BT.shape[1])
+    rotation = rope_table(layout.query_BT, cfg)
 
     x_BTD = weights.embed_VD[tokens_BT]
     tail_k, tail_v, scores = [], [], []
@@ -143,7 +160,7 @@ def forward(
         strict=True,
     ):
         x_BTD, (k_BKHR, v_BKRH), score_BNTS = block(
-            layer, x_BTD, past, newest, tail.used_B, visible_BTS, (cos_BTH, sin_BTH), cfg
+            layer, x_BTD, past, newest, layout.slot_B, layout.visible_BTS, rotation, cfg
         )
         tail_k.append(k_BKHR)
         tail_v.append(v_BKRH)
@@ -151,7 +168,7 @@ def forward(
 
     logits_BTV = unembed(weights, rms_norm(x_BTD, weights.norm_D, cfg))
     tail = KVTail(tuple(tail_k), tuple(tail_v), tail.used_B + tokens_BT.shape[1])
-    return logits_BTV, tail, Attention(jnp.stack(scores), visible_BTS, position_BS)
+    return logits_BTV, tail, Attention(jnp.stack(scores), layout.visible_BTS, layout.position_BS)
 
 
 @partial(
@@ -162,7 +179,7 @@ def block(
     x_BTD: Array,
     past: tuple[Array, Array],
     newest: tuple[Array, Array],
-    used_B: Array,
+    slot_B: Array,
     visible_BTS: Array,
     rotation: tuple[Array, Array],
     cfg: ModelConfig,
@@ -170,12 +187,12 @@ def block(
     """(x_BTD, newest, score_BNTS) after one layer.
 
     past: the cache's keys and values, k_BKHS and v_BKSH. newest: the tail's, k_BKHR and v_BKRH, which comes out with
-    the new tokens written at `used_B`. rotation: the table of `rope_table`.
+    the new tokens written at `slot_B`. rotation: the table of `rope_table`.
     """
     (k_BKHS, v_BKSH), (k_BKHR, v_BKRH) = past, newest
     q_BKGTH, k_BKHT, v_BKTH = project(layer, rms_norm(x_BTD, layer.attn_norm_D, cfg), *rotation, cfg)
-    k_BKHR = place(k_BKHR, k_BKHT, used_B, axis=3)
-    v_BKRH = place(v_BKRH, v_BKTH, used_B, axis=2)
+    k_BKHR = place(k_BKHR, k_BKHT, slot_B, axis=3)
+    v_BKRH = place(v_BKRH, v_BKTH, slot_B, axis=2)
     score_BKGTS = attention_scores(q_BKGTH, k_BKHS, k_BKHR)
     x_BTD = x_BTD + attend(layer, score_BKGTS, visible_BTS, v_BKSH, v_BKRH)
     x_BTD = x_BTD + feed_forward(layer, rms_norm(x_BTD, layer.ffn_norm_D, cfg))
@@ -199,19 +216,87 @@ def place(buffer: Array, new: Array, start_B: Array, axis: int) -> Array:
     return buffer
 
 
-def visible_keys(query_BT: Array, cache: KVCache, tail: KVTail) -> tuple[Array, Array]:
-    """(visible_BTS, position_BS): which keys a query at each position may see, and where every key stands.
+def line(cache: KVCache, tail: KVTail, n_new: int) -> Layout:
+    """Tokens one after the other: token t stands at `cache.length_B + tail.used_B + t` and sees all up to itself.
 
-    The last axis is the cache's slots, then the tail's. The cache is filled up to `length_B`; the tail goes on from
-    there, and what it does not hold yet lies in every query's future.
+    The cache is filled up to `length_B`; the tail goes on from there, and what it does not hold yet lies in every
+    token's future.
     """
+    query_BT = (cache.length_B + tail.used_B)[:, None] + jnp.arange(n_new, dtype=jnp.int32)[None, :]
+    filled_BS, position_BS = _keys(cache, tail)
+    visible_BTS = filled_BS[:, None, :] & (position_BS[:, None, :] <= query_BT[:, :, None])
+    return Layout(query_BT, tail.used_B, visible_BTS, position_BS)
+
+
+def fan(cache: KVCache, tail: KVTail, stem: int, n_paths: int, depth: Array) -> Layout:
+    """One token of each of several paths that part after the tail's first `used_B` tokens.
+
+    The tail has `stem` slots for what the paths share; behind them the first tokens of all paths lie side by side, then
+    their second ones, and so on. These are the ones at `depth`, counted from 0. A path sees what it shares and its own.
+    """
+    batch, n_slots = len(cache.length_B), tail.size - stem
+    start_B = cache.length_B + tail.used_B
+    filled_BS, position_BS = _keys(cache, tail)
+    shared_BS = (filled_BS & (position_BS < start_B[:, None]))[:, : cache.capacity + stem]
+    slot_P = jnp.arange(n_slots, dtype=jnp.int32)
+    path_T = jnp.arange(n_paths, dtype=jnp.int32)
+    own_TP = (slot_P[None, :] % n_paths == path_T[:, None]) & (slot_P[None, :] // n_paths <= depth)
+    return Layout(
+        query_BT=jnp.broadcast_to((start_B + depth)[:, None], (batch, n_paths)),
+        slot_B=jnp.full(batch, stem, jnp.int32) + depth * n_paths,
+        visible_BTS=jnp.concatenate(
+            [
+                jnp.broadcast_to(shared_BS[:, None, :], (batch, n_paths, shared_BS.shape[1])),
+                jnp.broadcast_to(own_TP[None], (batch, n_paths, n_slots)),
+            ],
+            axis=-1,
+        ),
+        position_BS=jnp.concatenate(
+            [position_BS[:, : cache.capacity + stem], start_B[:, None] + slot_P[None, :] // n_paths], axis=1
+        ),
+    )
+
+
+def _keys(cache: KVCache, tail: KVTail) -> tuple[Array, Array]:
+    """(filled_BS, position_BS) where every slot of the tail is taken as filled, one position after the other."""
     slot_S = jnp.arange(cache.capacity, dtype=jnp.int32)[None, :]
     slot_R = jnp.arange(tail.size, dtype=jnp.int32)[None, :]
     length_B1 = cache.length_B[:, None]
     in_cache_BS = jnp.broadcast_to(slot_S, (len(length_B1), cache.capacity))
     position_BS = jnp.concatenate([in_cache_BS, length_B1 + slot_R], axis=1)
     filled_BS = jnp.concatenate([slot_S < length_B1, jnp.ones((len(length_B1), tail.size), bool)], axis=1)
-    return filled_BS[:, None, :] & (position_BS[:, None, :] <= query_BT[:, :, None]), position_BS
+    return filled_BS, position_BS
+
+
+def widen(tail: KVTail, n_slots: int) -> KVTail:
+    """The tail with so many more slots behind the others."""
+    k = tuple(jnp.pad(k, ((0, 0), (0, 0), (0, 0), (0, n_slots))) for k in tail.k_LBKHR)
+    v = tuple(jnp.pad(v, ((0, 0), (0, 0), (0, n_slots), (0, 0))) for v in tail.v_LBKRH)
+    return KVTail(k, v, tail.used_B)
+
+
+def adopt(tail: KVTail, fanned: KVTail, path_B: Array, n_paths: int) -> KVTail:
+    """The tail with the keys and values of one path of each row, as `fan` laid them out, behind its `used_B` tokens.
+
+    `used_B` stays: how many of them are wanted is the caller's to say. A row whose path is `NO_PATH` stays as it is:
+    what lies ahead of a row is not seen, but 0 times a NaN there would still be NaN.
+    """
+    start_B = jnp.where(path_B == NO_PATH, tail.size, tail.used_B)  # outside, where it is lost
+
+    def chosen(slots: Array, axis: int) -> Array:
+        """[B, K, H, D] or [B, K, D, H] from all slots behind the stem."""
+        new = jax.lax.slice_in_dim(slots, tail.size, slots.shape[axis], axis=axis)
+        shape = (*new.shape[:axis], -1, n_paths, *new.shape[axis + 1 :])
+        index = jnp.maximum(path_B, 0).reshape(-1, *(1,) * (len(shape) - 1))
+        return jnp.take_along_axis(new.reshape(shape), index, axis=axis + 1).squeeze(axis + 1)
+
+    pairs_k = zip(tail.k_LBKHR, fanned.k_LBKHR, strict=True)
+    pairs_v = zip(tail.v_LBKRH, fanned.v_LBKRH, strict=True)
+    return KVTail(
+        tuple(place(old, chosen(new, 3), start_B, axis=3) for old, new in pairs_k),
+        tuple(place(old, chosen(new, 2), start_B, axis=2) for old, new in pairs_v),
+        tail.used_B,
+    )
 
 
 def rms_norm(x_BTD: Array, weight_D: Array, cfg: ModelConfig) -> Array:

@@ -1,10 +1,7 @@
 """The host's half of generation, for token ids: feeds prompts into a cache, launches chunks, reads back records."""
 
-import dataclasses
-import zlib
-from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,13 +10,15 @@ from jax import Array
 
 from entropix import decode
 from entropix.config import GenerateConfig, SamplerConfig
-from entropix.decode import TAIL_SIZE, DecodeState, Extras, Finish, Request, Rows, StepRecord
+from entropix.decode import TAIL_SIZE, DecodeState
+from entropix.drawing import Extras, Finish, Request, Rows, StepRecord
 from entropix.loading import Model
 from entropix.model import KVCache, empty_cache, empty_tail
-from entropix.samplers import Sampler
-from entropix.speculation import NO_TOKEN
+from entropix.request import check_prompts, device_config, make_request
+from entropix.samplers import Sampler, backtracking, branching
+from entropix.samplers.branching import Plan
 
-PREFILL_WIDTHS = (32, 128, 512)  # tokens in one prefill call; each compiles once for each capacity
+PREFILL_WIDTHS = (64, 128, 512)  # tokens in one prefill call; each compiles once for each capacity
 MIN_CAPACITY = 256  # slots; doubled as the text grows, up to what the context needs
 
 
@@ -33,8 +32,16 @@ class _Run(NamedTuple):
     n_steps: Array
     n_draft: int
     extras: Extras
+    plan: Plan
     newest: list[int]  # a row's newest token, whose key and value come with the next step
     tail: list[list[int]]  # the tokens whose keys and values are in the tail
+    n_back: int  # how many tokens a row takes back; 0 where none does
+    before: list[list[Any]]  # where it may: the sampler's state before each of its last `n_back` tokens
+
+    @property
+    def lookahead(self) -> int:
+        """Most tokens that a step may add to a row besides its usual one."""
+        return max(self.n_draft, self.plan.lookahead)
 
 
 class Session:
@@ -42,22 +49,32 @@ class Session:
 
     `start` feeds a prompt a row; `advance` generates a chunk, as long as `running`; `end` stops rows. The cache is
     kept: a later prompt that begins with what a row's cache holds, like the next turn of a conversation, only
-    computes what is new.
+    computes what is new. `fork` makes a batch of copies of rows.
+
+    shrinks: rows that have ended leave the batch when at most half of it still runs. What is left is the next power of
+    two, so that a batch of B compiles at most log2 B more programs. Nobody outside sees it, but for what the caches of
+    the rows that left held: it is computed anew if it is asked for again.
     """
 
-    def __init__(self, model: Model, batch: int) -> None:
+    def __init__(self, model: Model, batch: int, shrinks: bool = False) -> None:
         self._model = model
+        self._shrinks = shrinks
+        self._places = list(range(batch))  # the rows that the batch still holds, by their numbers
+        self._finish_B = np.full(batch, Finish.RUNNING, np.int32)  # of rows that have left
         self._cached: list[list[int]] = [
             [] for _ in range(batch)
         ]  # tokens whose keys and values are in the cache
         self._cache: KVCache | None = None
         self._run: _Run | None = None
         self.n_passes = 0  # forward passes of decoding so far
+        self.row_passes_B = np.zeros(batch, np.int64)  # those that a row took part in, of the newest run
 
     @property
     def running(self) -> bool:
         """Whether any row has not ended."""
-        return self._run is not None and bool(jnp.any(self._run.state.rows.finish_B == Finish.RUNNING))
+        return self._run is not None and bool(
+            np.any(np.asarray(self._run.state.rows.finish_B) == Finish.RUNNING)
+        )
 
     def start(
         self,
@@ -65,33 +82,44 @@ class Session:
         sampler: Sampler,
         sampler_cfg: SamplerConfig,
         cfg: GenerateConfig,
+        given: Sequence[int] = (),
     ) -> None:
         """Prefills all but the last token of every prompt, so that the first new token is a step like any other.
+
+        given: how many tokens at each prompt's end count among its new ones, of which it may have that many fewer.
 
         Raises a ValueError for an empty prompt, one that leaves no room in the model's context, or one with tokens
         the model does not know, before any work is done.
         """
-        assert len(prompts) == len(self._cached), (len(prompts), len(self._cached))
+        assert len(prompts) == len(self.row_passes_B), (len(prompts), len(self.row_passes_B))
         check_prompts(prompts, self._model)
         self._flush()
+        self._bring_back()
+        self.row_passes_B[:] = 0
         self._prefill([list(prompt[:-1]) for prompt in prompts])
         newest = [prompt[-1] for prompt in prompts]
+        plan = branching.plan(cfg.branching, sampler.strategies)
         rows = Rows(
             token_B=jnp.asarray(newest, jnp.int32),
-            step_B=jnp.zeros(len(prompts), jnp.int32),
-            finish_B=jnp.full(len(prompts), int(Finish.RUNNING), jnp.int32),
+            step_B=jnp.asarray(np.zeros(len(prompts), np.int32)),
+            finish_B=jnp.asarray(np.full(len(prompts), Finish.RUNNING, np.int32)),
             sampler=sampler.init(sampler_cfg, prompts, self._model.tokenizer.encode),
+            forks=branching.no_forks(len(prompts)) if plan.is_on else (),
+            retreats=backtracking.none_yet(len(prompts)) if backtracking.is_on(cfg.backtracking) else (),
         )
         self._run = _Run(
-            request=make_request(prompts, self._model, cfg),
+            request=make_request(prompts, self._model, sampler, cfg, given),
             state=self._state(rows, newest, cfg.speculate),
             sampler=sampler,
             sampler_cfg=device_config(sampler_cfg),
             n_steps=jnp.asarray(cfg.chunk_length, jnp.int32),
             n_draft=cfg.speculate,
             extras=Extras(cfg.alternatives, cfg.head_entropies),
+            plan=plan,
             newest=newest,
             tail=[[] for _ in prompts],
+            n_back=cfg.backtracking.tokens if rows.retreats else 0,
+            before=[[] for _ in prompts],
         )
 
     def advance(self) -> StepRecord:
@@ -100,6 +128,8 @@ class Session:
         A chunk may be shorter: when all rows have ended, or where the tail is full. With drafts a step makes several
         tokens; `live_B` tells which of them are there.
         """
+        if self._shrinks:
+            self._shrink()
         assert self._run is not None and self._cache is not None
         run, self._run = self._run, None  # the state is donated: after an exception here it is gone
         state, buffer, done = decode.decode_chunk(
@@ -113,30 +143,144 @@ class Session:
             run.sampler,
             n_draft=run.n_draft,
             extras=run.extras,
+            plan=run.plan,
         )
         n_passes = int(done)
         records: StepRecord = jax.tree.map(
             lambda leaf: leaf[:n_passes].reshape(-1, *leaf.shape[2:]), jax.device_get(buffer)
         )
-        for token_B, live_B in zip(records.token_B, records.live_B, strict=True):
+        for i, (token_B, live_B) in enumerate(zip(records.token_B, records.live_B, strict=True)):
             for row in np.flatnonzero(live_B):
                 run.tail[row].append(run.newest[row])
                 run.newest[row] = int(token_B[row])
+                if run.n_back:
+                    before = jax.tree.map(lambda leaf, i=i, row=row: leaf[i, row], records.before)
+                    run.before[row] = [*run.before[row], before][-run.n_back :]
+        took_part_SB = np.asarray(buffer.live_B)[:n_passes].any(axis=1)
+        self.row_passes_B[self._places] += took_part_SB.sum(axis=0)
         self.n_passes += n_passes
+        if run.plan.is_on:
+            forked_SB = np.any(np.asarray(buffer.paths.forked_B)[:n_passes], axis=1)
+            self.row_passes_B[self._places] += run.plan.depth * forked_SB.sum(axis=0)
+            self.n_passes += run.plan.depth * int(forked_SB.any(axis=1).sum())
         self._run = run._replace(state=state)
+        if run.n_back:
+            self._retreat()
         running = np.flatnonzero(np.asarray(state.rows.finish_B) == Finish.RUNNING)
-        if any(len(run.tail[row]) + run.n_draft >= TAIL_SIZE for row in running):
+        if any(len(run.tail[row]) + run.lookahead >= TAIL_SIZE for row in running):
             self._commit()
-        return records
+        return self._of_all_rows(records)
+
+    def _retreat(self) -> None:
+        """Takes back the newest tokens of the rows that wait for it."""
+        assert self._run is not None
+        run, n_back = self._run, self._run.n_back
+        waiting = np.flatnonzero(np.asarray(run.state.rows.finish_B) == Finish.RETREATING)
+        if not len(waiting):
+            return
+        rows = jax.tree.map(np.array, run.state.rows)
+        used_B, length_B = np.array(run.state.tail.used_B), [len(tokens) for tokens in self._cached]
+        for place in waiting:
+            text = [*self._cached[place], *run.tail[place], run.newest[place]]
+            *kept, run.newest[place] = text[:-n_back]
+            backtracking.note(rows.retreats, int(place), int(rows.step_B[place]), n_back, text[-n_back])
+            in_cache = min(len(self._cached[place]), len(kept))
+            self._cached[place], run.tail[place] = kept[:in_cache], kept[in_cache:]
+            used_B[place] = len(run.tail[place])
+            rows.token_B[place] = run.newest[place]
+            rows.step_B[place] -= n_back
+            rows.finish_B[place] = Finish.RUNNING
+            earlier = run.before[place][0]
+            jax.tree.map(lambda leaf, old, place=place: leaf.__setitem__(place, old), rows.sampler, earlier)
+            run.before[place].clear()
+        state = run.state._replace(
+            rows=jax.tree.map(jnp.asarray, rows), tail=run.state.tail._replace(used_B=jnp.asarray(used_B))
+        )
+        self._run = run._replace(state=state)
+        if length_B != (left_B := [len(tokens) for tokens in self._cached]):
+            cache, cached = self._take_cache()
+            self._cache, self._cached = decode.truncate(cache, jnp.asarray(left_B, jnp.int32)), cached
 
     def end(self, rows: Iterable[int], reason: Finish = Finish.STOP_STRING) -> None:
         """Stops those of these rows that are still running."""
         assert self._run is not None
         finish_B = np.array(self._run.state.rows.finish_B)
-        finish_B[[row for row in rows if finish_B[row] == Finish.RUNNING]] = reason
+        wanted = set(rows)
+        here = [place for place, row in enumerate(self._places) if row in wanted]
+        finish_B[[place for place in here if finish_B[place] == Finish.RUNNING]] = reason
         state = self._run.state
         ended = state.rows._replace(finish_B=jnp.asarray(finish_B))
         self._run = self._run._replace(state=state._replace(rows=ended))
+
+    def fork(self, rows: Sequence[int]) -> None:
+        """The batch becomes these of its rows; one may come several times. Ends the current run.
+
+        What is in their caches is copied, not computed.
+        """
+        self._flush()
+        self._bring_back()
+        self._take(rows)
+        self._places = list(range(len(rows)))
+        self._finish_B = np.full(len(rows), Finish.RUNNING, np.int32)
+        self.row_passes_B = np.zeros(len(rows), np.int64)
+
+    def _take(self, places: Sequence[int]) -> None:
+        """Makes the batch consist of these of its rows."""
+        cached = [list(self._cached[place]) for place in places]
+        if self._cache is not None:
+            cache, _ = self._take_cache()
+            self._cache = decode.take_rows(cache, jnp.asarray(places, jnp.int32))
+        self._cached = cached
+
+    def _bring_back(self) -> None:
+        """The whole batch once more, with nothing in the caches of the rows that had left."""
+        if len(self._places) == len(self._finish_B):
+            return
+        place_of = {row: place for place, row in enumerate(self._places)}
+        self._take([place_of.get(row, 0) for row in range(len(self._finish_B))])
+        for row in set(range(len(self._finish_B))) - set(place_of):
+            self._cached[row] = []
+        self._places = list(range(len(self._finish_B)))
+
+    def _shrink(self) -> None:
+        """Lets rows that have ended leave, if at most half of the batch still runs."""
+        assert self._run is not None
+        run = self._run
+        finish_B = np.asarray(run.state.rows.finish_B)
+        running, ended = np.flatnonzero(finish_B == Finish.RUNNING), np.flatnonzero(finish_B)
+        if not 0 < 2 * len(running) <= len(finish_B):
+            return
+        spare = (1 << (len(running) - 1).bit_length()) - len(running)
+        places = sorted([*running.tolist(), *ended[:spare].tolist()])
+        place_B = jnp.asarray(places, jnp.int32)
+        by_row = {name: value for name, value in run.request._asdict().items() if name.endswith("_B")}
+        self._run = None  # in case an interrupt comes between here and the end
+        self._finish_B[self._places] = finish_B
+        self._take(places)
+        self._places = [self._places[place] for place in places]
+        self._run = run._replace(
+            request=run.request._replace(**decode.take_rows(by_row, place_B)),
+            state=decode.take_rows(run.state, place_B),
+            newest=[run.newest[place] for place in places],
+            tail=[run.tail[place] for place in places],
+            before=[run.before[place] for place in places],
+        )
+
+    def _of_all_rows(self, records: StepRecord) -> StepRecord:
+        """Records with a column for every row, also for those that have left, which have ended."""
+        batch = len(self._finish_B)
+        if len(self._places) == batch:
+            return records
+
+        def spread(leaf: np.ndarray) -> np.ndarray:
+            whole = np.zeros((len(leaf), batch, *leaf.shape[2:]), leaf.dtype)
+            whole[:, self._places] = leaf
+            return whole
+
+        whole = jax.tree.map(spread, records)
+        left_B = ~np.isin(np.arange(batch), self._places)
+        whole.finish_B[:, left_B] = self._finish_B[left_B]
+        return whole
 
     def _commit(self) -> None:
         """Moves the tail into the cache and opens a new one."""
@@ -218,55 +362,6 @@ class Session:
             self._cache = empty_cache(self._model.config, len(self._cached), capacity, self._model.dtype)
         elif capacity > self._cache.capacity:
             self._cache = decode.grow(self._cache, capacity)
-
-
-def check_prompts(prompts: Sequence[Sequence[int]], model: Model) -> None:
-    """Raises a ValueError for the first prompt that cannot be continued."""
-    if not prompts:
-        raise ValueError("no prompt: give at least one")
-    context, vocabulary = model.config.context_length, model.config.vocab_size
-    for number, prompt in enumerate(prompts, start=1):
-        if not prompt:
-            raise ValueError(f"prompt {number} is empty: give at least one token")
-        if len(prompt) >= context:
-            raise ValueError(
-                f"prompt {number} has {len(prompt)} tokens, but the model's context holds {context} and at least one "
-                "must be left for the answer; shorten the prompt"
-            )
-        if not 0 <= min(prompt) <= max(prompt) < vocabulary:
-            raise ValueError(
-                f"prompt {number} has token ids outside 0 to {vocabulary - 1}, the model's vocabulary"
-            )
-
-
-def make_request(prompts: Sequence[Sequence[int]], model: Model, cfg: GenerateConfig) -> Request:
-    """Keys, limits and stop tokens of a batch."""
-    digests = [zlib.crc32(np.asarray(prompt, np.int32).tobytes()) for prompt in prompts]
-    seen: Counter[int] = Counter()
-    occurrences = []
-    for digest in digests:
-        occurrences.append(seen[digest])
-        seen[digest] += 1
-    room = [model.config.context_length - len(prompt) for prompt in prompts]
-    stop_ids = () if cfg.ignore_stop_tokens else model.stop_ids
-    stop_E = np.full(1 << max(len(stop_ids) - 1, 7).bit_length(), NO_TOKEN, np.int32)
-    stop_E[: len(stop_ids)] = stop_ids
-    return Request(
-        key_B=decode.row_keys(
-            cfg.seed, jnp.asarray(digests, jnp.uint32), jnp.asarray(occurrences, jnp.uint32)
-        ),
-        limit_B=jnp.asarray([min(cfg.max_new_tokens, left) for left in room], jnp.int32),
-        limit_reason_B=jnp.asarray(
-            [Finish.LENGTH if cfg.max_new_tokens <= left else Finish.CONTEXT for left in room], jnp.int32
-        ),
-        stop_E=jnp.asarray(stop_E),
-    )
-
-
-def device_config(cfg: SamplerConfig) -> SamplerConfig:
-    """The same numbers as arrays of their field's dtype, so that 1 and 1.0 are the same program."""
-    decimal = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), cfg)
-    return dataclasses.replace(decimal, top_k=jnp.asarray(cfg.top_k, jnp.int32))
 
 
 def _prefill_widths(pending: int) -> list[int]:

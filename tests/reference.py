@@ -154,6 +154,7 @@ def metrics(logits_V: np.ndarray, scores_LNS: np.ndarray) -> dict[str, float]:
         "top_prob": largest[0],
         "margin": largest[0] - largest[1],
         "previous_token_attention": previous,
+        "self_certainty": sum(math.log(1 / len(p)) - math.log(q) for q in p) / len(p),
     }
 
 

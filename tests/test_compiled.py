@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from entropix import decode, samplers, session
+from entropix import decode, request, samplers
 from entropix.config import GenerateConfig, SamplerConfig
 from entropix.generation import generate
 from entropix.session import Session
@@ -68,7 +68,7 @@ def lowered_chunk(model, prompts):
     rule = samplers.get("entropix")
     rows = Session(model, len(prompts))
     rows.start(prompts, rule, SamplerConfig(), GenerateConfig())
-    run, cfg = rows._run, session.device_config(SamplerConfig())
+    run, cfg = rows._run, request.device_config(SamplerConfig())
     lowered = decode.decode_chunk.lower(
         model.weights, run.request, rows._cache, run.state, run.n_steps, cfg, model.config, rule
     )

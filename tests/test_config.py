@@ -122,7 +122,11 @@ def test_every_field_of_the_sampler_and_of_generation_explains_itself() -> None:
     [
         (SamplerConfig, {"tempp": 1.0}, "file.toml: unknown field 'tempp'; did you mean 'temp'?"),
         (SamplerConfig, {"top_pp": 0.5}, "file.toml: unknown field 'top_pp'; did you mean 'top_p'?"),
-        (GenerateConfig, {"zzz": 1}, "file.toml: unknown field 'zzz'; known: alternatives, chunk_length, "),
+        (
+            GenerateConfig,
+            {"zzz": 1},
+            "file.toml: unknown field 'zzz'; known: alternatives, backtracking, branching, ",
+        ),
         (SamplerConfig, {"temp": "hot"}, "file.toml: temp must be of type float, got 'hot'"),
         (SamplerConfig, {"temp": True}, "file.toml: temp must be of type float, got True"),
         (SamplerConfig, {"top_k": 27.0}, "file.toml: top_k must be of type int, got 27.0"),

@@ -10,7 +10,7 @@ import toy
 
 from entropix import decode, session
 from entropix.config import SamplerConfig
-from entropix.decode import Finish
+from entropix.drawing import Finish
 from entropix.generation import generate, stream
 from entropix.samplers.entropix import Strategy
 

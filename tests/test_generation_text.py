@@ -11,7 +11,7 @@ import pytest
 import entropix
 from entropix import generation, samplers
 from entropix.config import GenerateConfig, SamplerConfig
-from entropix.decode import Finish, StepRecord
+from entropix.drawing import Finish, StepRecord
 from entropix.generation import Event, Job, Result, StopStrings, add, encode_prompt, prepare, token_record
 from entropix.loading import Model
 from entropix.metrics import Metrics

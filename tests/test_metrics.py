@@ -121,6 +121,37 @@ def test_entropy_rises_with_log_temperature_by_varentropy_times_ln_2() -> None:
     np.testing.assert_allclose(slope_B, of_logits(logits_BV).logits_varentropy * math.log(2), rtol=2e-3)
 
 
+@pytest.mark.parametrize("constant", [0.0, -7.3, 1e4])
+def test_equal_logits_have_no_self_certainty_at_all(constant: float) -> None:
+    for vocabulary in (2, 3, 1000, 49152):
+        logits_BTV = jnp.full((1, 1, vocabulary), constant)
+        parts = metrics.softmax_parts(logits_BTV)
+        assert metrics.self_certainty(logits_BTV, parts)[0, 0] == 0.0
+
+
+@pytest.mark.parametrize("height", [0.0, 1.0, 5.0, 40.0, 200.0])
+def test_self_certainty_of_one_raised_logit_is_known(height: float) -> None:
+    """Of V logits one is h and the others 0: ln((V - 1 + e^h)/V) - h/V, also where e^-h underflows."""
+    logits_BTV = jnp.zeros((1, 1, 1024)).at[0, 0, 17].set(height)
+    expected = height + math.log((1023 * math.exp(-height) + 1) / 1024) - height / 1024
+    measured = metrics.self_certainty(logits_BTV, metrics.softmax_parts(logits_BTV))[0, 0]
+    assert float(measured) == close(expected, abs=1e-6)
+
+
+def test_self_certainty_by_hand() -> None:
+    """p = 1/2, 1/4, 1/8, 1/8: -mean ln(4p) = -(ln 2 + 0 - ln 2 - ln 2)/4 = ln 2 / 4."""
+    logits_BTV = jnp.asarray(logs([[[0.5, 0.25, 0.125, 0.125]]]), jnp.float32)
+    measured = metrics.self_certainty(logits_BTV, metrics.softmax_parts(logits_BTV))[0, 0]
+    assert float(measured) == close(math.log(2) / 4)
+
+
+def test_a_removed_token_makes_self_certainty_infinite_and_a_huge_negative_logit_huge() -> None:
+    assert of_logits([[1.0, 2.0]]).self_certainty[0] == math.inf  # the helper removes 1022 tokens
+    logits_BTV = jnp.zeros((1, 1, 8)).at[0, 0, 3].set(-1e30)
+    measured = metrics.self_certainty(logits_BTV, metrics.softmax_parts(logits_BTV))[0, 0]
+    assert float(measured) == pytest.approx(1e30 / 8)
+
+
 # ----- of the attention -------------------------------------------------------------------------------------
 
 
@@ -266,7 +297,8 @@ def test_a_row_without_finite_logits_is_nan_and_its_neighbours_are_untouched(bad
     """Minus infinity is a removed token and fine; NaN and plus infinity leave no distribution."""
     logits_BTV, attention = random_step(np.random.default_rng(8))
     clean, sick = measure(logits_BTV, attention), measure(logits_BTV.at[2, 0, 5].set(bad), attention)
-    assert math.isnan(sick.logits_entropy[2, 0]) and math.isnan(sick.logits_varentropy[2, 0])
+    for name in ("logits_entropy", "logits_varentropy", "self_certainty"):
+        assert math.isnan(getattr(sick, name)[2, 0]), name
     others = np.array([0, 1, 3, 4])
     for name in Metrics._fields:
         np.testing.assert_array_equal(getattr(sick, name)[others], getattr(clean, name)[others], err_msg=name)

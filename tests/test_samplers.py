@@ -17,8 +17,8 @@ from entropix import config, filters, samplers
 from entropix.config import SamplerConfig
 from entropix.filters import Settings
 from entropix.metrics import Metrics
+from entropix.request import device_config
 from entropix.samplers import SAMPLERS, Context, SampleInfo, Sampler
-from entropix.session import device_config
 
 VOCABULARY = 300
 BATCH = 64  # one size almost everywhere: a program is compiled for each

@@ -8,7 +8,7 @@ import toy
 
 from entropix import decode, samplers
 from entropix.config import GenerateConfig, SamplerConfig
-from entropix.decode import Finish
+from entropix.drawing import Finish
 from entropix.generation import collect, generate, prepare, run
 from entropix.session import Session
 

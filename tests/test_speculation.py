@@ -11,7 +11,7 @@ import toy
 
 from entropix import decode, samplers
 from entropix.config import GenerateConfig, preset_names, read_preset
-from entropix.decode import Finish
+from entropix.drawing import Finish
 from entropix.generation import collect, generate, prepare, run
 from entropix.loading import Model
 from entropix.session import Session

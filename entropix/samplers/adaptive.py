@@ -80,8 +80,9 @@ def greedy_threshold(key_B: Array, state: Any, context: Context, cfg: SamplerCon
 def xtc(key_B: Array, state: Any, context: Context, cfg: SamplerConfig) -> Step:
     """Exclude top choices: with a given chance, of the tokens with p >= threshold only the least likely one stays.
 
-    By p-e-w, 2024, in text-generation-webui. Tokens below the threshold always stay; where fewer than two reach it,
-    nothing happens. p is the model's at `temp`.
+    By p-e-w, 2024: text-generation-webui, pull request 6335. Tokens below the threshold always stay; where fewer than
+    two reach it, nothing happens. p is the model's at `temp`. The original does nothing either where the end of the
+    text or a newline would go; here, as in llama.cpp, they are tokens like any other.
     """
     temperature_B = jnp.full(len(context.logits_BV), cfg.temp, jnp.float32)
     logits_BV = filters.temperature(context.logits_BV, temperature_B)
@@ -115,8 +116,8 @@ def mirostat_init(cfg: SamplerConfig, prompts: Prompts, encode: Encode) -> Miros
 def mirostat(key_B: Array, state: Mirostat, context: Context, cfg: SamplerConfig) -> Step:
     """Removes tokens with -log2 p > μ, draws, then corrects μ by -η·(-log2 p(token) - τ).
 
-    Mirostat 2.0 (Basu 2021, arXiv:2007.14966, algorithm 2). The surprise is that under the whole distribution at
-    `temp`, as in the paper; llama.cpp measures it after the truncation. The most likely token always stays.
+    Mirostat 2.0 (Basu 2021, arXiv:2007.14966). The surprise is that under the whole distribution at `temp`, as in the
+    authors' code; llama.cpp measures it after the truncation. The most likely token always stays.
     """
     temperature_B = jnp.full(len(context.logits_BV), cfg.temp, jnp.float32)
     logits_BV = filters.temperature(context.logits_BV, temperature_B)

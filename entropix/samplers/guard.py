@@ -1,6 +1,7 @@
 """A guard against repetition around any sampler: it lowers the logits of what would repeat, then the sampler decides.
 
-The sampler sees the lowered logits; the metrics stay those of the model's own, and so does `logprob_B`.
+The sampler sees the lowered logits and decides by them alone: what it truncates, which of several draws it keeps and
+the `score_B` that says why. The metrics stay those of the model's own logits, and so does `logprob_B`.
 """
 
 import functools
@@ -24,9 +25,10 @@ from entropix.samplers.base import (
 
 WINDOW = 256  # newest tokens of prompt and answer that count; a shape, hence fixed
 LONGEST = 32  # repeated tokens after which the penalty of going on grows no more
+LARGEST_COST = 100.0  # nats: beyond it nothing is drawn anyway, but σ in top-n-sigma would grow
 BREAKERS = ("\n", ":", '"', "*")  # where a repetition ends for DRY: p-e-w's list
 _NO_TOKEN = -1
-_LARGEST_GROWTH = 1e30
+_LARGEST_GROWTH = 1e30  # finite, so that 0 times it is 0
 
 
 class Guarded(NamedTuple):
@@ -92,7 +94,9 @@ def repetition_penalty(logits_BV: Array, recent_BW: Array, penalty: Array | floa
 
 def dry_penalty(logits_BV: Array, recent_BW: Array, breaker_BQ: Array, cfg: SamplerConfig) -> Array:
     """What each token would cost, in nats: multiplier·base^(n - allowed) if it would follow n >= allowed tokens that
-    it followed before, 0 otherwise. "Don't repeat yourself", by p-e-w, 2024, in text-generation-webui."""
+    it followed before, at most LARGEST_COST, and 0 otherwise. Breakers cost nothing.
+
+    "Don't repeat yourself", by p-e-w, 2024: text-generation-webui, pull request 5677."""
     window = recent_BW.shape[1]
     padded_BX = jnp.pad(recent_BW, ((0, 0), (LONGEST, 0)), constant_values=_NO_TOKEN)
     back_K = np.arange(1, LONGEST + 1)
@@ -104,7 +108,9 @@ def dry_penalty(logits_BV: Array, recent_BW: Array, breaker_BQ: Array, cfg: Samp
     same_BWK = (earlier_BWK == newest_BK[:, None]) & ~breaks_BK[:, None]
     repeated_BW = jnp.sum(jnp.cumprod(same_BWK.astype(jnp.float32), axis=-1), axis=-1)
     growth_BW = jnp.minimum(cfg.dry_base ** (repeated_BW - cfg.dry_allowed_length), _LARGEST_GROWTH)
-    cost_BW = jnp.where(repeated_BW >= cfg.dry_allowed_length, cfg.dry_multiplier * growth_BW, 0)
+    cost_BW = jnp.minimum(cfg.dry_multiplier * growth_BW, LARGEST_COST)
+    is_breaker_BW = jnp.any(recent_BW[..., None] == breaker_BQ[:, None], axis=-1)
+    cost_BW = jnp.where((repeated_BW >= cfg.dry_allowed_length) & ~is_breaker_BW, cost_BW, 0)
     return _at_tokens(logits_BV, recent_BW, cost_BW)
 
 

@@ -45,14 +45,18 @@ def step(
 def typical(logits_BV: Array, cfg: SamplerConfig) -> Array:
     """Keeps tokens in order of |-log p - H| until their mass reaches `typical_p` (Meister 2023, arXiv:2202.00666).
 
-    The most likely token may go. At 1 everything stays, whatever the rounding of the sum.
+    The most likely token may go. Tokens as far from the entropy as the last one stay with it, as in the authors' code.
+    At 1 everything stays, whatever the rounding of the sum.
     """
     parts = softmax_parts(logits_BV)
     log_p_BV = logits_BV - jnp.max(logits_BV, axis=-1, keepdims=True) - jnp.log(parts.total)[:, None]
     distance_BV = jnp.abs(log_p_BV + _entropy(logits_BV)[:, None])
     mass = jnp.asarray(cfg.typical_p, jnp.float32)
     wanted = jnp.where(mass >= 1, jnp.inf, jnp.maximum(mass, jnp.finfo(jnp.float32).tiny))
-    return filters.leading(-distance_BV, parts.exp / parts.total[:, None], wanted)
+    nearest_BV = filters.leading(-distance_BV, parts.exp / parts.total[:, None], wanted)
+    # A surprise as far above the entropy as another is below it ties with it, and does not weigh as much.
+    farthest_B = jnp.max(jnp.where(nearest_BV, distance_BV, 0), axis=-1)
+    return distance_BV <= farthest_B[:, None]
 
 
 def epsilon(logits_BV: Array, cfg: SamplerConfig) -> Array:
@@ -70,12 +74,14 @@ def eta(logits_BV: Array, cfg: SamplerConfig) -> Array:
 def top_n_sigma(logits_BV: Array, cfg: SamplerConfig) -> Array:
     """Keeps logits >= max - n·σ, with σ their standard deviation over the vocabulary (Tang 2024, arXiv:2411.07641).
 
-    A temperature scales both sides, so that it never changes which tokens stay.
+    A temperature scales both sides, so that it never changes which tokens stay. Logits of -inf do not count.
     """
-    n_tokens = logits_BV.shape[-1]
     below_BV = logits_BV - jnp.max(logits_BV, axis=-1, keepdims=True)
-    deviation_BV = below_BV - (total(below_BV) / n_tokens)[:, None]
-    sigma_B = jnp.sqrt(contract(deviation_BV, deviation_BV) / n_tokens)
+    finite_BV = below_BV > -jnp.inf
+    n_tokens_B = jnp.sum(finite_BV, axis=-1).astype(jnp.float32)
+    mean_B = total(jnp.where(finite_BV, below_BV, 0)) / n_tokens_B
+    deviation_BV = jnp.where(finite_BV, below_BV - mean_B[:, None], 0)
+    sigma_B = jnp.sqrt(contract(deviation_BV, deviation_BV) / n_tokens_B)
     return below_BV >= -cfg.top_n_sigma * sigma_B[:, None]
 
 
@@ -92,9 +98,10 @@ def p_less(logits_BV: Array, cfg: SamplerConfig) -> Array:
 def top_h(logits_BV: Array, cfg: SamplerConfig) -> Array:
     """Keeps the longest prefix, most likely first, whose own entropy is at most α·H (top-H 2025, arXiv:2509.02510).
 
-    A prefix's entropy, of its tokens' probabilities divided by their sum, grows with every token, because the next
-    one is no likelier than any in it. So no sort is needed: a binary search for the bits of the likeliest
-    token that is too much (of non-negative floats, bits order like values), then one for how many of its equals fit.
+    The token that would exceed α·H does not stay; the most likely one always does. A prefix's entropy, of its tokens'
+    probabilities divided by their sum, grows with every token, because the next one is no likelier than any in it. So
+    no sort is needed: a binary search for the bits of the likeliest token that is too much (of non-negative floats,
+    bits order like values), then one for how many of its equals fit.
     """
     parts = softmax_parts(logits_BV)
     bits_BV = jax.lax.bitcast_convert_type(parts.exp, jnp.int32)
@@ -129,7 +136,9 @@ def top_h(logits_BV: Array, cfg: SamplerConfig) -> Array:
 
     count_B = jax.lax.fori_loop(0, n_bits, more, jnp.zeros_like(n_equals_B))
     rank_BV = jnp.cumsum(equal_BV.astype(jnp.int32), axis=-1)
-    return with_best(logits_BV, above_BV | (equal_BV & (rank_BV <= count_B[:, None])))
+    # Tokens of probability 0 change no entropy: without this, all of them would stay wherever H rounds to 0.
+    possible_BV = (parts.exp > 0) | (ceiling_B == jnp.inf)[:, None]
+    return with_best(logits_BV, possible_BV & (above_BV | (equal_BV & (rank_BV <= count_B[:, None]))))
 
 
 def _probabilities(logits_BV: Array) -> Array:

@@ -1,0 +1,78 @@
+"""What a batch is asked for, as arrays: keys, limits, stop tokens and the sampler's numbers."""
+
+import dataclasses
+import zlib
+from collections import Counter
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from entropix import decode
+from entropix.config import GenerateConfig, SamplerConfig
+from entropix.drawing import Finish, Request
+from entropix.loading import Model
+from entropix.samplers import Sampler, backtracking, branching
+from entropix.speculation import NO_TOKEN
+
+
+def check_prompts(prompts: Sequence[Sequence[int]], model: Model) -> None:
+    """Raises a ValueError for the first prompt that cannot be continued."""
+    if not prompts:
+        raise ValueError("no prompt: give at least one")
+    context, vocabulary = model.config.context_length, model.config.vocab_size
+    for number, prompt in enumerate(prompts, start=1):
+        if not prompt:
+            raise ValueError(f"prompt {number} is empty: give at least one token")
+        if len(prompt) >= context:
+            raise ValueError(
+                f"prompt {number} has {len(prompt)} tokens, but the model's context holds {context} and at least one "
+                "must be left for the answer; shorten the prompt"
+            )
+        if not 0 <= min(prompt) <= max(prompt) < vocabulary:
+            raise ValueError(
+                f"prompt {number} has token ids outside 0 to {vocabulary - 1}, the model's vocabulary"
+            )
+
+
+def make_request(
+    prompts: Sequence[Sequence[int]],
+    model: Model,
+    sampler: Sampler,
+    cfg: GenerateConfig,
+    given: Sequence[int] = (),
+) -> Request:
+    """What stays fixed while a batch is generated; `given` is that of `Session.start`."""
+    digests = [zlib.crc32(np.asarray(prompt, np.int32).tobytes()) for prompt in prompts]
+    seeds = cfg.seeds or [cfg.seed] * len(prompts)
+    seen: Counter[tuple[int, int]] = Counter()
+    occurrences = []
+    for pair in zip(seeds, digests, strict=True):
+        occurrences.append(seen[pair])
+        seen[pair] += 1
+    room = [model.config.context_length - len(prompt) for prompt in prompts]
+    wanted = [cfg.max_new_tokens - n for n in given or [0] * len(prompts)]
+    assert min(wanted) > 0, (given, cfg.max_new_tokens)
+    stop_ids = () if cfg.ignore_stop_tokens else model.stop_ids
+    stop_E = np.full(1 << max(len(stop_ids) - 1, 7).bit_length(), NO_TOKEN, np.int32)
+    stop_E[: len(stop_ids)] = stop_ids
+    return Request(
+        key_B=decode.row_keys(
+            *(jnp.asarray(numbers, jnp.uint32) for numbers in (seeds, digests, occurrences))
+        ),
+        limit_B=jnp.asarray(list(map(min, wanted, room)), jnp.int32),
+        limit_reason_B=jnp.asarray(
+            [Finish.LENGTH if n <= left else Finish.CONTEXT for n, left in zip(wanted, room, strict=True)],
+            jnp.int32,
+        ),
+        stop_E=jnp.asarray(stop_E),
+        branching=branching.numbers(cfg.branching),
+        backtracking=backtracking.numbers(cfg.backtracking, sampler.strategies),
+    )
+
+
+def device_config(cfg: SamplerConfig) -> SamplerConfig:
+    """The same numbers as arrays of their field's dtype, so that 1 and 1.0 are the same program."""
+    decimal = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), cfg)
+    return dataclasses.replace(decimal, top_k=jnp.asarray(cfg.top_k, jnp.int32))

@@ -1,0 +1,204 @@
+"""Branching: where the next token is in doubt, try several, see how each goes on, and keep the best.
+
+The token that a sampler drew and the likeliest of those that it might have drawn instead are rolled forward side by
+side, each by that same sampler and all with the same random numbers, so that they differ in nothing but the fork. The
+path with the best score is kept and the others are discarded. Any sampler will do; what reads a token, the model or a
+table in a test, comes as a function. With a single path, or none rolled forward, nothing differs from the sampler's own
+answer.
+
+Letters: C path (0 is the drawn token's), D rolled token.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from entropix.config import BranchConfig
+from entropix.metrics import Metrics
+from entropix.samplers.base import Candidates, Context, SampleInfo, everything
+
+Rollout = Callable[[Array, Any], tuple[Context, Any]]
+Draw = Callable[[Any, Context], tuple[Any, Any]]
+
+
+class Plan(NamedTuple):
+    """What the compiled program depends on."""
+
+    paths: int = 1
+    depth: int = 0
+    strategies: tuple[int, ...] = ()  # that branch, as indices into the sampler's
+    score: str = "logprob"
+    whole: bool = True  # the whole best path is kept, not only its first token
+    among_kept: bool = True  # only tokens that the sampler's filters left
+
+    @property
+    def is_on(self) -> bool:
+        return self.paths > 1 and self.depth > 0
+
+    @property
+    def lookahead(self) -> int:
+        """Most tokens that a step may add to a row besides its usual one."""
+        return self.depth if self.is_on and self.whole else 0
+
+
+class Numbers(NamedTuple):
+    """What it does not depend on; scalars. See `config.BranchConfig`."""
+
+    entropy: Array
+    margin: Array
+    budget: Array
+    distance: Array
+    growth: Array
+    penalty: Array
+
+
+class Forks(NamedTuple):
+    """What a row has branched so far."""
+
+    count_B: Array  # int32
+    latest_B: Array  # int32: the step of the latest, if there is one
+
+
+class Paths(NamedTuple):
+    """The paths of every row, and which one is kept. Of rows that did not branch it means nothing."""
+
+    forked_B: Array  # bool
+    best_B: Array  # int32
+    score_BC: Array  # -inf for a path that there is not, or that broke down
+    token_BCD: Array  # int32: the fork's token, then the rolled ones
+    logprob_BCD: Array  # nats, under the model
+    live_BCD: Array  # bool: whether the path has this token; none for a path that there is not
+
+
+def plan(cfg: BranchConfig, strategies: Sequence[str]) -> Plan:
+    """The static half of a configuration, for a sampler with these strategies."""
+    if cfg.paths == 1 or cfg.depth == 0:
+        return Plan()
+    return Plan(
+        paths=cfg.paths,
+        depth=cfg.depth,
+        strategies=tuple(strategies.index(name) for name in cfg.strategies if name in strategies),
+        score=cfg.score,
+        whole=cfg.keep == "path",
+        among_kept=cfg.among == "kept",
+    )
+
+
+def numbers(cfg: BranchConfig) -> Numbers:
+    """The traced half."""
+    return Numbers(
+        entropy=jnp.asarray(cfg.entropy or jnp.inf, jnp.float32),
+        margin=jnp.asarray(cfg.margin, jnp.float32),
+        budget=jnp.asarray(cfg.budget, jnp.int32),
+        distance=jnp.asarray(cfg.distance, jnp.int32),
+        growth=jnp.asarray(cfg.growth, jnp.float32),
+        penalty=jnp.asarray(cfg.penalty, jnp.float32),
+    )
+
+
+def no_forks(batch: int) -> Forks:
+    """The state of rows at their beginning."""
+    return Forks(jnp.zeros(batch, jnp.int32), jnp.zeros(batch, jnp.int32))
+
+
+def no_paths(plan: Plan, batch: int) -> Paths:
+    """What is recorded where no row branches."""
+    shape = (batch, plan.paths, plan.depth + 1)
+    return Paths(
+        forked_B=jnp.zeros(batch, bool),
+        best_B=jnp.zeros(batch, jnp.int32),
+        score_BC=jnp.zeros(shape[:2], jnp.float32),
+        token_BCD=jnp.zeros(shape, jnp.int32),
+        logprob_BCD=jnp.zeros(shape, jnp.float32),
+        live_BCD=jnp.zeros(shape, bool),
+    )
+
+
+def wanted(
+    plan: Plan, numbers: Numbers, forks: Forks, info: SampleInfo, metrics: Metrics, step_B: Array
+) -> Array:
+    """bool_B: where to branch. A strategy of the plan, much entropy, or a small margin asks for it; the budget and the
+    distance to the latest fork allow it. Never where the token was inserted or nothing else could be tried."""
+    strategies = jnp.asarray(plan.strategies, jnp.int32)
+    asked_B = jnp.any(info.strategy_B[:, None] == strategies[None, :], axis=-1)
+    asked_B |= metrics.logits_entropy > numbers.entropy
+    asked_B |= metrics.margin < numbers.margin
+    allowed_B = (forks.count_B == 0) | (step_B - forks.latest_B >= numbers.distance)
+    allowed_B &= forks.count_B < numbers.budget
+    if plan.among_kept:
+        allowed_B &= info.kept_B > 1
+    return asked_B & allowed_B & ~info.injected_B
+
+
+def note(forks: Forks, forked_B: Array, step_B: Array) -> Forks:
+    """The state after these rows have branched at these steps."""
+    return Forks(forks.count_B + forked_B.astype(jnp.int32), jnp.where(forked_B, step_B, forks.latest_B))
+
+
+def openings(
+    plan: Plan, numbers: Numbers, token_B: Array, offered: Candidates, context: Context
+) -> tuple[Array, Array]:
+    """(token_BC, valid_BC): the token that was drawn, then the likeliest others, of equals the one offered first.
+
+    With `growth`, a row has two paths and one more for every so many bits of entropy. A path that there is not, also
+    for want of tokens, has the drawn token, which does no harm.
+    """
+    offered = offered if plan.among_kept else everything(context.logits_BV)
+    others_BX = jnp.where(offered.token_BC == token_B[:, None], -jnp.inf, offered.logits_BC)
+    missing = max(plan.paths - 1 - others_BX.shape[1], 0)
+    others_BX = jnp.pad(others_BX, ((0, 0), (0, missing)), constant_values=-jnp.inf)
+    logit_BC, place_BC = jax.lax.top_k(others_BX, plan.paths - 1)
+    other_BC = jnp.take_along_axis(jnp.pad(offered.token_BC, ((0, 0), (0, missing))), place_BC, axis=1)
+    grown_B = 2 + jnp.floor(context.metrics.logits_entropy / numbers.growth)
+    count_B = jnp.where(numbers.growth > 0, jnp.minimum(grown_B, plan.paths), plan.paths).astype(jnp.int32)
+    valid_BC = jnp.concatenate([jnp.ones((len(token_B), 1), bool), logit_BC > -jnp.inf], axis=1)
+    valid_BC &= jnp.arange(plan.paths)[None, :] < count_B[:, None]
+    token_BC = jnp.concatenate([token_B[:, None], other_BC], axis=1)
+    return jnp.where(valid_BC, token_BC, token_B[:, None]), valid_BC
+
+
+def roll(plan: Plan, rows: Any, rollout: Rollout, draw: Draw, world: Any) -> tuple[Any, Any, Any]:
+    """(rows, world, records `[D, B·C]`) after every path has been rolled forward `depth` tokens.
+
+    rows: those of the paths, `token_B` the newest token of each, the paths of a row side by side. rollout: reads one
+    token a path, `[B, C]`, and returns what a sampler may look at, `[B·C]`, and what it has to remember. draw: one
+    token a row, as anywhere else.
+    """
+
+    def step(carry: tuple[Any, Any], _: None) -> tuple[tuple[Any, Any], Any]:
+        rows, world = carry
+        context, world = rollout(rows.token_B.reshape(-1, plan.paths), world)
+        rows, record = draw(rows, context)
+        return (rows, world), record
+
+    (rows, world), records = jax.lax.scan(step, (rows, world), None, length=plan.depth)
+    return rows, world, records
+
+
+def judge(
+    plan: Plan, numbers: Numbers, valid_BC: Array, broken_BC: Array, live_BCD: Array, info: Any, metrics: Any
+) -> tuple[Array, Array]:
+    """(score_BC, best_B): the mean of what the plan scores by over the tokens of a path, the fork's own among them, and
+    the path with the largest, the first among equals. Paths that are not valid or broke down (NaN) have -inf; a row
+    whose paths all broke down keeps its own. info, metrics: their fields `[B, C, D]`."""
+    values_BCD = {
+        "logprob": lambda: info.logprob_B,
+        "margin": lambda: metrics.margin,
+        "certainty": lambda: metrics.self_certainty,
+        "entropy": lambda: info.logprob_B - numbers.penalty * metrics.logits_entropy,
+    }[plan.score]()
+    sum_BC = jnp.sum(jnp.where(live_BCD, values_BCD, 0), axis=-1)
+    score_BC = sum_BC / jnp.maximum(jnp.sum(live_BCD, axis=-1, dtype=jnp.float32), 1)
+    score_BC = jnp.where(valid_BC & ~broken_BC & ~jnp.isnan(score_BC), score_BC, -jnp.inf)
+    return score_BC, jnp.argmax(score_BC, axis=-1).astype(jnp.int32)
+
+
+def pick(leaf_XBC: Array, best_B: Array, axis: int = 0) -> Array:
+    """One of the paths `[..., B·C, ...]` of each row, `[..., B, ...]`; `axis` is that of rows and paths."""
+    batch = len(best_B)
+    shape = (*leaf_XBC.shape[:axis], batch, -1, *leaf_XBC.shape[axis + 1 :])
+    index = best_B.reshape(*(1,) * axis, batch, *(1,) * (len(shape) - axis - 1))
+    return jnp.take_along_axis(leaf_XBC.reshape(shape), index, axis=axis + 1).squeeze(axis + 1)

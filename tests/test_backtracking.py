@@ -1,0 +1,222 @@
+"""Taking tokens back: against a plain loop that has no cache, and with everything that could notice."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import toy
+
+from entropix import samplers
+from entropix.config import BacktrackConfig, GenerateConfig, read_preset
+from entropix.drawing import Finish, Purpose
+from entropix.generation import collect, generate, prepare, run
+from entropix.request import device_config, make_request
+from entropix.samplers import backtracking
+from entropix.samplers.base import Context
+from entropix.session import Session
+
+MODEL = toy.model_of()
+PROMPTS = [[1, 2, 3, 4, 5], [200, 7], [9] * 40]
+LENGTH = 40
+WHOLE = 80  # tokens that a text is padded to; what comes later changes nothing
+LOST = {"tokens": 3, "budget": 6}
+
+
+def backtracked(prompts: list[list[int]], sampler: str = "placebo", **options: Any) -> list[Any]:
+    options = {"max_new_tokens": LENGTH, "seed": 3, "backtracking": LOST, **options}
+    return generate(MODEL, prompts, sampler=sampler, **options)
+
+
+def without_a_cache(
+    prompt: list[int], sampler_name: str, wish: dict[str, Any], **numbers: Any
+) -> tuple[list[int], list[tuple[int, list[int]]]]:
+    """(tokens, what was taken back to which step): the rule in a plain loop that reads the whole text at every step."""
+    rule, cfg = read_preset(sampler_name)
+    cfg = type(cfg)(**{**vars(cfg), **numbers})
+    sampler = samplers.configured(rule, cfg)
+    draw, fold = (
+        jax.jit(sampler.step),
+        jax.jit(lambda key, step: jax.random.fold_in(jax.random.fold_in(key, step), Purpose.DRAW)),
+    )
+    key = make_request([prompt], MODEL, sampler, GenerateConfig(seed=3)).key_B[0]
+    text: list[int] = []
+    states = [sampler.init(cfg, [prompt], MODEL.tokenizer.encode)]
+    taken: list[tuple[int, list[int]]] = []
+    frontier, place, forbidden = 0, -1, list[int]()
+    while len(text) < LENGTH:
+        step = len(text)
+        whole = [*prompt, *text]
+        padded_BT = np.array([whole + [0] * (WHOLE - len(whole))], np.int32)
+        logits_BTV, _, _, metrics_BT = toy.read(MODEL.weights, padded_BT, MODEL.config)
+        here = len(whole) - 1
+        logits_BV = np.array(logits_BTV[:, here])
+        if step == place:
+            logits_BV[:, forbidden] = -np.inf
+        context = Context(
+            jnp.asarray(logits_BV), jax.tree.map(lambda leaf, here=here: leaf[:, here], metrics_BT)
+        )
+        token_B, state, info, _ = draw(fold(key, step)[None], states[-1], context, device_config(cfg))
+        asks = sampler.strategies[int(info.strategy_B[0])] in wish.get("strategies", ("resample",))
+        back = wish["tokens"]
+        full = place == step - back and len(forbidden) == backtracking.MAX_FORBIDDEN
+        if asks and step >= back and len(taken) < wish["budget"] and step >= frontier and not full:
+            forbidden = [*(forbidden if place == step - back else []), text[-back]]
+            frontier, place = step, step - back
+            taken.append((place, text[-back:]))
+            text, states = text[:-back], states[:-back]
+        else:
+            text.append(int(token_B[0]))
+            states.append(state)
+    return text, taken
+
+
+def taken_back(result: Any) -> list[tuple[int, list[int]]]:
+    return [(i, ids) for i, record in enumerate(result.records) for ids in record.get("taken_back", [])]
+
+
+@pytest.mark.parametrize(
+    ("sampler", "numbers", "wish"),
+    [
+        ("placebo", {}, {"tokens": 1, "budget": 20}),
+        ("placebo", {}, {"tokens": 3, "budget": 6}),
+        ("placebo", {"repetition_penalty": 1.3, "dry_multiplier": 1.0}, {"tokens": 2, "budget": 9}),
+        ("entropix", {"med_ent_thresh": 2.0, "high_ent_thresh": 5.5, "high_vent_thresh": 0.5}, LOST),
+        ("mirostat", {}, {"tokens": 2, "budget": 9, "strategies": ("mirostat",)}),
+    ],
+)
+def test_backtracking_is_what_a_loop_without_a_cache_does(
+    sampler: str, numbers: dict[str, float], wish: dict[str, Any]
+) -> None:
+    """Tokens, and what was taken back: positions, sampler states and forbidden tokens are those of a text that never
+    had the tokens which were taken back."""
+    results = backtracked(PROMPTS, sampler, backtracking=wish, sampler_config=numbers)
+    retreats = 0
+    for prompt, result in zip(PROMPTS, results, strict=True):
+        tokens, taken = without_a_cache(prompt, sampler, wish, **numbers)
+        assert result.token_ids == tokens
+        assert taken_back(result) == [entry for entry in taken if entry in taken_back(result)]
+        retreats += len(taken)
+    assert retreats >= 3
+
+
+def test_all_that_was_taken_back_to_a_step_is_in_the_record_of_its_token() -> None:
+    [result] = backtracked(PROMPTS[:1])
+    _, taken = without_a_cache(PROMPTS[0], "placebo", LOST)
+    final = dict(taken_back(result))
+    assert final and taken_back(result) == [entry for entry in taken if entry[0] in final]
+    for step, ids in taken_back(result):
+        assert len(ids) == LOST["tokens"] and result.token_ids[step] != ids[0]
+
+
+def test_tokens_tried_at_one_step_are_all_different_and_bounded() -> None:
+    """The placebo's strategy depends on the step alone: it turns back at the same one until nothing is left to try."""
+    [result] = backtracked(PROMPTS[:1], backtracking={"tokens": 3, "budget": 100})
+    by_step: dict[int, list[int]] = {}
+    for step, ids in taken_back(result):
+        by_step.setdefault(step, []).append(ids[0])
+    assert len(result.token_ids) == LENGTH
+    assert max(map(len, by_step.values())) == backtracking.MAX_FORBIDDEN
+    for step, tried in by_step.items():
+        assert len({*tried, result.token_ids[step]}) == len(tried) + 1
+
+
+def test_a_budget_is_never_exceeded_and_none_is_no_backtracking() -> None:
+    plain = generate(MODEL, PROMPTS, sampler="placebo", max_new_tokens=LENGTH, seed=3)
+    for off in ({"tokens": 3, "budget": 0}, {"tokens": 0}):
+        assert [r.token_ids for r in backtracked(PROMPTS, backtracking=off)] == [r.token_ids for r in plain]
+    for budget in (1, 2):
+        for result in backtracked(PROMPTS, backtracking={"tokens": 2, "budget": budget}):
+            assert 0 < len(taken_back(result)) <= budget
+
+
+@pytest.mark.parametrize("chunk_length", [1, 7, 64])
+def test_neither_chunks_nor_neighbours_change_what_is_taken_back(chunk_length: int) -> None:
+    together = backtracked(PROMPTS)
+    for prompt, expected in zip(PROMPTS, together, strict=True):
+        [alone] = backtracked([prompt], chunk_length=chunk_length)
+        assert alone.token_ids == expected.token_ids
+        assert taken_back(alone) == taken_back(expected)
+
+
+def test_drafts_change_nothing_of_it() -> None:
+    plain, drafted = backtracked([[1, 2, 1, 2, 1, 2]]), backtracked([[1, 2, 1, 2, 1, 2]], speculate=3)
+    assert [r.token_ids for r in drafted] == [r.token_ids for r in plain]
+    assert [taken_back(r) for r in drafted] == [taken_back(r) for r in plain]
+
+
+def test_the_cache_is_that_of_the_text_that_is_left() -> None:
+    """With more tokens taken back than a tail may still hold, so that some come out of the cache."""
+    job = prepare(
+        MODEL, PROMPTS, sampler="placebo", max_new_tokens=80, seed=3, backtracking={"tokens": 16, "budget": 9}
+    )
+    session, fresh = Session(MODEL, len(PROMPTS)), Session(MODEL, len(PROMPTS))
+    results = collect(job, run(job, session))
+    assert sum(len(taken_back(result)) for result in results) >= 3
+    whole = [[*prompt, *result.token_ids, 0] for prompt, result in zip(PROMPTS, results, strict=True)]
+    for one in (session, fresh):
+        one.start(whole, job.sampler, job.sampler_config, GenerateConfig(max_new_tokens=1))
+    assert session._cached == fresh._cached
+    for ours, theirs in zip(jax.tree.leaves(session._cache), jax.tree.leaves(fresh._cache), strict=True):
+        np.testing.assert_allclose(ours[..., : ours.shape[-1]], theirs, atol=2e-5)
+
+
+def test_nothing_that_was_shown_is_taken_back() -> None:
+    """The pieces that a stream yields are the answer; tokens that may still go are held back."""
+    job = prepare(MODEL, PROMPTS, sampler="placebo", max_new_tokens=LENGTH, seed=3, backtracking=LOST)
+    pieces = [""] * len(PROMPTS)
+    counts = [0] * len(PROMPTS)
+    for event in run(job):
+        pieces[event.row] += event.text
+        counts[event.row] += event.record is not None
+        assert event.finish != Finish.RETREATING
+    results = backtracked(PROMPTS)
+    assert pieces == [result.text for result in results]
+    assert counts == [len(result.token_ids) for result in results]
+
+
+def test_a_stop_string_in_tokens_that_were_taken_back_stops_nothing() -> None:
+    [result] = backtracked(PROMPTS[:1])
+    step, ids = taken_back(result)[0]
+    lost = MODEL.tokenizer.decode(ids[:1])
+    before = MODEL.tokenizer.decode(result.token_ids[:step])
+    if lost in before or not lost.isprintable():
+        lost = MODEL.tokenizer.decode(ids)
+    [stopped] = backtracked(PROMPTS[:1], stop=(lost,))
+    assert len(stopped.text) >= len(before)
+
+
+def test_other_numbers_are_the_same_program() -> None:
+    from entropix import decode
+
+    backtracked(PROMPTS)
+    compiled = decode.decode_chunk._cache_size()
+    backtracked(PROMPTS, backtracking={"tokens": 5, "budget": 2, "strategies": ("flow", "adaptive")})
+    assert decode.decode_chunk._cache_size() == compiled
+
+
+@pytest.mark.parametrize(
+    ("sampler", "wish", "message"),
+    [
+        ("greedy", {"tokens": 2}, "greedy never does resample; it has greedy"),
+        ("placebo", {"tokens": 2, "strategies": ()}, "never does what asks for it"),
+        ("placebo", {"tokens": 17}, "between 0 and 16, got 17"),
+        ("placebo", {"token": 2}, "did you mean 'tokens'"),
+    ],
+)
+def test_backtracking_that_cannot_be_is_refused(sampler: str, wish: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        prepare(MODEL, PROMPTS, sampler=sampler, backtracking=wish)
+
+
+def test_the_state_forgets_what_was_tried_elsewhere() -> None:
+    state = jax.tree.map(np.array, backtracking.none_yet(2))
+    backtracking.note(state, 1, 10, 4, 77)
+    backtracking.note(state, 1, 10, 4, 78)
+    assert state.forbidden_BF[1, :3].tolist() == [77, 78, -1]
+    backtracking.note(state, 1, 12, 4, 79)
+    assert state.forbidden_BF[1, :3].tolist() == [79, -1, -1]
+    assert [column.tolist() for column in state[:3]] == [[0, 3], [0, 12], [-1, 8]]
+    assert state.forbidden_BF[0, 0] == -1
+    assert BacktrackConfig() == GenerateConfig().backtracking and not backtracking.is_on(BacktrackConfig())

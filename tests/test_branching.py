@@ -1,0 +1,476 @@
+"""The policy of branching, on a table instead of a model: where it forks, what it tries, and what it keeps."""
+
+import math
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from entropix import samplers
+from entropix.config import BranchConfig, SamplerConfig
+from entropix.drawing import Finish, Request, Rows, draw_token
+from entropix.metrics import Metrics, entropy_bits, second_shift, self_certainty, softmax_parts
+from entropix.samplers import branching
+from entropix.samplers.base import Candidates, Context, SampleInfo, everything
+from entropix.samplers.branching import Forks, Paths, Plan
+
+V = 16
+STRATEGIES = samplers.get("entropix").strategies
+EXPLORE, ADAPTIVE = STRATEGIES.index("explore"), STRATEGIES.index("adaptive")
+
+# The dynamics: after each token the likeliest next one and its probability; all others are equally likely. After token
+# 0, the fork, 1, 2 and 3 may follow. The product of a path's probabilities is largest for the path of token 1 at depth
+# 1 (0.45), of token 2 at depth 2 (0.216) and of token 3 at depth 3 (0.16).
+NEXT = {1: (4, 0.9), 4: (5, 0.2), 5: (6, 0.5)}
+NEXT |= {2: (7, 0.8), 7: (8, 0.9), 8: (9, 0.3)}
+NEXT |= {3: (10, 0.9), 10: (11, 0.9), 11: (12, 0.99)}
+FORK = {1: 0.5, 2: 0.3, 3: 0.2}
+
+
+def table() -> np.ndarray:
+    """logits_VV: row t is what follows token t."""
+    p = np.full((V, V), 1 / V)
+    for token, (follower, likely) in NEXT.items():
+        p[token] = (1 - likely) / (V - 1)
+        p[token, follower] = likely
+    p[0] = 1e-30
+    for token, likely in FORK.items():
+        p[0, token] = likely
+    return np.log(p).astype(np.float32)
+
+
+def context_of(logits_BV: Any) -> Context:
+    """What a sampler sees of these logits; the metrics of attention are 0."""
+    logits_BV = jnp.asarray(logits_BV, jnp.float32)
+    parts = softmax_parts(logits_BV)
+    top_B = 1 / parts.total
+    nothing = Metrics(*(jnp.zeros(len(logits_BV)) for _ in Metrics._fields))
+    return Context(
+        logits_BV,
+        nothing._replace(
+            logits_entropy=entropy_bits(parts),
+            margin=top_B * -jnp.expm1(second_shift(parts)),
+            self_certainty=self_certainty(logits_BV, parts),
+        ),
+    )
+
+
+def read(table_VV: jax.Array, token_BC: jax.Array, world: Any) -> tuple[Context, Any]:
+    """The rollout function: the table at the newest token of every path. There is nothing to remember."""
+    return context_of(table_VV[token_BC.reshape(-1)]), world
+
+
+def info(batch: int = 1, **fields: Any) -> SampleInfo:
+    plain = {name: jnp.zeros(batch) for name in SampleInfo._fields}
+    plain |= {"strategy_B": jnp.full(batch, ADAPTIVE), "kept_B": jnp.full(batch, 5)}
+    plain |= {"injected_B": jnp.zeros(batch, bool)}
+    return SampleInfo(**plain | {name: jnp.asarray(value) for name, value in fields.items()})
+
+
+def tree(
+    table_VV: np.ndarray,
+    rows: Sequence[int] = (0,),
+    stop: int = 999,
+    limit: int = 99,
+    **options: Any,
+) -> tuple[Paths, Rows]:
+    """(all paths of a fork after each row's token, the ends of the best ones), greedy from there on."""
+    cfg = BranchConfig(**{"paths": 3, "depth": 2, "among": "all"} | options)
+    plan, numbers = branching.plan(cfg, STRATEGIES), branching.numbers(cfg)
+    return _tree(jnp.asarray(table_VV, jnp.float32), jnp.asarray(rows), stop, limit, numbers, plan)
+
+
+@partial(jax.jit, static_argnames="plan")
+def _tree(
+    table_VV: jax.Array, row_B: jax.Array, stop: int, limit: int, numbers: branching.Numbers, plan: Plan
+) -> tuple[Paths, Rows]:
+    context = context_of(table_VV[row_B])
+    drawn_B = jnp.argmax(context.logits_BV, axis=-1).astype(jnp.int32)
+    token_BC, valid_BC = branching.openings(plan, numbers, drawn_B, everything(context.logits_BV), context)
+    n = token_BC.size
+    request = Request(
+        key_B=jax.random.split(jax.random.key(0), n),
+        limit_B=jnp.full(n, limit),
+        limit_reason_B=jnp.full(n, Finish.LENGTH),
+        stop_E=jnp.asarray([stop], jnp.int32),
+    )
+    opened = Rows(
+        token_B=token_BC.reshape(-1),
+        step_B=jnp.ones(n, jnp.int32),
+        finish_B=jnp.where(token_BC.reshape(-1) == stop, Finish.STOP_TOKEN, Finish.RUNNING),
+        sampler=(),
+    )
+    draw = partial(draw_token, sampler_cfg=SamplerConfig(), sampler=samplers.get("greedy"), n_alternatives=0)
+    everyone_B = jnp.ones(n, bool)
+    ends, _, records = branching.roll(
+        plan,
+        opened,
+        partial(read, table_VV),
+        lambda rows, context: draw(request, rows, everyone_B, context)[:2],
+        (),
+    )
+
+    def column(first_BC: Any, rest_DX: Any) -> jax.Array:
+        rest_BCD = jnp.moveaxis(rest_DX.reshape(plan.depth, len(row_B), plan.paths), 0, -1)
+        return jnp.concatenate([first_BC[..., None], rest_BCD], axis=-1)
+
+    log_p_BV = jax.nn.log_softmax(context.logits_BV)
+    metrics = Metrics(
+        *(
+            column(jnp.broadcast_to(at_fork_B[:, None], token_BC.shape), rest)
+            for at_fork_B, rest in zip(context.metrics, records.metrics, strict=True)
+        )
+    )
+    logprob_BCD = column(jnp.take_along_axis(log_p_BV, token_BC, axis=1), records.info.logprob_B)
+    live_BCD = column(valid_BC, records.live_B) & valid_BC[..., None]
+    broken_BC = (ends.finish_B == Finish.NAN).reshape(-1, plan.paths)
+    score_BC, best_B = branching.judge(
+        plan, numbers, valid_BC, broken_BC, live_BCD, info()._replace(logprob_B=logprob_BCD), metrics
+    )
+    paths = Paths(
+        forked_B=valid_BC[:, 1],
+        best_B=best_B,
+        score_BC=score_BC,
+        token_BCD=column(token_BC, records.token_B),
+        logprob_BCD=logprob_BCD,
+        live_BCD=live_BCD,
+    )
+    return paths, jax.tree.map(lambda leaf: branching.pick(leaf, best_B), ends)
+
+
+def texts(paths: Paths, row: int = 0) -> list[list[int]]:
+    return [t[live].tolist() for t, live in zip(paths.token_BCD[row], paths.live_BCD[row], strict=True)]
+
+
+# ----- golden trees -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("depth", "expected", "best"),
+    [
+        (1, [[1, 4], [2, 7], [3, 10]], 0),
+        (2, [[1, 4, 5], [2, 7, 8], [3, 10, 11]], 1),
+        (3, [[1, 4, 5, 6], [2, 7, 8, 9], [3, 10, 11, 12]], 2),
+    ],
+)
+def test_the_best_branch_shows_at_its_depth(depth: int, expected: list[list[int]], best: int) -> None:
+    paths, ends = tree(table(), depth=depth)
+    assert texts(paths) == expected
+    assert paths.best_B.tolist() == [best]
+    assert ends.token_B.tolist() == [expected[best][-1]]
+    assert ends.step_B.tolist() == [1 + depth]
+    for path, score in zip(expected, paths.score_BC[0].tolist(), strict=True):
+        p = [FORK[path[0]], *(NEXT[token][1] for token in path[:-1])]
+        assert score == pytest.approx(math.fsum(map(math.log, p)) / (depth + 1), rel=1e-6)
+
+
+def test_the_tree_of_the_default_score_in_full() -> None:
+    paths, _ = tree(table(), depth=3)
+    np.testing.assert_allclose(
+        paths.logprob_BCD[0],
+        np.log([[0.5, 0.9, 0.2, 0.5], [0.3, 0.8, 0.9, 0.3], [0.2, 0.9, 0.9, 0.99]]),
+        rtol=1e-5,
+    )
+    np.testing.assert_allclose(paths.score_BC[0], [-0.775_273, -0.684_112, -0.457_552], rtol=1e-5)
+
+
+def test_rows_do_not_see_each_other() -> None:
+    """Each row's tree alone is the one it has in a batch."""
+    both, ends = tree(table(), rows=(0, 4))
+    for row, token in enumerate((0, 4)):
+        alone, end = tree(table(), rows=(token,))
+        for ours, theirs in zip(both, alone, strict=True):
+            np.testing.assert_array_equal(ours[row], theirs[0])
+        assert ends.token_B[row] == end.token_B[0]
+
+
+# ----- scores -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("score", ["logprob", "margin", "certainty", "entropy"])
+def test_scores_are_means_over_a_path_by_hand(score: str) -> None:
+    """Every distribution of the table has one likely token with p, and V - 1 others with q = (1 - p) / (V - 1)."""
+
+    def numbers(p: float, chosen: float | None = None) -> float:
+        q = (1 - p) / (V - 1)
+        bits = -p * math.log2(p) - (1 - p) * math.log2(q)
+        return {
+            "logprob": math.log(chosen or p),
+            "margin": p - q,
+            "certainty": -math.fsum([math.log(V * p), (V - 1) * math.log(V * q)]) / V,
+            "entropy": math.log(chosen or p) - 0.25 * bits,
+        }[score]
+
+    paths, _ = tree(table(), rows=(4,), paths=2, depth=2, score=score, penalty=0.25)
+    assert texts(paths) == [[5, 6, 0], [0, 1, 4]]  # of the others, the first
+    uniform, q = numbers(1 / V), (1 - 0.2) / (V - 1)
+    drawn = (numbers(0.2) + numbers(0.5) + uniform) / 3
+    np.testing.assert_allclose(paths.score_BC[0, 0], drawn, rtol=1e-5, atol=1e-6)
+    at_fork = {
+        "logprob": math.log(FORK[1]),
+        "margin": FORK[1] - FORK[2],
+        "certainty": -(math.fsum(math.log(V * p) for p in FORK.values()) + 13 * math.log(V * 1e-30)) / V,
+        "entropy": math.log(FORK[1]) + 0.25 * math.fsum(p * math.log2(p) for p in FORK.values()),
+    }[score]
+    other = (numbers(0.2, chosen=q) + at_fork + numbers(0.9)) / 3
+    np.testing.assert_allclose(paths.score_BC[0, 1], other, rtol=1e-5, atol=1e-6)
+
+
+def test_the_entropy_penalty_decides_between_paths_of_equal_probability() -> None:
+    """The likeliest token after 1 and 2 has half of p; the rest of it has one token after 1, and all after 2."""
+    p = np.full((V, V), 0.5 / (V - 1))
+    p[:, 4] = 0.5
+    p[1] = [1e-30] * 4 + [0.5, 0.5 - 14e-30] + [1e-30] * 10
+    p[0] = [1e-30, 0.4, 0.6] + [1e-30] * 13
+    logits_VV = np.log(p)
+    assert texts(tree(logits_VV, paths=2, depth=1)[0])[0] == [2, 4]
+    assert tree(logits_VV, paths=2, depth=1, score="entropy", penalty=0.0)[0].best_B.tolist() == [0]
+    assert tree(logits_VV, paths=2, depth=1, score="entropy", penalty=1.0)[0].best_B.tolist() == [1]
+
+
+@pytest.mark.parametrize("score", ["logprob", "margin", "certainty", "entropy"])
+def test_of_equal_paths_the_drawn_token_is_kept(score: str) -> None:
+    """All logits are equal, everywhere."""
+    paths, _ = tree(np.zeros((V, V), np.float32), score=score)
+    assert len(set(paths.score_BC[0].tolist())) == 1
+    assert paths.best_B.tolist() == [0]
+
+
+# ----- paths that end ---------------------------------------------------------------------------------------
+
+
+def test_a_path_that_stops_is_scored_by_the_tokens_it_has() -> None:
+    paths, ends = tree(table(), depth=3, stop=10)
+    assert texts(paths) == [[1, 4, 5, 6], [2, 7, 8, 9], [3, 10]]
+    assert paths.score_BC[0, 2] == pytest.approx((math.log(0.2) + math.log(0.9)) / 2, rel=1e-6)
+    assert paths.best_B.tolist() == [1]
+    assert ends.finish_B.tolist() == [Finish.RUNNING]
+
+
+def test_a_path_that_opens_with_a_stop_token_has_one_token() -> None:
+    paths, ends = tree(table(), depth=3, stop=1)
+    assert texts(paths) == [[1], [2, 7, 8, 9], [3, 10, 11, 12]]
+    assert paths.score_BC[0, 0] == pytest.approx(math.log(0.5), rel=1e-6)
+    assert (paths.best_B.tolist(), ends.finish_B.tolist()) == ([2], [Finish.RUNNING])
+
+
+def test_a_kept_path_that_stopped_ends_its_row() -> None:
+    paths, ends = tree(table(), depth=3, stop=11)
+    assert texts(paths)[2] == [3, 10, 11]
+    assert paths.best_B.tolist() == [2]
+    assert (ends.token_B.tolist(), ends.finish_B.tolist()) == ([11], [Finish.STOP_TOKEN])
+
+
+def test_the_limit_ends_all_paths() -> None:
+    paths, ends = tree(table(), depth=3, limit=3)
+    assert texts(paths) == [[1, 4, 5], [2, 7, 8], [3, 10, 11]]
+    assert paths.best_B.tolist() == [1], "the best at depth 2"
+    assert ends.finish_B.tolist() == [Finish.LENGTH]
+
+
+def test_a_path_whose_logits_are_not_finite_is_never_kept() -> None:
+    broken = table()
+    broken[10] = np.nan
+    paths, ends = tree(broken, depth=3)
+    assert paths.score_BC[0, 2] == -np.inf
+    assert paths.best_B.tolist() == [1]
+    assert ends.finish_B.tolist() == [Finish.RUNNING]
+
+
+def test_if_all_paths_broke_down_the_drawn_token_is_kept() -> None:
+    broken = table()
+    broken[[1, 2, 3]] = np.nan
+    paths, _ = tree(broken)
+    assert paths.score_BC.tolist() == [[-np.inf] * 3]
+    assert paths.best_B.tolist() == [0]
+
+
+# ----- what is tried ----------------------------------------------------------------------------------------
+
+
+def openings(
+    logits: Sequence[float],
+    offered: Sequence[tuple[int, float]],
+    token: int,
+    **options: Any,
+) -> tuple[list[int], list[bool]]:
+    cfg = BranchConfig(**{"paths": 4} | options)
+    plan, numbers = branching.plan(cfg, STRATEGIES), branching.numbers(cfg)
+    tokens, logits_C = zip(*offered, strict=True)
+    candidates = Candidates(jnp.asarray([logits_C], jnp.float32), jnp.asarray([tokens], jnp.int32))
+    token_BC, valid_BC = branching.openings(
+        plan, numbers, jnp.asarray([token], jnp.int32), candidates, context_of([logits])
+    )
+    return token_BC[0].tolist(), valid_BC[0].tolist()
+
+
+EIGHT = [0.0, 5.0, 1.0, 4.0, 3.0, 2.0, -1.0, -2.0]
+
+
+def test_the_drawn_token_comes_first_then_the_likeliest_others() -> None:
+    offered = [(1, 5.0), (3, 4.0), (4, 3.0), (5, 2.0), (2, 1.0)]
+    assert openings(EIGHT, offered, token=4) == ([4, 1, 3, 5], [True] * 4)
+
+
+def test_of_equally_likely_tokens_the_one_offered_first_is_tried() -> None:
+    offered = [(6, 1.0), (2, 3.0), (7, 3.0), (5, 3.0), (1, 3.0)]
+    assert openings(EIGHT, offered, token=7) == ([7, 2, 5, 1], [True] * 4)
+
+
+def test_only_what_the_filters_kept_is_tried_unless_all_may() -> None:
+    offered = [(1, 5.0), (3, 4.0), (4, -np.inf), (5, -np.inf)]
+    tokens, valid = openings(EIGHT, offered, token=1)
+    assert (tokens[:2], valid) == ([1, 3], [True, True, False, False])
+    assert openings(EIGHT, offered, token=1, among="all") == ([1, 3, 4, 5], [True] * 4)
+
+
+@pytest.mark.parametrize("n_offered", [1, 2, 3])
+def test_fewer_candidates_than_paths_are_fewer_paths(n_offered: int) -> None:
+    """A path that there is not has the drawn token, whatever was filtered."""
+    offered = [(1, 5.0), (3, 4.0), (4, 3.0)][:n_offered]
+    tokens, valid = openings(EIGHT, offered, token=1)
+    assert valid == [True] * n_offered + [False] * (4 - n_offered)
+    assert tokens == [1, 3, 4][:n_offered] + [1] * (4 - n_offered)
+
+
+@pytest.mark.parametrize(
+    ("bits", "growth", "expected"),
+    [(0, 0.5, 2), (1, 1.0, 3), (2, 1.0, 4), (3, 1.0, 4), (3, 1.5, 4), (3, 2.0, 3), (3, 3.5, 2), (1, 0.0, 4)],
+)
+def test_a_growing_fork_has_a_path_more_for_every_so_much_entropy(
+    bits: int, growth: float, expected: int
+) -> None:
+    """2^bits tokens are equally likely, so that the entropy is exact."""
+    logits = [0.0 if token < 2**bits else -np.inf for token in range(8)]
+    offered = [(token, -float(token)) for token in range(8)]
+    assert sum(openings(logits, offered, token=0, growth=growth)[1]) == expected
+
+
+# ----- where it forks ---------------------------------------------------------------------------------------
+
+
+def forks_at(
+    cfg: BranchConfig,
+    entropy: float = 1.0,
+    margin: float = 0.5,
+    count: int = 0,
+    latest: int = 0,
+    step: int = 10,
+    **fields: Any,
+) -> bool:
+    plan, numbers = branching.plan(cfg, STRATEGIES), branching.numbers(cfg)
+    metrics = context_of(np.zeros((1, V))).metrics
+    metrics = metrics._replace(logits_entropy=jnp.asarray([entropy]), margin=jnp.asarray([margin]))
+    forks = Forks(jnp.asarray([count], jnp.int32), jnp.asarray([latest], jnp.int32))
+    fields = {name: [value] for name, value in fields.items()}
+    [answer] = branching.wanted(plan, numbers, forks, info(**fields), metrics, jnp.asarray([step], jnp.int32))
+    return bool(answer)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_the_strategies_that_are_named_fork(strategy: str) -> None:
+    cfg = BranchConfig(paths=2, strategies=("resample", "explore"))
+    assert forks_at(cfg, strategy_B=STRATEGIES.index(strategy)) == (strategy in ("resample", "explore"))
+
+
+def test_without_strategies_none_forks() -> None:
+    cfg = BranchConfig(paths=2, strategies=())
+    assert not any(forks_at(cfg, strategy_B=strategy) for strategy in range(len(STRATEGIES)))
+
+
+def test_entropy_above_the_threshold_forks_and_0_is_off() -> None:
+    cfg = BranchConfig(paths=2, entropy=2.0)
+    assert [forks_at(cfg, entropy=bits) for bits in (1.9, 2.0, 2.1)] == [False, False, True]
+    assert not forks_at(BranchConfig(paths=2), entropy=99.0)
+
+
+def test_a_margin_below_the_threshold_forks_and_0_is_off() -> None:
+    cfg = BranchConfig(paths=2, margin=0.25)
+    assert [forks_at(cfg, margin=p) for p in (0.3, 0.25, 0.2)] == [False, False, True]
+    assert not forks_at(BranchConfig(paths=2), margin=0.0)
+
+
+def test_a_two_way_fork_is_seen_by_its_margin_where_varentropy_is_0() -> None:
+    logits = [0.0, 0.0] + [-np.inf] * (V - 2)
+    p = np.exp(jax.nn.log_softmax(jnp.asarray(logits)))[:2]
+    assert np.var(-np.log2(p)) == 0
+    metrics = context_of([logits]).metrics
+    assert forks_at(
+        BranchConfig(paths=2, margin=0.01),
+        entropy=float(metrics.logits_entropy[0]),
+        margin=float(metrics.margin[0]),
+    )
+
+
+def test_the_budget_is_the_most_forks_of_a_row() -> None:
+    cfg = BranchConfig(paths=2, entropy=0.5, budget=2)
+    assert [forks_at(cfg, count=n) for n in (0, 1, 2, 3)] == [True, True, False, False]
+    assert not forks_at(BranchConfig(paths=2, entropy=0.5, budget=0))
+
+
+def test_the_distance_is_from_one_fork_to_the_next() -> None:
+    cfg = BranchConfig(paths=2, entropy=0.5, distance=4)
+    assert [forks_at(cfg, count=1, latest=10, step=step) for step in (12, 13, 14)] == [False, False, True]
+
+
+def test_no_distance_keeps_a_row_from_its_first_fork() -> None:
+    assert forks_at(BranchConfig(paths=2, entropy=0.5, distance=2**31 - 1), step=0)
+
+
+def test_an_inserted_token_never_forks() -> None:
+    assert not forks_at(BranchConfig(paths=2, entropy=0.5), injected_B=True)
+
+
+def test_where_nothing_else_was_kept_nothing_forks_unless_all_may_be_tried() -> None:
+    assert not forks_at(BranchConfig(paths=2, entropy=0.5), kept_B=1)
+    assert forks_at(BranchConfig(paths=2, entropy=0.5, among="all"), kept_B=1)
+
+
+def test_a_fork_is_noted_in_its_own_row() -> None:
+    forks = branching.no_forks(3)
+    forks = branching.note(forks, jnp.asarray([True, False, True]), jnp.asarray([5, 6, 7]))
+    forks = branching.note(forks, jnp.asarray([True, False, False]), jnp.asarray([8, 9, 9]))
+    assert forks.count_B.tolist() == [2, 0, 1]
+    assert (forks.latest_B[0], forks.latest_B[2]) == (8, 7)
+
+
+# ----- small parts ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("off", [{"paths": 1}, {"depth": 0}, {}])
+def test_one_path_or_none_rolled_forward_is_no_plan(off: dict[str, int]) -> None:
+    plan = branching.plan(BranchConfig(**off), STRATEGIES)
+    assert plan == Plan()
+    assert not plan.is_on
+    assert plan.lookahead == 0
+
+
+def test_a_plan_commits_a_whole_path_or_a_token() -> None:
+    cfg = {"paths": 3, "depth": 5, "strategies": ("flow", "naught", "resample")}
+    plan = branching.plan(BranchConfig(**cfg), STRATEGIES)
+    assert (plan.is_on, plan.lookahead, plan.strategies) == (True, 5, (0, 3))
+    assert branching.plan(BranchConfig(**cfg, keep="token"), STRATEGIES).lookahead == 0
+
+
+def test_picking_takes_each_rows_own_path_along_any_axis() -> None:
+    leaf = jnp.arange(2 * 6 * 3).reshape(2, 6, 3)  # D, B·C = 2·3, X
+    best_B = jnp.asarray([2, 1])
+    assert branching.pick(leaf, best_B, axis=1).tolist() == leaf[:, jnp.asarray([2, 4])].tolist()
+    assert branching.pick(leaf[0], best_B).tolist() == leaf[0, jnp.asarray([2, 4])].tolist()
+
+
+@pytest.mark.parametrize(
+    ("name", "known"),
+    [
+        ("score", "logprob or margin or certainty or entropy"),
+        ("keep", "path or token"),
+        ("among", "kept or all"),
+    ],
+)
+def test_an_unknown_choice_is_refused_with_those_there_are(name: str, known: str) -> None:
+    with pytest.raises(ValueError, match=f"^{name} must be {known}, got 'best'$"):
+        BranchConfig(**{name: "best"})
