@@ -1,0 +1,169 @@
+"""What the command line shows of several paths: the chosen text on stdout, how it was chosen on stderr."""
+
+import json
+import math
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from entropix import terminal, trace
+from entropix.cot import parallel, selection
+from entropix.cot.parallel import CotPath, CotResult
+from entropix.cot.plan import Plan
+from entropix.drawing import Finish
+from entropix.generation import Job
+from entropix.terminal import Show
+
+_SHOWN = 24  # characters of an answer in the table
+_WIDTH = 160  # characters of the table where stderr is no terminal
+
+
+def answer(job: Job, plan: Plan, show: Show) -> CotResult:
+    """Decodes and prints. Ctrl-C ends it early, and what there is then is chosen from.
+
+    Raises a ValueError, after all, where the logits of every path were not finite.
+    """
+    start = time.perf_counter()
+    with terminal.status(f"decoding {plan.paths} paths"):
+        result = parallel.run(job, plan, terminal.until_ctrl_c)
+    seconds = time.perf_counter() - start
+    if show.trace is not None:
+        several = [path.result for path in result.paths]
+        trace.write(show.trace, result.job, several, selection=selection_header(result), paths=tree(result))
+    text = json.dumps(json_object(result), ensure_ascii=False) if show.json else result.text
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+    Console(stderr=True, width=None if sys.stderr.isatty() else _WIDTH).print(table(result))
+    for line in notes(result):
+        terminal.note(line)
+    if show.stats:
+        terminal.note(stats(result, seconds))
+    if result.winner.result.finish == Finish.NAN:
+        raise ValueError(Finish.NAN.sentence)
+    return result
+
+
+def json_object(result: CotResult) -> dict[str, Any]:
+    """All paths with all scores, as `--json` prints them."""
+    paths = [
+        {
+            "text": path.result.text,
+            "token_ids": path.result.token_ids,
+            "finish": path.result.finish.name.lower(),
+            "reason": path.result.finish.sentence,
+            "seed": path.seed,
+            "new_tokens": len(path.result.token_ids),
+            "computed_tokens": path.computed_tokens,
+            **facts,
+        }
+        for path, facts in zip(result.paths, tree(result), strict=True)
+    ]
+    return {
+        "text": result.text,
+        "answer": result.winner.answer,
+        "chosen": result.chosen,
+        **selection_header(result),
+        "prompt_tokens": len(result.winner.result.prompt_ids),
+        "kept_tokens": result.kept_tokens,
+        "computed_tokens": result.computed_tokens,
+        "forward_passes": result.forward_passes,
+        "paths": paths,
+    }
+
+
+def selection_header(result: CotResult) -> dict[str, Any]:
+    """How a path was chosen, as JSON and traces tell it."""
+    plan = result.plan
+    return {
+        "fork": plan.fork,
+        "select": plan.select,
+        "extract": plan.extract,
+        "decided_early": result.decided_early,
+    }
+
+
+def tree(result: CotResult) -> list[dict[str, Any]]:
+    """Where each path comes from and what became of it, as JSON and traces tell it."""
+    return [
+        {
+            "parent": path.parent,
+            "position": path.position,
+            "given": path.given,
+            "answer": path.answer,
+            "scores": {name: _finite(score) for name, score in path.scores.items()},
+            "forward_passes": path.forward_passes,
+            "chosen": row == result.chosen,
+        }
+        for row, path in enumerate(result.paths)
+    ]
+
+
+def table(result: CotResult) -> Table:
+    """A line for each path."""
+    with_forks = any(path.parent is not None for path in result.paths)
+    shown = Table(box=None, pad_edge=False, header_style="bold")
+    shown.add_column("")
+    shown.add_column("path", justify="right")
+    if with_forks:
+        shown.add_column("forks at", justify="right")
+    shown.add_column("answer", no_wrap=True)
+    for name in selection.SELECTORS:
+        shown.add_column(name.replace("-", " "), justify="right", overflow="fold")
+    shown.add_column("tokens", justify="right")
+    shown.add_column("end", no_wrap=True)
+    for row, path in enumerate(result.paths):
+        fork = "" if path.parent is None else f"{path.parent}:{path.position}"
+        cells = ["→" if row == result.chosen else "", str(row), *([fork] if with_forks else [])]
+        scores = (path.scores[name] for name in selection.SELECTORS)
+        cells += [_short(path), *map(_number, scores), str(len(path.result.token_ids))]
+        shown.add_row(*cells, path.result.finish.name.lower(), style="bold" if row == result.chosen else None)
+    return shown
+
+
+def notes(result: CotResult) -> Iterator[str]:
+    """What the table does not say."""
+    yield (
+        f"chose path {result.chosen} of {len(result.paths)} by {result.plan.select}; kept {result.kept_tokens} of "
+        f"{result.computed_tokens} tokens"
+    )
+    if len(result.paths) < result.plan.paths:
+        yield f"the first pass had no more than {len(result.paths) - 1} places to fork at"
+    if all(path.answer is None for path in result.paths):
+        yield f"no path has an answer that {result.plan.extract!r} finds; --extract says what to look for"
+    if result.decided_early:
+        yield "paths were ended early, as they could not change the vote any more"
+
+
+def stats(result: CotResult, seconds: float) -> str:
+    """Lines of cost, as `--stats` prints them."""
+    prompt, kept, computed = len(result.winner.result.prompt_ids), result.kept_tokens, result.computed_tokens
+    rows = [
+        ("prompt tokens", str(prompt), ""),
+        ("paths", str(len(result.paths)), ""),
+        ("tokens kept", str(kept), ""),
+        ("tokens computed", str(computed), f"{100 * kept / computed:.1f} % kept" if computed else ""),
+        ("forward passes", str(result.forward_passes), ""),
+        ("total time", f"{seconds:.4g}", "s, compilation included"),
+        ("speed", f"{computed / seconds:.4g}", "tokens/s of all paths"),
+    ]
+    return "\n".join(f"{name:30}{value:>10}  {unit}".rstrip() for name, value, unit in rows)
+
+
+def _short(path: CotPath) -> str:
+    """An answer in a cell; brackets are text there, not markup."""
+    if path.answer is None:
+        return "-"
+    text = path.answer if len(path.answer) <= _SHOWN else path.answer[: _SHOWN - 1] + "…"
+    return text.replace("[", "\\[")
+
+
+def _number(score: float | None) -> str:
+    return "-" if score is None else f"{score:.3g}"
+
+
+def _finite(score: float | None) -> float | None:
+    return score if score is not None and math.isfinite(score) else None
