@@ -17,7 +17,7 @@ from typing import Annotated, Any
 import tyro
 
 from entropix import cli, trace
-from entropix.decode import Finish
+from entropix.drawing import Finish
 from entropix.generation import Result
 from entropix.trace import Trace
 

@@ -18,7 +18,7 @@ import jax
 import tyro
 
 from entropix import backend, cli, loading, trace
-from entropix.decode import Finish
+from entropix.drawing import Finish
 from entropix.generation import Event, Result, add, prepare, run
 from entropix.loading import Model
 from entropix.session import Session
@@ -64,6 +64,11 @@ def main(args: Sequence[str] | None = None) -> None:
     """Does what the flags (by default those of the process) say. Raises a ValueError for a difference."""
     flags = tyro.cli(Flags, prog="python -m entropix.replay", description=__doc__, args=args)
     recorded = trace.read(flags.trace)
+    if any(path["given"] for path in recorded.header["paths"]):
+        raise ValueError(
+            f"{flags.trace}: its rows are paths that were given their first tokens (--cot), which do not follow from "
+            "the prompt alone; such a trace cannot be repeated"
+        )
     backend.use_compilation_cache()
     model = load_model(recorded, flags.weights)
     if difference := first_difference(model, recorded):

@@ -29,7 +29,7 @@ import entropix
 from entropix import config
 from entropix.checkpoint import DTYPES, stored_tensors
 from entropix.config import GenerateConfig, SamplerConfig
-from entropix.decode import Finish
+from entropix.drawing import Finish
 from entropix.generation import Job, Result
 from entropix.metrics import Metrics
 
@@ -51,9 +51,21 @@ HEADER = {
     "generation": "object",
     "rows": "string",
     "prompts": "list of objects",
+    "selection": "object",
+    "paths": "list of objects",
 }
 MODEL = {"name": "string", "config": "object", "dtype": "string", "fingerprint": "string"}
 PROMPT = {"token_ids": "list of integers", "text": "string"}
+SELECTION = {"fork": "string", "select": "string", "extract": "string", "decided_early": "boolean"}
+PATH = {
+    "parent": "integer or null",
+    "position": "integer",
+    "given": "integer",
+    "answer": "string or null",
+    "scores": "object",
+    "forward_passes": "integer",
+    "chosen": "boolean",
+}
 PLACE = {"row": "integer", "step": "integer"}
 RECORD = {
     "id": "integer",
@@ -72,8 +84,17 @@ RECORD = {
     **dict.fromkeys(Metrics._fields, "number or null"),
     "alternatives": "list of objects",
     "head_entropies": "list of lists of numbers",
+    "branches": "list of objects",
+    "taken_back": "list of lists of integers",
 }
 ALTERNATIVE = {name: RECORD[name] for name in ("id", "text", "bytes", "logprob", "draw_logprob")}
+BRANCH = {
+    "ids": "list of integers",
+    "text": "string",
+    "logprobs": "list of numbers",
+    "score": "number or null",
+    "chosen": "boolean",
+}
 END = {
     "row": "integer",
     "finish": "string",
@@ -81,7 +102,19 @@ END = {
     "new_tokens": "integer",
     "text": "string",
 }
-ADDED = frozenset({"rows", "bytes", "alternatives", "head_entropies", *Metrics._fields})
+ADDED = frozenset(
+    {
+        "rows",
+        "selection",
+        "paths",
+        "bytes",
+        "alternatives",
+        "head_entropies",
+        "branches",
+        "taken_back",
+        *Metrics._fields,
+    }
+)
 BATCH, TURNS = "batch", "turns"  # what `rows` may be
 
 
@@ -135,12 +168,21 @@ def check_writable(path: str | Path, what: str = "a trace") -> None:
         raise ValueError(f"{path}: cannot write {what} there ({error.strerror})") from None
 
 
-def write(path: str | Path, job: Job, results: Sequence[Result], turns: bool = False) -> None:
+def write(
+    path: str | Path,
+    job: Job,
+    results: Sequence[Result],
+    turns: bool = False,
+    selection: Mapping[str, Any] | None = None,
+    paths: Sequence[Mapping[str, Any]] = (),
+) -> None:
     """Writes the trace of a job's results, one a prompt. Replaces a file of that name only when complete.
 
     turns: the results are those of a chat, generated one after the other, and not one batch.
+    selection, paths: where the results are paths from one prompt, how one was chosen and what each is; see `PATH`.
     """
-    lines = _lines(job, results, TURNS if turns else BATCH)
+    told = header(job, TURNS if turns else BATCH) | {"selection": selection or {}, "paths": list(paths)}
+    lines = _lines(told, results)
     write_file(path, (json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n" for line in lines))
 
 
@@ -178,6 +220,8 @@ def header(job: Job, rows: str = BATCH) -> dict[str, Any]:
         "generation": dataclasses.asdict(job.config),
         "rows": rows,
         "prompts": [{"token_ids": ids, "text": model.tokenizer.decode(ids)} for ids in job.prompt_ids],
+        "selection": {},
+        "paths": [],
     }
 
 
@@ -197,8 +241,8 @@ def fingerprint(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def _lines(job: Job, results: Sequence[Result], rows: str) -> Iterator[dict[str, Any]]:
-    yield header(job, rows)
+def _lines(told: dict[str, Any], results: Sequence[Result]) -> Iterator[dict[str, Any]]:
+    yield told
     for row, result in enumerate(results):
         for step, record in enumerate(result.records):
             yield {"row": row, "step": step, **record}
@@ -254,6 +298,12 @@ def _check_header(head: dict[str, Any], where: str) -> None:
     for i, prompt in enumerate(head["prompts"]):
         _check(prompt, PROMPT, where, f"prompts[{i}].")
     _check_choice(head.setdefault("rows", BATCH), (BATCH, TURNS), "rows", where)
+    if head.setdefault("selection", {}):
+        _check(head["selection"], SELECTION, where, "selection.")
+    if head.setdefault("paths", []) and len(head["paths"]) != len(head["prompts"]):
+        raise ValueError(f"{where}: {len(head['paths'])} paths for {len(head['prompts'])} prompts")
+    for i, path in enumerate(head["paths"]):
+        _check(path, PATH, where, f"paths[{i}].")
 
 
 def _add_line(results: list[Result], line: dict[str, Any], strategies: Sequence[str], where: str) -> None:
@@ -281,6 +331,8 @@ def _add_line(results: list[Result], line: dict[str, Any], strategies: Sequence[
     _check_choice(line["strategy"], strategies, "strategy", where)
     for i, alternative in enumerate(line.get("alternatives", [])):
         _check(alternative, ALTERNATIVE, where, f"alternatives[{i}].")
+    for i, branch in enumerate(line.get("branches", [])):
+        _check(branch, BRANCH, where, f"branches[{i}].")
     for name in Metrics._fields:
         line.setdefault(name, None)
     result.token_ids.append(line["id"])
@@ -319,12 +371,16 @@ _TYPES: dict[str, Callable[[Any], bool]] = {
     "string": lambda value: isinstance(value, str),
     "integer": _is_integer,
     "boolean": lambda value: isinstance(value, bool),
+    "integer or null": lambda value: value is None or _is_integer(value),
+    "string or null": lambda value: value is None or isinstance(value, str),
     "number or null": _is_number,
     "object": lambda value: isinstance(value, dict),
     "list of strings": _list_of(lambda value: isinstance(value, str)),
     "list of integers": _list_of(_is_integer),
+    "list of numbers": _list_of(_is_number),
     "list of objects": _list_of(lambda value: isinstance(value, dict)),
     "list of lists of numbers": _list_of(_list_of(_is_number)),
+    "list of lists of integers": _list_of(_list_of(_is_integer)),
 }
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from entropix import cli
-from entropix.decode import Finish
+from entropix.drawing import Finish
 from entropix.generation import Result
 from entropix.logprobs import convert, main
 from entropix.trace import Trace

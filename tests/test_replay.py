@@ -12,7 +12,7 @@ import pytest
 import entropix
 from entropix import cli, generation, replay, trace
 from entropix.config import SamplerConfig
-from entropix.decode import Finish
+from entropix.drawing import Finish
 from entropix.loading import Model
 from entropix.replay import first_difference, main
 from entropix.session import Session
