@@ -1,15 +1,71 @@
-"""What every command shares: how it ends."""
+"""What every command shares: how its flags are read and how it ends."""
 
+import dataclasses
+import difflib
+import math
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Annotated, Any, TypeVar, get_type_hints
+
+import tyro
+
+Flags = TypeVar("Flags")
+
+
+def flag(help: str, metavar: str | None = None, hint: str | None = "") -> Any:
+    """Documentation of a flag. `hint` tells its default: None for the value itself, nothing by default."""
+    return tyro.conf.arg(help=help, metavar=metavar, help_behavior_hint=hint)
+
+
+# Text as it is typed. (For an optional string tyro would take the word None to mean no string.)
+Text = Annotated[
+    str | None,
+    tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="TEXT",
+        instance_from_str=lambda words: words[0],
+        is_instance=lambda value: value is None or isinstance(value, str),
+        str_from_instance=lambda value: [str(value)],
+    ),
+]
+Weights = Annotated[
+    Text, flag("a name below weights/ or a checkpoint folder", "NAME|DIR", "(default: smollm2-135m-instruct)")
+]
+Dtype = Annotated[
+    Text, flag("of the weights", "float32|bfloat16|float16", "(default: float32 on CPU, else bfloat16)")
+]
+
+
+def describe(metadata: Mapping[str, Any]) -> str:
+    """Help, unit and range of a field of a config."""
+    low, high, unit = metadata["low"], metadata["high"], metadata["unit"]
+    extent = f"at least {low:g}" if high >= 2**31 - 1 else f"{low:g} to {high:g}"
+    if high == 2**32 - 1:
+        extent = f"{low:g} to {high}"
+    facts = ([unit] if unit else []) + ([] if math.isinf(low) else [extent])
+    return metadata["help"] + (f" [{', '.join(facts)}]" if facts else "")
+
+
+def parse(flags: type[Flags], args: Sequence[str] | None, prog: str, description: str) -> Flags:
+    """The flags in `args`, by default those of the process.
+
+    flags: a dataclass with a flag a field; a field that is such a dataclass is a group. Ends the process with 2, after
+    a message on stderr, for flags that do not exist and values of the wrong type, with 0 after --help.
+    """
+    words = sys.argv[1:] if args is None else list(args)
+    if error := _misspelt(words, dict(_takes_value(flags))):
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    style = (tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes)
+    return tyro.cli(flags, prog=prog, description=description, args=words, config=style)
 
 
 def run(main: Callable[[], None]) -> int:
     """Calls `main` and returns the exit code of the process.
 
     0 after a return; 1 after bad input or a failing disk or network, explained in one message on stderr
-    without a traceback; 130, as shells count it, after Ctrl-C. (Bad flags end in 2, which is tyro's doing.)
+    without a traceback; 130, as shells count it, after Ctrl-C. (Bad flags end in 2, which is `parse`'s doing.)
     A reader that closes the pipe early, like `head`, is no error.
     """
     try:
@@ -24,3 +80,43 @@ def run(main: Callable[[], None]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def _takes_value(flags: Any) -> Iterator[tuple[str, bool]]:
+    """(name as typed, whether a value follows) of every flag."""
+    yield from (("--help", False), ("-h", False))
+    hints = get_type_hints(flags)
+    for field in dataclasses.fields(flags):
+        name = field.name.replace("_", "-")
+        if dataclasses.is_dataclass(hints[field.name]):
+            yield from _takes_value(hints[field.name])
+        elif field.default is True:
+            yield f"--no-{name}", False
+        else:
+            yield f"--{name}", hints[field.name] is not bool
+
+
+def _misspelt(words: Sequence[str], takes_value: Mapping[str, bool]) -> str | None:
+    """What is wrong with the first word that looks like a flag and is none.
+
+    tyro would complain first of what is missing, which with a misspelt name is the wrong thing to hear.
+    """
+    for before, word in zip(["", *words], words, strict=False):
+        name = word.partition("=")[0].replace("_", "-")
+        if not word.startswith("-") or word == "-" or name in takes_value or _is_number(word):
+            continue
+        if takes_value.get(before.replace("_", "-"), False):
+            return f"{before} needs a value; one that begins with a dash is written {before}={word}"
+        near = difflib.get_close_matches(name, takes_value, n=1)
+        return f"there is no flag {word.partition('=')[0]}; " + (
+            f"did you mean {near[0]}?" if near else "--help lists all"
+        )
+    return None
+
+
+def _is_number(word: str) -> bool:
+    try:
+        float(word)
+    except ValueError:
+        return False
+    return True

@@ -10,100 +10,92 @@ after printing what there was.
 import codecs
 import dataclasses
 import json
-import math
 import secrets
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, get_type_hints
+from typing import Annotated, Any, NamedTuple, get_type_hints
 
 import tyro
 from tyro.conf import UseAppendAction, arg
 
-from entropix import cli, config
+from entropix import cli, coloring, config
+from entropix.cli import Dtype, Text, Weights, flag
 from entropix.config import GenerateConfig, SamplerConfig
+from entropix.cot.flags import PathFlags, read_plan
+from entropix.search_flags import BacktrackFlags, BranchFlags, read_backtracking, read_branching
 
 _PROG = "python -m entropix.main"
 _DESCRIPTION = "Answer prompts with a language model, each token chosen by how uncertain the model is."
 _DEFAULT_SAMPLER = "entropix"
 
-# Text as it is typed. (For an optional string tyro would take the word None to mean no string.)
-_TEXT = tyro.constructors.PrimitiveConstructorSpec(
-    nargs=1,
-    metavar="TEXT",
-    instance_from_str=lambda words: words[0],
-    is_instance=lambda value: value is None or isinstance(value, str),
-    str_from_instance=lambda value: [str(value)],
-)
-_Text = Annotated[str | None, _TEXT]
 _SOURCE = tyro.conf.create_mutex_group(required=True)
 
 
-def _flag(help: str, metavar: str | None = None, hint: str | None = "") -> Any:
-    """Documentation of a flag. `hint` tells its default: None for the value itself, nothing by default."""
-    return arg(help=help, metavar=metavar, help_behavior_hint=hint)
+def _help(name: str) -> str:
+    """Help, unit and range of a field of `GenerateConfig`."""
+    return cli.describe(GenerateConfig.__dataclass_fields__[name].metadata)
 
 
 @dataclass(frozen=True)
 class Flags:
     """What can be asked for, except of the sampler."""
 
-    prompt: Annotated[_Text, _SOURCE, _flag("the prompt; - reads it from standard input", "TEXT|-")] = None
+    prompt: Annotated[Text, _SOURCE, flag("the prompt; - reads it from standard input", "TEXT|-")] = None
     prompt_file: Annotated[
-        _Text,
+        Text,
         _SOURCE,
-        _flag(
+        flag(
             'a file with one prompt a line or, if its name ends in .jsonl, {"prompt": "..."} or '
             '{"messages": [...]} a line; all are answered in one batch',
             "FILE",
         ),
     ] = None
-    chat: Annotated[bool, _SOURCE, _flag("talk with the model, line by line; /exit ends")] = False
+    chat: Annotated[bool, _SOURCE, flag("talk with the model, line by line; /exit ends")] = False
 
-    weights: Annotated[
-        _Text,
-        _flag("a name below weights/ or a checkpoint folder", "NAME|DIR", "(default: smollm2-135m-instruct)"),
-    ] = None
-    dtype: Annotated[
-        _Text,
-        _flag("of the weights", "float32|bfloat16|float16", "(default: float32 on CPU, else bfloat16)"),
-    ] = None
-    seed: Annotated[int, _flag("repeats a generation; always printed", "N", "(default: a random one)")] = (
-        field(default_factory=lambda: secrets.randbits(32))
+    weights: Weights = None
+    dtype: Dtype = None
+    seed: Annotated[int, flag(_help("seed"), "N", "(default: a random one, printed)")] = field(
+        default_factory=lambda: secrets.randbits(32)
     )
-    max_new_tokens: Annotated[int, _flag("most tokens to generate for one prompt, at least 1", "N", None)] = (
-        GenerateConfig.max_new_tokens
-    )
+    max_new_tokens: Annotated[int, flag(_help("max_new_tokens"), "N", None)] = GenerateConfig.max_new_tokens
     stop: Annotated[
         UseAppendAction[tuple[str, ...]],
-        _flag("end where this text appears, and leave it out", "TEXT", "(repeatable)"),
+        flag("end where this text appears, and leave it out", "TEXT", "(repeatable)"),
     ] = ()
-    speculate: Annotated[
-        int,
-        _flag(
-            "draft this many tokens from the text itself, 0 to 15; changes the speed, not the text", "K", None
-        ),
-    ] = GenerateConfig.speculate
-    system: Annotated[_Text, _flag("a system message before the prompt")] = None
-    raw: Annotated[bool, _flag("continue the prompt as plain text, without a chat template")] = False
-    allow_special: Annotated[bool, _flag("names of special tokens in the prompt become these tokens")] = False
+    ignore_stop_tokens: Annotated[bool, flag(_help("ignore_stop_tokens"))] = False
+    speculate: Annotated[int, flag(_help("speculate"), "K", None)] = GenerateConfig.speculate
+    system: Annotated[Text, flag("a system message before the prompt")] = None
+    raw: Annotated[bool, flag("continue the prompt as plain text, without a chat template")] = False
+    allow_special: Annotated[bool, flag("names of special tokens in the prompt become these tokens")] = False
+
+    paths: PathFlags = field(default_factory=PathFlags)
+    branches: BranchFlags = field(default_factory=BranchFlags)
+    backtracks: BacktrackFlags = field(default_factory=BacktrackFlags)
 
     color: Annotated[
-        Literal["auto", "always", "never"],
-        _flag("colour tokens by strategy; auto: on a terminal, unless NO_COLOR is set", hint=None),
+        str,
+        flag(
+            "what a token's colour shows: strategy, or a metric as named in traces, like logits_entropy; when there "
+            "are colours: auto (on a terminal, unless NO_COLOR is set), always or never; both as in always,top_prob",
+            "WHAT|WHEN",
+            "(default: strategy,auto)",
+        ),
     ] = "auto"
-    stats: Annotated[bool, _flag("print speed, strategy counts and mean metrics on stderr")] = False
+    live: Annotated[
+        bool, flag("no line of strategies and speed below the answer while it comes (only on terminals)")
+    ] = True
+    stats: Annotated[bool, flag("print speed, strategy counts and mean metrics on stderr")] = False
     trace: Annotated[
-        _Text,
-        _flag("write every token with all its metrics to this file (see docs/trace.md)", "FILE.jsonl"),
+        Text,
+        flag("write every token with all its metrics to this file (see docs/trace.md)", "FILE.jsonl"),
     ] = None
     alternatives: Annotated[
-        int,
-        _flag("into the trace: the likeliest tokens at every step, before and after filtering", "N", None),
+        int, flag(f"into the trace: {_help('alternatives')}, before and after filtering", "N", None)
     ] = GenerateConfig.alternatives
-    head_entropies: Annotated[bool, _flag("into the trace: the attention entropy of every head")] = False
-    json: Annotated[bool, _flag("print one JSON object a prompt on stdout")] = False
+    head_entropies: Annotated[bool, flag(f"into the trace: {_help('head_entropies')}")] = False
+    json: Annotated[bool, flag("print one JSON object a prompt on stdout")] = False
 
 
 @dataclass(frozen=True)
@@ -111,14 +103,14 @@ class Preset:
     """Which rule, and where its numbers come from."""
 
     sampler: Annotated[
-        _Text,
-        _flag(
+        Text,
+        flag(
             f"a rule with its preset: {', '.join(config.preset_names('samplers'))}; help describes them",
             "NAME|help",
             f"(default: {_DEFAULT_SAMPLER})",
         ),
     ] = None
-    sampler_config: Annotated[_Text, _flag("take both from this file instead", "FILE.toml")] = None
+    sampler_config: Annotated[Text, flag("take both from this file instead", "FILE.toml")] = None
 
 
 class Command(NamedTuple):
@@ -133,6 +125,12 @@ def main(args: Sequence[str] | None = None) -> None:
     """Does what the flags (by default those of the process) say. Raises a ValueError for bad input."""
     flags, sampler, sampler_config = parse(sys.argv[1:] if args is None else args)
     prompts = read_prompts(flags)
+    plan = read_plan(flags.paths)
+    if plan is not None and len(prompts) > 1:
+        raise ValueError(
+            f"{flags.prompt_file} has {len(prompts)} prompts, but several paths start from one; "
+            "give them one by one with --prompt"
+        )
     options: dict[str, Any] = {
         "sampler": sampler,
         "sampler_config": sampler_config,
@@ -140,36 +138,46 @@ def main(args: Sequence[str] | None = None) -> None:
         "max_new_tokens": flags.max_new_tokens,
         "seed": flags.seed,
         "stop": flags.stop,
+        "ignore_stop_tokens": flags.ignore_stop_tokens,
         "speculate": flags.speculate,
         "alternatives": flags.alternatives,
         "head_entropies": flags.head_entropies,
+        "branching": read_branching(flags.branches),
+        "backtracking": read_backtracking(flags.backtracks),
     }
 
     # These compile and load; what is wrong so far was said without waiting for them.
     from entropix import backend, generation, loading, samplers, terminal, trace
+    from entropix.cot import output
 
     try:
         samplers.get(config.read_preset(sampler)[0])
     except ValueError as error:
         raise ValueError(f"{sampler}: {error}") from None
     backend.use_compilation_cache()
-    if not flags.json and len(prompts) < 2:
+    if not flags.json and len(prompts) < 2 and plan is None:
         options["chunk_length"] = terminal.STREAM_CHUNK
     show = terminal.Show(
-        flags.color, flags.stats, flags.json, None if flags.trace is None else Path(flags.trace)
+        color=coloring.read_choice(flags.color),
+        live=flags.live,
+        stats=flags.stats,
+        json=flags.json,
+        trace=None if flags.trace is None else Path(flags.trace),
     )
     if show.trace is not None:
         trace.check_writable(show.trace)
     with terminal.status("loading the weights"):
         model = loading.load(loading.DEFAULT_MODEL if flags.weights is None else flags.weights, flags.dtype)
-    terminal.note(f"seed: {flags.seed}")
     if flags.chat:
         terminal.chat(model, flags.system, options, show)
         return
-    results = terminal.answer(
-        generation.prepare(model, prompts, system=flags.system, raw=flags.raw, **options), show
-    )
-    if any(result.finish.name == "INTERRUPTED" for result in results):
+    job = generation.prepare(model, prompts, system=flags.system, raw=flags.raw, **options)
+    terminal.note(f"seed: {flags.seed}")
+    if plan is None:
+        interrupted = any(result.finish.name == "INTERRUPTED" for result in terminal.answer(job, show))
+    else:
+        interrupted = output.answer(job, plan, show).interrupted
+    if interrupted:
         raise KeyboardInterrupt
 
 
@@ -188,13 +196,7 @@ def parse(args: Sequence[str]) -> Command:
         sys.exit(0)
     source = choose_preset(preset)
     _, defaults = config.read_preset(source)
-    flags: Any = tyro.cli(
-        _all_flags(source, defaults),
-        prog=_PROG,
-        description=_DESCRIPTION,
-        args=args,
-        config=(tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes),
-    )
+    flags: Any = cli.parse(_all_flags(source, defaults), args, _PROG, _DESCRIPTION)
     numbers = {f.name: getattr(flags.sampler, f.name) for f in dataclasses.fields(SamplerConfig)}
     command = Command(flags, source, config.from_mapping(SamplerConfig, numbers, "flags"))
     _check(flags)
@@ -223,7 +225,7 @@ def _all_flags(source: str, defaults: SamplerConfig) -> type:
     """`Flags` with one more group: the preset, and one flag for each field of `SamplerConfig`."""
     hints = get_type_hints(SamplerConfig)
     numbers: list[Any] = [
-        (f.name, Annotated[hints[f.name], arg(help=_describe(f.metadata))], getattr(defaults, f.name))
+        (f.name, Annotated[hints[f.name], arg(help=cli.describe(f.metadata))], getattr(defaults, f.name))
         for f in dataclasses.fields(SamplerConfig)
     ]
     group = dataclasses.make_dataclass("SamplerFlags", numbers, bases=(Preset,), frozen=True)
@@ -244,18 +246,17 @@ def _describe_samplers() -> str:
     return "\n".join(f"{name:{width}}  {samplers.get(config.read_preset(name)[0]).summary}" for name in names)
 
 
-def _describe(metadata: Mapping[str, Any]) -> str:
-    """Help, unit and range of a field."""
-    low, high, unit = metadata["low"], metadata["high"], metadata["unit"]
-    extent = f"at least {low:g}" if high >= 2**31 - 1 else f"{low:g} to {high:g}"
-    facts = ([unit] if unit else []) + ([] if math.isinf(low) else [extent])
-    return metadata["help"] + (f" [{', '.join(facts)}]" if facts else "")
-
-
 def _check(flags: Flags) -> None:
     """Raises a ValueError for values that no model and no prompt could make right."""
+    if read_plan(flags.paths) is not None and flags.chat:
+        raise ValueError(
+            "--chat is a conversation, but several paths start from one prompt; drop one of them"
+        )
     shared = [f.name for f in dataclasses.fields(GenerateConfig) if hasattr(flags, f.name)]
     config.from_mapping(GenerateConfig, {name: getattr(flags, name) for name in shared}, "flags")
+    read_branching(flags.branches)
+    read_backtracking(flags.backtracks)
+    coloring.read_choice(flags.color)
     for name in ("alternatives", "head_entropies"):
         if getattr(flags, name) and flags.trace is None:
             raise ValueError(f"--{name.replace('_', '-')} goes into the trace; give --trace FILE.jsonl too")

@@ -10,15 +10,13 @@ import json
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-import tyro
-from tyro.conf import arg
+from entropix import cli, palette
+from entropix.cli import Dtype, Weights, flag
 
-from entropix import cli, scoring
-from entropix.loading import DEFAULT_MODEL
-from entropix.metrics import Metrics
-from entropix.scoring import Scored
+if TYPE_CHECKING:
+    from entropix.scoring import Scored
 
 _PROG = "python -m entropix.score"
 _DESCRIPTION = "Read a text with a language model: entropy, attention and log-probability at every position."
@@ -29,39 +27,31 @@ _TEXT_WIDTH = 14  # characters of a token in the table
 class Flags:
     """What can be asked for."""
 
-    text: Annotated[str, arg(help="the text, as UTF-8", metavar="FILE")]
-    weights: Annotated[str, arg(help="a name below weights/ or a checkpoint folder", metavar="NAME|DIR")] = (
-        DEFAULT_MODEL
-    )
-    dtype: Annotated[
-        Literal["auto", "float32", "bfloat16", "float16"],
-        arg(help="of the weights; auto is float32 on CPU, else bfloat16"),
-    ] = "auto"
-    format: Annotated[Literal["table", "jsonl"], arg(help="how to print")] = "table"
-    allow_special: Annotated[bool, arg(help="names of special tokens in the text become these tokens")] = (
-        False
-    )
+    text: Annotated[str, flag("the text, as UTF-8", "FILE", None)]
+    weights: Weights = None
+    dtype: Dtype = None
+    format: Annotated[Literal["table", "jsonl"], flag("how to print", hint=None)] = "table"
+    allow_special: Annotated[bool, flag("names of special tokens in the text become these tokens")] = False
 
 
 def main(args: Sequence[str] | None = None) -> None:
     """Does what the flags (by default those of the process) say. Raises a ValueError for bad input."""
-    flags = tyro.cli(
-        Flags, prog=_PROG, description=_DESCRIPTION, args=args, config=(tyro.conf.FlagCreatePairsOff,)
-    )
+    flags = cli.parse(Flags, args, _PROG, _DESCRIPTION)
+
+    # These take their time to import; --help and bad flags do not wait for them.
+    from entropix import backend, loading, scoring, terminal
+
     text = scoring.read_text(flags.text)
-
-    from entropix import backend, loading, terminal
-
     backend.use_compilation_cache()
     with terminal.status("loading the weights"):
-        model = loading.load(flags.weights, None if flags.dtype == "auto" else flags.dtype)
+        model = loading.load(loading.DEFAULT_MODEL if flags.weights is None else flags.weights, flags.dtype)
     with terminal.status("compiling and reading the text"):
         [scored] = scoring.score(model, [text], allow_special=flags.allow_special)
     for line in json_lines(scored) if flags.format == "jsonl" else table_lines(scored):
         print(line)
 
 
-def json_lines(scored: Scored) -> Iterator[str]:
+def json_lines(scored: "Scored") -> Iterator[str]:
     """A record a line, then the summary."""
     for record in scored.records:
         yield json.dumps(record, ensure_ascii=False, allow_nan=False)
@@ -74,9 +64,9 @@ def json_lines(scored: Scored) -> Iterator[str]:
     )
 
 
-def table_lines(scored: Scored) -> Iterator[str]:
+def table_lines(scored: "Scored") -> Iterator[str]:
     """The records in columns, then the summary. Tokens are quoted, so that each stays on its line."""
-    numbers = ("logprob", *Metrics._fields)
+    numbers = ("logprob", *palette.METRICS)
     heads = [f"{name:>{max(len(name), 8)}}" for name in numbers]
     yield "  ".join([f"{'position':>8}", f"{'token':{_TEXT_WIDTH}}", f"{'next':{_TEXT_WIDTH}}", *heads])
     for record in scored.records:

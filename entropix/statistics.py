@@ -15,7 +15,19 @@ class Timing(NamedTuple):
     first_token: float | None
     total: float
     tokens_per_second: float | None  # of the steady state: after the first chunk, which includes compilation
-    forward_passes: int  # of decoding; with drafts fewer than the longest answer has tokens
+    forward_passes: int  # of decoding, forks included; with drafts fewer than the longest answer has tokens
+
+
+def discarded_tokens(results: Sequence[Result], keep: str) -> int:
+    """Tokens that took a position of a forward pass and are not in the answer: rolled forward at forks, or taken back.
+
+    The first token of a path is not counted, since it comes from the same position as the drawn one. keep: that of
+    `config.BranchConfig`.
+    """
+    records = [record for result in results for record in result.records]
+    paths = [path for record in records for path in record.get("branches", ())]
+    rolled = sum(len(path["ids"]) - 1 for path in paths if not (path["chosen"] and keep == "path"))
+    return rolled + sum(len(ids) for record in records for ids in record.get("taken_back", ()))
 
 
 def strategy_counts(results: Sequence[Result], strategies: Sequence[str]) -> dict[str, int]:
@@ -33,13 +45,14 @@ def mean_metrics(results: Sequence[Result]) -> dict[str, float]:
     return means
 
 
-def stats(results: Sequence[Result], strategies: Sequence[str], timing: Timing) -> str:
-    """Lines of speed, strategy counts with their share, and mean metrics."""
+def stats(results: Sequence[Result], strategies: Sequence[str], timing: Timing, discarded: int = 0) -> str:
+    """Lines of speed, strategy counts with their share, and mean metrics. discarded: see `discarded_tokens`."""
     counts = strategy_counts(results, strategies)
     total = sum(counts.values())
     rows = [
         ("prompt tokens", str(sum(len(result.prompt_ids) for result in results)), ""),
         ("new tokens", str(total), ""),
+        ("computed tokens", str(total + discarded), "those of discarded paths among them"),
         ("time to first token", _number(timing.first_token), "s, compilation included"),
         ("forward passes", str(timing.forward_passes), ""),
         ("total time", _number(timing.total), "s"),

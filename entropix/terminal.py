@@ -8,15 +8,15 @@ import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from entropix import coloring, statistics, trace
+from entropix import coloring, live, statistics, trace
 from entropix.chat import Message
-from entropix.decode import Finish
+from entropix.drawing import Finish
 from entropix.generation import Event, Job, Result, add, prepare, run
 from entropix.loading import Model
 from entropix.session import Session
@@ -28,7 +28,8 @@ STREAM_CHUNK = 4  # tokens printed at once: small enough to look like typing, la
 class Show:
     """What to show of a generation, besides its text."""
 
-    color: str = "auto"  # or "always" or "never"
+    color: coloring.Choice = field(default_factory=coloring.Choice)
+    live: bool = True  # a line below the answer while it comes, where stderr is a terminal
     stats: bool = False
     json: bool = False
     trace: Path | None = None
@@ -42,14 +43,17 @@ def answer(job: Job, show: Show, session: Session | None = None) -> list[Result]
     """
     results = [Result(ids) for ids in job.prompt_ids]
     session = session or Session(job.model, len(results))
-    page, clock = _Page(job, show), _Clock(session)
+    bar = _bar(job, show)
+    page, clock = _Page(job, show, bar), _Clock(session)
     passes_before = session.n_passes
     try:
-        for event in _until_ctrl_c(_after_wait(run(job, session), "compiling and reading the prompt")):
+        for event in until_ctrl_c(_after_wait(run(job, session), "compiling and reading the prompt")):
             add(results, event)
             clock.tick(event)
             page.show(event, results)
+            bar.draw(clock.tokens_per_second)
     finally:
+        bar.erase()
         for result in results:
             if result.finish == Finish.RUNNING:
                 result.finish = Finish.INTERRUPTED
@@ -76,6 +80,7 @@ def chat(model: Model, system: str | None, options: dict[str, Any], show: Show) 
         )
     messages: list[Message] = [] if system is None else [{"role": "system", "content": system}]
     session, prompt_ids, results = Session(model, 1), [], []
+    note(f"seed: {options['seed']}")
     note(f"chatting with {model.folder.name}; /exit or Ctrl-D ends, Ctrl-C stops an answer")
     try:
         while (line := _next_line()) is not None:
@@ -105,21 +110,23 @@ def status(text: str) -> contextlib.AbstractContextManager[Any]:
 class _Page:
     """The answers on stdout. One is streamed; several come whole, in the order of the prompts."""
 
-    def __init__(self, job: Job, show: Show) -> None:
-        self._job, self._json = job, show.json
+    def __init__(self, job: Job, show: Show, bar: live.Bar) -> None:
+        self._job, self._json, self._bar = job, show.json, bar
         self._streams = len(job.prompt_ids) == 1 and not show.json
         self._painted = [""] * len(job.prompt_ids)
         self._printed = 0
-        self._colors = coloring.color_system(show.color, sys.stdout, os.environ)
+        self._what = show.color.what
+        self._colors = coloring.color_system(show.color.when, sys.stdout, os.environ)
 
     def show(self, event: Event, results: Sequence[Result]) -> None:
         """Prints what an event adds."""
         text = event.text
         if event.record is not None:
-            strategy, injected = event.record["strategy"], event.record["injected"]
-            text = coloring.paint(text, strategy, self._job.sampler.strategies, self._colors, injected)
+            self._bar.count(event.record["strategy"])
+            style = coloring.token_style(event.record, self._what, self._job.sampler.strategies, self._colors)
+            text = coloring.paint(text, style, self._colors)
         if self._streams:
-            _write(text)
+            self._print(text, event.text)
             return
         self._painted[event.row] += text
         while self._printed < len(results) and results[self._printed].finish != Finish.RUNNING:
@@ -128,7 +135,7 @@ class _Page:
     def close(self, results: Sequence[Result]) -> None:
         """Prints what is left."""
         if self._streams:
-            _write("\n")
+            self._print("\n", "\n")
             return
         while self._printed < len(results):
             self._print_next(results)
@@ -137,10 +144,29 @@ class _Page:
         row = self._printed
         self._printed += 1
         if self._json:
-            _write(json.dumps(json_object(self._job, row, results[row]), ensure_ascii=False) + "\n")
+            text = json.dumps(json_object(self._job, row, results[row]), ensure_ascii=False) + "\n"
         else:
             between = "\n" if row else ""
-            _write(f"{between}==> prompt {row + 1} <==\n{self._painted[row]}\n")
+            text = f"{between}==> prompt {row + 1} <==\n{self._painted[row]}\n"
+        self._print(text, "\n")
+
+    def _print(self, painted: str, text: str) -> None:
+        """`text` is what moves the cursor, or the end of it from a line's end on."""
+        if not painted:
+            return
+        if not sys.stdout.isatty():
+            _write(painted)
+            return
+        self._bar.erase()
+        _write(painted)
+        self._bar.moved(text)
+
+
+def _bar(job: Job, show: Show) -> live.Bar:
+    """Lives only on terminals that understand its codes."""
+    wanted = show.live and sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+    colors = coloring.color_system("never" if show.color.when == "never" else "auto", sys.stderr, os.environ)
+    return live.Bar(sys.stderr if wanted else None, job.sampler.strategies, colors)
 
 
 def json_object(job: Job, row: int, result: Result) -> dict[str, Any]:
@@ -176,11 +202,16 @@ class _Clock:
             in_first = self._session.n_passes == self._first_chunk
             (self._early if in_first else self._late).append(time.perf_counter() - self._start)
 
+    @property
+    def tokens_per_second(self) -> float | None:
+        """Of the steady state so far."""
+        return len(self._late) / (self._late[-1] - self._early[-1]) if self._late else None
+
     def timing(self, forward_passes: int) -> statistics.Timing:
         return statistics.Timing(
             first_token=self._early[0] if self._early else None,
             total=time.perf_counter() - self._start,
-            tokens_per_second=len(self._late) / (self._late[-1] - self._early[-1]) if self._late else None,
+            tokens_per_second=self.tokens_per_second,
             forward_passes=forward_passes,
         )
 
@@ -191,11 +222,14 @@ def _report(job: Job, show: Show, results: Sequence[Result], timing: statistics.
         if result.finish not in (Finish.STOP_TOKEN, Finish.NAN):
             which = f"prompt {row + 1}: " if len(results) > 1 else ""
             note(f"{which}stopped: {result.finish.sentence}")
-    if not show.json and coloring.color_system(show.color, sys.stdout, os.environ):
-        colors = coloring.color_system(show.color, sys.stderr, os.environ)
-        note(coloring.legend(results, job.sampler.strategies, colors))
+    if not show.json and coloring.color_system(show.color.when, sys.stdout, os.environ):
+        colors = coloring.color_system(show.color.when, sys.stderr, os.environ)
+        counts = statistics.strategy_counts(results, job.sampler.strategies)
+        inserted = any(record["injected"] for result in results for record in result.records)
+        note(coloring.legend(show.color.what, counts, colors, inserted))
     if show.stats:
-        note(statistics.stats(results, job.sampler.strategies, timing))
+        discarded = statistics.discarded_tokens(results, job.config.branching.keep)
+        note(statistics.stats(results, job.sampler.strategies, timing, discarded))
 
 
 def _after_wait(events: Iterator[Event], text: str) -> Iterator[Event]:
@@ -206,7 +240,7 @@ def _after_wait(events: Iterator[Event], text: str) -> Iterator[Event]:
     yield from events
 
 
-def _until_ctrl_c(events: Iterator[Event]) -> Iterator[Event]:
+def until_ctrl_c(events: Iterator[Event]) -> Iterator[Event]:
     """The events up to a Ctrl-C, which interrupts waiting for one but nothing that is done with one.
 
     Where Ctrl-C is ignored, as in a shell's background jobs, it stays ignored.

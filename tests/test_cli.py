@@ -1,10 +1,12 @@
-"""How commands end."""
+"""How commands read their flags, and how they end."""
 
 import subprocess
 import sys
+from dataclasses import dataclass, field
 
 import pytest
 
+from entropix import cli
 from entropix.cli import run
 
 
@@ -34,6 +36,74 @@ def test_a_fault_of_our_own_keeps_its_traceback() -> None:
 
     with pytest.raises(AssertionError):
         run(main)
+
+
+@dataclass(frozen=True)
+class Group:
+    temp: float = 1.0
+
+
+@dataclass(frozen=True)
+class Flags:
+    max_new_tokens: int = 5
+    prompt: cli.Text = None
+    raw: bool = False
+    live: bool = True
+    group: Group = field(default_factory=Group)
+
+
+def parse(*args: str) -> Flags:
+    return cli.parse(Flags, args, "prog", "")
+
+
+@pytest.mark.parametrize(
+    ("args", "flags"),
+    [
+        ([], Flags()),
+        (["--prompt=-x", "--max_new_tokens", "7"], Flags(prompt="-x", max_new_tokens=7)),
+        (["--prompt", "-", "--raw", "--no-live"], Flags(prompt="-", raw=True, live=False)),
+        (["--temp", "-1"], Flags(group=Group(-1.0))),
+        (["--prompt", "None"], Flags(prompt="None")),
+    ],
+)
+def test_flags_are_read(args: list[str], flags: Flags) -> None:
+    assert parse(*args) == flags
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--promt", "a"], "there is no flag --promt; did you mean --prompt?"),
+        (["--promt=a"], "there is no flag --promt; did you mean --prompt?"),
+        (["--temprature", "1"], "there is no flag --temprature; did you mean --temp?"),
+        (["--live"], "there is no flag --live; did you mean --no-live?"),
+        (["--zzz"], "there is no flag --zzz; --help lists all"),
+        (["--raw", "-x"], "there is no flag -x; --help lists all"),
+        (["--prompt", "-x"], "--prompt needs a value; one that begins with a dash is written --prompt=-x"),
+        (["--prompt", "--x"], "--prompt needs a value; one that begins with a dash is written --prompt=--x"),
+    ],
+)
+def test_flags_that_do_not_exist_end_with_2_and_a_hint(
+    args: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        parse(*args)
+    assert (end.value.code, *capsys.readouterr()) == (2, "", f"error: {message}\n")
+
+
+@pytest.mark.parametrize("command", ["main", "score", "calibrate"])
+def test_the_help_does_not_wait_for_the_model(command: str) -> None:
+    """What takes long to import is imported when flags are understood."""
+    program = f"""
+import sys
+from entropix import {command}
+try:
+    {command}.main(["--help"])
+finally:
+    print([name for name in sys.modules if name in ("entropix.decode", "entropix.loading")], file=sys.stderr)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stderr == "[]\n" and "usage: " in done.stdout
 
 
 def test_a_reader_that_stops_early_is_no_error() -> None:

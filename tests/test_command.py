@@ -17,7 +17,7 @@ import pytest
 import entropix
 from entropix import trace
 from entropix.config import SamplerConfig
-from entropix.decode import Finish
+from entropix.drawing import Finish
 from entropix.generation import Result
 from entropix.loading import Model
 from entropix.trace import Trace

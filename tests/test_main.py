@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import json
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,8 +14,9 @@ import numpy as np
 import pytest
 
 from entropix import cli, config, loading
-from entropix.config import SamplerConfig
+from entropix.config import BacktrackConfig, BranchConfig, SamplerConfig
 from entropix.main import Flags, main, parse, read_prompts
+from entropix.search_flags import read_backtracking, read_branching
 
 
 class Ended(NamedTuple):
@@ -86,6 +88,42 @@ def test_a_preset_brings_its_own_defaults(name: str) -> None:
     assert changed == dataclasses.replace(config.read_preset(name)[1], temp=0.25)
 
 
+def test_every_field_of_branching_has_a_flag_that_sets_it() -> None:
+    wanted = BranchConfig(
+        paths=3,
+        depth=5,
+        strategies=("explore", "resample"),
+        entropy=2.5,
+        margin=0.25,
+        budget=7,
+        distance=4,
+        growth=1.5,
+        score="entropy",
+        penalty=0.75,
+        keep="token",
+        among="all",
+    )
+    args = "--prompt x --branch 3 --branch-depth 5 --branch-on explore resample --branch-entropy 2.5"
+    args += " --branch-margin 0.25 --branch-budget 7 --branch-distance 4 --branch-growth 1.5"
+    args += " --branch-score entropy --branch-penalty 0.75 --branch-keep token --branch-among all"
+    assert read_branching(parse(args.split()).flags.branches) == wanted
+    plain = BranchConfig()
+    assert all(getattr(wanted, f.name) != getattr(plain, f.name) for f in dataclasses.fields(plain))
+
+
+def test_every_field_of_backtracking_has_a_flag_that_sets_it() -> None:
+    wanted = BacktrackConfig(tokens=5, strategies=("flow", "resample"), budget=3)
+    assert all(value != getattr(BacktrackConfig(), name) for name, value in vars(wanted).items())
+    args = "--prompt x --backtrack 5 --backtrack-on flow resample --backtrack-budget 3"
+    assert read_backtracking(parse(args.split()).flags.backtracks) == wanted
+
+
+def test_without_flags_there_is_neither_branching_nor_backtracking() -> None:
+    flags = parse(["--prompt", "x"]).flags
+    assert read_branching(flags.branches) == BranchConfig()
+    assert read_backtracking(flags.backtracks) == BacktrackConfig()
+
+
 def test_without_a_preset_it_is_entropix() -> None:
     command = parse(["--chat"])
     assert (command.sampler, command.sampler_config) == ("entropix", config.read_preset("entropix")[1])
@@ -133,6 +171,13 @@ def test_every_seed_is_drawn_anew() -> None:
     assert flags_of("--chat", "--seed", "4294967295").seed == 4294967295
 
 
+def test_the_help_has_the_ranges_of_generation(command: Command) -> None:
+    text = " ".join(command("--help").out.replace("│", " ").split())
+    for extent in ("[0 to 4294967295]", "prompt [tokens, at least 1] (default: 512)", "[tokens, 0 to 15]"):
+        assert extent in text
+    assert "step [tokens, 0 to 20], before and after filtering" in text
+
+
 def test_texts_are_taken_literally() -> None:
     flags = flags_of("--prompt", "None", "--system", "True", "--stop", "[1, 2]", "--stop=-x")
     assert (flags.prompt, flags.system, flags.stop) == ("None", "True", ("[1, 2]", "-x"))
@@ -175,12 +220,12 @@ def test_a_jsonl_file_has_prompts_and_conversations(tmp_path: Path) -> None:
         (["--prompt", "a", "--chat"], "not allowed together"),
         (["--prompt", "a", "--prompt-file", "b"], "not allowed together"),
         (["--prompt"], "Missing value"),
-        (["--prompt", "a", "--bogus", "1"], "Unrecognized options: --bogus"),
+        (["--prompt", "a", "--bogus", "1"], "error: there is no flag --bogus; --help lists all"),
+        (["--prompt", "-x"], "begins with a dash is written --prompt=-x"),
         (["--prompt", "a", "--temp", "warm"], "could not convert string to float: 'warm'"),
         (["--prompt", "a", "--top-k", "2.5"], "invalid literal for int() with base 10: '2.5'"),
         (["--prompt", "a", "--seed", "x"], "invalid literal for int() with base 10: 'x'"),
         (["--prompt", "a", "--max-new-tokens", "ten"], "invalid literal for int()"),
-        (["--prompt", "a", "--color", "pink"], "--color"),
         (["--prompt", "a", "--sampler"], "Missing value"),
     ],
 )
@@ -193,17 +238,16 @@ def test_a_flag_that_is_none_ends_with_2(
 
 
 def assert_refused(ended: Ended, message: str) -> None:
-    """Exit code 1, nothing on stdout, and on stderr one error that is about `message`."""
+    """Exit code 1, nothing on stdout, and on stderr one error alone that is about `message`."""
     assert (ended.code, ended.out) == (1, "")
-    *before, last = ended.err.rstrip("\n").split("\n")
-    assert last.startswith("error: ")
-    assert message in last
-    assert all(line.startswith("seed: ") for line in before)
+    assert re.fullmatch(r"error: [^\n]*\n", ended.err)
+    assert message in ended.err
 
 
 @pytest.mark.parametrize(
     ("args", "message"),
     [
+        (["--color", "pink"], "--color pink: unknown word 'pink'"),
         (["--sampler", "beam"], "no sampler preset 'beam'; there are "),
         (["--temp", "-1"], "flags: temp must be between 0.001 and 100.0, got -1.0"),
         (["--top-p", "1.5"], "flags: top_p must be between 0.0 and 1.0, got 1.5"),
@@ -217,6 +261,15 @@ def assert_refused(ended: Ended, message: str) -> None:
             "flags: alternatives must be between 0 and 20, got 21",
         ),
         (["--alternatives", "3"], "--alternatives goes into the trace; give --trace"),
+        (["--branch", "17"], "--branch: paths must be between 1 and 16, got 17"),
+        (
+            ["--branch", "2", "--branch-score", "luck"],
+            "--branch: score must be logprob or margin or certainty or entropy, got 'luck'",
+        ),
+        (["--backtrack", "17"], "--backtrack: tokens must be between 0 and 16, got 17"),
+        (["--backtrack-budget", "3"], "change nothing without --backtrack M"),
+        (["--branch-depth", "3"], "--branch-depth changes nothing without branching, which takes --branch C"),
+        (["--branch", "3", "--branch-depth", "0"], "--branch changes nothing without branching"),
         (["--head-entropies"], "--head-entropies goes into the trace; give --trace"),
         (["--seed", "-1"], "flags: seed must be between 0 and 4294967295, got -1"),
         (["--seed", "4294967296"], "flags: seed must be"),

@@ -22,12 +22,23 @@ def test_means_leave_out_what_is_not_finite() -> None:
     assert all(math.isnan(mean) for mean in statistics.mean_metrics([result()]).values())
 
 
+def test_what_forks_rolled_forward_in_vain_is_counted() -> None:
+    """Of a path of n tokens n - 1 are rolled forward; those of the chosen one count if only its first is kept."""
+    paths = [([1, 2, 3], False), ([4, 5, 6], True), ([7], False)]
+    branches = [{"ids": ids, "chosen": chosen} for ids, chosen in paths]
+    results = [result(record("flow"), record("flow", branches=branches)), result(record("flow"))]
+    assert statistics.discarded_tokens(results, "path") == 2
+    assert statistics.discarded_tokens(results, "token") == 4
+    assert statistics.discarded_tokens([result(record("flow"))], "path") == 0
+
+
 def test_statistics_are_a_line_a_figure() -> None:
     results = [result(record("flow"), record("flow"), record("explore", logits_entropy=2.5)), result()]
     timing = statistics.Timing(first_token=1.23456, total=2.0, tokens_per_second=12.3456, forward_passes=7)
-    assert statistics.stats(results, STRATEGIES, timing).split("\n")[:12] == [
+    assert statistics.stats(results, STRATEGIES, timing, discarded=4).split("\n")[:13] == [
         "prompt tokens                          6",
         "new tokens                             3",
+        "computed tokens                        7  those of discarded paths among them",
         "time to first token                1.235  s, compilation included",
         "forward passes                         7",
         "total time                             2  s",
@@ -43,11 +54,15 @@ def test_statistics_are_a_line_a_figure() -> None:
 
 def test_statistics_of_nothing_are_dashes() -> None:
     lines = statistics.stats([result()], ("greedy",), statistics.Timing(None, 0.5, None, 1)).split("\n")
-    assert lines[2:7] == [
+    assert lines[1:3] == [
+        "new tokens                             0",
+        "computed tokens                        0  those of discarded paths among them",
+    ]
+    assert lines[3:8] == [
         "time to first token                    -  s, compilation included",
         "forward passes                         1",
         "total time                           0.5  s",
         "speed                                  -  tokens/s after the first chunk",
         "greedy                                 0",
     ]
-    assert lines[7] == "mean logits_entropy                    -"
+    assert lines[8] == "mean logits_entropy                    -"

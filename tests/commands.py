@@ -1,0 +1,54 @@
+"""What tests of the command line share: running it on the toy, typing to it, interrupting it."""
+
+import io
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from entropix import generation, terminal
+from entropix.generation import Event
+from entropix.main import main
+
+# Thresholds amid what the toy's random weights give, so that there are several strategies.
+MIXED = ("--low-vent-thresh", "2.3", "--high-ent-thresh", "7.1", "--high-vent-thresh", "2.6")
+STOPPED = "stopped: max_new_tokens was reached\n"
+
+
+class Ended(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+Command = Callable[..., Ended]
+
+
+def on(folder: str, run_command: Callable[..., tuple[int, str, str]]) -> Command:
+    """The command line in this process, on the weights in a folder; 12 tokens and seed 1 unless told otherwise."""
+
+    def run(*args: str, weights: str | Path = folder) -> Ended:
+        defaults = ("--weights", str(weights), "--seed", "1", "--max-new-tokens", "12")
+        return Ended(*run_command(main, *defaults, *args))
+
+    return run
+
+
+def type_in(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text.encode()), encoding="utf-8"))
+
+
+def interrupt_after(monkeypatch: pytest.MonkeyPatch, n_events: int) -> None:
+    """The next generation meets a Ctrl-C after so many events; those after it run as usual."""
+    usual = generation.run
+
+    def run(*args: Any) -> Iterator[Event]:
+        monkeypatch.setattr(terminal, "run", usual)
+        for number, event in enumerate(usual(*args)):
+            if number == n_events:
+                raise KeyboardInterrupt
+            yield event
+
+    monkeypatch.setattr(terminal, "run", run)
