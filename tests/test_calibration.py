@@ -10,11 +10,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from entropix import calibrate, calibration, config
-from entropix.calibration import Targets, Thresholds, occupancy, thresholds
+import entropix
+from entropix import calibrate, config, statistics
+from entropix.calibration import fitting, solver
+from entropix.calibration.solver import Thresholds, occupancy, thresholds
+from entropix.calibration.targets import Targets
 from entropix.config import SamplerConfig
 from entropix.loading import Model
 from entropix.metrics import Metrics
+from entropix.samplers.entropix import STRATEGIES
 
 SHIPPED = "entropix-smollm2-135m-instruct"
 ORDERINGS = 200  # random joint distributions
@@ -153,12 +157,12 @@ def test_what_cannot_be_reached_is_noted() -> None:
     """Where varentropy rises with entropy, the uncertain positions are all above high_vent."""
     rising_n = np.arange(1, 101) / 10
     targets = Targets(0.3, 0.05, 0.1, 0.1)
-    cfg = calibration.apply(thresholds(rising_n, rising_n, targets), SamplerConfig())
+    cfg = solver.apply(thresholds(rising_n, rising_n, targets), SamplerConfig())
     reached = occupancy(metrics_of(rising_n, rising_n), cfg)
     assert reached == pytest.approx(
         {"flow": 0.3, "clarify": 0.0, "explore": 0.1, "resample": 0.1, "adaptive": 0.5}
     )
-    [note] = calibration.notes(reached, targets, 100)
+    [note] = solver.notes(reached, targets, 100)
     assert note.startswith("clarify was to be 5.0% and is 0.0%: too few positions have high entropy")
 
 
@@ -171,22 +175,22 @@ def test_where_flow_and_clarify_pull_at_one_threshold_the_note_says_so() -> None
     found = thresholds(entropy_n, varentropy_n, targets)
     reached = shares(found, entropy_n, varentropy_n)
     assert reached["flow"] < 0.3 or reached["clarify"] > 0.05
-    for note in calibration.notes(reached, targets, 2500):
+    for note in solver.notes(reached, targets, 2500):
         assert note.endswith("flow needs a higher low_vent_thresh than clarify")
 
 
 def test_occupancy_is_that_of_the_rule() -> None:
     entropy_n, varentropy_n = observations(7, 400)
-    cfg = calibration.apply(thresholds(entropy_n, varentropy_n, Targets()), SamplerConfig())
+    cfg = solver.apply(thresholds(entropy_n, varentropy_n, Targets()), SamplerConfig())
     rounded = Thresholds(*(getattr(cfg, name) for name in Thresholds._fields))
     assert occupancy(metrics_of(entropy_n, varentropy_n), cfg) == shares(rounded, entropy_n, varentropy_n)
 
 
 def test_quantiles_of_equally_spaced_numbers_are_their_shares() -> None:
     ramp_n = np.linspace(0, 1, 1001)
-    values = calibration.quantiles(metrics_of(ramp_n, ramp_n))
+    values = solver.quantiles(metrics_of(ramp_n, ramp_n))
     assert values.keys() == set(Metrics._fields)
-    assert values["logits_varentropy"] == pytest.approx(calibration.QUANTILES, abs=1e-6)
+    assert values["logits_varentropy"] == pytest.approx(solver.QUANTILES, abs=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -226,7 +230,9 @@ def test_a_fitted_preset_is_read_back_and_says_what_it_was_fitted_on(
     shipped.mkdir()
     (shipped / "calibration.txt").write_text("Some text, not long. " * 10)
     (shipped / "calibration-prompts.txt").write_text("One\nTwo\n")
-    monkeypatch.setattr(calibrate, "shipped", shipped.joinpath)
+    found = config.shipped
+    ours = [file.name for file in shipped.iterdir()]
+    monkeypatch.setattr(config, "shipped", lambda name: shipped / name if name in ours else found(name))
     out = tmp_path / "fitted.toml"
     code, report, errors = command(
         *("--weights", toy_folder, "--max-new-tokens", "8", "--flow", "0.2", "--out", str(out))
@@ -240,7 +246,7 @@ def test_a_fitted_preset_is_read_back_and_says_what_it_was_fitted_on(
     assert cfg != reference
     text = out.read_text()
     for name in ("calibration.txt", "calibration-prompts.txt"):
-        assert hashlib.sha256(calibrate.shipped(name).read_bytes()).hexdigest() in text
+        assert hashlib.sha256(config.shipped(name).read_bytes()).hexdigest() in text
     assert "210 positions" in text and "the 2 prompts of" in text  # the toy's tokens are bytes
     assert all(name in report for name in ("flow ", "clarify ", *Metrics._fields, *Thresholds._fields))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["configs", "fitted.toml"]
@@ -267,6 +273,35 @@ def test_prompts_alone_are_answered(command: Command, toy_folder: str, tmp_path:
     )
     assert code == 0 and report.count("observed: ") == 1
     assert 'answers to the 2 prompts of "prompts.txt"' in report and "seed 5" in report
+
+
+def shares_in(table: list[str], column: int) -> dict[str, float]:
+    """Of a report's or preset's table of strategies, by the number of a column."""
+    rows = [line.removeprefix("# ").split() for line in table]
+    return {
+        row[0]: float(row[column].removesuffix("%")) / 100 for row in rows if row and row[0] in STRATEGIES
+    }
+
+
+def test_the_rule_itself_is_counted_while_it_generates(
+    command: Command, toy_folder: str, tmp_path: Path
+) -> None:
+    """Report and preset say how often each strategy was used with the reference and with the fitted thresholds."""
+    prompts, out = tmp_path / "prompts.txt", tmp_path / "fitted.toml"
+    prompts.write_text("One\nTwo\n")
+    args = ("--prompts", str(prompts), "--max-new-tokens", "30", "--seed", "5", "--out", str(out))
+    _, report, _ = command("--weights", toy_folder, *args)
+    model = entropix.load(toy_folder)
+    in_report = report.split("strategies in the rule's own answers")[1].splitlines()
+    in_preset = out.read_text().split("# generated: the rule's own answers")[1].splitlines()
+    for column, sampler in ((1, "entropix"), (2, str(out))):
+        results = entropix.generate(model, ["One", "Two"], sampler=sampler, max_new_tokens=30, seed=5)
+        counts = statistics.strategy_counts(results, STRATEGIES)
+        total = sum(counts.values())
+        assert f"{total} {'tokens' if sampler == 'entropix' else 'with the fitted'}" in in_report[0]
+        for table in (in_report[1:7], in_preset[2:8]):
+            expected = {name: count / total for name, count in counts.items()}
+            assert shares_in(table, column) == pytest.approx(expected, abs=5.1e-5)
 
 
 @pytest.mark.parametrize(
@@ -315,16 +350,16 @@ def test_a_file_appears_only_when_it_is_whole(tmp_path: Path) -> None:
 
 
 def test_the_shipped_preset_was_fitted_on_the_shipped_files() -> None:
-    text = (calibrate.shipped("samplers") / f"{SHIPPED}.toml").read_text()
+    text = (config.shipped("samplers") / f"{SHIPPED}.toml").read_text()
     for name in ("calibration.txt", "calibration-prompts.txt"):
-        assert hashlib.sha256(calibrate.shipped(name).read_bytes()).hexdigest() in text
+        assert hashlib.sha256(config.shipped(name).read_bytes()).hexdigest() in text
 
 
 @pytest.mark.real
 def test_on_the_default_model_only_the_fitted_thresholds_clarify(real_model: Model) -> None:
     """The end of the corpus, a seventh of what the preset was fitted on. The reference never clarifies there."""
-    text = calibrate.shipped("calibration.txt").read_text()[-2000:]
-    metrics = calibrate.observe_text(real_model, text, "").metrics
+    text = config.shipped("calibration.txt").read_text()[-2000:]
+    metrics = fitting.observe_text(real_model, text, "").metrics
     assert occupancy(metrics, config.read_preset("entropix")[1])["clarify"] == 0
     fitted = occupancy(metrics, config.read_preset(SHIPPED)[1])
     assert all(share > 0.01 for share in fitted.values()), fitted

@@ -19,25 +19,16 @@ smallest sum of misses wins.
 """
 
 import dataclasses
-import math
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from entropix.calibration.targets import Targets, check_targets
 from entropix.config import SamplerConfig
 from entropix.metrics import Metrics
 from entropix.samplers.entropix import STRATEGIES, choose
 
 QUANTILES = (0.0, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 1.0)
-
-
-class Targets(NamedTuple):
-    """Wished frequencies of strategies, as shares of all positions; adaptive gets the rest."""
-
-    flow: float = 0.30
-    clarify: float = 0.05
-    explore: float = 0.10
-    resample: float = 0.10
 
 
 class Thresholds(NamedTuple):
@@ -48,17 +39,6 @@ class Thresholds(NamedTuple):
     med_ent_thresh: float
     high_ent_thresh: float
     high_vent_thresh: float
-
-
-def check_targets(targets: Targets) -> None:
-    """Raises a ValueError unless these are shares of one whole."""
-    for name, share in targets._asdict().items():
-        if not 0 <= share <= 1:
-            raise ValueError(f"{name} must be a share between 0 and 1, got {share}")
-    if (total := math.fsum(targets)) > 1 + 1e-9:
-        raise ValueError(
-            f"flow, clarify, explore and resample must not sum to more than 1, got {total:g}; adaptive takes the rest"
-        )
 
 
 def thresholds(entropy_n: np.ndarray, varentropy_n: np.ndarray, targets: Targets) -> Thresholds:

@@ -1,0 +1,1 @@
+"""Thresholds of the entropix rule, fitted to what a model does."""
