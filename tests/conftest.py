@@ -12,10 +12,12 @@ os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_opti
 # What the commands under test compile they share with each other, and not with the user.
 os.environ["ENTROPIX_COMPILATION_CACHE"] = tempfile.mkdtemp(prefix="entropix-compiled-")
 
+import chromium
 import folders
 import jax
 import pytest
 import toy
+from playwright.sync_api import Browser
 
 from entropix import cli, loading
 from entropix.loading import Model
@@ -63,3 +65,10 @@ def run_command(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, 
         return code, *capsys.readouterr()
 
     return run
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    """A headless Chromium; tests that use it are marked `browser`."""
+    with chromium.launch() as browser:
+        yield browser

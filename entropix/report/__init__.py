@@ -1,0 +1,1 @@
+"""Traces as a page to explore, and as figures for papers. `python -m entropix.report` is the command."""

@@ -1,0 +1,54 @@
+"""Pictures of traces: a page to explore, figures for papers.
+
+    python -m entropix.report trace.jsonl -o report.html
+    python -m entropix.report entropix.jsonl min-p.jsonl -o report.html     side by side
+    python -m entropix.report trace.jsonl --png figures/
+
+The page needs nothing but itself: it opens offline. Record traces with `--alternatives 5 --head-entropies` to see the
+alternatives of every token and the attention entropy of every head.
+"""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated
+
+import tyro
+from tyro.conf import arg
+
+from entropix import cli, trace
+from entropix.report import figures, page
+
+
+@dataclass(frozen=True)
+class Flags:
+    """The command line."""
+
+    traces: Annotated[
+        tyro.conf.Positional[tuple[str, ...]],
+        arg(help="traces, the first of which the others are compared with", metavar="TRACE..."),
+    ]
+    out: Annotated[str | None, arg(aliases=["-o"], help="write the page here", metavar="FILE.html")] = None
+    png: Annotated[str | None, arg(help="write PNG figures into this folder", metavar="DIR")] = None
+    pdf: Annotated[str | None, arg(help="write the same figures as PDF", metavar="DIR")] = None
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Does what the flags (by default those of the process) say. Raises a ValueError for bad input."""
+    flags = tyro.cli(Flags, prog="python -m entropix.report", description=__doc__, args=args)
+    if not flags.traces:
+        raise ValueError("give at least one trace, as `python -m entropix.main --trace FILE.jsonl` writes it")
+    if flags.out is None and flags.png is None and flags.pdf is None:
+        raise ValueError("say what to make: -o FILE.html for a page, --png DIR or --pdf DIR for figures")
+    if flags.out is not None:
+        trace.check_writable(flags.out, "a page")
+    traces = page.read(flags.traces)
+    if flags.out is not None:
+        trace.write_file(flags.out, [page.page(traces)], "a page")
+    for folder, kind in ((flags.png, "png"), (flags.pdf, "pdf")):
+        if folder is not None:
+            figures.write(traces, folder, kind)
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main))

@@ -1,0 +1,135 @@
+"""The page: what is in it, and the data that its scripts draw from."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from entropix import palette, trace
+from entropix.report import align, packing, shell, tree
+from entropix.trace import Trace
+
+SCRIPTS = ("data.js", "strip.js", "details.js", "tree.js", "charts.js", "page.js")
+SHOWN_DIFFERENCES = 6  # of settings, in a trace's heading
+
+
+class Named(NamedTuple):
+    """A trace and the name of its file."""
+
+    name: str
+    trace: Trace
+
+
+def read(paths: Sequence[str]) -> list[Named]:
+    """The traces in these files. Raises a ValueError for what is none."""
+    return [Named(Path(path).name, trace.read(path)) for path in paths]
+
+
+def page(traces: Sequence[Named]) -> str:
+    """The HTML document about one or more traces, side by side."""
+    shell.require("plotly", "the page")
+    from entropix.report import plots
+
+    texts = packing.Texts()
+    headers = [named.trace.header for named in traces]
+    strategies = _strategies(headers)
+    notes = differences([named.trace for named in traces])
+    data = {
+        "traces": [
+            _trace_data(named, note, texts) | {"dash": plots.DASHES[i % len(plots.DASHES)]}
+            for i, (named, note) in enumerate(zip(traces, notes, strict=True))
+        ],
+        "texts": texts.packed(),
+        "metrics": plots.titles(),
+        "alignments": alignments([named.trace for named in traces]),
+        "places": {strategy["name"]: strategy["place"] for strategy in strategies},
+        "palette": list(palette.STRATEGIES),
+        "marks": list(plots.MARKS),
+    }
+    body = shell.fragment(
+        "page.html.jinja",
+        traces=data["traces"],
+        metrics=data["metrics"],
+        strategies=strategies,
+        rows=_row_names(data["traces"]),
+    )
+    models = ", ".join(dict.fromkeys(header["model"]["name"] for header in headers))
+    samplers = ", ".join(dict.fromkeys(header["sampler"] for header in headers))
+    colors = "".join(f"--strategy-{i}: {color}; " for i, color in enumerate(palette.STRATEGIES))
+    return shell.document(
+        f"{models}: {samplers}",
+        body,
+        plots.figures([named.trace for named in traces]),
+        data,
+        [shell.asset(name) for name in SCRIPTS],
+        [f":root {{ {colors}}}", shell.asset("page.css"), shell.asset("tree.css")],
+    )
+
+
+def alignments(traces: Sequence[Trace]) -> list[dict[str, Any] | None]:
+    """For every row how the traces' answers compare; None where there is one answer or the prompts differ."""
+    result: list[dict[str, Any] | None] = []
+    for row in range(max(len(t.results) for t in traces)):
+        present = [t.results[row] for t in traces if row < len(t.results)]
+        prompts = {t.header["prompts"][row]["text"] for t in traces if row < len(t.results)}
+        if len(present) < len(traces) or len(traces) == 1 or len(prompts) > 1:
+            result.append(None)
+            continue
+        # By bytes, so that the ids of different tokenizers do not matter.
+        sequences = [[tuple(r.get("bytes", r["text"].encode())) for r in a.records] for a in present]
+        result.append(align.align(sequences)._asdict())
+    return result
+
+
+def differences(traces: Sequence[Trace]) -> list[str]:
+    """For each trace the settings in which they are not all alike, like "seed 2, temp 0.7"; the first few."""
+    settings = [t.header["generation"] | t.header["sampler_config"] for t in traces]
+    names = dict.fromkeys(name for one in settings for name in one)
+    unlike = [n for n in names if any(one.get(n) != settings[0].get(n) for one in settings)]
+    rest = f", and {len(unlike) - SHOWN_DIFFERENCES} more" if len(unlike) > SHOWN_DIFFERENCES else ""
+    return [", ".join(f"{n} {one.get(n)}" for n in unlike[:SHOWN_DIFFERENCES]) + rest for one in settings]
+
+
+def _strategies(headers: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """All strategies of all traces: the place that gives its colour, and whether it is all that a sampler does."""
+    found: dict[str, dict[str, Any]] = {}
+    for header in headers:
+        for i, name in enumerate(header["strategies"]):
+            place, is_only = i % len(palette.STRATEGIES), len(header["strategies"]) == 1
+            found.setdefault(name, {"name": name, "place": place, "is_only": is_only})
+    return list(found.values())
+
+
+def _row_names(traces: Sequence[dict[str, Any]]) -> list[str]:
+    """What the rows are called: paths count from 0, as everywhere; other rows from 1."""
+    n_rows = max(len(each["rows"]) for each in traces)
+    all_paths = [each["paths"]["rows"] for each in traces if each["paths"]]
+    if not all_paths:
+        return [f"{row + 1} of {n_rows}" for row in range(n_rows)]
+    chosen = {row for rows in all_paths for row, path in enumerate(rows) if path["chosen"]}
+    return [f"path {row}{', chosen' if row in chosen else ''}" for row in range(n_rows)]
+
+
+def _trace_data(named: Named, note: str, texts: packing.Texts) -> dict[str, Any]:
+    header = named.trace.header
+    return {
+        "file": named.name,
+        "sampler": header["sampler"],
+        "model": header["model"]["name"],
+        "dtype": header["model"]["dtype"],
+        "note": note,
+        "strategies": header["strategies"],
+        "vocabulary": header["model"]["config"].get("vocab_size"),
+        "paths": tree.paths(named.trace),
+        "rows": [
+            {
+                "prompt": prompt["text"],
+                "prompt_tokens": len(prompt["token_ids"]),
+                "text": result.text,
+                "finish": result.finish.name.lower(),
+                "reason": result.finish.sentence,
+                "tree": tree.forks(named.trace, row),
+                **packing.pack(result.records, header["strategies"], texts),
+            }
+            for row, (prompt, result) in enumerate(zip(header["prompts"], named.trace.results, strict=True))
+        ],
+    }
