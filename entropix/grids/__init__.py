@@ -1,0 +1,1 @@
+"""Samplers or numbers over prompts and seeds: planned, generated in batches, kept, summarised."""

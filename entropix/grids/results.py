@@ -1,0 +1,167 @@
+"""The folder of a grid: what was asked for, and the answers so far. Only appended to, a batch at a time.
+
+    manifest.json    everything the results depend on; a folder only takes results of its own manifest
+    results.jsonl    an answer a line, in the order of the plan
+    timings.jsonl    a line a batch: how fast it was, which no repetition gives again
+
+Power may fail at any moment: what is half written, a line or a batch, is dropped when the folder is opened again.
+"""
+
+import contextlib
+import itertools
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+from entropix import trace
+
+Line = dict[str, Any]
+_ELSEWHERE = "use another folder, or delete this one"
+MANIFEST, RESULTS, TIMINGS = "manifest.json", "results.jsonl", "timings.jsonl"
+
+
+class Store:
+    """An open folder, which no other process may open. A context manager, which closes it.
+
+    lines: the answers so far; timings: one for each batch of them.
+    """
+
+    def __init__(
+        self, folder: str | Path, manifest: Mapping[str, Any], batches: Sequence[Sequence[Mapping[str, Any]]]
+    ) -> None:
+        """Opens the folder, making it if need be.
+
+        batches: for every batch of the plan and every answer in it the fields by which its line is known. Raises a
+        ValueError where the folder holds something else, or another process has it.
+        """
+        self._folder = Path(folder)
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ValueError(f"{folder}: cannot be made a folder ({error.strerror})") from None
+        self._results, self._timings = ((self._folder / name).open("a+b") for name in (RESULTS, TIMINGS))
+        try:
+            _lock(self._results, self._folder)
+            self._check_manifest(manifest)
+            self.lines, self.timings = self._read(batches)
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> "Store":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Lets go of the folder."""
+        self._results.close()
+        self._timings.close()
+
+    def append(self, lines: Sequence[Line], timing: Mapping[str, Any]) -> None:
+        """Adds a batch; when this returns, it is on the disk."""
+        _append(self._timings, [dict(timing)])
+        _append(self._results, lines)
+        self.lines += lines
+        self.timings.append(dict(timing))
+
+    @property
+    def n_batches(self) -> int:
+        """How many batches are there."""
+        return len(self.timings)
+
+    def _check_manifest(self, manifest: Mapping[str, Any]) -> None:
+        """Writes it into a new folder, compares it with that of an old one."""
+        path = self._folder / MANIFEST
+        text = json.dumps(manifest, ensure_ascii=False, allow_nan=False, indent=1)
+        if not path.exists():
+            if self._results.seek(0, os.SEEK_END):
+                raise ValueError(f"{self._folder}: there is a {RESULTS} without its {MANIFEST}; {_ELSEWHERE}")
+            trace.write_file(path, [text, "\n"], "a manifest")
+        try:
+            before = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{path}: not JSON ({error}); {_ELSEWHERE}") from None
+        if change := difference(before, json.loads(text)):
+            raise ValueError(f"{self._folder} holds results of something else: {change}; {_ELSEWHERE}")
+
+    def _read(self, batches: Sequence[Sequence[Mapping[str, Any]]]) -> tuple[list[Line], list[Line]]:
+        """(lines, timings) of whole batches; what comes after is cut off the files."""
+        path = self._folder / RESULTS
+        found, timings = (
+            _whole_lines(self._results, path),
+            _whole_lines(self._timings, self._folder / TIMINGS),
+        )
+        expected = [key for batch in batches for key in batch]
+        for number, ((_, line), key) in enumerate(zip(found, expected, strict=False), start=1):
+            if any(line.get(name) != value for name, value in key.items()):
+                raise ValueError(f"{path}: line {number} should be the answer of {dict(key)}; {_ELSEWHERE}")
+        if len(found) > len(expected):
+            raise ValueError(f"{path}: {len(found)} lines for {len(expected)} answers; {_ELSEWHERE}")
+        ends = list(itertools.accumulate(map(len, batches)))  # lines after each batch
+        n_batches = min(sum(end <= len(found) for end in ends), len(timings))
+        n_lines = ends[n_batches - 1] if n_batches else 0
+        for file, entries, n in ((self._results, found, n_lines), (self._timings, timings, n_batches)):
+            file.truncate(entries[n - 1][0] if n else 0)
+        return [line for _, line in found[:n_lines]], [timing for _, timing in timings[:n_batches]]
+
+
+def difference(before: Any, after: Any, where: str = "") -> str | None:
+    """The first thing in which two JSON values differ, in words."""
+    if isinstance(before, dict) and isinstance(after, dict):
+        for name in {**before, **after}:
+            place = f"{where}.{name}" if where else name
+            if found := difference(before.get(name), after.get(name), place):
+                return found
+        return None
+    if isinstance(before, list) and isinstance(after, list) and len(before) == len(after):
+        pairs = enumerate(zip(before, after, strict=True))
+        return next((found for i, (a, b) in pairs if (found := difference(a, b, f"{where}[{i}]"))), None)
+    if before == after:
+        return None
+    return f"{where} is {_shown(before)} there, {_shown(after)} now"
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, list):
+        return f"a list of {len(value)}"
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else text[:59] + "…"
+
+
+def _append(file: IO[bytes], lines: Sequence[Line]) -> None:
+    text = "".join(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n" for line in lines)
+    file.write(text.encode())
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _whole_lines(file: IO[bytes], path: Path) -> list[tuple[int, Line]]:
+    """(where it ends, its object) of each line; a last one without its end is left out."""
+    file.seek(0)
+    *whole, _ = file.read().split(b"\n")
+    lines, end = [], 0
+    for number, text in enumerate(whole, start=1):
+        end += len(text) + 1
+        try:
+            value = json.loads(text)
+        except ValueError:
+            value = None
+        if not isinstance(value, dict):
+            raise ValueError(f"{path}: line {number} is not a JSON object; {_ELSEWHERE}")
+        lines.append((end, value))
+    return lines
+
+
+def _lock(file: IO[bytes], folder: Path) -> None:
+    """Keeps other processes out until the file is closed, or this process gone. (Not on Windows.)"""
+    with contextlib.suppress(ImportError):
+        import fcntl
+
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise ValueError(f"{folder}: another process is working in this folder") from None

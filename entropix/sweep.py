@@ -1,0 +1,121 @@
+"""One sampler with many numbers: `python -m entropix.sweep --sampler min-p --grid min_p=0.02,0.05,0.1 --prompts FILE`.
+
+`--grid FIELD=VALUES` varies a field of the sampler's config; several of them give every combination. VALUES is
+
+    a,b,c            these values
+    low:high:n       n values at equal distances, both ends included
+    low:high:n:log   n values at equal ratios
+
+Numbers of a config are data of the compiled program, so a whole sweep compiles once. Exceptions: a repetition guard
+that is on for some values and off for others makes two programs, and each value of n_adaptive_samples and of max_top_k,
+which are shapes, makes its own.
+
+Everything else, the outputs and going on after an interruption, is as in `entropix.compare`. Differences are those to
+the first combination.
+
+Exit codes: 0 done; 1 bad input; 2 bad flags; 130 Ctrl-C.
+"""
+
+import itertools
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+
+import numpy as np
+from tyro.conf import UseAppendAction
+
+from entropix import cli, config
+from entropix.cli import flag
+from entropix.config import SamplerConfig
+from entropix.grids import command
+
+if TYPE_CHECKING:
+    from entropix.grids.engine import Variant
+
+_PROG = "python -m entropix.sweep"
+_DESCRIPTION = (
+    "Let one sampler answer prompts with every combination of some of its numbers, and compare the answers."
+)
+_FORMS = "FIELD=a,b,c or FIELD=low:high:n or FIELD=low:high:n:log"
+_DIGITS = 6  # of a number in a range: 0.1:0.5:5 gives 0.3 and not 0.30000000000000004
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flags(command.Flags):
+    """What can be asked for."""
+
+    sampler: Annotated[str, flag("a preset or TOML file", "NAME|FILE.toml", None)] = "entropix"
+    grid: Annotated[
+        UseAppendAction[tuple[str, ...]],
+        flag(f"a field and its values, {_FORMS}", "FIELD=VALUES", "(repeatable)"),
+    ] = ()
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Does what the flags (by default those of the process) say. Raises a ValueError for bad input."""
+    flags = cli.parse(Flags, args, _PROG, _DESCRIPTION)
+    axes = parse_axes(flags.grid)
+    command.perform(flags, expand(flags.sampler, axes), f"Sweep of {flags.sampler}", list(axes))
+
+
+def parse_axes(specifications: Sequence[str]) -> dict[str, list[Any]]:
+    """The values of each field, by name."""
+    if not specifications:
+        raise ValueError(f"nothing to vary: give --grid {_FORMS}")
+    axes: dict[str, list[Any]] = {}
+    for text in specifications:
+        name, equals, values = text.partition("=")
+        if not equals or not values:
+            raise ValueError(f"--grid {text}: expected {_FORMS}")
+        if name in axes:
+            raise ValueError(f"--grid {text}: {name} is varied already; give all its values at once")
+        axes[name] = parse_values(name, values)
+    return axes
+
+
+def parse_values(name: str, text: str) -> list[Any]:
+    """The values of one field, of the field's type."""
+    config.from_mapping(SamplerConfig, {name: getattr(SamplerConfig(), name, None)}, "--grid")
+    kind = get_type_hints(SamplerConfig)[name]
+    if kind is str:
+        return text.split(",")
+    where = f"--grid {name}={text}"
+    try:
+        if ":" not in text:
+            return [kind(item) for item in text.split(",")]
+        low, high, n, *scale = text.split(":")
+        ends = float(low), float(high)
+        if scale not in ([], ["log"]) or int(n) < 2 or (scale and min(ends) <= 0):
+            raise ValueError
+        spaced = (np.geomspace if scale else np.linspace)(*ends, int(n))
+        values = [float(f"{value:.{_DIGITS}g}") for value in spaced]
+    except ValueError:
+        raise ValueError(
+            f"{where}: expected {_FORMS}, with n of at least 2 and, for log, positive ends"
+        ) from None
+    if kind is int and not all(value.is_integer() for value in values):
+        raise ValueError(
+            f"{where}: {name} takes whole numbers, but this range has {values}; list them instead"
+        )
+    return [kind(value) for value in values]
+
+
+def expand(sampler: str, axes: Mapping[str, Sequence[Any]]) -> "list[Variant]":
+    """Every combination, the last field varying fastest."""
+    from entropix import samplers
+    from entropix.grids.engine import Variant
+
+    rule, numbers = config.read_preset(sampler)
+    samplers.get(rule)
+    variants = []
+    for values in itertools.product(*axes.values()):
+        changes = dict(zip(axes, values, strict=True))
+        label = " ".join(f"{name}={value}" for name, value in changes.items())
+        cfg = config.from_mapping(SamplerConfig, asdict(numbers) | changes, f"--grid {label}")
+        variants.append(Variant(label, rule, cfg))
+    return variants
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main))

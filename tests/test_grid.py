@@ -1,0 +1,438 @@
+"""The engine of grids: plans, batches that are alike, results that no interruption changes, and what they sum up to."""
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import entropix
+from entropix import config, decode, trace
+from entropix.config import GenerateConfig, SamplerConfig
+from entropix.generation import generate
+from entropix.grids import engine, results, summary
+from entropix.grids.engine import Batch, Cell, Grid, Variant
+from entropix.grids.results import Store, difference
+from entropix.grids.summary import Difference, paired_difference, summarize
+from entropix.loading import Model
+
+PROMPTS = [[17, 4, 200, 31, 8], [9] * 20, [3, 1, 4]]
+NEW_TOKENS = 20  # more than one chunk, so that there is a speed
+
+
+def variant(label: str, sampler: str = "temperature", **numbers: Any) -> Variant:
+    return Variant(label, sampler, dataclasses.replace(config.read_preset(sampler)[1], **numbers))
+
+
+def grid_of(*variants: Variant, n_seeds: int = 3, max_rows: int = 4, **changes: Any) -> Grid:
+    whole = Grid(
+        variants=variants or (variant("cold", temp=0.5), variant("hot", temp=2.0)),
+        prompts=PROMPTS,
+        texts=["one", "two", "three"],
+        seeds=range(n_seeds),
+        options=GenerateConfig(max_new_tokens=NEW_TOKENS),
+        max_rows=max_rows,
+    )
+    return dataclasses.replace(whole, **changes)
+
+
+@pytest.fixture(scope="module")
+def model(toy_folder: str) -> Model:
+    return entropix.load(toy_folder)
+
+
+def opened(folder: Path, model: Model, whole: Grid) -> Store:
+    return Store(folder, engine.manifest(whole, model), engine.keys(whole))
+
+
+def complete(folder: Path, model: Model, whole: Grid, stop_after: int | None = None) -> int:
+    """How many batches were generated, up to a number of them."""
+    with opened(folder, model, whole) as store:
+        for count, _ in enumerate(engine.run(model, whole, store), start=1):
+            if count == stop_after:
+                return count
+    return len(engine.plan(whole))
+
+
+# ----- the plan ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("n_seeds", "max_rows"), [(3, 4), (3, 5), (1, 16), (5, 1), (7, 4), (7, 9), (2, 6)])
+def test_a_plan_has_every_answer_once_in_batches_of_one_size(n_seeds: int, max_rows: int) -> None:
+    whole = grid_of(n_seeds=n_seeds, max_rows=max_rows)
+    batches = engine.plan(whole)
+    cells = [(batch.variant, *cell) for batch in batches for cell in batch.cells]
+    assert sorted(cells) == [(v, p, s) for v in range(2) for p in range(3) for s in range(n_seeds)]
+    assert len({batch.size for batch in batches}) == 1
+    assert all(1 <= len(batch.cells) <= batch.size <= max_rows for batch in batches)
+    assert len(batches) == 2 * math.ceil(3 * n_seeds / max_rows)
+    padding = sum(batch.size - len(batch.cells) for batch in batches)
+    assert padding < len(batches)  # less than a row for each batch, whatever the numbers
+
+
+def test_a_plan_has_the_same_answers_of_all_variants_together() -> None:
+    first, second = (Cell(0, 0), Cell(0, 1), Cell(1, 0)), (Cell(1, 1), Cell(2, 0), Cell(2, 1))
+    assert engine.plan(grid_of(n_seeds=2)) == [
+        Batch(0, first, 3),
+        Batch(1, first, 3),
+        Batch(0, second, 3),
+        Batch(1, second, 3),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"variants": ()}, "a grid needs at least one variant"),
+        ({"prompts": []}, "a grid needs at least one prompt"),
+        ({"seeds": range(0)}, "a grid needs at least one seed"),
+        ({"max_rows": 0}, "a batch needs at least one row, got 0"),
+        ({"variants": (variant("a"), variant("b"), variant("a"))}, "two variants are called 'a'"),
+        ({"prompts": [[1], [2], [1]]}, "prompts 1 and 3 are the same; drop one of them"),
+        ({"seeds": [4, 5, 4]}, "seed 4 is there twice"),
+        ({"prompts": [[1], [2] * 600]}, "prompt 2 has 600 tokens"),
+    ],
+)
+def test_a_grid_that_cannot_be_is_refused(model: Model, changes: dict[str, Any], message: str) -> None:
+    engine.check(grid_of(), model)
+    with pytest.raises(ValueError, match=message):
+        engine.check(grid_of(**changes), model)
+
+
+# ----- the answers ------------------------------------------------------------------------------------------
+
+
+def test_every_answer_is_that_of_its_prompt_alone(model: Model, tmp_path: Path) -> None:
+    """Padded batches included."""
+    whole = grid_of(max_rows=5)
+    assert any(len(batch.cells) < batch.size for batch in engine.plan(whole))
+    complete(tmp_path, model, whole)
+    lines = list(map(json.loads, (tmp_path / "results.jsonl").read_text().splitlines()))
+    assert len(lines) == 18
+    for line in lines:
+        [alone] = generate(
+            model,
+            PROMPTS[line["prompt"]],
+            sampler=line["sampler"],
+            sampler_config={"temp": {"cold": 0.5, "hot": 2.0}[line["variant"]]},
+            seed=line["seed"],
+            max_new_tokens=NEW_TOKENS,
+        )
+        assert (line["token_ids"], line["text"]) == (alone.token_ids, alone.text)
+        assert line["finish"] == alone.finish.name.lower()
+        assert line["new_tokens"] == len(alone.token_ids) == sum(line["strategies"].values())
+        logprobs = [record["logprob"] for record in alone.records]
+        assert line["mean_logprob"] == pytest.approx(np.mean(logprobs), rel=1e-4)
+        entropies = [record["logits_entropy"] for record in alone.records]
+        assert line["logits_entropy"] == pytest.approx(entropies, abs=1e-3)
+        assert line["mean_metrics"]["logits_entropy"] == pytest.approx(np.mean(entropies), rel=1e-4)
+
+
+def test_variants_that_agree_on_every_distribution_draw_the_same_tokens(model: Model, tmp_path: Path) -> None:
+    """Common random numbers: cutoffs that remove nothing leave the plain distribution."""
+    whole = grid_of(
+        variant("plain", temp=1.0),
+        variant("epsilon", "epsilon", temp=1.0, epsilon_cutoff=0.0),
+        variant("typical", "typical", temp=1.0, typical_p=1.0),
+        variant("hotter", temp=1.5),
+    )
+    complete(tmp_path, model, whole)
+    with opened(tmp_path, model, whole) as store:
+        drawn = {
+            label: [line["token_ids"] for line in store.lines if line["variant"] == label]
+            for label in ("plain", "epsilon", "typical", "hotter")
+        }
+    assert drawn["plain"] == drawn["epsilon"] == drawn["typical"] != drawn["hotter"]
+
+
+def test_a_grid_compiles_once_for_each_sampler(model: Model, tmp_path: Path) -> None:
+    before = decode.decode_chunk._cache_size()
+    whole = grid_of(
+        *(
+            variant(f"{sampler} {temp}", sampler, temp=temp)
+            for sampler in ("eta", "top-h")
+            for temp in (0.5, 1.5, 2.0)
+        ),
+        max_rows=2,
+    )
+    complete(tmp_path, model, whole)
+    assert decode.decode_chunk._cache_size() == before + 2
+
+
+def test_logits_that_are_not_finite_leave_a_line_without_numbers(model: Model, tmp_path: Path) -> None:
+    broken = dataclasses.replace(
+        model, weights=model.weights.replace(embed_VD=model.weights.embed_VD * math.nan)
+    )
+    whole = grid_of(n_seeds=1, prompts=[[1]], texts=["one"])
+    complete(tmp_path, broken, whole)
+    with opened(tmp_path, broken, whole) as store:
+        first = store.lines[0]
+        [summary, _] = summarize(["cold", "hot"], store.lines, store.timings)
+    assert (first["finish"], first["token_ids"], first["mean_logprob"]) == ("nan", [], None)
+    assert set(first["mean_metrics"].values()) == {None}
+    assert (summary.means["logprob"], summary.means["length"], summary.tokens_per_second) == (None, 0, None)
+    assert summary.differences["logprob"] is None
+
+
+# ----- interruptions ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def whole_run(model: Model, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    folder = tmp_path_factory.mktemp("whole")
+    complete(folder, model, grid_of())
+    return (folder / "results.jsonl").read_bytes()
+
+
+@pytest.mark.parametrize("batches", [1, 3, 5, 6])
+def test_a_grid_that_was_interrupted_has_the_same_bytes_in_the_end(
+    model: Model, tmp_path: Path, whole_run: bytes, batches: int
+) -> None:
+    assert complete(tmp_path, model, grid_of(), stop_after=batches) == batches
+    assert whole_run.startswith((tmp_path / "results.jsonl").read_bytes())
+    complete(tmp_path, model, grid_of())
+    assert (tmp_path / "results.jsonl").read_bytes() == whole_run
+    assert len((tmp_path / "timings.jsonl").read_bytes().splitlines()) == 6
+
+
+@pytest.mark.parametrize("kept", [1, 0.1, 0.3, 0.5, 0.77, 0.999])
+def test_what_was_half_written_is_written_anew(
+    model: Model, tmp_path: Path, whole_run: bytes, kept: float
+) -> None:
+    """The file ends anywhere: within a line, after one, within a batch."""
+    complete(tmp_path, model, grid_of())
+    size = int(len(whole_run) * kept) if kept < 1 else whole_run.index(b"\n") + 1
+    (tmp_path / "results.jsonl").write_bytes(whole_run[:size])
+    with opened(tmp_path, model, grid_of()) as store:
+        assert len(store.lines) < 18
+        assert len(store.lines) == sum(map(len, engine.keys(grid_of())[: store.n_batches]))
+    complete(tmp_path, model, grid_of())
+    assert (tmp_path / "results.jsonl").read_bytes() == whole_run
+    assert len((tmp_path / "timings.jsonl").read_bytes().splitlines()) == 6
+
+
+def test_a_batch_without_its_timing_is_written_anew(model: Model, tmp_path: Path, whole_run: bytes) -> None:
+    complete(tmp_path, model, grid_of())
+    timings = (tmp_path / "timings.jsonl").read_bytes()
+    (tmp_path / "timings.jsonl").write_bytes(timings[:-5])
+    with opened(tmp_path, model, grid_of()) as store:
+        assert store.n_batches == 5
+    complete(tmp_path, model, grid_of())
+    assert (tmp_path / "results.jsonl").read_bytes() == whole_run
+
+
+def test_a_write_that_stops_in_the_middle_loses_only_its_batch(
+    model: Model, tmp_path: Path, whole_run: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The power fails when half of the third batch is on the disk."""
+    usual, calls = results._append, 0
+
+    def torn(file: Any, lines: Sequence[Mapping[str, Any]]) -> None:
+        nonlocal calls
+        calls += 1
+        usual(file, lines)
+        if calls == 6:  # the results of the third batch
+            file.truncate(file.tell() - len(json.dumps(lines[-1], ensure_ascii=False).encode()) - 40)
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(grid_store, "_append", torn)
+        with pytest.raises(KeyboardInterrupt):
+            complete(tmp_path, model, grid_of())
+    with opened(tmp_path, model, grid_of()) as store:
+        assert store.n_batches == 2
+    complete(tmp_path, model, grid_of())
+    assert (tmp_path / "results.jsonl").read_bytes() == whole_run
+
+
+def test_nothing_is_generated_twice(model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    complete(tmp_path, model, grid_of(), stop_after=4)
+    computed = []
+    usual = engine.generate_batch
+    monkeypatch.setattr(
+        grid,
+        "generate_batch",
+        lambda model, whole, batch: computed.append(batch) or usual(model, whole, batch),
+    )
+    complete(tmp_path, model, grid_of())
+    complete(tmp_path, model, grid_of())
+    assert computed == engine.plan(grid_of())[4:]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"prompts": [[17, 4, 200, 31, 9], *PROMPTS[1:]]}, r"prompts\[0\].token_ids\[4\] is 8 there, 9 now"),
+        ({"prompts": PROMPTS[:2], "texts": ["one", "two"]}, "prompts is a list of 3 there, a list of 2 now"),
+        ({"seeds": range(1, 4)}, r"seeds\[0\] is 0 there, 1 now"),
+        ({"options": GenerateConfig(max_new_tokens=9)}, "generation.max_new_tokens is 20 there, 9 now"),
+        ({"max_rows": 3}, "batch is 4 there, 3 now"),
+        (
+            {"variants": (variant("cold", temp=0.5), variant("hot", temp=2.5))},
+            r"variants\[1\].config.temp is 2.0 there, 2.5 now",
+        ),
+    ],
+)
+def test_a_folder_takes_nothing_else_and_says_what_differs(
+    model: Model, tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    complete(tmp_path, model, grid_of(), stop_after=1)
+    before = (tmp_path / "results.jsonl").read_bytes()
+    with pytest.raises(ValueError, match=f"holds results of something else: {message}; use another folder"):
+        opened(tmp_path, model, grid_of(**changes))
+    assert (tmp_path / "results.jsonl").read_bytes() == before
+
+
+def test_a_folder_takes_no_other_weights(
+    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    complete(tmp_path, model, grid_of(), stop_after=1)
+    monkeypatch.setattr(trace, "fingerprint", lambda folder: "other")
+    with pytest.raises(ValueError, match=r"model\.fingerprint is .* now"):
+        opened(tmp_path, model, grid_of())
+
+
+def test_files_that_were_changed_are_refused(model: Model, tmp_path: Path, whole_run: bytes) -> None:
+    complete(tmp_path, model, grid_of(), stop_after=1)
+    path, lines = tmp_path / "results.jsonl", whole_run.splitlines(keepends=True)
+    for content, message in (
+        ([lines[1], lines[0]], "line 1 should be the answer of"),
+        ([lines[0], b"[]\n"], "line 2 is not a JSON object"),
+        ([lines[0], b"{\n"], "line 2 is not a JSON object"),
+        ([*lines, lines[0]], "19 lines for 18 answers"),
+    ):
+        path.write_bytes(b"".join(content))
+        with pytest.raises(ValueError, match=message):
+            opened(tmp_path, model, grid_of())
+        assert path.read_bytes() == b"".join(content)
+    path.write_bytes(whole_run)
+    (tmp_path / "manifest.json").unlink()
+    with pytest.raises(ValueError, match=r"a results.jsonl without its manifest.json"):
+        opened(tmp_path, model, grid_of())
+
+
+def test_two_processes_cannot_work_in_one_folder(model: Model, tmp_path: Path) -> None:
+    with (
+        opened(tmp_path, model, grid_of()),
+        pytest.raises(ValueError, match="another process is working in this folder"),
+    ):
+        opened(tmp_path, model, grid_of())
+    opened(tmp_path, model, grid_of()).close()
+
+
+def test_a_file_is_no_folder(model: Model, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="file: cannot be made a folder"):
+        opened(tmp_path / "file", model, grid_of())
+
+
+def test_the_first_difference_is_found_wherever_it_is() -> None:
+    assert difference({"a": [1, {"b": None}]}, {"a": [1, {"b": None}]}) is None
+    assert difference({"a": [1, {"b": 1}]}, {"a": [1, {"b": 2}]}) == "a[1].b is 1 there, 2 now"
+    assert difference({"a": 1}, {}) == "a is 1 there, null now"
+    assert difference({}, {"a": 1}) == "a is null there, 1 now"
+    assert difference({"a": "x" * 99}, {"a": ""}) == 'a is "' + "x" * 58 + '… there, "" now'
+
+
+# ----- summaries --------------------------------------------------------------------------------------------
+
+
+def answer(
+    label: str, prompt: int, seed: int, ids: Sequence[int], logprob: float | None = -1.0, **more: Any
+) -> Any:
+    return {
+        "variant": label,
+        "prompt": prompt,
+        "seed": seed,
+        "token_ids": list(ids),
+        "finish": "length",
+        "new_tokens": len(ids),
+        "strategies": {"a": len(ids), "b": 0},
+        "mean_logprob": logprob,
+        **more,
+    }
+
+
+def test_a_measure_is_a_mean_over_prompts_of_what_all_their_answers_give() -> None:
+    lines = [
+        answer("x", 0, 0, [1, 2, 3, 4], -1.0),
+        answer("x", 0, 1, [1, 2, 3, 4], -3.0),
+        answer("x", 1, 0, [7] * 13, -4.0, strategies={"a": 3, "b": 10}),
+        answer("x", 1, 1, [8, 9], None),
+    ]
+    [found] = summarize(["x"], lines, [{"variant": "x", "tokens": 20, "seconds": 2.0}])
+    assert (found.answers, found.tokens, found.tokens_per_second) == (4, 23, 10.0)
+    assert found.length_sd == pytest.approx(np.std([4, 4, 13, 2], ddof=1))
+    assert found.strategies == pytest.approx({"a": 13 / 23, "b": 10 / 23})
+    assert found.means == pytest.approx(
+        {
+            "length": (4 + 7.5) / 2,
+            "logprob": (-2 - 4) / 2,
+            "distinct-1": (4 / 8 + 3 / 15) / 2,
+            "distinct-2": (3 / 6 + 2 / 13) / 2,
+            "distinct-3": (2 / 4 + 1 / 11) / 2,
+            "rep-4": (0 + 9 / 10) / 2,
+            "self-BLEU": (1 + 0) / 2,
+        }
+    )
+
+
+def test_the_stop_token_counts_for_the_length_and_not_for_the_content() -> None:
+    lines = [
+        answer("x", 0, 0, [1, 2, 99], finish="stop_token"),
+        answer("x", 0, 1, [3, 99], finish="stop_token"),
+    ]
+    [found] = summarize(["x"], lines, [])
+    assert (found.means["length"], found.means["distinct-1"]) == (2.5, 1)
+    assert found.tokens_per_second is None
+
+
+def test_speed_is_the_median_over_batches_so_that_one_that_compiled_does_not_count() -> None:
+    timings = [{"variant": "x", "tokens": 10, "seconds": s} for s in (100.0, 1.0, 2.0, 0.0)]
+    [found] = summarize(["x"], [answer("x", 0, 0, [1])], timings)
+    assert found.tokens_per_second == 5.0
+
+
+def test_differences_are_paired_prompt_by_prompt() -> None:
+    assert paired_difference([1.5, 11.5, 101.5], [1.0, 11.0, 101.0]) == Difference(0.5, 0.5, 0.5)
+    assert paired_difference([1.0, None, 3.0], [0.5, 9.0, 2.5]) == Difference(0.5, 0.5, 0.5)
+    assert paired_difference([1.0], [0.0]) == Difference(1.0, None, None)
+    assert paired_difference([None, 1.0], [1.0, None]) is None
+
+
+def test_the_interval_of_many_normal_differences_is_that_of_the_textbook() -> None:
+    """±1.96 sd/√n; of 2,000 resamples the ends have a deviation of about 0.04 sd/√n, and 0.25 is 6 of that."""
+    values = np.random.default_rng(1).standard_normal(400)
+    found = paired_difference(values.tolist(), [0.0] * 400)
+    assert found is not None and found.low is not None and found.high is not None
+    scale = values.std() / math.sqrt(400)
+    assert found.mean == pytest.approx(values.mean())
+    assert [(end - values.mean()) / scale for end in (found.low, found.high)] == pytest.approx(
+        [-1.96, 1.96], abs=0.25
+    )
+
+
+def test_a_table_has_a_line_for_each_variant_and_dashes_for_what_is_not_there() -> None:
+    lines = [answer("x", 0, 0, [1, 2]), answer("yy", 0, 0, [1, 1], strategies={"yy": 2})]
+    table = summary.tables(summarize(["x", "yy"], lines, []))
+    assert table[0].split()[:4] == ["answers", "tokens", "tokens/s", "length"]
+    assert table[1].split() == ["x", "1", "2", "-", "2.0", "-", "-1.000", "1.000", "1.000", "-", "-", "-"]
+    assert table[2].split() == ["yy", "1", "2", "-", "2.0", "-", "-1.000", "0.500", "1.000", "-", "-", "-"]
+    assert table[5].split() == ["minus", "x", *summary.MEASURES]
+    assert table[6].split() == ["yy", *["-"] * 7]
+    assert table[8].split() == ["strategies", "a", "b"]
+    assert table[9].split() == ["x", "100.0%", "0.0%"]
+    assert len(table) == 10
+
+
+def test_every_measure_is_explained() -> None:
+    assert list(summary.MEANING) == list(summary.MEASURES)
+
+
+def test_the_numbers_of_a_config_are_kept_in_the_manifest(model: Model) -> None:
+    kept = engine.manifest(grid_of(), model)["variants"][0]["config"]
+    assert config.from_mapping(SamplerConfig, kept, "manifest") == grid_of().variants[0].config
