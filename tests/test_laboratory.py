@@ -11,9 +11,10 @@ import pytest
 import reference
 from scipy import stats
 
+from entropix import config
 from entropix.config import SamplerConfig, read_preset
 from entropix.metrics import Metrics
-from entropix.samplers import SAMPLERS, Context, SampleInfo
+from entropix.samplers import SAMPLERS, Context, SampleInfo, truncation
 from entropix.samplers.base import MIN_TEMPERATURE
 
 VOCABULARY, BATCH = 80, 256
@@ -104,6 +105,13 @@ RULES = {
     "p-less": (p_less, "temp", (0.5, 1.0, 2.0)),
     "top-h": (top_h, "top_h_alpha", (0.1, 0.4, 0.9)),
 }
+
+
+def truncation_rule(name: str) -> Callable[[Any, SamplerConfig], Any]:
+    """The package's own function of logits."""
+    return getattr(truncation, name.replace("-", "_"))
+
+
 CASES = [(name, value) for name, (_, _, values) in RULES.items() for value in values]
 
 
@@ -124,55 +132,20 @@ def test_a_truncation_keeps_what_its_published_formula_keeps(name: str, value: f
     np.testing.assert_allclose(info.temperature_B, cfg.temp)
 
 
-GREEDY = {
-    "epsilon": {"epsilon_cutoff": 1.0},
-    "top-n-sigma": {"top_n_sigma": 0.0},
-    "p-less": {"temp": 0.01},
-    "top-h": {"top_h_alpha": 0.0},
-    "edt": {"edt_theta": 100.0, "edt_base": 0.001},
-    "dynamic-temperature": {"temp": 0.001, "dynatemp_range": 0.0},
-    "mirostat": {"mirostat_tau": 0.0},
-    "greedy-threshold": {"greedy_threshold": 1.0},
-    "placebo": {"placebo_flow": 1.0} | dict.fromkeys(["placebo_explore", "placebo_resample"], 0.0),
-}
-GREEDY["placebo"] |= {"placebo_adaptive": 0.0}
-EVERYTHING = {
-    "typical": {"typical_p": 1.0},
-    "epsilon": {"epsilon_cutoff": 0.0},
-    "eta": {"eta_cutoff": 0.0},
-    "top-n-sigma": {"top_n_sigma": 1000.0},
-    "top-h": {"top_h_alpha": 1.0},
-    "edt": {"edt_theta": 0.0},
-    "dynamic-temperature": {"dynatemp_range": 0.0},
-    "mirostat": {"mirostat_tau": 50.0},
-    "greedy-threshold": {"greedy_threshold": 0.0},
-    "xtc": {"xtc_probability": 0.0},
-}
-
-
-@pytest.mark.parametrize("name", GREEDY)
-def test_a_limit_reproduces_greedy(name: str) -> None:
-    token_B, info, _ = run(name, dataclasses.replace(CFG, **GREEDY[name]))
-    clear_B = METRICS.margin > 0.05  # a cold enough temperature is only nearly greedy
-    assert clear_B.sum() > BATCH / 3
-    np.testing.assert_array_equal(token_B[clear_B], LOGITS_BV.argmax(axis=1)[clear_B])
-    np.testing.assert_allclose(info.draw_logprob_B[clear_B], 0, atol=1e-3)
-
-
-@pytest.mark.parametrize("name", EVERYTHING)
-def test_a_limit_reproduces_the_full_distribution(name: str) -> None:
-    """And with the same keys the same tokens as plain temperature, because all draw with the row's own key."""
-    token_B, info, p_BV = run(name, dataclasses.replace(CFG, **EVERYTHING[name]))
-    assert set(info.kept_B) == {VOCABULARY}
-    np.testing.assert_allclose(p_BV, [reference.softmax(row) for row in LOGITS_BV.astype(float)], rtol=1e-4)
-    np.testing.assert_array_equal(token_B, run("temperature", CFG)[0])
-
-
 @pytest.mark.parametrize("name", ["p-less", "typical", "top-n-sigma"])
 def test_of_equal_tokens_all_stay(name: str) -> None:
     """p = Σ p² exactly, all surprises are the entropy, and σ is 0."""
-    cfg = dataclasses.replace(CFG, typical_p=1.0)
+    cfg = dataclasses.replace(CFG, typical_p=0.3)
     assert set(run(name, cfg, np.full_like(LOGITS_BV, 3.0))[1].kept_B) == {VOCABULARY}
+
+
+def test_equally_typical_tokens_stay_together_however_likely_they_are() -> None:
+    """Surprises of 1, 3, 2 and 5 bits, with an entropy of 2: the first two are as far from it, one on each side."""
+    p_V = np.array([1 / 2, 1 / 8, 1 / 4, *[1 / 32] * 4, *[1e-30] * (VOCABULARY - 7)])
+    logits_BV = np.tile(np.log(p_V).astype(np.float32), (BATCH, 1))
+    for mass, kept in ((0.2, {2}), (0.3, {0, 1, 2}), (0.8, {0, 1, 2}), (0.9, {*range(7)})):
+        _, _, p_BV = run("typical", dataclasses.replace(CFG, typical_p=mass), logits_BV)
+        assert set(np.flatnonzero(p_BV[0])) == kept
 
 
 @pytest.mark.parametrize("alpha", [0.1, 0.4, 0.7])
@@ -361,5 +334,14 @@ def test_the_placebo_is_blind_to_the_metrics() -> None:
 def test_a_placebo_does_what_entropix_does_in_that_strategy() -> None:
     """With every metric 0, which is `flow` for entropix."""
     nothing = Metrics(*(np.zeros(BATCH, np.float32) for _ in Metrics._fields))
-    cfg = dataclasses.replace(CFG, **GREEDY["placebo"])
+    flow = {f"placebo_{name}": float(name == "flow") for name in SAMPLERS["placebo"].strategies}
+    cfg = dataclasses.replace(CFG, **flow)
     jax.tree.map(np.testing.assert_array_equal, run("placebo", cfg), run("entropix", cfg, metrics=nothing))
+
+
+def test_a_placebo_without_any_frequency_is_refused() -> None:
+    none = {f"placebo_{name}": 0.0 for name in SAMPLERS["placebo"].strategies}
+    with pytest.raises(
+        ValueError, match=r"one of placebo_flow, .*placebo_adaptive must be above 0, got 0 for all"
+    ):
+        config.check(dataclasses.replace(CFG, **none))

@@ -16,13 +16,14 @@ import test_samplers as conformance
 from entropix import cli, config, samplers
 from entropix.config import SamplerConfig
 from entropix.main import main
-from entropix.samplers import SAMPLERS, Context, Sampler, guard
+from entropix.samplers import SAMPLERS, Context, Sampler, guard, truncation
 from entropix.samplers.guard import WINDOW, guarded
 
 CFG = SamplerConfig(temp=1.0, clarifier="")
 BREAKER = [[-1] * 4]
 penalty = jax.jit(guard.repetition_penalty)
 dry = jax.jit(guard.dry_penalty)
+kept = jax.jit(truncation.top_n_sigma)
 
 
 def window(text: list[int]) -> np.ndarray:
@@ -84,10 +85,31 @@ def test_no_repetition_reaches_across_a_breaker() -> None:
     assert dry_of([*text, 4, 9], cfg, [[9, -1, -1, -1]]).max() == 0  # nor does it begin with one
 
 
-def test_a_long_repetition_costs_a_finite_number() -> None:
+def test_a_breaker_costs_nothing_itself() -> None:
+    """After 1 2 9 1 2, a 9 would repeat; as a breaker it may, or no second line could end like the first."""
+    cfg = SamplerConfig(dry_multiplier=1.0, dry_base=2.0)
+    assert dry_of([1, 2, 9, 1, 2], cfg)[9] == pytest.approx(1.0)
+    assert dry_of([1, 2, 9, 1, 2], cfg, [[9, -1, -1, -1]]).max() == 0
+
+
+def test_a_long_repetition_costs_no_more_than_the_largest_cost() -> None:
     cfg = SamplerConfig(dry_multiplier=0.0, dry_base=100.0)
     np.testing.assert_array_equal(dry_of([1] * WINDOW, cfg), np.zeros(12))
-    assert np.isfinite(dry_of([1] * WINDOW, dataclasses.replace(cfg, dry_multiplier=100.0))).all()
+    for multiplier in (1e-6, 100.0):
+        cost_V = dry_of([1] * WINDOW, dataclasses.replace(cfg, dry_multiplier=multiplier))
+        assert cost_V.tolist() == [0.0, guard.LARGEST_COST, *[0.0] * 10]
+
+
+def test_a_guarded_token_does_not_widen_top_n_sigma() -> None:
+    """Of 49,152 tokens one is as unlikely as the guard makes any: the deviation hardly grows, nor does the reach."""
+    rng = np.random.default_rng(0)
+    logits_BV = rng.normal(0, 2, (1, 49_152)).astype(np.float32)
+    cfg = SamplerConfig(dry_multiplier=0.8)
+    lowered_BV = logits_BV - np.asarray(
+        dry(logits_BV, window([7] * WINDOW), np.array(BREAKER, np.int32), cfg)
+    )
+    plain, guarded_ = (int(kept(values_BV, cfg).sum()) for values_BV in (logits_BV, lowered_BV))
+    assert lowered_BV[0, 7] < -90 and plain <= guarded_ <= 1.2 * plain
 
 
 # ----- around a sampler -------------------------------------------------------------------------------------
@@ -135,6 +157,32 @@ def test_the_log_probability_of_a_guarded_draw_is_the_models_own() -> None:
     assert (token_TB[0, 0], info.logprob_B[0, 0]) == (1, pytest.approx(expected, abs=1e-5))
 
 
+@pytest.mark.parametrize("name", ["entropix", "mirostat", "top-n-sigma"])
+def test_a_guarded_sampler_is_the_sampler_on_guarded_logits(name: str) -> None:
+    """All but the log-probability, which stays the model's: whatever the rule decides, it decides by what it sees."""
+    cfg = dataclasses.replace(CFG, repetition_penalty=1.7, dry_multiplier=2.0)
+    context = conformance.random_context(15)
+    prompts = [[*range(i, i + 20), *range(i, i + 9)] for i in range(conformance.BATCH)]
+    rule, key_B = guarded(SAMPLERS[name]), conformance.keys(15)
+    state = rule.init(cfg, prompts, conformance.encode)
+    seen_BV = penalty(context.logits_BV, state.recent_BW, cfg.repetition_penalty)
+    seen_BV = np.asarray(seen_BV - dry(context.logits_BV, state.recent_BW, state.breaker_BQ, cfg))
+    assert ((seen_BV < context.logits_BV).sum(axis=1) >= 20).all()
+    plain = conformance.STEPS[name](key_B, state.inner, context._replace(logits_BV=seen_BV), cfg)
+    token_B, after, info, candidates = jax.jit(rule.step)(key_B, state, context, cfg)
+    own_B = np.log([reference.softmax(row) for row in context.logits_BV.astype(np.float64)])
+    np.testing.assert_allclose(
+        info.logprob_B, own_B[range(len(prompts)), np.asarray(token_B)], rtol=1e-4, atol=1e-5
+    )
+    np.testing.assert_array_equal(after.recent_BW[:, -1], token_B)
+    expected = (*plain[:2], plain[2]._replace(logprob_B=info.logprob_B), plain[3])
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5),
+        (token_B, after.inner, info, candidates),
+        expected,
+    )
+
+
 @pytest.mark.parametrize("name", ["entropix", "mirostat", "top-p"])
 def test_a_guard_that_is_off_changes_nothing(name: str) -> None:
     prompts = [[0, 1, 0, 1, 0, 1], [3]]
@@ -154,6 +202,13 @@ def test_a_guarded_sampler_keeps_the_contract(name: str, monkeypatch: pytest.Mon
     assert all(
         leaf.shape[0] == 3 for leaf in jax.tree.leaves(sampler.init(CFG, [[]] * 3, conformance.encode))
     )
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS.values(), ids=SAMPLERS)
+def test_every_sampler_can_be_guarded(sampler: Sampler) -> None:
+    """Traced, with numbers and with arrays as config; the state keeps its kinds, so that a loop may carry it."""
+    conformance.test_the_state_keeps_its_structure_shapes_and_dtypes(guarded(sampler))
+    conformance.test_a_config_of_arrays_is_as_good_as_one_of_numbers(guarded(sampler))
 
 
 def test_a_sampler_has_one_guarded_version() -> None:
