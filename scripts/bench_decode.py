@@ -38,7 +38,8 @@ from entropix.config import GenerateConfig, SamplerConfig
 from entropix.decode import TAIL_SIZE
 from entropix.generation import encode_prompt
 from entropix.loading import Model
-from entropix.session import MIN_CAPACITY, PREFILL_WIDTHS, Session, device_config
+from entropix.request import device_config
+from entropix.session import MIN_CAPACITY, PREFILL_WIDTHS, Session
 
 PROMPT = "It was the best of times, it was the worst of times, it was the age of wisdom, it was"
 STEPS = TAIL_SIZE - 2  # of one timed chunk: it must not fill the tail

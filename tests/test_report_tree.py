@@ -55,9 +55,9 @@ def test_a_fork_says_why_its_winner_won(scores: list[float | None], chosen: int,
 
 
 def test_every_score_of_forks_and_every_selector_has_a_name() -> None:
-    """All are told by their name; one of a later release by what the trace calls it."""
-    for score in tree.SCORES:
-        BranchConfig(score=score)
+    """Those of a later release are told by what the trace calls them."""
+    with pytest.raises(ValueError, match=f"score must be {' or '.join(tree.SCORES)}, got"):
+        BranchConfig(score="luck")
     assert set(tree.SELECTORS) == set(selection.SELECTORS)
     branches = [traces.branch("", 0.5, True), traces.branch("", 0.25)]
     assert tree.why_branch(branches, "luck") == "Path 1 won by luck, 0.5 against 0.25 of the best other."
@@ -99,7 +99,7 @@ def test_the_chosen_path_says_what_it_was_chosen_by(
     select: str, found: list[tuple[str | None, float | None]], sentence: str
 ) -> None:
     paths = [
-        traces.path(answer, chosen=i == 1, **{"mean-logprob": -0.5, select: score})
+        traces.path(answer, {"mean-logprob": -0.5, select: score}, chosen=i == 1)
         for i, (answer, score) in enumerate(found)
     ]
     assert tree.why_path(paths, select) == sentence
@@ -143,7 +143,7 @@ def test_what_was_taken_back_reads_as_text_where_the_trace_tells_it(tmp_path: Pa
 
 def test_paths_count_what_they_share_once(tmp_path: Path) -> None:
     rows = [traces.tokens("abcd"), traces.tokens("abxyz")]
-    paths = [traces.path("1", mean_logprob=-1.0), traces.path(None, 0, 2, chosen=True, mean_logprob=-0.5)]
+    paths = [traces.path("1", {}), traces.path(None, {}, 0, 2, chosen=True)]
     found = tree.paths(read(tmp_path, *rows, paths=paths, selection=traces.selection("mean-logprob")))
     assert found is not None
     assert found["summary"] == "2 paths; 5 tokens kept of 7 computed (71 %)."
@@ -207,9 +207,9 @@ def shared(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         forked,
         traces.tokens(TEXTS[:4]),
         paths=[
-            traces.path("18", answer_margin=0.5, majority=1.0),
-            traces.path(HOSTILE, 0, 3, chosen=True, answer_margin=0.75, majority=1.0),
-            traces.path(None, 0, 2, answer_margin=None, majority=None),
+            traces.path("18", {"majority": 1.0, "answer-margin": 0.5}),
+            traces.path(HOSTILE, {"majority": 1.0, "answer-margin": 0.75}, 0, 3, chosen=True),
+            traces.path(None, {"majority": None, "answer-margin": None}, 0, 2),
         ],
         selection=traces.selection("answer-margin"),
     )
@@ -329,7 +329,7 @@ def test_the_page_opens_with_the_chosen_path_and_lists_all(page: Page) -> None:
     end = "length"
     assert cells(page, "#paths-0 tbody tr") == [
         ["0", "–", "18", "0.5", "1", "6", "6", "7", end],
-        ["1 ◂", "path 0, token 4", HOSTILE, "0.75", "1", "10", "13", "7", end],
+        ["1 ◂", "path 0, token 4", HOSTILE, "0.75", "1", "10", "10", "7", end],
         ["2", "path 0, token 3", "–", "–", "–", "4", "2", "7", end],
     ]
     assert page.locator("#paths-0 [aria-current]").get_attribute("data-row") == "1"

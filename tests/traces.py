@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -88,18 +88,18 @@ def forked(texts: Sequence[str]) -> list[dict[str, Any]]:
 
 def path(
     answer: str | None,
+    scores: Mapping[str, float | None],
     parent: int | None = None,
     position: int = 0,
     chosen: bool = False,
-    **scores: float | None,
 ) -> dict[str, Any]:
-    """One of several paths from a prompt; underscores in names of scores stand for hyphens."""
+    """One of several paths from a prompt."""
     return {
         "parent": parent,
         "position": position,
         "given": 0 if parent is None else position + 1,
         "answer": answer,
-        "scores": {name.replace("_", "-"): score for name, score in scores.items()},
+        "scores": dict(scores),
         "forward_passes": 7,
         "chosen": chosen,
     }

@@ -33,7 +33,7 @@ def page(traces: Sequence[Named]) -> str:
     headers = [named.trace.header for named in traces]
     strategies = _strategies(headers)
     notes = differences([named.trace for named in traces])
-    data = {
+    data: dict[str, Any] = {
         "traces": [
             _trace_data(named, note, texts) | {"dash": plots.DASHES[i % len(plots.DASHES)]}
             for i, (named, note) in enumerate(zip(traces, notes, strict=True))

@@ -49,7 +49,7 @@ def forks(trace: Trace, row: int) -> dict[str, Any] | None:
     records = trace.results[row].records
     branching = trace.header["generation"].get("branching") or {}
     score, keep = branching.get("score", "logprob"), branching.get("keep", "path")
-    found = [
+    found: list[dict[str, Any]] = [
         {
             "step": step,
             "why": why_branch(record["branches"], score),
@@ -69,7 +69,7 @@ def forks(trace: Trace, row: int) -> dict[str, Any] | None:
         if record.get("branches")
     ]
     texts = known_texts(trace.results)
-    returns = [
+    returns: list[dict[str, Any]] = [
         {"step": step, "text": "".join(texts.get(i, f"⟨{i}⟩") for i in ids), "tokens": len(ids)}
         for step, record in enumerate(records)
         for ids in record.get("taken_back", [])
@@ -164,8 +164,8 @@ def paths(trace: Trace) -> dict[str, Any] | None:
 
     why, summary   sentences: why the winner won, and the totals
     selectors      names of the scores, the one that chose first
-    rows           each with `parent`, `position`, `lane` in the drawing, `fork` in words, `answer`, `scores` as texts in
-                   the order of `selectors`, `tokens`, `computed`, `forward_passes`, `finish`, `reason` and `chosen`
+    rows           each with `parent`, `position`, `lane` in the drawing, `fork` in words, `answer`, `scores` as texts
+                   in the order of `selectors`, `tokens`, `computed`, `forward_passes`, `finish`, `reason`, `chosen`
     """
     found, results = trace.header["paths"], trace.results
     if not found:
