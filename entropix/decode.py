@@ -195,14 +195,14 @@ def _advance_branching(
 
         def draw_path(paths: Rows, context: Context) -> tuple[Rows, StepRecord]:
             after, record, _ = draw(fan_out, paths, everywhere_B, context)
-            return after, record._replace(before=paths.sampler if rows.retreats else ())
+            return after, record._replace(before=(paths.sampler, spread(step_B)) if rows.retreats else ())
 
         world = (model.widen(tail, plan.paths * plan.depth), jnp.zeros((), jnp.int32))
-        ends, (fanned, _), rolled = branching.roll(plan, openers, rollout, draw_path, world)
-        every = jax.tree.map(lambda first, rest: jnp.concatenate([first[None], rest]), opening, rolled)
+        ends, (fanned, _), rest = branching.roll(plan, openers, rollout, draw_path, world)
+        every = jax.tree.map(lambda first, later: jnp.concatenate([first[None], later]), opening, rest)
         columns = jax.tree.map(
             lambda leaf: jnp.moveaxis(leaf.reshape(len(leaf), len(step_B), plan.paths), 0, -1),
-            every._replace(alternatives=()),
+            every._replace(alternatives=(), before=()),
         )
         broken_BC = (ends.finish_B == Finish.NAN).reshape(-1, plan.paths)
         score_BC, best_B = branching.judge(
@@ -222,7 +222,6 @@ def _advance_branching(
         last = ends if plan.whole else openers
         kept = jax.tree.map(lambda leaf: branching.pick(leaf, best_B), last)
         after = where_row(kept_B, kept, rows._replace(retreats=()))
-        after = after._replace(forks=branching.note(rows.forks, fork_B, step_B), retreats=rows.retreats)
         chosen = jax.tree.map(lambda leaf: branching.pick(leaf, best_B, axis=1), every)
         first_D1 = jnp.arange(len(chosen.live_B))[:, None] == 0
         chosen = chosen._replace(
@@ -230,6 +229,11 @@ def _advance_branching(
             finish_B=jnp.where(kept_B[None], chosen.finish_B, rows.finish_B[None]),
         )
         records = [jax.tree.map(lambda leaf, d=d: leaf[d], chosen) for d in range(plan.lookahead + 1)]
+        retreats = rows.retreats
+        for rolled in records[1:] if retreats else ():
+            counted = backtracking.count(retreats, rolled.info.injected_B)
+            retreats = where_row(rolled.live_B, counted, retreats)
+        after = after._replace(forks=branching.note(rows.forks, fork_B, step_B), retreats=retreats)
         adopted = model.adopt(tail, fanned, jnp.where(kept_B, best_B, model.NO_PATH), plan.paths)
         return after, adopted if plan.whole else tail, _padded(records, plan, tried)
 

@@ -99,7 +99,7 @@ class StepRecord(NamedTuple):
     alternatives: Alternatives | tuple[()] = ()
     head_entropy_BLN: Array | tuple[()] = ()  # bits: attention entropy of each head of each layer
     paths: Paths | tuple[()] = ()  # where generation branches: what was tried; in the records of forks
-    before: Any = ()  # where tokens may be taken back: the sampler's state before this one
+    before: Any = ()  # where tokens may be taken back: before this one, (the sampler's state, the latest fork)
 
 
 def row_keys(seed_B: Array, digest_B: Array, occurrence_B: Array) -> Array:
@@ -145,7 +145,9 @@ def draw_token(
     if rows.retreats:
         retreating_B = live_B & backtracking.wanted(rows.retreats, request.backtracking, info, rows.step_B)
         live_B &= ~retreating_B
-        info = info._replace(logprob_B=model_logprob(context.logits_BV, token_B))
+        # What is forbidden counts neither in the log-probability nor in a score that is made of it.
+        logprob_B = model_logprob(context.logits_BV, token_B)
+        info = info._replace(logprob_B=logprob_B, score_B=info.score_B + logprob_B - info.logprob_B)
     step_B = rows.step_B + live_B.astype(jnp.int32)
     ended_B = jnp.select(
         [~finite_B, jnp.any(token_B[:, None] == request.stop_E[None, :], axis=-1), step_B >= request.limit_B],
@@ -159,8 +161,10 @@ def draw_token(
     if n_alternatives:
         record = record._replace(alternatives=_alternatives(context.logits_BV, candidates, n_alternatives))
     if rows.retreats:
-        record = record._replace(before=rows.sampler)
+        record = record._replace(before=(rows.sampler, rows.forks.latest_B if rows.forks else ()))
     moved = rows._replace(token_B=token_B, step_B=step_B, finish_B=finish_B, sampler=sampler_state)
+    if rows.retreats:
+        moved = moved._replace(retreats=backtracking.count(rows.retreats, info.injected_B))
     stood = rows._replace(step_B=step_B, finish_B=finish_B)
     return where_row(live_B, moved, stood), record, candidates
 

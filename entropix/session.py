@@ -36,7 +36,7 @@ class _Run(NamedTuple):
     newest: list[int]  # a row's newest token, whose key and value come with the next step
     tail: list[list[int]]  # the tokens whose keys and values are in the tail
     n_back: int  # how many tokens a row takes back; 0 where none does
-    before: list[list[Any]]  # where it may: the sampler's state before each of its last `n_back` tokens
+    before: list[list[Any]]  # where it may: what `StepRecord.before` was for each of its last `n_back` tokens
 
     @property
     def lookahead(self) -> int:
@@ -67,7 +67,9 @@ class Session:
         self._cache: KVCache | None = None
         self._run: _Run | None = None
         self.n_passes = 0  # forward passes of decoding so far
-        self.row_passes_B = np.zeros(batch, np.int64)  # those that a row took part in, of the newest run
+        # Of the newest run, by row: the forward passes that it took part in, and the tokens that were computed for it,
+        # those rolled forward on discarded paths and those that were taken back among them.
+        self.row_passes_B, self.computed_B = np.zeros((2, batch), np.int64)
 
     @property
     def running(self) -> bool:
@@ -95,7 +97,7 @@ class Session:
         check_prompts(prompts, self._model)
         self._flush()
         self._bring_back()
-        self.row_passes_B[:] = 0
+        self.row_passes_B[:] = self.computed_B[:] = 0
         self._prefill([list(prompt[:-1]) for prompt in prompts])
         newest = [prompt[-1] for prompt in prompts]
         plan = branching.plan(cfg.branching, sampler.strategies)
@@ -145,10 +147,8 @@ class Session:
             extras=run.extras,
             plan=run.plan,
         )
-        n_passes = int(done)
-        records: StepRecord = jax.tree.map(
-            lambda leaf: leaf[:n_passes].reshape(-1, *leaf.shape[2:]), jax.device_get(buffer)
-        )
+        filled: StepRecord = jax.tree.map(lambda leaf: leaf[: int(done)], jax.device_get(buffer))
+        records = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), filled)
         for i, (token_B, live_B) in enumerate(zip(records.token_B, records.live_B, strict=True)):
             for row in np.flatnonzero(live_B):
                 run.tail[row].append(run.newest[row])
@@ -156,13 +156,7 @@ class Session:
                 if run.n_back:
                     before = jax.tree.map(lambda leaf, i=i, row=row: leaf[i, row], records.before)
                     run.before[row] = [*run.before[row], before][-run.n_back :]
-        took_part_SB = np.asarray(buffer.live_B)[:n_passes].any(axis=1)
-        self.row_passes_B[self._places] += took_part_SB.sum(axis=0)
-        self.n_passes += n_passes
-        if run.plan.is_on:
-            forked_SB = np.any(np.asarray(buffer.paths.forked_B)[:n_passes], axis=1)
-            self.row_passes_B[self._places] += run.plan.depth * forked_SB.sum(axis=0)
-            self.n_passes += run.plan.depth * int(forked_SB.any(axis=1).sum())
+        self._count(filled, run.plan)
         self._run = run._replace(state=state)
         if run.n_back:
             self._retreat()
@@ -170,6 +164,23 @@ class Session:
         if any(len(run.tail[row]) + run.lookahead >= TAIL_SIZE for row in running):
             self._commit()
         return self._of_all_rows(records)
+
+    def _count(self, records: StepRecord, plan: Plan) -> None:
+        """Notes the passes and tokens of a chunk; records `[steps, R, B, ...]`."""
+        self.n_passes += len(records.live_B)
+        self.row_passes_B[self._places] += records.live_B.any(axis=1).sum(axis=0)
+        self.computed_B[self._places] += records.live_B.sum(axis=(0, 1))
+        if not plan.is_on:
+            return
+        paths = jax.tree.map(
+            lambda leaf: leaf[:, 0], records.paths
+        )  # those of a step are in its first record
+        self.n_passes += plan.depth * int(paths.forked_B.any(axis=1).sum())
+        self.row_passes_B[self._places] += plan.depth * paths.forked_B.sum(axis=0)
+        rolled_SBC = paths.live_BCD[..., 1:].sum(axis=-1)
+        if plan.whole:  # the best path's are among the live tokens
+            np.put_along_axis(rolled_SBC, paths.best_B[..., None], 0, axis=-1)
+        self.computed_B[self._places] += (rolled_SBC.sum(axis=-1) * paths.forked_B).sum(axis=0)
 
     def _retreat(self) -> None:
         """Takes back the newest tokens of the rows that wait for it."""
@@ -190,8 +201,10 @@ class Session:
             rows.token_B[place] = run.newest[place]
             rows.step_B[place] -= n_back
             rows.finish_B[place] = Finish.RUNNING
-            earlier = run.before[place][0]
-            jax.tree.map(lambda leaf, old, place=place: leaf.__setitem__(place, old), rows.sampler, earlier)
+            now = (rows.sampler, rows.forks.latest_B if rows.forks else ())
+            jax.tree.map(
+                lambda leaf, old, place=place: leaf.__setitem__(place, old), now, run.before[place][0]
+            )
             run.before[place].clear()
         state = run.state._replace(
             rows=jax.tree.map(jnp.asarray, rows), tail=run.state.tail._replace(used_B=jnp.asarray(used_B))
@@ -222,7 +235,7 @@ class Session:
         self._take(rows)
         self._places = list(range(len(rows)))
         self._finish_B = np.full(len(rows), Finish.RUNNING, np.int32)
-        self.row_passes_B = np.zeros(len(rows), np.int64)
+        self.row_passes_B, self.computed_B = np.zeros((2, len(rows)), np.int64)
 
     def _take(self, places: Sequence[int]) -> None:
         """Makes the batch consist of these of its rows."""

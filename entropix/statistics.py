@@ -15,11 +15,13 @@ class Timing(NamedTuple):
     first_token: float | None
     total: float
     tokens_per_second: float | None  # of the steady state: after the first chunk, which includes compilation
+    computed_tokens: int  # see `Session.computed_B`
     forward_passes: int  # of decoding, forks included; with drafts fewer than the longest answer has tokens
 
 
 def discarded_tokens(results: Sequence[Result], keep: str) -> int:
-    """Tokens that took a position of a forward pass and are not in the answer: rolled forward at forks, or taken back.
+    """Tokens that were computed and are not in the answer, rolled forward at forks or taken back, as far as records
+    tell: of forks among tokens that were taken back later they do not.
 
     The first token of a path is not counted, since it comes from the same position as the drawn one. keep: that of
     `config.BranchConfig`.
@@ -45,14 +47,14 @@ def mean_metrics(results: Sequence[Result]) -> dict[str, float]:
     return means
 
 
-def stats(results: Sequence[Result], strategies: Sequence[str], timing: Timing, discarded: int = 0) -> str:
-    """Lines of speed, strategy counts with their share, and mean metrics. discarded: see `discarded_tokens`."""
+def stats(results: Sequence[Result], strategies: Sequence[str], timing: Timing) -> str:
+    """Lines of speed, strategy counts with their share, and mean metrics."""
     counts = strategy_counts(results, strategies)
     total = sum(counts.values())
     rows = [
         ("prompt tokens", str(sum(len(result.prompt_ids) for result in results)), ""),
         ("new tokens", str(total), ""),
-        ("computed tokens", str(total + discarded), "those of discarded paths among them"),
+        ("computed tokens", str(timing.computed_tokens), "with those that were discarded or taken back"),
         ("time to first token", _number(timing.first_token), "s, compilation included"),
         ("forward passes", str(timing.forward_passes), ""),
         ("total time", _number(timing.total), "s"),

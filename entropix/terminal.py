@@ -60,7 +60,9 @@ def answer(job: Job, show: Show, session: Session | None = None) -> list[Result]
         if show.trace is not None:
             trace.write(show.trace, job, results)
         page.close(results)
-        _report(job, show, results, clock.timing(session.n_passes - passes_before))
+        _report(
+            job, show, results, clock.timing(session.n_passes - passes_before, int(session.computed_B.sum()))
+        )
     for row, result in enumerate(results):
         if result.finish == Finish.NAN:
             raise ValueError(f"prompt {row + 1}: {Finish.NAN.sentence}")
@@ -207,11 +209,12 @@ class _Clock:
         """Of the steady state so far."""
         return len(self._late) / (self._late[-1] - self._early[-1]) if self._late else None
 
-    def timing(self, forward_passes: int) -> statistics.Timing:
+    def timing(self, forward_passes: int, computed_tokens: int) -> statistics.Timing:
         return statistics.Timing(
             first_token=self._early[0] if self._early else None,
             total=time.perf_counter() - self._start,
             tokens_per_second=self.tokens_per_second,
+            computed_tokens=computed_tokens,
             forward_passes=forward_passes,
         )
 
@@ -228,8 +231,7 @@ def _report(job: Job, show: Show, results: Sequence[Result], timing: statistics.
         inserted = any(record["injected"] for result in results for record in result.records)
         note(coloring.legend(show.color.what, counts, colors, inserted))
     if show.stats:
-        discarded = statistics.discarded_tokens(results, job.config.branching.keep)
-        note(statistics.stats(results, job.sampler.strategies, timing, discarded))
+        note(statistics.stats(results, job.sampler.strategies, timing))
 
 
 def _after_wait(events: Iterator[Event], text: str) -> Iterator[Event]:

@@ -31,6 +31,7 @@ from entropix.checkpoint import DTYPES, stored_tensors
 from entropix.config import GenerateConfig, SamplerConfig
 from entropix.drawing import Finish
 from entropix.generation import Job, Result
+from entropix.loading import Model
 from entropix.metrics import Metrics
 
 FORMAT, VERSION = "entropix-trace", 1
@@ -198,12 +199,9 @@ def write_file(path: str | Path, pieces: Iterable[str], what: str = "a trace") -
         temporary.unlink(missing_ok=True)
 
 
-def header(job: Job, rows: str = BATCH) -> dict[str, Any]:
-    """The first line of a job's trace."""
-    model = job.model
+def circumstances(model: Model) -> dict[str, Any]:
+    """What ran, and where: releases, device and model, as a header tells it."""
     return {
-        "format": FORMAT,
-        "version": VERSION,
         "entropix": entropix.__version__,
         "jax": jax.__version__,
         "backend": jax.default_backend(),
@@ -214,12 +212,21 @@ def header(job: Job, rows: str = BATCH) -> dict[str, Any]:
             "dtype": model.dtype.name,
             "fingerprint": fingerprint(model.folder),
         },
+    }
+
+
+def header(job: Job, rows: str = BATCH) -> dict[str, Any]:
+    """The first line of a job's trace."""
+    return {
+        "format": FORMAT,
+        "version": VERSION,
+        **circumstances(job.model),
         "sampler": job.sampler.name,
         "strategies": list(job.sampler.strategies),
         "sampler_config": dataclasses.asdict(job.sampler_config),
         "generation": dataclasses.asdict(job.config),
         "rows": rows,
-        "prompts": [{"token_ids": ids, "text": model.tokenizer.decode(ids)} for ids in job.prompt_ids],
+        "prompts": [{"token_ids": ids, "text": job.model.tokenizer.decode(ids)} for ids in job.prompt_ids],
         "selection": {},
         "paths": [],
     }

@@ -5,6 +5,7 @@ import shutil
 import signal
 import tempfile
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 # The toys' time goes into compiling. Less of LLVM's optimisation leaves the arithmetic as it is and halves
 # the wait.
@@ -13,6 +14,7 @@ os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_opti
 os.environ["ENTROPIX_COMPILATION_CACHE"] = tempfile.mkdtemp(prefix="entropix-compiled-")
 
 import chromium
+import commands
 import folders
 import jax
 import pytest
@@ -65,6 +67,19 @@ def run_command(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, 
         return code, *capsys.readouterr()
 
     return run
+
+
+@pytest.fixture
+def command(run_command: Callable[..., tuple[int, str, str]], toy_folder: str) -> commands.Command:
+    """`entropix.main` on the toy; files for other commands have their own."""
+    return commands.on(toy_folder, run_command)
+
+
+@pytest.fixture
+def prompt_file(tmp_path: Path) -> str:
+    """Two prompts."""
+    (tmp_path / "prompts.txt").write_text("Why?\nHow?\n")
+    return str(tmp_path / "prompts.txt")
 
 
 @pytest.fixture(scope="session")

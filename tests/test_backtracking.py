@@ -42,6 +42,7 @@ def without_a_cache(
     )
     key = make_request([prompt], MODEL, sampler, GenerateConfig(seed=3)).key_B[0]
     text: list[int] = []
+    injected: list[bool] = []
     states = [sampler.init(cfg, [prompt], MODEL.tokenizer.encode)]
     taken: list[tuple[int, list[int]]] = []
     frontier, place, forbidden = 0, -1, list[int]()
@@ -60,15 +61,17 @@ def without_a_cache(
         token_B, state, info, _ = draw(fold(key, step)[None], states[-1], context, device_config(cfg))
         asks = sampler.strategies[int(info.strategy_B[0])] in wish.get("strategies", ("resample",))
         back = wish["tokens"]
+        plain = len(injected) - max((i + 1 for i, was in enumerate(injected) if was), default=0)
         full = place == step - back and len(forbidden) == backtracking.MAX_FORBIDDEN
-        if asks and step >= back and len(taken) < wish["budget"] and step >= frontier and not full:
+        if asks and plain >= back and len(taken) < wish["budget"] and step >= frontier and not full:
             forbidden = [*(forbidden if place == step - back else []), text[-back]]
             frontier, place = step, step - back
             taken.append((place, text[-back:]))
-            text, states = text[:-back], states[:-back]
+            text, states, injected = text[:-back], states[:-back], injected[:-back]
         else:
             text.append(int(token_B[0]))
             states.append(state)
+            injected.append(bool(info.injected_B[0]))
     return text, taken
 
 
@@ -176,6 +179,77 @@ def test_nothing_that_was_shown_is_taken_back() -> None:
     assert counts == [len(result.token_ids) for result in results]
 
 
+def test_what_was_inserted_is_never_taken_back() -> None:
+    """No logit could forbid it: the same state and key would insert it again."""
+    [result] = backtracked(
+        PROMPTS[:1],
+        sampler_config={"placebo_clarify": 0.3},
+        backtracking={"tokens": 2, "budget": 9, "strategies": ("explore",)},
+    )
+    inserted = [i for i, record in enumerate(result.records) if record["injected"]]
+    assert inserted and taken_back(result)
+    for step, ids in taken_back(result):
+        assert result.token_ids[step] != ids[0]
+
+
+def test_forks_that_were_taken_back_leave_no_trace_in_what_follows() -> None:
+    """With a distance of 1 and more entropy than the threshold, every token of the answer is a fork, also those that
+    come where tokens were taken back."""
+    branching = {"paths": 2, "depth": 1, "entropy": 1e-3, "keep": "token", "among": "all"}
+    [result] = backtracked(PROMPTS[:1], branching=branching, backtracking={"tokens": 5, "budget": 3})
+    assert taken_back(result)
+    forked = ["branches" in record or record["injected"] for record in result.records]
+    assert all(forked[:-1])
+
+
+@pytest.mark.parametrize("numbers", [{}, {"dry_multiplier": 1.0}])
+def test_branching_and_backtracking_go_together(numbers: dict[str, float]) -> None:
+    """Also with a sampler whose state is more than a number a row; all numbers are those of the text that is left."""
+    branching = {"paths": 2, "depth": 2, "entropy": 5.0}
+    session, wish = Session(MODEL, len(PROMPTS)), {"tokens": 3, "budget": 4}
+    job = prepare(
+        MODEL, PROMPTS, sampler="placebo", max_new_tokens=LENGTH, seed=3, sampler_config=numbers,
+        branching=branching, backtracking=wish,
+    )  # fmt: skip
+    results = collect(job, run(job, session))
+    assert any(taken_back(result) for result in results)
+    assert any("branches" in record for result in results for record in result.records)
+    for prompt, result in zip(PROMPTS, results, strict=True):
+        whole = [*prompt, *result.token_ids]
+        _, _, _, metrics = toy.read(
+            MODEL.weights, np.array([whole + [0] * (WHOLE - len(whole))], np.int32), MODEL.config
+        )
+        here = slice(len(prompt) - 1, len(whole) - 1)
+        for name in ("logits_entropy", "attn_varentropy", "head_agreement"):
+            found = [record[name] for record in result.records]
+            np.testing.assert_allclose(found, getattr(metrics, name)[0, here], rtol=1e-3, atol=1e-4)
+    again = backtracked(
+        PROMPTS, sampler_config=numbers, branching=branching, backtracking=wish, chunk_length=5
+    )
+    assert [result.token_ids for result in again] == [result.token_ids for result in results]
+
+
+def test_all_that_was_computed_is_counted() -> None:
+    """Tokens of the answer, those taken back, and those rolled forward on paths that were not kept."""
+    session = Session(MODEL, 2)
+    job = prepare(MODEL, PROMPTS[:2], sampler="placebo", max_new_tokens=LENGTH, seed=3, backtracking=LOST)
+    for result, computed in zip(collect(job, run(job, session)), session.computed_B, strict=True):
+        assert computed == len(result.token_ids) + LOST["tokens"] * len(taken_back(result))
+    job = prepare(
+        MODEL, PROMPTS[:2], sampler="placebo", max_new_tokens=LENGTH, seed=3,
+        branching={"paths": 2, "depth": 2, "entropy": 5.0},
+    )  # fmt: skip
+    for result, computed in zip(collect(job, run(job, session)), session.computed_B, strict=True):
+        tried = [
+            path for record in result.records for path in record.get("branches", ()) if not path["chosen"]
+        ]
+        assert (
+            computed
+            == len(result.token_ids) + sum(len(path["ids"]) - 1 for path in tried)
+            > len(result.token_ids)
+        )
+
+
 def test_a_stop_string_in_tokens_that_were_taken_back_stops_nothing() -> None:
     [result] = backtracked(PROMPTS[:1])
     step, ids = taken_back(result)[0]
@@ -217,6 +291,7 @@ def test_the_state_forgets_what_was_tried_elsewhere() -> None:
     assert state.forbidden_BF[1, :3].tolist() == [77, 78, -1]
     backtracking.note(state, 1, 12, 4, 79)
     assert state.forbidden_BF[1, :3].tolist() == [79, -1, -1]
-    assert [column.tolist() for column in state[:3]] == [[0, 3], [0, 12], [-1, 8]]
+    assert state.count_B.tolist() == [0, 3] and state.plain_B.tolist() == [0, -12]
+    assert state.frontier_B.tolist() == [0, 12] and state.place_B.tolist() == [-1, 8]
     assert state.forbidden_BF[0, 0] == -1
     assert BacktrackConfig() == GenerateConfig().backtracking and not backtracking.is_on(BacktrackConfig())

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import scipy.stats
 
 import entropix
 from entropix import config, decode, trace
@@ -240,7 +241,7 @@ def test_a_write_that_stops_in_the_middle_loses_only_its_batch(
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(grid_store, "_append", torn)
+        patch.setattr(results, "_append", torn)
         with pytest.raises(KeyboardInterrupt):
             complete(tmp_path, model, grid_of())
     with opened(tmp_path, model, grid_of()) as store:
@@ -254,7 +255,7 @@ def test_nothing_is_generated_twice(model: Model, tmp_path: Path, monkeypatch: p
     computed = []
     usual = engine.generate_batch
     monkeypatch.setattr(
-        grid,
+        engine,
         "generate_batch",
         lambda model, whole, batch: computed.append(batch) or usual(model, whole, batch),
     )
@@ -404,16 +405,14 @@ def test_differences_are_paired_prompt_by_prompt() -> None:
     assert paired_difference([None, 1.0], [1.0, None]) is None
 
 
-def test_the_interval_of_many_normal_differences_is_that_of_the_textbook() -> None:
-    """±1.96 sd/√n; of 2,000 resamples the ends have a deviation of about 0.04 sd/√n, and 0.25 is 6 of that."""
-    values = np.random.default_rng(1).standard_normal(400)
-    found = paired_difference(values.tolist(), [0.0] * 400)
+@pytest.mark.parametrize("n", [2, 3, 8, 11, 12, 40, 400])
+def test_intervals_are_those_of_students_t(n: int) -> None:
+    values = np.random.default_rng(1).standard_normal(n)
+    found = paired_difference(values.tolist(), [0.0] * n)
     assert found is not None and found.low is not None and found.high is not None
-    scale = values.std() / math.sqrt(400)
+    expected = scipy.stats.t.interval(0.95, n - 1, values.mean(), scipy.stats.sem(values))
     assert found.mean == pytest.approx(values.mean())
-    assert [(end - values.mean()) / scale for end in (found.low, found.high)] == pytest.approx(
-        [-1.96, 1.96], abs=0.25
-    )
+    assert (found.low, found.high) == pytest.approx(expected, rel=1e-3, abs=1e-3)
 
 
 def test_a_table_has_a_line_for_each_variant_and_dashes_for_what_is_not_there() -> None:

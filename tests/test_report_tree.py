@@ -161,6 +161,18 @@ def test_a_trace_without_forks_and_paths_has_nothing_of_them(tmp_path: Path) -> 
     assert not re.search("<h2[^>]*>(Branches|Paths)<", html) and 'class="drawing"' not in html
 
 
+def test_every_trace_has_a_place_for_its_drawings_also_one_that_is_given_twice(tmp_path: Path) -> None:
+    path = traces.write(
+        tmp_path / "a.jsonl",
+        traces.forked(TEXTS),
+        paths=[traces.path("18", {"borda": 1.0}, chosen=True)],
+        selection=traces.selection("borda"),
+    )
+    html = report_page.page(report_page.read([path, path]))
+    for name in ("path-tree-0", "path-tree-1", "paths-0", "paths-1", "branch-tree-0", "branch-tree-1"):
+        assert html.count(f'id="{name}"') == 1, name
+
+
 # ----- where it is drawn ------------------------------------------------------------------------------------
 
 
@@ -280,7 +292,7 @@ def test_pointing_at_a_branch_reads_it_and_clicking_goes_to_its_token(page: Page
     branches(page).nth(4).locator(".end").click()
     assert focused(page) == 4
     page.mouse.move(0, 0)
-    assert page.locator("#branch-readout-0").inner_text() == ""
+    assert page.locator("#branch-readout-0").inner_text().startswith("Point at a path")
 
 
 @pytest.mark.browser

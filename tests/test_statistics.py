@@ -34,13 +34,15 @@ def test_what_forks_rolled_forward_in_vain_is_counted() -> None:
 
 def test_statistics_are_a_line_a_figure() -> None:
     results = [result(record("flow"), record("flow"), record("explore", logits_entropy=2.5)), result()]
-    timing = statistics.Timing(first_token=1.23456, total=2.0, tokens_per_second=12.3456, forward_passes=7)
-    assert statistics.stats(results, STRATEGIES, timing, discarded=4).split("\n")[:13] == [
+    timing = statistics.Timing(
+        first_token=1.23456, total=2.0, tokens_per_second=12.3456, computed_tokens=7, forward_passes=9
+    )
+    assert statistics.stats(results, STRATEGIES, timing).split("\n")[:13] == [
         "prompt tokens                          6",
         "new tokens                             3",
-        "computed tokens                        7  those of discarded paths among them",
+        "computed tokens                        7  with those that were discarded or taken back",
         "time to first token                1.235  s, compilation included",
-        "forward passes                         7",
+        "forward passes                         9",
         "total time                             2  s",
         "speed                              12.35  tokens/s after the first chunk",
         "flow                                   2  66.7 %",
@@ -53,10 +55,10 @@ def test_statistics_are_a_line_a_figure() -> None:
 
 
 def test_statistics_of_nothing_are_dashes() -> None:
-    lines = statistics.stats([result()], ("greedy",), statistics.Timing(None, 0.5, None, 1)).split("\n")
+    lines = statistics.stats([result()], ("greedy",), statistics.Timing(None, 0.5, None, 0, 1)).split("\n")
     assert lines[1:3] == [
         "new tokens                             0",
-        "computed tokens                        0  those of discarded paths among them",
+        "computed tokens                        0  with those that were discarded or taken back",
     ]
     assert lines[3:8] == [
         "time to first token                    -  s, compilation included",

@@ -5,11 +5,10 @@ import io
 import json
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import commands
 import folders
 import pytest
 from commands import MIXED, STOPPED, Command, type_in
@@ -31,17 +30,6 @@ ESCAPE = re.compile(r"\x1b\[[0-9;]*m")
 @pytest.fixture(scope="module")
 def model(toy_folder: str) -> Model:
     return entropix.load(toy_folder)
-
-
-@pytest.fixture
-def command(run_command: Callable[..., tuple[int, str, str]], toy_folder: str) -> Command:
-    return commands.on(toy_folder, run_command)
-
-
-@pytest.fixture
-def prompt_file(tmp_path: Path) -> str:
-    (tmp_path / "prompts.txt").write_text("Why?\nHow?\n")
-    return str(tmp_path / "prompts.txt")
 
 
 # ----- one answer -------------------------------------------------------------------------------------------

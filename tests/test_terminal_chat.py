@@ -6,11 +6,9 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import commands
 import folders
 import pytest
 from commands import STOPPED, Command, interrupt_after, type_in
@@ -24,17 +22,6 @@ from entropix.loading import Model
 @pytest.fixture(scope="module")
 def model(toy_folder: str) -> Model:
     return entropix.load(toy_folder)
-
-
-@pytest.fixture
-def command(run_command: Callable[..., tuple[int, str, str]], toy_folder: str) -> Command:
-    return commands.on(toy_folder, run_command)
-
-
-@pytest.fixture
-def prompt_file(tmp_path: Path) -> str:
-    (tmp_path / "prompts.txt").write_text("Why?\nHow?\n")
-    return str(tmp_path / "prompts.txt")
 
 
 # ----- Ctrl-C -----------------------------------------------------------------------------------------------

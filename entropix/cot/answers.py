@@ -37,9 +37,9 @@ PHRASE = "the answer is"
 # commas in groups of three throughout, or not at all. Letters may follow (5km), but not go before (x2).
 _NUMBER = re.compile(
     r"""(?: (?<![\w.)\]%]) [-+−] )?
-        (?: (?<!\w) (?: [0-9]{1,3} (?:,[0-9]{3})+ (?![0-9]) | [0-9]+ ) (?: \.[0-9]+ )?
-          | (?<![\w.]) \.[0-9]+ )
-        (?: [eE][-+]?[0-9]{1,2} (?!\w) )?""",
+        (?: (?<!\w) (?<![0-9]\.) (?: [0-9]{1,3} (?:,[0-9]{3})++ (?![0-9]) | [0-9]++ ) (?: \.[0-9]++ )?
+          | (?<![\w.]) \.[0-9]++ )
+        (?: [eE][-+]?[0-9]{1,2} (?!\w) )? (?! \.[0-9] | [eE][-+]?[0-9]{3} )""",
     re.VERBOSE,
 )
 _SENTENCE_END = re.compile(r"[.!?](?=\s|$)|\n|$")
@@ -49,7 +49,8 @@ _ORNAMENT = " \t\r\f\v*_`\"'“”‘’"  # around an answer, and no part of it
 def last_number(text: str) -> Answer | None:
     """The last number in a text: 1,000 and 1000.0 and +1e3 are all "1000"; -0 is "0"; of 12% the number is 12.
 
-    Fractions and ranges are two numbers. In 5-3 the second is 3, in "x = -3" it is -3.
+    Fractions and ranges are two numbers, version numbers and 1.000.000 none; only the digits 0 to 9 count. In 5-3 the
+    second is 3, in "x = -3" it is -3.
     """
     found = _last(_NUMBER.finditer(text))
     return None if found is None else Answer(_plain(found[0]), *found.span())

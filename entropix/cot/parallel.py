@@ -46,13 +46,9 @@ class CotPath:
     given: int  # tokens at its beginning that were given to it and not drawn by it
     seed: int
     forward_passes: int  # that it took part in, without those of the tokens it was given
+    computed_tokens: int  # its own, without those it shares with its parent; see `Session.computed_B`
     answer: str | None  # None also for a path that was ended before it was finished
     scores: dict[str, float | None]  # by selector
-
-    @property
-    def computed_tokens(self) -> int:
-        """Its tokens without those it shares with its parent."""
-        return len(self.result.token_ids) - self.position
 
 
 @dataclass(frozen=True)
@@ -162,6 +158,7 @@ class _Search:
         self.branches: list[_Branch] = []
         self.results: list[Result] = []
         self.row_passes: list[int] = []
+        self.computed: list[int] = []
         self.decided = False
         self._watch = watch
         self._seed = job.config.seeds[0] if job.config.seeds else job.config.seed
@@ -184,7 +181,7 @@ class _Search:
             self._continue([_Branch([given(record, token)], self._seed) for token in chosen])
         else:
             first.finish = first.finish or Finish.INTERRUPTED
-            self._add([_Branch([], self._seed)], [first], [self._session.n_passes])
+            self._add([_Branch([], self._seed)], [first])
 
     def _from_uncertain_positions(self) -> None:
         """The first pass, which is path 0, and a path from each position where it might have gone another way."""
@@ -235,12 +232,17 @@ class _Search:
         for result in results:
             if result.finish == Finish.RUNNING:
                 result.finish = Finish.INTERRUPTED
-        self._add(branches, results, self._session.row_passes_B.tolist())
+        self._add(branches, results)
 
-    def _add(self, branches: Sequence[_Branch], results: Sequence[Result], row_passes: Sequence[int]) -> None:
+    def _add(self, branches: Sequence[_Branch], results: Sequence[Result]) -> None:
+        """Notes paths that the session has just continued."""
         self.branches += branches
         self.results += results
-        self.row_passes += row_passes
+        self.row_passes += self._session.row_passes_B.tolist()
+        own = [
+            len(branch.records) - branch.position for branch in branches
+        ]  # given, and shared with no other
+        self.computed += [int(n) + m for n, m in zip(self._session.computed_B, own, strict=True)]
 
     def _may_stop(self, results: Sequence[Result]) -> bool:
         """Whether paths are left that the vote can do without."""
@@ -280,7 +282,8 @@ class _Search:
 def given(record: TokenRecord, token: TokenRecord) -> TokenRecord:
     """The record of a step at which another token was put in place of the drawn one."""
     fields = {name: token[name] for name in ("id", "text", "bytes", "logprob")}
-    kept = {name: value for name, value in record.items() if name != "branches"}  # it was none of these
+    own = ("branches", "taken_back")  # of the drawn token's text, which this leaves
+    kept = {name: value for name, value in record.items() if name not in own}
     return {**kept, **fields, "draw_logprob": 0.0, "score": None, "injected": True}
 
 
@@ -301,11 +304,12 @@ def _finished(search: _Search, job: Job) -> CotResult:
             given=len(branch.records),
             seed=branch.seed,
             forward_passes=passes,
+            computed_tokens=computed,
             answer=path.answer,
             scores={name: choice.scores[i] for name, choice in choices.items()},
         )
-        for i, (branch, result, passes, path) in enumerate(
-            zip(search.branches, search.results, search.row_passes, seen, strict=True)
+        for i, (branch, result, passes, computed, path) in enumerate(
+            zip(search.branches, search.results, search.row_passes, search.computed, seen, strict=True)
         )
     ]
     several = dataclasses.replace(

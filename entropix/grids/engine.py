@@ -17,9 +17,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
-import jax
-
-import entropix
 from entropix import samplers, statistics, trace
 from entropix.config import GenerateConfig, SamplerConfig
 from entropix.generation import Result, add, prepare
@@ -114,15 +111,7 @@ def manifest(grid: Grid, model: Model) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "version": VERSION,
-        "entropix": entropix.__version__,
-        "jax": jax.__version__,
-        "backend": jax.default_backend(),
-        "device": jax.devices()[0].device_kind,
-        "model": {
-            "name": model.folder.resolve().name,
-            "dtype": model.dtype.name,
-            "fingerprint": trace.fingerprint(model.folder),
-        },
+        **trace.circumstances(model),
         "variants": [asdict(variant) for variant in grid.variants],
         "prompts": [
             {"text": text, "token_ids": list(ids)} for text, ids in zip(grid.texts, grid.prompts, strict=True)

@@ -21,6 +21,7 @@ class Retreats(NamedTuple):
     """What a row has taken back so far."""
 
     count_B: Array  # int32
+    plain_B: Array  # int32: newest tokens of which none was inserted
     frontier_B: (
         Array  # int32: the step from which the latest was made; there is none before it is reached again
     )
@@ -56,7 +57,7 @@ def none_yet(batch: int) -> Retreats:
     def whole(*shape: int, value: int = 0) -> Array:
         return jnp.full((batch, *shape), value, jnp.int32)
 
-    return Retreats(whole(), whole(), whole(value=-1), whole(MAX_FORBIDDEN, value=_NO_TOKEN))
+    return Retreats(whole(), whole(), whole(), whole(value=-1), whole(MAX_FORBIDDEN, value=_NO_TOKEN))
 
 
 def without_forbidden(retreats: Retreats, context: Context, step_B: Array) -> Context:
@@ -71,14 +72,20 @@ def without_forbidden(retreats: Retreats, context: Context, step_B: Array) -> Co
 def wanted(retreats: Retreats, numbers: Numbers, info: SampleInfo, step_B: Array) -> Array:
     """bool_B: where to take tokens back instead of drawing one.
 
-    A strategy asks for it; and there are enough tokens, the budget is not used up, the row is not on its way back to
-    where it turned, and the step to which it would lead has room for one more forbidden token. So every row ends.
+    A strategy asks for it; and there are enough tokens, none of them inserted (no logit could forbid that), the budget
+    is not used up, the row is not on its way back to where it turned, and the step to which it would lead has room for
+    one more forbidden token. So every row ends.
     """
-    allowed_B = (step_B >= numbers.tokens) & (retreats.count_B < numbers.budget)
+    allowed_B = (retreats.plain_B >= numbers.tokens) & (retreats.count_B < numbers.budget)
     allowed_B &= step_B >= retreats.frontier_B
     again_B = retreats.place_B == step_B - numbers.tokens
     allowed_B &= ~again_B | (retreats.forbidden_BF[:, -1] == _NO_TOKEN)
     return allowed_B & numbers.asks_S[info.strategy_B] & ~info.injected_B
+
+
+def count(retreats: Retreats, injected_B: Array) -> Retreats:
+    """The state after one more token."""
+    return retreats._replace(plain_B=jnp.where(injected_B, 0, retreats.plain_B + 1))
 
 
 def note(retreats: Any, row: int, step: int, tokens: int, dropped: int) -> None:
@@ -89,5 +96,6 @@ def note(retreats: Any, row: int, step: int, tokens: int, dropped: int) -> None:
         forbidden_F[:] = _NO_TOKEN
     forbidden_F[(forbidden_F != _NO_TOKEN).sum()] = dropped
     retreats.count_B[row] += 1
+    retreats.plain_B[row] -= tokens
     retreats.frontier_B[row] = step
     retreats.place_B[row] = place

@@ -53,7 +53,7 @@ function showFiltered() {
 
 function chooseRow(row) {
   state.row = row;
-  at("row").value = row;
+  if (at("row")) at("row").value = row;
   showRow();
 }
 
@@ -84,8 +84,6 @@ new ResizeObserver(() => {
   document.documentElement.style.setProperty("--controls", `${controls.offsetHeight}px`);
 }).observe(controls);
 
-state.row = Math.max(0, traces.find(({ paths }) => paths)?.paths.rows.findIndex(({ chosen }) => chosen) ?? 0);
-if (at("row")) at("row").value = state.row;
-showRow();
+chooseRow(Math.max(0, traces[0].paths?.rows.findIndex(({ chosen }) => chosen) ?? 0));
 connectCharts();
 connectPaths();

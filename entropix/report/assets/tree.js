@@ -63,7 +63,7 @@ const LABEL = 170; // px for the names of paths
 const BEND = 6; // px: the radius of a corner
 
 function drawn(tag, attributes = {}, ...children) {
-  const made = document.createElementNS("http://www.w3.org/2000/svg", tag);
+  const made = document.createElementNS(document.querySelector(".drawing svg").namespaceURI, tag);
   for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
   made.append(...children);
   return made;
@@ -105,10 +105,14 @@ function item(kind, d, [x, y], says, ...more) {
   );
 }
 
-// Puts a drawing in its place. `items` are [element, says, show, act]: what pointing at it shows and choosing it does.
+// Puts a drawing in its place. `items` are [element, says, show, act]: what pointing at it shows, and choosing it does.
 function place(box, readout, width, height, background, items) {
-  const svg = drawn("svg", { width, height, role: "presentation" }, ...background, ...items.map(([made]) => made));
-  const tell = (says) => readout.replaceChildren(...(says ? [`${says[0]}: `, element("q", {}, says[1]), `; ${says[2]}`] : []));
+  const svg = box.querySelector("svg");
+  svg.setAttribute("width", width);
+  svg.setAttribute("height", height);
+  svg.replaceChildren(...background, ...items.map(([made]) => made));
+  const tell = (says) =>
+    readout.replaceChildren(...(says ? [`${says[0]}: `, element("q", {}, says[1]), `; ${says[2]}`] : [readout.dataset.hint]));
   items.forEach(([made, says, show, act], k) => {
     const point = () => {
       tell(says);
@@ -116,7 +120,7 @@ function place(box, readout, width, height, background, items) {
     };
     made.addEventListener("mouseenter", point);
     made.addEventListener("mouseleave", () => {
-      tell();
+      tell(items.find(([other]) => other === document.activeElement)?.[1]);
       preview(state.trace, state.step);
     });
     made.addEventListener("click", act);
@@ -139,7 +143,6 @@ function place(box, readout, width, height, background, items) {
   });
   items[0]?.[0].setAttribute("tabindex", "0");
   tell();
-  box.replaceChildren(svg);
 }
 
 // ----- forks inside a row -----
