@@ -9,7 +9,7 @@ drafted ones after it, and the sampler then goes through these positions in orde
 and key, for as long as what it draws is what was drafted.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -17,14 +17,13 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from entropix import drawing, filters, model, speculation
+from entropix import drawing, forking, model, speculation
 from entropix.config import ModelConfig, SamplerConfig
-from entropix.drawing import Extras, Finish, Request, Rows, StepRecord, draw_logprob, draw_token, where_row
+from entropix.drawing import Extras, Finish, Request, Rows, StepRecord, draw_token
 from entropix.metrics import Metrics, entropy_bits, measure, softmax_parts
 from entropix.model import Attention, KVCache, KVTail
-from entropix.samplers import backtracking, branching
-from entropix.samplers.base import Candidates, Context, Sampler, is_token, log_normalizer
-from entropix.samplers.branching import Paths, Plan
+from entropix.samplers.base import Candidates, Context, Sampler, log_normalizer
+from entropix.samplers.branching import Plan
 from entropix.speculation import NO_TOKEN
 from entropix.weights import Weights
 
@@ -60,7 +59,8 @@ def decode_step(
     draw = partial(draw_token, sampler_cfg=sampler_cfg, sampler=sampler, n_alternatives=extras.alternatives)
     if plan.is_on:
         assert n_draft == 0 and not extras.head_entropies
-        return _advance_branching(weights, request, cache, state, draw, cfg, plan)
+        rows, tail, records = forking.step(weights, request, cache, state.tail, state.rows, draw, cfg, plan)
+        return DecodeState(rows, _used(state.tail, tail, records), state.text_BX), records
     advance = partial(_advance, weights, request, cache, state, draw=draw, cfg=cfg, extras=extras)
     if n_draft == 0:
         return advance(jnp.zeros((len(request.key_B), 0), jnp.int32))
@@ -126,138 +126,6 @@ def _advance(
 def _used(before: KVTail, after: KVTail, records: StepRecord) -> KVTail:
     """The tail with one more slot in use for every token that a row has drawn."""
     return after._replace(used_B=before.used_B + jnp.sum(records.live_B, axis=0, dtype=jnp.int32))
-
-
-def _advance_branching(
-    weights: Weights,
-    request: Request,
-    cache: KVCache,
-    state: DecodeState,
-    draw: Callable[..., tuple[Rows, StepRecord, Candidates]],
-    cfg: ModelConfig,
-    plan: Plan,
-) -> tuple[DecodeState, StepRecord]:
-    """One forward pass and one token of every row; then, if any row forks, the tokens of its best path instead.
-
-    The paths of a row are as many positions of one forward pass, with the row's cache and tail behind all of them:
-    nothing is copied or computed twice. What the best path has computed then moves into the tail.
-    """
-    logits_BTV, tail, attention = model.forward(weights, state.rows.token_B[:, None], cache, state.tail, cfg)
-    context = _contexts(logits_BTV, attention)
-    everyone_B = jnp.ones(len(tail.used_B), bool)
-    rows, record, offered = draw(request, state.rows, everyone_B, context)
-    may_go_on_B = (rows.finish_B == Finish.RUNNING) | (rows.finish_B == Finish.STOP_TOKEN)
-    numbers, step_B = request.branching, state.rows.step_B
-    asked_B = branching.wanted(plan, numbers, rows.forks, record.info, context.metrics, step_B)
-    asked_B &= record.live_B & may_go_on_B
-
-    def straight() -> tuple[Rows, KVTail, StepRecord]:
-        nothing = branching.no_paths(plan, len(step_B))
-        return rows, tail, _padded([record], plan, nothing)
-
-    def forked() -> tuple[Rows, KVTail, StepRecord]:
-        row_BC = jnp.repeat(jnp.arange(len(step_B)), plan.paths)
-
-        def spread(tree: Any) -> Any:
-            return jax.tree.map(lambda leaf: leaf[row_BC], tree)
-
-        per_row = ("key_B", "limit_B", "limit_reason_B")
-        fan_out = request._replace(**{name: spread(getattr(request, name)) for name in per_row})
-        everywhere_B = spread(everyone_B)
-        allowed = context
-        if rows.retreats:
-            allowed = backtracking.without_forbidden(rows.retreats, context, step_B)
-        token_BC, valid_BC = branching.openings(plan, numbers, record.token_B, offered, allowed)
-        opening_B = token_BC.reshape(-1)
-        forced = spread(context)
-        forced = forced._replace(
-            logits_BV=jnp.where(is_token(forced.logits_BV, opening_B), forced.logits_BV, -jnp.inf)
-        )
-        openers, _, _ = draw(fan_out, spread(state.rows._replace(retreats=())), everywhere_B, forced)
-        drawn_B = jnp.arange(len(opening_B)) % plan.paths == 0
-        openers = where_row(drawn_B, spread(rows._replace(retreats=())), openers)
-        info = spread(record.info)
-        other = info._replace(
-            logprob_B=filters.at(spread(context.logits_BV), opening_B)
-            - spread(log_normalizer(context.logits_BV)),
-            draw_logprob_B=draw_logprob(offered, token_BC).reshape(-1),
-            score_B=jnp.full_like(info.score_B, jnp.nan),
-        )
-        opening = spread(record)._replace(
-            token_B=opening_B, finish_B=openers.finish_B, info=where_row(drawn_B, info, other)
-        )
-
-        def rollout(token_BC: Array, world: tuple[KVTail, Array]) -> tuple[Context, tuple[KVTail, Array]]:
-            fanned, depth = world
-            layout = model.fan(cache, fanned, tail.size, plan.paths, depth)
-            logits_BCV, wider, attention = model.forward(weights, token_BC, cache, fanned, cfg, layout)
-            return _contexts(logits_BCV, attention), (wider._replace(used_B=fanned.used_B), depth + 1)
-
-        def draw_path(paths: Rows, context: Context) -> tuple[Rows, StepRecord]:
-            after, record, _ = draw(fan_out, paths, everywhere_B, context)
-            return after, record._replace(before=(paths.sampler, spread(step_B)) if rows.retreats else ())
-
-        world = (model.widen(tail, plan.paths * plan.depth), jnp.zeros((), jnp.int32))
-        ends, (fanned, _), rest = branching.roll(plan, openers, rollout, draw_path, world)
-        every = jax.tree.map(lambda first, later: jnp.concatenate([first[None], later]), opening, rest)
-        columns = jax.tree.map(
-            lambda leaf: jnp.moveaxis(leaf.reshape(len(leaf), len(step_B), plan.paths), 0, -1),
-            every._replace(alternatives=(), before=()),
-        )
-        broken_BC = (ends.finish_B == Finish.NAN).reshape(-1, plan.paths)
-        score_BC, best_B = branching.judge(
-            plan, numbers, valid_BC, broken_BC, columns.live_B, columns.info, columns.metrics
-        )
-        fork_B = asked_B & jnp.any(valid_BC[:, 1:], axis=1)
-        best_B = jnp.where(fork_B, best_B, 0)
-        tried = branching.Paths(
-            forked_B=fork_B,
-            best_B=best_B,
-            score_BC=score_BC,
-            token_BCD=columns.token_B,
-            logprob_BCD=columns.info.logprob_B,
-            live_BCD=columns.live_B & valid_BC[:, :, None],
-        )
-        kept_B = fork_B & jnp.any(score_BC > -jnp.inf, axis=1)  # one NaN reaches all paths of its row
-        last = ends if plan.whole else openers
-        kept = jax.tree.map(lambda leaf: branching.pick(leaf, best_B), last)
-        after = where_row(kept_B, kept, rows._replace(retreats=()))
-        chosen = jax.tree.map(lambda leaf: branching.pick(leaf, best_B, axis=1), every)
-        first_D1 = jnp.arange(len(chosen.live_B))[:, None] == 0
-        chosen = chosen._replace(
-            live_B=chosen.live_B & (kept_B[None] | first_D1),
-            finish_B=jnp.where(kept_B[None], chosen.finish_B, rows.finish_B[None]),
-        )
-        records = [jax.tree.map(lambda leaf, d=d: leaf[d], chosen) for d in range(plan.lookahead + 1)]
-        retreats = rows.retreats
-        for rolled in records[1:] if retreats else ():
-            counted = backtracking.count(retreats, rolled.info.injected_B)
-            retreats = where_row(rolled.live_B, counted, retreats)
-        after = after._replace(forks=branching.note(rows.forks, fork_B, step_B), retreats=retreats)
-        adopted = model.adopt(tail, fanned, jnp.where(kept_B, best_B, model.NO_PATH), plan.paths)
-        return after, adopted if plan.whole else tail, _padded(records, plan, tried)
-
-    rows, after, records = jax.lax.cond(jnp.any(asked_B), forked, straight)
-    return DecodeState(rows, _used(state.tail, after, records), state.text_BX), records
-
-
-def _contexts(logits_BTV: Array, attention: Attention) -> Context:
-    """What a sampler may look at, of every position as a row of its own, `[B·T]`."""
-    with jax.named_scope("metrics"):
-        metrics_BT = measure(logits_BTV, attention)
-    return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), Context(logits_BTV, metrics_BT))
-
-
-def _padded(records: Sequence[StepRecord], plan: Plan, paths: Paths) -> StepRecord:
-    """These records as one, `[plan.lookahead + 1, B]`, those that are missing not live; the paths go with the first."""
-    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *records)
-    missing = plan.lookahead + 1 - len(records)
-
-    def pad(leaf: Array, n: int) -> Array:
-        return jnp.pad(leaf, ((0, n), *((0, 0),) * (leaf.ndim - 1)))
-
-    first = jax.tree.map(lambda leaf: pad(leaf[None], plan.lookahead), paths)
-    return jax.tree.map(lambda leaf: pad(leaf, missing), stacked)._replace(paths=first)
 
 
 def _head_entropies(attention: Attention) -> Array:

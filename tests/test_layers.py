@@ -29,7 +29,7 @@ ORDER = [
     "samplers",
     "calibration.solver",
     "speculation",
-    "drawing", "decode",
+    "drawing", "forking", "decode",
     "loading",
     "request", "session",
     "scoring",
