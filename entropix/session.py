@@ -18,7 +18,7 @@ from entropix.request import check_prompts, device_config, make_request
 from entropix.samplers import Sampler, backtracking, branching
 from entropix.samplers.branching import Plan
 
-PREFILL_WIDTHS = (64, 128, 512)  # tokens in one prefill call; each compiles once for each capacity
+PREFILL_WIDTHS = (8, 64, 128, 512)  # tokens in one prefill call; each compiles once for each capacity
 MIN_CAPACITY = 256  # slots; doubled as the text grows, up to what the context needs
 
 
@@ -379,11 +379,11 @@ class Session:
 
 def _prefill_widths(pending: int) -> list[int]:
     """Widths that take so many tokens: the narrowest that takes all that is left, or, where that would be mostly
-    padding, the widest that is filled."""
+    padding, the widest that is filled. The first width is for a few tokens more, as after a fork, and not repeated."""
     widths = []
     while pending > 0:
         enough = next((width for width in PREFILL_WIDTHS if width >= pending), PREFILL_WIDTHS[-1])
-        filled = max((width for width in PREFILL_WIDTHS if width <= pending), default=PREFILL_WIDTHS[0])
+        filled = max((width for width in PREFILL_WIDTHS[1:] if width <= pending), default=enough)
         widths.append(enough if 2 * pending > enough else filled)
         pending -= widths[-1]
     return widths
