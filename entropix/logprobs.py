@@ -43,6 +43,8 @@ class Flags:
 def main(args: Sequence[str] | None = None) -> None:
     """Does what the flags (by default those of the process) say. Raises a ValueError for bad input."""
     flags = tyro.cli(Flags, prog="python -m entropix.logprobs", description=__doc__, args=args)
+    if flags.out is not None:
+        trace.check_not_read(flags.out, [flags.trace])
     text = json.dumps(convert(trace.read(flags.trace)), ensure_ascii=False, allow_nan=False) + "\n"
     if flags.out is None:
         sys.stdout.write(text)

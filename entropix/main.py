@@ -166,6 +166,7 @@ def main(args: Sequence[str] | None = None) -> None:
     )
     if show.trace is not None:
         trace.check_writable(show.trace)
+        trace.check_not_read(show.trace, [flags.prompt_file] if flags.prompt_file else [])
     with terminal.status("loading the weights"):
         model = loading.load(loading.DEFAULT_MODEL if flags.weights is None else flags.weights, flags.dtype)
     if flags.chat:

@@ -169,6 +169,15 @@ def check_writable(path: str | Path, what: str = "a trace") -> None:
         raise ValueError(f"{path}: cannot write {what} there ({error.strerror})") from None
 
 
+def check_not_read(path: str | Path, sources: Iterable[str | Path]) -> None:
+    """Raises a ValueError for an output that is one of the files it is made of."""
+    for source in sources:
+        if Path(path).resolve() == Path(source).resolve():
+            raise ValueError(
+                f"{path} is read from and would be lost; choose another name for what is written"
+            )
+
+
 def write(
     path: str | Path,
     job: Job,

@@ -367,5 +367,6 @@ def test_ten_paths_of_a_small_question_take_the_passes_of_one_batch(real_model: 
     lengths = [len(path.result.token_ids) for path in found.paths]
     assert len({path.result.token_ids[0] for path in found.paths}) == 10
     assert max(lengths) <= found.forward_passes <= 1 + max(lengths)
-    assert found.computed_tokens == sum(lengths) >= 3 * found.forward_passes
+    # What a chunk computes after a stop string counts too.
+    assert found.computed_tokens >= sum(lengths) >= 3 * found.forward_passes
     assert found.winner.answer is not None

@@ -42,6 +42,7 @@ def main(args: Sequence[str] | None = None) -> None:
         raise ValueError("say what to make: -o FILE.html for a page, --png DIR or --pdf DIR for figures")
     if flags.out is not None:
         trace.check_writable(flags.out, "a page")
+        trace.check_not_read(flags.out, flags.traces)
     traces = page.read(flags.traces)
     if flags.out is not None:
         trace.write_file(flags.out, [page.page(traces)], "a page")
