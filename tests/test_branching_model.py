@@ -9,51 +9,14 @@ import chex
 import jax
 import numpy as np
 import pytest
-import toy
+from branches import EVERYWHERE, MODEL, PLAIN, PROMPTS, SMALL, branched, forks, tokens, unbranched
 
-from entropix import decode, generation, samplers, scoring
-from entropix.config import GenerateConfig, SamplerConfig
+from entropix import decode, samplers, scoring
 from entropix.drawing import Finish
 from entropix.generation import Result, collect, prepare, run
 from entropix.loading import Model
 from entropix.metrics import Metrics
 from entropix.session import Session
-
-MODEL = toy.model_of(tied_embeddings=False)
-PROMPTS = [[1, 2, 3, 4, 5], [200, 7], [9, 8, 7, 6, 5, 4, 3, 2, 1, 0, 11, 12]]
-SMALL = toy.model_of(tied_embeddings=False, n_layers=1)
-PLAIN: dict[str, Any] = {
-    "sampler": "top-k",
-    "max_new_tokens": 40,
-    "alternatives": 5,
-    "sampler_config": {"temp": 1.0, "top_k": 20},
-}
-EVERYWHERE = {"paths": 3, "depth": 2, "entropy": 0.001}
-
-
-def branched(
-    prompts: Sequence[Sequence[int]] = PROMPTS, model: Model = MODEL, **options: Any
-) -> tuple[list[Result], Session]:
-    """A generation of which other options than these are the same program."""
-    branching = EVERYWHERE | options.pop("branching", {})
-    job = prepare(model, prompts, **PLAIN | options, branching=branching)
-    session = Session(model, len(prompts))
-    return collect(job, run(job, session)), session
-
-
-def unbranched(
-    prompts: Sequence[Sequence[int]] = PROMPTS, model: Model = MODEL, **options: Any
-) -> list[Result]:
-    return generation.generate(model, prompts, **PLAIN | options)
-
-
-def tokens(results: Sequence[Result]) -> list[list[int]]:
-    return [result.token_ids for result in results]
-
-
-def forks(result: Result) -> list[int]:
-    """The steps at which a row forked."""
-    return [step for step, record in enumerate(result.records) if "branches" in record]
 
 
 @pytest.fixture(scope="module")
@@ -382,111 +345,3 @@ def test_a_step_with_a_fork_is_one_pass_and_one_for_each_rolled_token(results: l
     assert tokens(again) == tokens(results)
     assert session.n_passes == 13 * (1 + 2) + 1
     assert session.row_passes_B.tolist() == [40] * 3
-
-
-# ----- samplers that remember -------------------------------------------------------------------------------
-
-PENALTY: dict[str, Any] = {"sampler_config": {"repetition_penalty": 1.5}}
-GUARDED = EVERYWHERE | {"among": "all", "score": "certainty"}
-
-
-def small(prompts: Sequence[Sequence[int]], **options: Any) -> list[Result]:
-    return generation.generate(SMALL, prompts, **{"max_new_tokens": 40} | options)
-
-
-def test_the_guard_sees_the_kept_path_and_nothing_of_the_others() -> None:
-    """Greedy, hence without randomness: what follows a fork is what follows the same text as a prompt."""
-    outdone = 0
-    for prompt in PROMPTS:
-        [result] = small([prompt], sampler="greedy", branching=GUARDED | {"budget": 1}, **PENALTY)
-        outdone += not result.records[0]["branches"][0]["chosen"]
-        text = [*prompt, *result.token_ids[:3]]
-        [rest] = small([text], sampler="greedy", branching=GUARDED | {"budget": 0}, **PENALTY)
-        assert result.token_ids[3:] == rest.token_ids[:37]
-    assert outdone, "only drawn tokens were kept, so nothing was tested"
-
-
-def test_the_surprise_that_mirostat_steers_by_is_that_of_the_kept_path() -> None:
-    """μ after the text, from its records. A token that was tried in place of the drawn one counts as no surprise."""
-    tau, eta = 3.0, 0.1
-    job = prepare(
-        SMALL,
-        PROMPTS[:1],
-        sampler="mirostat",
-        sampler_config={"temp": 1.0, "mirostat_tau": tau, "mirostat_eta": eta},
-        max_new_tokens=30,
-        branching=EVERYWHERE | {"among": "all"},
-    )
-    session = Session(SMALL, 1)
-    [result] = collect(job, run(job, session))
-    mu, outdone = 2 * tau, 0
-    for record in result.records:
-        forced = "branches" in record and not record["branches"][0]["chosen"]
-        surprise = 0.0 if forced else -record["logprob"] / math.log(2)
-        mu -= eta * (surprise - tau)
-        outdone += forced
-    assert outdone > 2
-    assert session._run is not None
-    assert float(session._run.state.rows.sampler.mu_B[0]) == pytest.approx(mu, abs=1e-3)
-
-
-def test_a_clarifier_that_begins_on_a_kept_path_is_finished() -> None:
-    """Four tokens are inserted, more than a path of three has, and none of them forks."""
-    [result] = small(
-        PROMPTS[:1],
-        sampler="entropix",
-        sampler_config=SamplerConfig(
-            clarifier="abcd", low_vent_thresh=100.0, high_ent_thresh=6.6, high_vent_thresh=200.0
-        ),
-        max_new_tokens=80,
-        branching=EVERYWHERE | {"strategies": ["adaptive"]},
-    )
-    inserted = [record["injected"] for record in result.records]
-    runs = "".join("x" if one else " " for one in inserted[:-4]).split()
-    assert len(forks(result)) > 3
-    assert not any(inserted[step] for step in forks(result))
-    assert any(
-        "97" in str(branch["ids"][1:]) for s in forks(result) for branch in result.records[s]["branches"]
-    )
-    assert set(runs[:-1]) == {"xxxx"}
-    assert bytes(r["id"] for r, one in zip(result.records, inserted, strict=True) if one).startswith(
-        b"abcdabcd"
-    )
-
-
-# ----- what is refused --------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (
-            {"branching": {"paths": 2, "strategies": ["explor"]}},
-            "branching: unknown strategy 'explor'; top-k has",
-        ),
-        ({"branching": {"paths": 2}}, "branching: top-k never does explore; it has top-k. Name one of these"),
-        ({"branching": {"paths": 2, "strategies": []}}, "branching: top-k never does anything that branches"),
-        (
-            {"branching": {"paths": 2, "entropy": 1.0}, "speculate": 2},
-            "branching and speculate do not go together",
-        ),
-        (
-            {"branching": {"paths": 2, "entropy": 1.0}, "head_entropies": True},
-            "branching records no head_entropies",
-        ),
-        ({"branching": {"paths": 17}}, "generation: branching: paths must be between 1 and 16, got 17"),
-        ({"branching": {"path": 2}}, "generation: branching: unknown field 'path'; did you mean 'paths'"),
-        ({"branching": {"score": "luck"}}, "generation: branching: score must be logprob or margin"),
-        ({"branching": 3}, "generation: branching must be of type BranchConfig, got 3"),
-    ],
-)
-def test_what_would_never_branch_or_cannot_is_refused(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message.replace("(", r"\(")):
-        prepare(MODEL, PROMPTS, **{"sampler": "top-k"} | options)
-
-
-def test_strategies_of_other_samplers_are_no_mistake() -> None:
-    """The default names explore, which most samplers do not have."""
-    job = prepare(MODEL, PROMPTS, sampler="greedy", branching={"paths": 2, "entropy": 1.0})
-    assert job.config.branching.strategies == ("explore",)
-    assert GenerateConfig().branching.strategies == ("explore",)

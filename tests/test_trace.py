@@ -12,15 +12,15 @@ from typing import Any
 import folders
 import jax
 import pytest
+from traces import lines_of, rewrite
 
 import entropix
 from entropix import generation, trace
-from entropix.config import BranchConfig, GenerateConfig, SamplerConfig
+from entropix.config import GenerateConfig, SamplerConfig
 from entropix.drawing import Finish
 from entropix.generation import Job, Result
 from entropix.loading import Model
 from entropix.metrics import Metrics
-from entropix.replay import first_difference
 
 
 @pytest.fixture(scope="module")
@@ -55,37 +55,6 @@ def path(tmp_path: Path, job: Job, results: list[Result]) -> Path:
     return tmp_path / "trace.jsonl"
 
 
-@pytest.fixture(scope="module")
-def forked(tmp_path_factory: pytest.TempPathFactory, model: Model) -> tuple[str, list[Result]]:
-    """(the text of a trace, its results) of two rows that fork."""
-    path = tmp_path_factory.mktemp("forked") / "trace.jsonl"
-    branching = {"paths": 3, "depth": 2, "entropy": 6.0, "growth": 3.5, "strategies": ["explore", "flow"]}
-    job = generation.prepare(
-        model, ["Why?", [3, 1, 4]], sampler="min-p", max_new_tokens=12, seed=5, branching=branching
-    )
-    results = generation.collect(job, generation.run(job))
-    trace.write(path, job, results)
-    return path.read_text(encoding="utf-8"), results
-
-
-@pytest.fixture
-def forked_path(tmp_path: Path, forked: tuple[str, list[Result]]) -> Path:
-    (tmp_path / "forked.jsonl").write_text(forked[0], encoding="utf-8")
-    return tmp_path / "forked.jsonl"
-
-
-def first_fork(path: Path) -> dict[str, Any]:
-    return next(line for line in lines_of(path) if "branches" in line)
-
-
-def lines_of(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n")[:-1]]
-
-
-def rewrite(path: Path, lines: list[dict[str, Any]]) -> None:
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-
-
 # ----- what is in a trace -----------------------------------------------------------------------------------
 
 
@@ -99,28 +68,6 @@ def test_a_trace_repeats_its_generation(path: Path, model: Model, results: list[
     again = entropix.generate(model, read.prompts, **read.options)
     assert [r.token_ids for r in again] == [r.token_ids for r in results]
     assert [r.text for r in again] == [r.text for r in results]
-
-
-def test_a_trace_of_forks_is_read_as_written_and_repeats(
-    forked_path: Path, model: Model, forked: tuple[str, list[Result]]
-) -> None:
-    """Every branch, token and score, and the branching itself among the options."""
-    read = trace.read(forked_path)
-    assert read.results == forked[1]
-    assert read.options["branching"] == BranchConfig(
-        paths=3, depth=2, entropy=6.0, growth=3.5, strategies=("explore", "flow")
-    )
-    assert first_difference(model, read) is None
-    assert entropix.generate(model, read.prompts, **read.options) == read.results
-
-
-def test_a_branch_that_comes_out_otherwise_is_a_difference(forked_path: Path, model: Model) -> None:
-    read = trace.read(forked_path)
-    step = next(i for i, record in enumerate(read.results[0].records) if "branches" in record)
-    read.results[0].records[step]["branches"][1]["score"] += 0.01
-    difference = first_difference(model, read)
-    assert difference is not None
-    assert (difference.row, difference.step, difference.field) == (0, step, "branches")
 
 
 def test_a_trace_tells_its_configs_in_full(path: Path, job: Job) -> None:
@@ -246,20 +193,18 @@ def documented() -> dict[str, dict[str, str]]:
     return tables
 
 
-def test_the_document_names_exactly_the_fields_that_are_written(path: Path, forked_path: Path) -> None:
+def test_the_document_names_exactly_the_fields_that_are_written(path: Path) -> None:
     header, *lines = lines_of(path)
-    branches = first_fork(forked_path)["branches"]
     written = {
         "Header": header,
         "Model": header["model"],
         "Prompt": header["prompts"][0],
-        "Token": {**lines[0], "branches": branches, "taken_back": [[1]]},
+        "Token": {**lines[0], "branches": [], "taken_back": []},  # tests/test_trace_forks.py writes these
         "Alternative": lines[0]["alternatives"][0],
-        "Branch": branches[0],
         "Row end": lines[-1],
     }
     of_plain_traces = {name: list(fields) for name, fields in documented().items()}
-    for name in ("Selection", "Path"):
+    for name in ("Branch", "Selection", "Path"):
         assert of_plain_traces.pop(name)
     assert of_plain_traces == {heading: list(fields) for heading, fields in written.items()}
 
@@ -412,31 +357,6 @@ def test_a_damaged_trace_is_refused(path: Path, change: Any, message: str) -> No
     rewrite(path, lines)
     with pytest.raises(ValueError, match=r"trace\.jsonl: " + message):
         trace.read(path)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda branches: branches.append(1), r"'branches' must be of type list of objects"),
-        (lambda branches: branches[1].pop("score"), r"'branches\[1\].score' is missing"),
-        (
-            lambda branches: branches[0].update(ids=[1.5]),
-            r"'branches\[0\].ids' must be of type list of integers",
-        ),
-        (
-            lambda branches: branches[0].update(logprobs=["-1"]),
-            r"'branches\[0\].logprobs' must be of type list of numbers",
-        ),
-        (lambda branches: branches[0].update(chosen=0), r"'branches\[0\].chosen' must be of type boolean"),
-    ],
-)
-def test_a_damaged_branch_is_refused(forked_path: Path, change: Any, message: str) -> None:
-    lines = lines_of(forked_path)
-    number = next(i for i, line in enumerate(lines) if "branches" in line)
-    change(lines[number]["branches"])
-    rewrite(forked_path, lines)
-    with pytest.raises(ValueError, match=rf"forked\.jsonl: line {number + 1}: field {message}"):
-        trace.read(forked_path)
 
 
 def test_fields_of_later_releases_are_passed_over(path: Path, results: list[Result]) -> None:

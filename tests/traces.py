@@ -146,3 +146,11 @@ def write(
     path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     trace.read(path)  # it is one
     return str(path)
+
+
+def lines_of(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n")[:-1]]
+
+
+def rewrite(path: Path, lines: list[dict[str, Any]]) -> None:
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
