@@ -24,6 +24,7 @@ from entropix import cli, coloring, config
 from entropix.cli import Dtype, Text, Weights, flag
 from entropix.config import GenerateConfig, SamplerConfig
 from entropix.cot.flags import PathFlags, read_plan
+from entropix.cot.plan import Plan
 from entropix.search_flags import BacktrackFlags, BranchFlags, read_backtracking, read_branching
 
 _PROG = "python -m entropix.main"
@@ -119,46 +120,40 @@ class Command(NamedTuple):
     flags: Flags
     sampler: str  # a preset or a TOML file
     sampler_config: SamplerConfig
+    generation: GenerateConfig
+    plan: Plan | None  # of several paths
+    color: coloring.Choice
 
 
 def main(args: Sequence[str] | None = None) -> None:
     """Does what the flags (by default those of the process) say. Raises a ValueError for bad input."""
-    flags, sampler, sampler_config = parse(sys.argv[1:] if args is None else args)
+    command = parse(sys.argv[1:] if args is None else args)
+    flags, plan = command.flags, command.plan
     prompts = read_prompts(flags)
-    plan = read_plan(flags.paths)
     if plan is not None and len(prompts) > 1:
         raise ValueError(
             f"{flags.prompt_file} has {len(prompts)} prompts, but several paths start from one; "
             "give them one by one with --prompt"
         )
     options: dict[str, Any] = {
-        "sampler": sampler,
-        "sampler_config": sampler_config,
+        "sampler": command.sampler,
+        "sampler_config": command.sampler_config,
         "allow_special": flags.allow_special,
-        "max_new_tokens": flags.max_new_tokens,
-        "seed": flags.seed,
-        "stop": flags.stop,
-        "ignore_stop_tokens": flags.ignore_stop_tokens,
-        "speculate": flags.speculate,
-        "alternatives": flags.alternatives,
-        "head_entropies": flags.head_entropies,
-        "branching": read_branching(flags.branches),
-        "backtracking": read_backtracking(flags.backtracks),
+        **vars(command.generation),
     }
 
     # These compile and load; what is wrong so far was said without waiting for them.
     from entropix import backend, generation, loading, samplers, terminal, trace
-    from entropix.cot import output
 
     try:
-        samplers.get(config.read_preset(sampler)[0])
+        samplers.get(config.read_preset(command.sampler)[0])
     except ValueError as error:
-        raise ValueError(f"{sampler}: {error}") from None
+        raise ValueError(f"{command.sampler}: {error}") from None
     backend.use_compilation_cache()
     if not flags.json and len(prompts) < 2 and plan is None:
         options["chunk_length"] = terminal.STREAM_CHUNK
     show = terminal.Show(
-        color=coloring.read_choice(flags.color),
+        color=command.color,
         live=flags.live,
         stats=flags.stats,
         json=flags.json,
@@ -177,6 +172,8 @@ def main(args: Sequence[str] | None = None) -> None:
     if plan is None:
         interrupted = any(result.finish.name == "INTERRUPTED" for result in terminal.answer(job, show))
     else:
+        from entropix.cot import output
+
         interrupted = output.answer(job, plan, show).interrupted
     if interrupted:
         raise KeyboardInterrupt
@@ -199,9 +196,10 @@ def parse(args: Sequence[str]) -> Command:
     _, defaults = config.read_preset(source)
     flags: Any = cli.parse(_all_flags(source, defaults), args, _PROG, _DESCRIPTION)
     numbers = {f.name: getattr(flags.sampler, f.name) for f in dataclasses.fields(SamplerConfig)}
-    command = Command(flags, source, config.from_mapping(SamplerConfig, numbers, "flags"))
-    _check(flags)
-    return command
+    sampler_config = config.from_mapping(SamplerConfig, numbers, "flags")
+    plan = read_plan(flags.paths)
+    _check(flags, plan)
+    return Command(flags, source, sampler_config, _generation(flags), plan, coloring.read_choice(flags.color))
 
 
 def choose_preset(preset: Preset) -> str:
@@ -247,17 +245,23 @@ def _describe_samplers() -> str:
     return "\n".join(f"{name:{width}}  {samplers.get(config.read_preset(name)[0]).summary}" for name in names)
 
 
-def _check(flags: Flags) -> None:
-    """Raises a ValueError for values that no model and no prompt could make right."""
-    if read_plan(flags.paths) is not None and flags.chat:
+def _generation(flags: Flags) -> GenerateConfig:
+    """What the flags say about generation; those named like its fields, and the groups that are its parts."""
+    named = [f.name for f in dataclasses.fields(GenerateConfig) if hasattr(flags, f.name)]
+    values = {name: getattr(flags, name) for name in named}
+    parts = {
+        "branching": read_branching(flags.branches),
+        "backtracking": read_backtracking(flags.backtracks),
+    }
+    return config.from_mapping(GenerateConfig, values | parts, "flags")
+
+
+def _check(flags: Flags, plan: Plan | None) -> None:
+    """Raises a ValueError for flags that no model and no prompt could make right."""
+    if plan is not None and flags.chat:
         raise ValueError(
             "--chat is a conversation, but several paths start from one prompt; drop one of them"
         )
-    shared = [f.name for f in dataclasses.fields(GenerateConfig) if hasattr(flags, f.name)]
-    config.from_mapping(GenerateConfig, {name: getattr(flags, name) for name in shared}, "flags")
-    read_branching(flags.branches)
-    read_backtracking(flags.backtracks)
-    coloring.read_choice(flags.color)
     for name in ("alternatives", "head_entropies"):
         if getattr(flags, name) and flags.trace is None:
             raise ValueError(f"--{name.replace('_', '-')} goes into the trace; give --trace FILE.jsonl too")
