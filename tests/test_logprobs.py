@@ -133,6 +133,13 @@ def test_an_unwritable_file_is_named(path: Path, capsys: pytest.CaptureFixture[s
     assert "out.json: cannot write JSON there, the folder" in capsys.readouterr().err
 
 
+def test_the_trace_itself_is_not_written_over(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path.write_text("a trace")
+    assert cli.run(lambda: main([str(path), "-o", str(path)])) == 1
+    assert "is read from and would be lost" in capsys.readouterr().err
+    assert path.read_text() == "a trace"
+
+
 def test_what_is_no_trace_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run(lambda: main([str(tmp_path / "none.jsonl")])) == 1
     assert "none.jsonl: cannot be read as a trace" in capsys.readouterr().err

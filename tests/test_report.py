@@ -248,6 +248,33 @@ def test_traces_tell_in_what_they_differ(tmp_path: Path) -> None:
     assert page.differences([page.read(paths)[0].trace]) == [""]
 
 
+def test_differences_in_parts_are_told_one_by_one_and_what_is_only_recorded_is_none(tmp_path: Path) -> None:
+    generations = [
+        {
+            "seed": 1,
+            "alternatives": 0,
+            "branching": {"paths": 4, "depth": 4, "strategies": ["flow", "explore"]},
+        },
+        {"seed": 1, "alternatives": 5, "branching": {"paths": 1, "depth": 4, "strategies": []}},
+    ]
+    paths = [
+        traces.write(tmp_path / f"{i}.jsonl", traces.tokens("a"), generation=generation)
+        for i, generation in enumerate(generations)
+    ]
+    assert page.differences([named.trace for named in page.read(paths)]) == [
+        "branching paths 4, branching strategies flow explore",
+        "branching paths 1, branching strategies none",
+    ]
+
+
+def test_a_page_in_the_place_of_a_trace_is_refused(tmp_path: Path, run_command: Any) -> None:
+    path = traces.write(tmp_path / "a.jsonl", traces.tokens("a"))
+    before = Path(path).read_bytes()
+    code, _, errors = run_command(main, str(path), "-o", str(tmp_path / "." / "a.jsonl"))
+    assert code == 1 and "is read from and would be lost" in errors
+    assert Path(path).read_bytes() == before
+
+
 # ----- figures ----------------------------------------------------------------------------------------------
 
 

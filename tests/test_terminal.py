@@ -94,6 +94,12 @@ def test_a_stop_string_ends_the_answer_and_is_no_part_of_it(command: Command) ->
     assert ended.err == "seed: 1\nstopped: a stop string appeared\n"
 
 
+def test_the_prompts_are_not_written_over_by_their_trace(command: Command, prompt_file: str) -> None:
+    code, _, errors = command("--prompt-file", prompt_file, "--trace", prompt_file)
+    assert code == 1 and "is read from and would be lost" in errors
+    assert Path(prompt_file).read_text() == "Why?\nHow?\n"
+
+
 def test_logits_that_are_not_finite_end_with_1(command: Command, tmp_path: Path) -> None:
     folder = folders.write_checkpoint(tmp_path / "wild")
     tensors = folders.read_tensors(folder)

@@ -138,13 +138,16 @@ def tradeoff(summaries: Sequence[Summary]) -> Plot:
             x=[found.means["logprob"] for found in shown],
             y=[found.means["distinct-2"] for found in shown],
             text=[found.label for found in shown],
-            mode="markers+text" if len(shown) <= 12 else "markers",
+            mode="markers+text" if len(shown) <= 6 else "markers",  # more of them cover each other
             textposition="top center",
             marker={"size": 10},
             cliponaxis=False,
             hovertemplate="%{text}<br>%{x:.3f} nats<br>distinct-2 %{y:.3f}<extra></extra>",
         )
     )
+    figure.update_layout(
+        margin={"l": 52, "r": 52, "t": 32, "b": 44}
+    )  # labels reach beyond the outermost points
     figure.update_layout(xaxis_title="mean log-probability (nats per token)", yaxis_title="distinct-2")
     return Plot(
         "How likely and how varied",
@@ -273,6 +276,7 @@ def sweep(grid: Grid, summaries: Sequence[Summary], fields: Sequence[str]) -> Pl
             figure.update_xaxes(type="category", **place)
         figure.add_trace(drawn, **place)
         figure.update_xaxes(title_text=fields[-1], **place)
+    figure.update_layout(margin={"l": 52, "r": 12, "t": 36, "b": 44})  # room for the titles
     said = f"{', '.join(_MAPPED)} over {' and '.join(fields)}; the numbers are in the table"
     return Plot("Measures over what was varied", said, 38, figure)
 

@@ -1,6 +1,6 @@
 """The page: what is in it, and the data that its scripts draw from."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,6 +10,7 @@ from entropix.trace import Trace
 
 SCRIPTS = ("data.js", "strip.js", "details.js", "tree.js", "charts.js", "page.js")
 SHOWN_DIFFERENCES = 6  # of settings, in a trace's heading
+_RECORDED = ("alternatives", "head_entropies", "chunk_length")  # settings that change no token
 
 
 class Named(NamedTuple):
@@ -82,11 +83,26 @@ def alignments(traces: Sequence[Trace]) -> list[dict[str, Any] | None]:
 
 def differences(traces: Sequence[Trace]) -> list[str]:
     """For each trace the settings in which they are not all alike, like "seed 2, temp 0.7"; the first few."""
-    settings = [t.header["generation"] | t.header["sampler_config"] for t in traces]
-    names = dict.fromkeys(name for one in settings for name in one)
+    settings = [_flat(t.header["generation"]) | t.header["sampler_config"] for t in traces]
+    names = dict.fromkeys(name for one in settings for name in one if name not in _RECORDED)
     unlike = [n for n in names if any(one.get(n) != settings[0].get(n) for one in settings)]
     rest = f", and {len(unlike) - SHOWN_DIFFERENCES} more" if len(unlike) > SHOWN_DIFFERENCES else ""
-    return [", ".join(f"{n} {one.get(n)}" for n in unlike[:SHOWN_DIFFERENCES]) + rest for one in settings]
+    return [
+        ", ".join(f"{n} {_plain(one.get(n))}" for n in unlike[:SHOWN_DIFFERENCES]) + rest for one in settings
+    ]
+
+
+def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings with those of their parts, like "branching paths"."""
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        part = value if isinstance(value, Mapping) else None
+        flat |= {name: value} if part is None else {f"{name} {inner}": part[inner] for inner in part}
+    return flat
+
+
+def _plain(value: Any) -> str:
+    return " ".join(map(str, value)) or "none" if isinstance(value, list) else str(value)
 
 
 def _strategies(headers: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

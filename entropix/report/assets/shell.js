@@ -47,7 +47,13 @@ const report = (() => {
     return result;
   }
 
-  const CONFIG = { displaylogo: false, responsive: true, modeBarButtonsToRemove: ["select2d", "lasso2d"] };
+  // Where nothing hovers, plotly would lay its buttons over the plot for good.
+  const CONFIG = {
+    displaylogo: false,
+    displayModeBar: matchMedia("(hover: hover)").matches ? "hover" : false,
+    responsive: true,
+    modeBarButtonsToRemove: ["select2d", "lasso2d"],
+  };
 
   function plot(element, figure) {
     drawn.set(element, figure);
