@@ -71,9 +71,9 @@ class Flags:
     raw: Annotated[bool, flag("continue the prompt as plain text, without a chat template")] = False
     allow_special: Annotated[bool, flag("names of special tokens in the prompt become these tokens")] = False
 
-    paths: PathFlags = field(default_factory=PathFlags)
-    branches: BranchFlags = field(default_factory=BranchFlags)
-    backtracks: BacktrackFlags = field(default_factory=BacktrackFlags)
+    paths: Annotated[PathFlags, arg(name="parallel-paths")] = field(default_factory=PathFlags)
+    branches: Annotated[BranchFlags, arg(name="branching")] = field(default_factory=BranchFlags)
+    backtracks: Annotated[BacktrackFlags, arg(name="backtracking")] = field(default_factory=BacktrackFlags)
 
     color: Annotated[
         str,
