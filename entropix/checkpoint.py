@@ -253,15 +253,22 @@ def tensor_shapes(cfg: ModelConfig) -> dict[str, tuple[int, ...]]:
 
 
 class StoredTensor(NamedTuple):
-    """Where a tensor lies. `read` maps it into memory without copying; its dtype must be one of `DTYPES`."""
+    """Where a tensor lies; its dtype must be one of `DTYPES` for all that follows."""
 
     file: Path
     dtype: str
     shape: tuple[int, ...]
     offset: int  # bytes from the beginning of the file
 
-    def read(self) -> np.ndarray:
-        return np.memmap(self.file, DTYPES[self.dtype], "r", self.offset, self.shape)
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * DTYPES[self.dtype].itemsize
+
+    def read(self, start: int = 0, stop: int | None = None) -> np.ndarray:
+        """These rows, by default all, mapped into memory without copying."""
+        stop = self.shape[0] if stop is None else min(stop, self.shape[0])
+        offset = self.offset + start * self.nbytes // self.shape[0]
+        return np.memmap(self.file, DTYPES[self.dtype], "r", offset, (stop - start, *self.shape[1:]))
 
 
 def stored_tensors(folder: Path) -> dict[str, StoredTensor]:

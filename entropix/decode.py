@@ -10,7 +10,7 @@ and key, for as long as what it draws is what was drafted.
 """
 
 from collections.abc import Callable
-from functools import partial
+from functools import partial, wraps
 from typing import Any, NamedTuple
 
 import jax
@@ -155,6 +155,7 @@ def decode_chunk(
     Runs until `n_steps` are done, a tail has no room for another step, or every row has ended. The cache is only
     read; `commit` the full tail before the next chunk.
     """
+    state = model.lay_out(state)
     step = jax.jit(  # inline, hence only a memory of its trace, which is wanted twice
         partial(
             decode_step,
@@ -181,12 +182,12 @@ def decode_chunk(
 
     def body(carry: tuple[Array, DecodeState, StepRecord]) -> tuple[Array, DecodeState, StepRecord]:
         done, state, records = carry
-        state, record = step(weights, request, cache, state)
+        state, record = model.lay_out(step(weights, request, cache, state))
         records = jax.tree.map(lambda buffer, new: buffer.at[done].set(new), records, record)
         return done + 1, state, records
 
     done, state, records = jax.lax.while_loop(go_on, body, (jnp.zeros((), jnp.int32), state, blank))
-    return state, records, done
+    return model.lay_out((state, records, done))
 
 
 @partial(jax.jit, static_argnames=("cfg", "from_empty"), donate_argnames=("cache",))
@@ -201,7 +202,7 @@ def prefill(
     dtype = cache.k_LBKHS[0].dtype
     past = model.empty_cache(cfg, batch, 0, dtype) if from_empty else cache
     _, tail, _ = model.forward(weights, tokens_BT, past, model.empty_tail(cfg, batch, width, dtype), cfg)
-    return model.commit(cache, tail, count_B)
+    return model.lay_out(model.commit(cache, tail, count_B))
 
 
 @partial(jax.jit, static_argnames="cfg", donate_argnames=("cache",))
@@ -220,17 +221,30 @@ def read(
     with jax.named_scope("metrics"):
         metrics_BT = measure(logits_BTV, attention)
     logit_BT = jnp.take_along_axis(logits_BTV, next_BT[..., None], axis=-1)[..., 0]
-    return model.commit(cache, tail, count_B), logit_BT - log_normalizer(logits_BTV), metrics_BT
+    logprob_BT = logit_BT - log_normalizer(logits_BTV)
+    return model.lay_out((model.commit(cache, tail, count_B), logprob_BT, metrics_BT))
 
 
 @jax.jit
 def take_rows(tree: Any, row_B: Array) -> Any:
     """Copies of these rows of every array, whose first axis is the row; a row may come several times."""
-    return jax.tree.map(lambda leaf: leaf[row_B], tree)
+    return model.lay_out(jax.tree.map(lambda leaf: leaf[row_B], tree))
+
+
+def _placed(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function with its result laid out on the mesh."""
+
+    @wraps(function)
+    def placed(*args: Any, **options: Any) -> Any:
+        return model.lay_out(function(*args, **options))
+
+    return placed
 
 
 row_keys = jax.jit(drawing.row_keys)
-commit = jax.jit(model.commit, donate_argnames=("cache",))
-truncate = jax.jit(model.truncate, donate_argnames=("cache",))
-is_finite = jax.jit(model.is_finite)
-grow = jax.jit(model.grow, static_argnames=("capacity",))
+empty_cache = jax.jit(_placed(model.empty_cache), static_argnums=(0, 1, 2, 3))
+empty_tail = jax.jit(_placed(model.empty_tail), static_argnums=(0, 1, 2, 3))
+commit = jax.jit(_placed(model.commit), donate_argnames=("cache",))
+truncate = jax.jit(_placed(model.truncate), donate_argnames=("cache",))
+is_finite = jax.jit(_placed(model.is_finite))
+grow = jax.jit(_placed(model.grow), static_argnames=("capacity",))

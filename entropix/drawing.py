@@ -16,6 +16,7 @@ from entropix.metrics import Metrics
 from entropix.samplers import backtracking
 from entropix.samplers.base import Candidates, Context, SampleInfo, Sampler, log_normalizer, model_logprob
 from entropix.samplers.branching import Paths
+from entropix.sharding import top_k
 
 
 class Finish(IntEnum):
@@ -180,7 +181,7 @@ def where_row(condition_B: Array, these: Any, those: Any) -> Any:
 
 def _alternatives(logits_BV: Array, candidates: Candidates, n: int) -> Alternatives:
     """The n likeliest tokens, or the whole of a smaller vocabulary; of equally likely ones the lower id first."""
-    logits_BA, token_BA = jax.lax.top_k(logits_BV, min(n, logits_BV.shape[-1]))
+    logits_BA, token_BA = top_k(logits_BV, min(n, logits_BV.shape[-1]))
     return Alternatives(
         token_BA=token_BA,
         logprob_BA=logits_BA - log_normalizer(logits_BV)[:, None],

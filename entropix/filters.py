@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from entropix.metrics import total
+from entropix.sharding import cumsum
 
 
 class Settings(NamedTuple):
@@ -122,7 +123,7 @@ def leading(key_BV: Array, weight_BV: Array, wanted_B: Array) -> Array:
     missing_B = wanted_B - total(jnp.where(above_BV, weight_BV, 0))
     each_B = jnp.max(jnp.where(equal_BV, weight_BV, 0), axis=-1)
     count_B1 = jnp.maximum(jnp.ceil(missing_B / each_B), 1)[..., None]
-    rank_BV = jnp.cumsum(equal_BV.astype(jnp.float32), axis=-1)
+    rank_BV = cumsum(equal_BV.astype(jnp.float32))
     return above_BV | (equal_BV & (rank_BV <= count_B1))
 
 

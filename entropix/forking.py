@@ -188,7 +188,8 @@ def _spread(tree: Any, plan: Plan) -> Any:
     """Every row as often as it has paths, side by side."""
 
     def spread(leaf: Array) -> Array:
-        return leaf[jnp.repeat(jnp.arange(len(leaf)), plan.paths)]
+        several = jnp.broadcast_to(leaf[:, None], (len(leaf), plan.paths, *leaf.shape[1:]))
+        return several.reshape(-1, *leaf.shape[1:])
 
     return jax.tree.map(spread, tree)
 

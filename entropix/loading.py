@@ -6,8 +6,9 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
-from entropix import chat, checkpoint, tokenizer, weights
+from entropix import chat, checkpoint, sharding, tokenizer, weights
 from entropix.config import ModelConfig
 from entropix.paths import weights_folder
 
@@ -20,11 +21,12 @@ class Model:
     """Everything that generation needs of a model."""
 
     folder: Path
-    config: ModelConfig
+    config: ModelConfig  # on a mesh that of `sharding.widened`
     weights: weights.Weights
     tokenizer: tokenizer.Tokenizer
     chat_template: chat.ChatTemplate | None
     stop_ids: tuple[int, ...]
+    mesh: Mesh | None = None  # of the devices that hold it; None for a single one
 
     @property
     def dtype(self) -> jnp.dtype:
@@ -32,11 +34,16 @@ class Model:
         return self.weights.embed_VD.dtype
 
 
-def load(name_or_folder: str | Path = DEFAULT_MODEL, dtype: str | None = None) -> Model:
+def load(
+    name_or_folder: str | Path = DEFAULT_MODEL,
+    dtype: str | None = None,
+    shape: sharding.Shape | None = None,
+) -> Model:
     """The model of a name below `weights/` or of a checkpoint folder.
 
     `dtype` is float32, bfloat16 or float16; by default float32 on the CPU, where it is the fastest, and bfloat16 on
-    accelerators. Raises a ValueError that says what is missing or wrong in the folder.
+    accelerators. `shape` is that of the mesh of devices, by default `sharding.automatic`. Raises a ValueError that
+    says what is missing or wrong in the folder, or that the mesh takes more devices than there are.
     """
     if dtype is None:
         dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
@@ -44,8 +51,9 @@ def load(name_or_folder: str | Path = DEFAULT_MODEL, dtype: str | None = None) -
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
     folder = weights_folder(name_or_folder)
     config = checkpoint.read_config(folder)
+    mesh = sharding.make_mesh(shape or sharding.automatic(config, jax.device_count()))
     with ThreadPoolExecutor(1) as thread:  # reading weights and building a tokenizer take about as long
-        reading = thread.submit(weights.load, folder, config, jnp.dtype(dtype))
+        reading = thread.submit(weights.load, folder, config, jnp.dtype(dtype), mesh)
         text = tokenizer.load_tokenizer(folder)
         if text.vocab_size > config.vocab_size:
             raise ValueError(
@@ -54,9 +62,10 @@ def load(name_or_folder: str | Path = DEFAULT_MODEL, dtype: str | None = None) -
             )
         return Model(
             folder=folder,
-            config=config,
+            config=sharding.widened(config, mesh),
             tokenizer=text,
             chat_template=chat.load_chat_template(folder),
             stop_ids=checkpoint.stop_token_ids(folder),
             weights=reading.result(),
+            mesh=mesh,
         )

@@ -12,7 +12,7 @@ G = N/K, H head width, F feed-forward width, V vocabulary, L layer.
 
 import math
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,7 @@ import numpy as np
 from jax import Array
 
 from entropix.config import ModelConfig
+from entropix.sharding import DATA, MODEL, constrain, replicate
 from entropix.weights import LayerWeights, Weights
 
 NO_PATH = -1
@@ -63,8 +64,11 @@ class Attention(NamedTuple):
 
 def empty_cache(cfg: ModelConfig, batch: int, capacity: int, dtype: jnp.dtype) -> KVCache:
     """A cache of `capacity` slots a row, all empty."""
-    k = tuple(jnp.zeros((batch, cfg.n_kv_heads, cfg.head_dim, capacity), dtype) for _ in range(cfg.n_layers))
-    v = tuple(jnp.zeros((batch, cfg.n_kv_heads, capacity, cfg.head_dim), dtype) for _ in range(cfg.n_layers))
+
+    def empty(*shape: int) -> tuple[Array, ...]:
+        return tuple(jnp.zeros((batch, cfg.n_kv_heads, *shape), dtype) for _ in range(cfg.n_layers))
+
+    k, v = empty(cfg.head_dim, capacity), empty(capacity, cfg.head_dim)
     return KVCache(k, v, jnp.zeros(batch, jnp.int32))
 
 
@@ -72,6 +76,22 @@ def empty_tail(cfg: ModelConfig, batch: int, size: int, dtype: jnp.dtype) -> KVT
     """A tail with room for `size` tokens."""
     k, v, _ = empty_cache(cfg, batch, size, dtype)
     return KVTail(k, v, jnp.zeros(batch, jnp.int32))
+
+
+def lay_out(tree: Any) -> Any:
+    """The same tree on a mesh: keys and values divided by rows and heads, all other arrays whole on every device."""
+
+    def keys_and_values(node: Any) -> bool:
+        return isinstance(node, KVCache | KVTail)
+
+    def place(node: Any) -> Any:
+        if not keys_and_values(node):
+            return replicate(node)
+        k, v, count_B = node
+        k, v = (tuple(constrain(x, DATA, MODEL) for x in arrays) for arrays in (k, v))
+        return type(node)(k, v, replicate(count_B))
+
+    return jax.tree.map(place, tree, is_leaf=keys_and_values)
 
 
 def grow(cache: KVCache, capacity: int) -> KVCache:
@@ -151,7 +171,7 @@ def forward(
         layout = line(cache, tail, tokens_BT.shape[1])
     rotation = rope_table(layout.query_BT, cfg)
 
-    x_BTD = weights.embed_VD[tokens_BT]
+    x_BTD = constrain(weights.embed_VD[tokens_BT], DATA)
     tail_k, tail_v, scores = [], [], []
     for layer, past, newest in zip(
         weights.layers,
@@ -191,13 +211,14 @@ def block(
     """
     (k_BKHS, v_BKSH), (k_BKHR, v_BKRH) = past, newest
     q_BKGTH, k_BKHT, v_BKTH = project(layer, rms_norm(x_BTD, layer.attn_norm_D, cfg), *rotation, cfg)
-    k_BKHR = place(k_BKHR, k_BKHT, slot_B, axis=3)
-    v_BKRH = place(v_BKRH, v_BKTH, slot_B, axis=2)
+    k_BKHR = constrain(place(k_BKHR, k_BKHT, slot_B, axis=3), DATA, MODEL)
+    v_BKRH = constrain(place(v_BKRH, v_BKTH, slot_B, axis=2), DATA, MODEL)
     score_BKGTS = attention_scores(q_BKGTH, k_BKHS, k_BKHR)
-    x_BTD = x_BTD + attend(layer, score_BKGTS, visible_BTS, v_BKSH, v_BKRH)
-    x_BTD = x_BTD + feed_forward(layer, rms_norm(x_BTD, layer.ffn_norm_D, cfg))
+    x_BTD = constrain(x_BTD + attend(layer, score_BKGTS, visible_BTS, v_BKSH, v_BKRH), DATA)
+    x_BTD = constrain(x_BTD + feed_forward(layer, rms_norm(x_BTD, layer.ffn_norm_D, cfg)), DATA)
     batch, _, _, n_new, n_keys = score_BKGTS.shape
-    return x_BTD, (k_BKHR, v_BKRH), score_BKGTS.reshape(batch, cfg.n_heads, n_new, n_keys)
+    score_BNTS = score_BKGTS.reshape(batch, cfg.n_heads, n_new, n_keys)
+    return x_BTD, (k_BKHR, v_BKRH), constrain(score_BNTS, DATA, MODEL)
 
 
 def place(buffer: Array, new: Array, start_B: Array, axis: int) -> Array:
@@ -310,13 +331,11 @@ def project(
     layer: LayerWeights, x_BTD: Array, cos_BTH: Array, sin_BTH: Array, cfg: ModelConfig
 ) -> tuple[Array, Array, Array]:
     """(q_BKGTH, k_BKHT, v_BKTH) of the new tokens: one fused projection, then the rotary embedding on q and k."""
-    batch, n_new, _ = x_BTD.shape
     group = cfg.n_heads // cfg.n_kv_heads
-    qkv = linear(x_BTD, layer.qkv).reshape(batch, n_new, cfg.n_heads + 2 * cfg.n_kv_heads, cfg.head_dim)
-    q_BTNH, k_BTKH, v_BTKH = jnp.split(qkv, (cfg.n_heads, cfg.n_heads + cfg.n_kv_heads), axis=2)
-    q_BTNH = rotate(q_BTNH, cos_BTH, sin_BTH)
-    k_BTKH = rotate(k_BTKH, cos_BTH, sin_BTH)
-    q_BTKGH = q_BTNH.reshape(batch, n_new, cfg.n_kv_heads, group, cfg.head_dim)
+    qkv = linear(x_BTD, layer.qkv).reshape(*x_BTD.shape[:2], *layer.qkv.shape[:-1])
+    q_BTKGH, k_BTKH, v_BTKH = qkv[:, :, :, :group], qkv[:, :, :, group], qkv[:, :, :, group + 1]
+    q_BTKGH = rotate(q_BTKGH, cos_BTH[:, :, None, None], sin_BTH[:, :, None, None])
+    k_BTKH = rotate(k_BTKH, cos_BTH[:, :, None], sin_BTH[:, :, None])
     return q_BTKGH.transpose(0, 2, 3, 1, 4), k_BTKH.transpose(0, 2, 3, 1), v_BTKH.transpose(0, 2, 1, 3)
 
 
@@ -337,24 +356,30 @@ def attend(
     mix_BKGTH = jnp.einsum("BKGTS,BKSH->BKGTH", prob_BKGTS[..., :capacity], v_BKSH)
     mix_BKGTH += jnp.einsum("BKGTR,BKRH->BKGTH", prob_BKGTS[..., capacity:], v_BKRH)
     mix_BTKGH = mix_BKGTH.transpose(0, 3, 1, 2, 4)
-    return linear(mix_BTKGH.reshape(*mix_BTKGH.shape[:2], -1), layer.attn_out)
+    mix_BTI = mix_BTKGH.reshape(*mix_BTKGH.shape[:2], -1)
+    return linear(mix_BTI, layer.attn_out)
 
 
 def feed_forward(layer: LayerWeights, x_BTD: Array) -> Array:
     """SwiGLU: (silu(x·gate) ⊙ x·up) · down (Shazeer 2020)."""
-    gate_BTF, up_BTF = jnp.split(linear(x_BTD, layer.gate_up), 2, axis=-1)
-    return linear(jax.nn.silu(gate_BTF) * up_BTF, layer.down)
+    both = linear(x_BTD, layer.gate_up).reshape(*x_BTD.shape[:2], *layer.gate_up.shape[:-1])
+    hidden = jax.nn.silu(both[:, :, :, 0]) * both[:, :, :, 1]
+    return linear(hidden.reshape(*x_BTD.shape[:2], -1), layer.down)
 
 
 def unembed(weights: Weights, x_BTD: Array) -> Array:
     """logits_BTV in float32; a tied model reads its embedding table."""
     table_VD = weights.embed_VD if weights.unembed_VD is None else weights.unembed_VD
-    return jnp.einsum("BTD,VD->BTV", x_BTD, table_VD, preferred_element_type=jnp.float32)
+    logits_BTV = jnp.einsum("BTD,VD->BTV", x_BTD, table_VD, preferred_element_type=jnp.float32)
+    return constrain(logits_BTV, DATA, None, MODEL)
 
 
-def linear(x_BTI: Array, weight_OI: Array) -> Array:
-    """x·Wᵀ for a matrix stored `[out, in]`."""
-    return jnp.einsum("BTI,OI->BTO", x_BTI, weight_OI)
+def linear(x_BTI: Array, weight: Array) -> Array:
+    """x·Wᵀ for a matrix stored `[out, in]`, where either may be several axes; in x and the result they are one.
+
+    XLA's CPU backend takes ten times as long for a product with several.
+    """
+    return jnp.einsum("BTI,OI->BTO", x_BTI, weight.reshape(-1, x_BTI.shape[-1]))
 
 
 def rope_frequencies(cfg: ModelConfig) -> np.ndarray:
@@ -379,8 +404,10 @@ def rope_table(position_BT: Array, cfg: ModelConfig) -> tuple[Array, Array]:
     return jnp.cos(angle), jnp.sin(angle)
 
 
-def rotate(x_BTNH: Array, cos_BTH: Array, sin_BTH: Array) -> Array:
-    """Rotary embedding (Su 2021), rotating component i with i + H/2, in float32, returned in x's dtype."""
-    a, b = jnp.split(x_BTNH.astype(jnp.float32), 2, axis=-1)
-    cos, sin = cos_BTH[:, :, None], sin_BTH[:, :, None]
-    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x_BTNH.dtype)
+def rotate(x: Array, cos: Array, sin: Array) -> Array:
+    """Rotary embedding (Su 2021) of `[..., H]`, with cos and sin of the angles as `[..., H/2]`.
+
+    Component i is rotated with i + H/2, in float32; the result has x's dtype.
+    """
+    a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)

@@ -1,25 +1,43 @@
 """The host's half of generation, for token ids: feeds prompts into a cache, launches chunks, reads back records."""
 
-from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Sequence
+from functools import wraps
+from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from entropix import decode
+from entropix import decode, sharding
 from entropix.config import GenerateConfig, SamplerConfig
 from entropix.decode import TAIL_SIZE, DecodeState
 from entropix.drawing import Extras, Finish, Request, Rows, StepRecord
 from entropix.loading import Model
-from entropix.model import KVCache, empty_cache, empty_tail
+from entropix.model import KVCache
 from entropix.request import check_prompts, device_config, make_request
 from entropix.samplers import Sampler, backtracking, branching
 from entropix.samplers.branching import Plan
 
 PREFILL_WIDTHS = (8, 64, 128, 512)  # tokens in one prefill call; each compiles once for each capacity
 MIN_CAPACITY = 256  # slots; doubled as the text grows, up to what the context needs
+
+
+Args = ParamSpec("Args")
+Out = TypeVar("Out")
+
+
+def _on_mesh(
+    method: Callable[Concatenate["Session", Args], Out],
+) -> Callable[Concatenate["Session", Args], Out]:
+    """The method, run where the model is."""
+
+    @wraps(method)
+    def run(self: "Session", *args: Args.args, **options: Args.kwargs) -> Out:
+        with sharding.on(self._model.mesh):
+            return method(self, *args, **options)
+
+    return run
 
 
 class _Run(NamedTuple):
@@ -78,6 +96,7 @@ class Session:
             np.any(np.asarray(self._run.state.rows.finish_B) == Finish.RUNNING)
         )
 
+    @_on_mesh
     def start(
         self,
         prompts: Sequence[Sequence[int]],
@@ -124,6 +143,7 @@ class Session:
             before=[[] for _ in prompts],
         )
 
+    @_on_mesh
     def advance(self) -> StepRecord:
         """Up to `chunk_length` more steps of the running rows: their records as numpy arrays `[tokens, B, ...]`.
 
@@ -214,6 +234,7 @@ class Session:
             cache, cached = self._take_cache()
             self._cache, self._cached = decode.truncate(cache, jnp.asarray(left_B, jnp.int32)), cached
 
+    @_on_mesh
     def end(self, rows: Iterable[int], reason: Finish = Finish.STOP_STRING) -> None:
         """Stops those of these rows that are still running."""
         assert self._run is not None
@@ -225,6 +246,7 @@ class Session:
         ended = state.rows._replace(finish_B=jnp.asarray(finish_B))
         self._run = self._run._replace(state=state._replace(rows=ended))
 
+    @_on_mesh
     def fork(self, rows: Sequence[int]) -> None:
         """The batch becomes these of its rows; one may come several times. Ends the current run.
 
@@ -316,7 +338,7 @@ class Session:
         if n_draft:
             for row, (held, token) in enumerate(zip(self._cached, newest, strict=True)):
                 text_BX[row, : len(held) + 1] = [*held, token]
-        tail = empty_tail(self._model.config, batch, TAIL_SIZE, self._model.dtype)
+        tail = decode.empty_tail(self._model.config, batch, TAIL_SIZE, self._model.dtype)
         return DecodeState(rows=rows, tail=tail, text_BX=jnp.asarray(text_BX))
 
     def _take_cache(self) -> tuple[KVCache, list[list[int]]]:
@@ -372,7 +394,9 @@ class Session:
         while capacity < slots:
             capacity *= 2
         if self._cache is None:
-            self._cache = empty_cache(self._model.config, len(self._cached), capacity, self._model.dtype)
+            self._cache = decode.empty_cache(
+                self._model.config, len(self._cached), capacity, self._model.dtype
+            )
         elif capacity > self._cache.capacity:
             self._cache = decode.grow(self._cache, capacity)
 

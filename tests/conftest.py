@@ -7,9 +7,15 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-# The toys' time goes into compiling. Less of LLVM's optimisation leaves the arithmetic as it is and halves
-# the wait.
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0"
+os.environ["XLA_FLAGS"] = " ".join(
+    (
+        os.environ.get("XLA_FLAGS", ""),
+        # The toys' time goes into compiling. Less of LLVM's optimisation leaves the arithmetic and halves the wait.
+        "--xla_backend_optimization_level=0",
+        # The tests of meshes use eight simulated devices; all others the first of them.
+        "--xla_force_host_platform_device_count=8",
+    )
+)
 # What the commands under test compile they share with each other, and not with the user.
 os.environ["ENTROPIX_COMPILATION_CACHE"] = tempfile.mkdtemp(prefix="entropix-compiled-")
 
@@ -37,6 +43,13 @@ def compiled_programs() -> Iterator[None]:
     """Ends with the session."""
     yield
     shutil.rmtree(os.environ["ENTROPIX_COMPILATION_CACHE"], ignore_errors=True)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forget_programs() -> Iterator[None]:
+    """Frees what a file's tests compiled. Each program takes pages of memory, of which a process may map 65,530."""
+    yield
+    jax.clear_caches()
 
 
 @pytest.fixture(scope="session")

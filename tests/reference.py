@@ -100,20 +100,21 @@ def tensor(tensors: Tensors, name: str) -> np.ndarray:
 def named_tensors(weights: Weights, cfg: ModelConfig) -> dict[str, np.ndarray]:
     """Our pytree taken apart into a checkpoint's tensors, [out, in] each."""
     weights = jax.tree.map(np.asarray, weights)
-    query, kv = cfg.n_heads * cfg.head_dim, cfg.n_kv_heads * cfg.head_dim
     out = {"model.embed_tokens": weights.embed_VD, "model.norm": weights.norm_D}
     if weights.unembed_VD is not None:
         out["lm_head"] = weights.unembed_VD
     for i, layer in enumerate(weights.layers):
+        by_head = layer.qkv[:, :-2], layer.qkv[:, -2], layer.qkv[:, -1]
+        query, key, value = (part.reshape(-1, cfg.dim) for part in by_head)
         out |= {
             f"model.layers.{i}.input_layernorm": layer.attn_norm_D,
-            f"model.layers.{i}.self_attn.q_proj": layer.qkv[:query],
-            f"model.layers.{i}.self_attn.k_proj": layer.qkv[query : query + kv],
-            f"model.layers.{i}.self_attn.v_proj": layer.qkv[query + kv :],
-            f"model.layers.{i}.self_attn.o_proj": layer.attn_out,
+            f"model.layers.{i}.self_attn.q_proj": query,
+            f"model.layers.{i}.self_attn.k_proj": key,
+            f"model.layers.{i}.self_attn.v_proj": value,
+            f"model.layers.{i}.self_attn.o_proj": layer.attn_out.reshape(cfg.dim, -1),
             f"model.layers.{i}.post_attention_layernorm": layer.ffn_norm_D,
-            f"model.layers.{i}.mlp.gate_proj": layer.gate_up[: cfg.ffn_dim],
-            f"model.layers.{i}.mlp.up_proj": layer.gate_up[cfg.ffn_dim :],
+            f"model.layers.{i}.mlp.gate_proj": layer.gate_up[0, 0],
+            f"model.layers.{i}.mlp.up_proj": layer.gate_up[0, 1],
             f"model.layers.{i}.mlp.down_proj": layer.down,
         }
     return {f"{name}.weight": values for name, values in out.items()}

@@ -273,7 +273,7 @@ def test_a_scaled_pair_exactly_on_a_boundary_is_on_both_sides() -> None:
 
 def test_rotation_makes_scores_depend_on_distance_alone() -> None:
     rng = np.random.default_rng(0)
-    q, k = (jnp.asarray(rng.standard_normal((1, 1, 1, 8)), jnp.float32) for _ in range(2))
+    q, k = (jnp.asarray(rng.standard_normal((1, 1, 8)), jnp.float32) for _ in range(2))
 
     def score(query_at: int, key_at: int) -> float:
         rotated = [

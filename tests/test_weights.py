@@ -19,19 +19,20 @@ from entropix.weights import Weights
 
 def assert_places(loaded: Weights, tensors: dict[str, np.ndarray], cfg: ModelConfig) -> None:
     """Every value of the folder is where the documentation of `Weights` says."""
-    H, N, K, F = cfg.head_dim, cfg.n_heads, cfg.n_kv_heads, cfg.ffn_dim
+    H, N, K, D = cfg.head_dim, cfg.n_heads, cfg.n_kv_heads, cfg.dim
     np.testing.assert_array_equal(loaded.embed_VD, tensors["model.embed_tokens.weight"])
     np.testing.assert_array_equal(loaded.norm_D, tensors["model.norm.weight"])
     for i, layer in enumerate(loaded.layers):
         stored = {name: tensors[f"model.layers.{i}.{name}.weight"] for name in PARTS}
         np.testing.assert_array_equal(layer.attn_norm_D, stored["input_layernorm"])
         np.testing.assert_array_equal(layer.ffn_norm_D, stored["post_attention_layernorm"])
-        np.testing.assert_array_equal(layer.qkv[: N * H], stored["self_attn.q_proj"])
-        np.testing.assert_array_equal(layer.qkv[N * H : (N + K) * H], stored["self_attn.k_proj"])
-        np.testing.assert_array_equal(layer.qkv[(N + K) * H :], stored["self_attn.v_proj"])
-        np.testing.assert_array_equal(layer.attn_out, stored["self_attn.o_proj"])
-        np.testing.assert_array_equal(layer.gate_up[:F], stored["mlp.gate_proj"])
-        np.testing.assert_array_equal(layer.gate_up[F:], stored["mlp.up_proj"])
+        query = stored["self_attn.q_proj"].reshape(K, N // K, H, D)
+        np.testing.assert_array_equal(layer.qkv[:, :-2], query)
+        np.testing.assert_array_equal(layer.qkv[:, -2], stored["self_attn.k_proj"].reshape(K, H, D))
+        np.testing.assert_array_equal(layer.qkv[:, -1], stored["self_attn.v_proj"].reshape(K, H, D))
+        np.testing.assert_array_equal(layer.attn_out, stored["self_attn.o_proj"].reshape(D, N, H))
+        np.testing.assert_array_equal(layer.gate_up[0, 0], stored["mlp.gate_proj"])
+        np.testing.assert_array_equal(layer.gate_up[0, 1], stored["mlp.up_proj"])
         np.testing.assert_array_equal(layer.down, stored["mlp.down_proj"])
     if not cfg.tied_embeddings:
         np.testing.assert_array_equal(loaded.unembed_VD, tensors["lm_head.weight"])
@@ -180,7 +181,7 @@ def test_a_value_beyond_float16_is_named(tmp_path: Path) -> None:
     folders.write_tensors(tmp_path, tensors)
     with pytest.raises(ValueError, match=r"0\.mlp\.up_proj\.weight has NaN or infinite values as float16"):
         weights.load(tmp_path, cfg, jnp.float16)
-    assert weights.load(tmp_path, cfg, jnp.float32).layers[0].gate_up[cfg.ffn_dim, 0] == 70_000
+    assert weights.load(tmp_path, cfg, jnp.float32).layers[0].gate_up[0, 1, 0, 0] == 70_000
 
 
 # ----- the real model ---------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from entropix.loading import Model
 from entropix.metrics import Metrics
 from entropix.model import Attention, KVCache, KVTail
 from entropix.tokenizer import Tokenizer
-from entropix.weights import Weights
+from entropix.weights import Weights, fan_in
 
 # Of the toy's four wavelengths (6 to 6,283 tokens) this leaves two alone, blends one, divides one in full.
 SCALING = RopeScaling(factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_context_length=1024)
@@ -41,12 +41,14 @@ def random_weights(cfg: ModelConfig, seed: int = 0, dtype: Any = jnp.float32) ->
     """Like `weights.init`, but with random norms, since one left out must show; and without compiling."""
     rng = np.random.default_rng(seed)
 
-    def leaf(like: jax.ShapeDtypeStruct) -> jax.Array:
+    def leaf(path: tuple[Any, ...], like: jax.ShapeDtypeStruct) -> jax.Array:
         if len(like.shape) == 1:
             return jnp.asarray(rng.uniform(0.5, 1.5, like.shape), like.dtype)
-        return jnp.asarray(rng.standard_normal(like.shape) * like.shape[1] ** -0.5, like.dtype)
+        return jnp.asarray(
+            rng.standard_normal(like.shape) * fan_in(path[-1].name, like.shape) ** -0.5, like.dtype
+        )
 
-    return jax.tree.map(leaf, weights.abstract(cfg, dtype))
+    return jax.tree_util.tree_map_with_path(leaf, weights.abstract(cfg, dtype))
 
 
 class ByteTokenizer(Tokenizer):

@@ -11,6 +11,7 @@ from entropix import filters
 from entropix.config import SamplerConfig
 from entropix.filters import Settings
 from entropix.metrics import Metrics, softmax_parts
+from entropix.sharding import top_k
 
 Encode = Callable[[str], list[int]]
 Prompts = Sequence[Sequence[int]]
@@ -79,7 +80,7 @@ def everything(logits_BV: Array) -> Candidates:
 
 def best(logits_BV: Array, width: int) -> Candidates:
     """Enough of the vocabulary for any chain whose top-k is at most `width`, at a fraction of a full sort's cost."""
-    logits_BC, token_BC = jax.lax.top_k(logits_BV, min(width, logits_BV.shape[-1]))
+    logits_BC, token_BC = top_k(logits_BV, min(width, logits_BV.shape[-1]))
     return Candidates(logits_BC, token_BC.astype(jnp.int32))
 
 

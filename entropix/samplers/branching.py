@@ -19,6 +19,7 @@ from jax import Array
 from entropix.config import BranchConfig
 from entropix.metrics import Metrics
 from entropix.samplers.base import Candidates, Context, SampleInfo, everything
+from entropix.sharding import top_k
 
 Rollout = Callable[[Array, Any], tuple[Context, Any]]
 Draw = Callable[[Any, Context], tuple[Any, Any]]
@@ -150,7 +151,7 @@ def openings(
     others_BX = jnp.where(offered.token_BC == token_B[:, None], -jnp.inf, offered.logits_BC)
     missing = max(plan.paths - 1 - others_BX.shape[1], 0)
     others_BX = jnp.pad(others_BX, ((0, 0), (0, missing)), constant_values=-jnp.inf)
-    logit_BC, place_BC = jax.lax.top_k(others_BX, plan.paths - 1)
+    logit_BC, place_BC = top_k(others_BX, plan.paths - 1)
     other_BC = jnp.take_along_axis(jnp.pad(offered.token_BC, ((0, 0), (0, missing))), place_BC, axis=1)
     grown_B = 2 + jnp.floor(context.metrics.logits_entropy / numbers.growth)
     count_B = jnp.where(numbers.growth > 0, jnp.minimum(grown_B, plan.paths), plan.paths).astype(jnp.int32)

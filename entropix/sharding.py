@@ -1,0 +1,219 @@
+"""A model over many devices: which axis of which array is divided between them.
+
+A mesh of devices has two axes. `data` divides the rows of a batch, `model` divides heads, feed-forward layer and
+vocabulary (Shoeybi 2019, arXiv:1909.08053). What is said here is where weights, keys and values, activations and logits
+lie; XLA's partitioner derives everything else, and every collective, from it.
+
+Three rules keep the rest of the package free of devices:
+
+- An axis of an array that the mesh does not divide evenly is not divided: every device then has it whole. So any model
+  runs on any mesh, if not equally well.
+- Where there are fewer key/value heads than devices on the axis `model`, `widened` repeats each head until there are
+  as many. The arithmetic is the same, and each device keeps just the one that its query heads look at.
+- What the host reads or writes (tokens, records, the sampler's state) is a few numbers a row and the same everywhere.
+
+Without a mesh (`on(None)`), on a single device, nothing here does anything.
+"""
+
+import contextlib
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from entropix.config import ModelConfig
+
+DATA, MODEL = "data", "model"
+P = PartitionSpec
+
+# The axes of each field of `weights.Weights` and `weights.LayerWeights`; what is not named here is whole everywhere.
+WEIGHTS = {
+    "embed_VD": P(MODEL, None),
+    "unembed_VD": P(MODEL, None),
+    "qkv": P(MODEL, None, None, None),  # by key/value head, with the query heads that look at it
+    "attn_out": P(None, MODEL, None),  # by head
+    "gate_up": P(MODEL, None, None, None),  # by part, of which there are as many as devices
+    "down": P(None, MODEL),
+}
+
+
+# ----- meshes -----------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    """How many devices lie along each axis."""
+
+    data: int
+    model: int
+
+    @property
+    def n_devices(self) -> int:
+        return self.data * self.model
+
+    def __str__(self) -> str:
+        return f"data={self.data},model={self.model}"
+
+
+def read_shape(text: str) -> Shape | None:
+    """The shape in a text like `data=2,model=4`, where an axis left out is 1; None for `auto`."""
+    if text == "auto":
+        return None
+    sizes = {DATA: 1, MODEL: 1}
+    for part in text.split(","):
+        axis, _, size = (piece.strip() for piece in part.partition("="))
+        if axis not in sizes or not size.isdecimal() or int(size) < 1:
+            raise ValueError(
+                f"mesh: expected auto or sizes like data=2,model=4, each a whole number of at least 1, got {text!r}"
+            )
+        sizes[axis] = int(size)
+    return Shape(**sizes)
+
+
+def automatic(cfg: ModelConfig, n_devices: int) -> Shape:
+    """As much as possible on the axis `model`, for the sake of a single row's speed and of the weights' memory.
+
+    That is the largest divisor of the number of devices by which all that `model` divides can be divided; the others
+    lie along `data`. CPU devices are only simulated, and share its cores: of these one is best.
+    """
+    if jax.default_backend() == "cpu" and jax.process_count() == 1:
+        return Shape(1, 1)
+    fits = (
+        n
+        for n in range(n_devices, 0, -1)
+        if n_devices % n == 0
+        and (cfg.n_kv_heads % n == 0 or _repeats(cfg, n) > 1)
+        and cfg.ffn_dim % n == 0
+        and cfg.vocab_size % n == 0
+    )
+    model = next(fits)
+    return Shape(data=n_devices // model, model=model)
+
+
+def make_mesh(shape: Shape, devices: Sequence[jax.Device] | None = None) -> Mesh | None:
+    """A mesh over these devices, by default all of all processes; None for a single device.
+
+    Raises a ValueError if there are not enough of them, or, with several processes, too many.
+
+    A single process may leave some of its devices out.
+    """
+    devices = jax.devices() if devices is None else devices
+    enough = len(devices) == shape.n_devices if jax.process_count() > 1 else len(devices) >= shape.n_devices
+    if not enough:
+        raise ValueError(
+            f"mesh: {shape} takes {shape.n_devices} devices, but there are {len(devices)} "
+            f"({devices[0].device_kind}); choose sizes whose product is {len(devices)}, or auto"
+        )
+    if shape.n_devices == 1 and jax.process_count() == 1:
+        return None
+    return jax.make_mesh(
+        (shape.data, shape.model),
+        (DATA, MODEL),
+        axis_types=(AxisType.Auto,) * 2,
+        devices=devices[: shape.n_devices],
+    )
+
+
+def on(mesh: Mesh | None) -> contextlib.AbstractContextManager[Any]:
+    """Within this context, what is traced and put on devices lies as said here."""
+    return contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh)
+
+
+# ----- a model's arrays -------------------------------------------------------------------------------------
+
+
+def widened(cfg: ModelConfig, mesh: Mesh | None) -> ModelConfig:
+    """The same model with as many key/value heads as there are devices on the axis `model`, if it has fewer.
+
+    Each is there several times, next to itself, and has accordingly fewer query heads; `weights.load` repeats them.
+    """
+    n = 1 if mesh is None else mesh.shape[MODEL]
+    return dataclasses.replace(cfg, n_kv_heads=cfg.n_kv_heads * _repeats(cfg, n))
+
+
+def parts(cfg: ModelConfig, mesh: Mesh | None) -> int:
+    """Into how many parts the feed-forward layer is divided."""
+    n = 1 if mesh is None else mesh.shape[MODEL]
+    return n if cfg.ffn_dim % n == 0 else 1
+
+
+def _repeats(cfg: ModelConfig, n: int) -> int:
+    """How often each key/value head is wanted, so that n devices have one each; 1 where that is impossible."""
+    fits = n % cfg.n_kv_heads == 0 and cfg.n_heads % n == 0
+    return n // cfg.n_kv_heads if fits else 1
+
+
+def lay_out(weights: Any, mesh: Mesh) -> Any:
+    """The shardings of weights, given as arrays or their shapes: a pytree like them."""
+
+    def sharding(path: Sequence[Any], leaf: Any) -> NamedSharding:
+        return NamedSharding(mesh, _dividing(leaf.shape, WEIGHTS.get(path[-1].name, P()), mesh))
+
+    return jax.tree_util.tree_map_with_path(sharding, weights)
+
+
+def _dividing(shape: Sequence[int], spec: PartitionSpec, mesh: Any) -> PartitionSpec:
+    """The spec without the axes that the mesh does not divide evenly."""
+    return P(
+        *(
+            axis if axis is not None and size % mesh.shape[axis] == 0 else None
+            for size, axis in zip(shape, [*spec, *(None,) * (len(shape) - len(spec))], strict=True)
+        )
+    )
+
+
+# ----- under jit --------------------------------------------------------------------------------------------
+
+
+def constrain(x: Array, *axes: str | None) -> Array:
+    """x, divided along these axes of the mesh: one for each of its own axes, of which the last may be left out."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return x
+    return jax.lax.with_sharding_constraint(x, _dividing(x.shape, P(*axes), mesh))
+
+
+def replicate(tree: Any) -> Any:
+    """The same arrays, whole on every device."""
+    return jax.tree.map(constrain, tree)
+
+
+def n_shards(size: int) -> int:
+    """Into how many parts the axis `model` of the current mesh divides an array's axis of this size."""
+    n = jax.sharding.get_abstract_mesh().shape.get(MODEL, 1)
+    return n if size % n == 0 else 1
+
+
+def by_shard(x_BV: Array) -> Array:
+    """[B, shards, V/shards]: a divided last axis by the devices that hold its parts. Nothing is moved."""
+    n = n_shards(x_BV.shape[-1])
+    split = x_BV.reshape(*x_BV.shape[:-1], n, x_BV.shape[-1] // n)
+    return constrain(split, *(DATA, *(None,) * (x_BV.ndim - 2), MODEL)) if n > 1 else split
+
+
+def top_k(x_BV: Array, k: int) -> tuple[Array, Array]:
+    """`jax.lax.top_k`, where only the k largest of each part are gathered, never the whole axis."""
+    n = n_shards(x_BV.shape[-1])
+    if n == 1:
+        return jax.lax.top_k(x_BV, k)
+    width = x_BV.shape[-1] // n
+    value, index = jax.lax.top_k(by_shard(x_BV), min(k, width))
+    index += width * jax.lax.broadcasted_iota(index.dtype, index.shape, index.ndim - 2)
+    batch = x_BV.shape[:-1]
+    value, index = replicate((value.reshape(*batch, -1), index.reshape(*batch, -1)))
+    best, place = jax.lax.top_k(value, k)  # of equal ones the first, hence the one with the lower index
+    return best, jnp.take_along_axis(index, place, axis=-1)
+
+
+def cumsum(x_BV: Array) -> Array:
+    """`jnp.cumsum` over the last axis; of the other devices each needs only the sums of their parts."""
+    if n_shards(x_BV.shape[-1]) == 1:
+        return jnp.cumsum(x_BV, axis=-1)
+    within = jnp.cumsum(by_shard(x_BV), axis=-1)
+    totals = within[..., -1]
+    before = jnp.cumsum(replicate(totals), axis=-1) - totals
+    return (within + before[..., None]).reshape(x_BV.shape)
