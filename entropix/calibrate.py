@@ -17,13 +17,15 @@ import importlib.util
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
-from entropix import cli, config
+from tyro.conf import arg
+
+from entropix import cli, config, distributed
 from entropix.calibration.targets import Targets, check_targets
-from entropix.cli import Dtype, Text, Weights, flag
+from entropix.cli import DeviceFlags, Dtype, Text, Weights, flag
 from entropix.main import Flags as MainFlags
 from entropix.main import read_prompts
 
@@ -38,6 +40,7 @@ class Flags:
 
     weights: Weights = None
     dtype: Dtype = None
+    devices: Annotated[DeviceFlags, arg(name="devices")] = field(default_factory=DeviceFlags)
     text: Annotated[Text, flag("observe the model reading this text, and nothing else", "FILE")] = None
     prompts: Annotated[
         Text,
@@ -59,38 +62,41 @@ class Flags:
 def main(args: Sequence[str] | None = None) -> None:
     """Does what the flags (by default those of the process) say. Raises a ValueError for bad input."""
     flags = cli.parse(Flags, args, _PROG, _DESCRIPTION)
+    cli.join(flags)
     targets = Targets(flags.flow, flags.clarify, flags.explore, flags.resample)
-    check(flags, targets)
+    distributed.from_first(lambda: check(flags, targets))
     both = flags.text is None and flags.prompts is None
     text_file = config.shipped(TEXT) if both else flags.text
     prompts_file = config.shipped(PROMPTS) if both else flags.prompts
 
     # These take their time to import; --help and bad flags do not wait for them.
-    from entropix import backend, loading, scoring, terminal
+    from entropix import backend, scoring, terminal
     from entropix.calibration import fitting
 
-    text = None if text_file is None else scoring.read_text(text_file)
-    prompts = None if prompts_file is None else read_prompts(MainFlags(prompt_file=str(prompts_file)))
+    text = None if text_file is None else distributed.from_first(lambda: scoring.read_text(text_file))
+    prompts = None
+    if prompts_file is not None:
+        asked = MainFlags(prompt_file=str(prompts_file))
+        prompts = distributed.from_first(lambda: read_prompts(asked))
     backend.use_compilation_cache()
-    with terminal.status("loading the weights"):
-        model = loading.load(loading.DEFAULT_MODEL if flags.weights is None else flags.weights, flags.dtype)
+    model = terminal.load(flags.weights, flags.dtype, flags.devices)
     sources = []
     if text is not None and text_file is not None:
         with terminal.status("reading the text"):
-            sources.append(fitting.observe_text(model, text, fitting.file_note(text_file)))
+            note = distributed.from_first(lambda: fitting.file_note(text_file))
+            sources.append(fitting.observe_text(model, text, note))
     if prompts is not None and prompts_file is not None:
         with terminal.status("answering the prompts"):
-            sources.append(
-                fitting.observe_answers(
-                    model, prompts, fitting.file_note(prompts_file), flags.max_new_tokens, flags.seed
-                )
-            )
+            note = distributed.from_first(lambda: fitting.file_note(prompts_file))
+            sources.append(fitting.observe_answers(model, prompts, note, flags.max_new_tokens, flags.seed))
     result = fitting.fit(sources, targets)
     if prompts is not None:
         with terminal.status("answering the prompts with the rule"):
             loop = fitting.observe_rule(model, prompts, result, flags.max_new_tokens, flags.seed)
         result = result._replace(loop=loop)
     print("\n".join(fitting.report(result)))
+    if not distributed.is_first():
+        return
     if flags.plot is not None:
         with replacing(Path(flags.plot)) as temporary:
             fitting.draw(result, temporary)

@@ -6,9 +6,13 @@ import math
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar, get_type_hints
 
 import tyro
+
+from entropix import distributed
+from entropix.distributed import HEARTBEAT_SECONDS, START_SECONDS
 
 Flags = TypeVar("Flags")
 
@@ -37,6 +41,40 @@ Dtype = Annotated[
 ]
 
 
+@dataclass(frozen=True)
+class DeviceFlags:
+    """Where the model runs: on one device, on all of a machine, or on those of several machines (docs/tpu.md)."""
+
+    mesh: Annotated[
+        str,
+        flag(
+            "how many groups of devices divide the rows of a batch (data), and how many devices each group has to divide "
+            "the model (model); what is left out is 1; auto makes groups as large as the model's sizes allow, but of a "
+            "single CPU's devices takes one",
+            "data=N,model=N|auto",
+            None,
+        ),
+    ] = "auto"
+    distributed: Annotated[
+        bool, flag("be one of several processes, each started with this command; process 0 prints and writes")
+    ] = False
+    coordinator: Annotated[
+        Text, flag("where process 0 listens", "HOST:PORT", "(default: $JAX_COORDINATOR_ADDRESS, or found)")
+    ] = None
+    num_processes: Annotated[
+        int | None, flag("how many processes there are", "N", "(default: $JAX_NUM_PROCESSES, or found)")
+    ] = None
+    process_id: Annotated[
+        int | None, flag("which one this is, from 0", "I", "(default: $JAX_PROCESS_ID, or found)")
+    ] = None
+    start_timeout: Annotated[
+        int, flag("give up when not all processes have come after this time [seconds]", "N", None)
+    ] = START_SECONDS
+    heartbeat_timeout: Annotated[
+        int, flag("end when another process has not been heard of for this time [seconds]", "N", None)
+    ] = HEARTBEAT_SECONDS
+
+
 def describe(metadata: Mapping[str, Any]) -> str:
     """Help, unit and range of a field of a config."""
     low, high, unit = metadata["low"], metadata["high"], metadata["unit"]
@@ -61,6 +99,34 @@ def parse(flags: type[Flags], args: Sequence[str] | None, prog: str, description
     return tyro.cli(flags, prog=prog, description=description, args=words, config=style)
 
 
+def join(flags: Any, apart: Sequence[str] = (), sigterm_ends: bool = True) -> None:
+    """With --distributed, meets the other processes; to be called before anything touches a device.
+
+    flags: of a command, with `DeviceFlags` as `devices`. They must be the same in all processes, but for those named in
+    `apart`. Raises a ValueError where they are not, or where they say something without --distributed.
+    sigterm_ends: see `distributed.join`.
+    """
+    devices: DeviceFlags = flags.devices
+    if not devices.distributed:
+        for name, value in vars(devices).items():
+            if name != "mesh" and value != getattr(DeviceFlags, name):
+                raise ValueError(f"--{name.replace('_', '-')} changes nothing without --distributed")
+        return
+    for name in ("start_timeout", "heartbeat_timeout"):
+        if getattr(devices, name) < 1:
+            raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(devices, name)}")
+    distributed.join(
+        devices.coordinator,
+        devices.num_processes,
+        devices.process_id,
+        devices.start_timeout,
+        devices.heartbeat_timeout,
+        sigterm_ends,
+    )
+    shared = {name: value for name, value in vars(flags).items() if name not in ("devices", *apart)}
+    distributed.check_same(repr((shared, devices.mesh)))
+
+
 def run(main: Callable[[], None]) -> int:
     """Calls `main` and returns the exit code of the process.
 
@@ -71,14 +137,18 @@ def run(main: Callable[[], None]) -> int:
     try:
         main()
         sys.stdout.flush()
+        distributed.part()
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        distributed.complain("interrupted")
         return 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the flush at exit fails again
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        distributed.complain(f"error: {error}")
         return 1
+    except BaseException:
+        sys.stderr = distributed.errors()  # for the traceback
+        raise
     return 0
 
 

@@ -7,7 +7,7 @@ gets `results.jsonl`, an answer a line, and `report.html`.
 
 After an interruption the same command goes on where it ended, and refuses to where anything that matters has changed.
 
-Exit codes: 0 done; 1 bad input; 2 bad flags; 130 Ctrl-C.
+Exit codes: 0 done; 1 bad input; 2 bad flags; 130 Ctrl-C; 143 SIGTERM, after the batch that is being computed.
 """
 
 import sys
@@ -38,17 +38,18 @@ class Flags(command.Flags):
 def main(args: Sequence[str] | None = None) -> None:
     """Does what the flags (by default those of the process) say. Raises a ValueError for bad input."""
     flags = cli.parse(Flags, args, _PROG, _DESCRIPTION)
+    cli.join(flags, sigterm_ends=False)
     variants = [variant(name.strip()) for name in flags.samplers.split(",")]
     command.perform(flags, variants, "Samplers compared")
 
 
 def variant(name: str) -> "Variant":
-    """The sampler of a preset or TOML file, under that name."""
-    from entropix import samplers
+    """The sampler of a preset or TOML file, under that name. Raises a ValueError for numbers that its rule ignores."""
     from entropix.grids.engine import Variant
+    from entropix.samplers import knobs
 
     rule, numbers = config.read_preset(name)
-    samplers.get(rule)
+    knobs.check_preset(name)
     return Variant(name, rule, numbers)
 
 

@@ -1,8 +1,8 @@
 """Configurations: what a model is, how a token is chosen, when to stop.
 
 Each field carries its help text, unit and inclusive range in its metadata. The command line, the error messages
-and the table in the README all read them from there, so they cannot disagree. Values come from TOML files or
-flags and are checked once, at the border.
+and the tables of docs/configuration.md all read them from there, so they cannot disagree. Values come from TOML
+files or flags and are checked once, at the border.
 """
 
 import dataclasses
@@ -21,6 +21,7 @@ Config = TypeVar("Config")
 
 _LARGEST = 3.4028234e38  # what float32 holds
 _MAX_INT32 = 2**31 - 1  # the device counts in int32
+BATCH_ROWS = 32  # prompts that are answered together, unless told otherwise
 # The types of fields that are lists: of what, and its name in a sentence.
 _LISTS: dict[Any, tuple[type, str]] = {
     tuple[str, ...]: (str, "a list of strings"),
@@ -168,11 +169,11 @@ class SamplerConfig:
     greedy_threshold: float = knob(
         0.3, "greedy-threshold: greedy where the likeliest token is less likely", 0.0, 1.0, "probability"
     )
-    placebo_flow: float = knob(0.007, "placebo: relative frequency of flow", 0.0, 1.0)
+    placebo_flow: float = knob(0.008, "placebo: relative frequency of flow", 0.0, 1.0)
     placebo_clarify: float = knob(0.0, "placebo: relative frequency of clarify", 0.0, 1.0)
-    placebo_explore: float = knob(0.524, "placebo: relative frequency of explore", 0.0, 1.0)
-    placebo_resample: float = knob(0.231, "placebo: relative frequency of resample", 0.0, 1.0)
-    placebo_adaptive: float = knob(0.239, "placebo: relative frequency of adaptive", 0.0, 1.0)
+    placebo_explore: float = knob(0.557, "placebo: relative frequency of explore", 0.0, 1.0)
+    placebo_resample: float = knob(0.213, "placebo: relative frequency of resample", 0.0, 1.0)
+    placebo_adaptive: float = knob(0.222, "placebo: relative frequency of adaptive", 0.0, 1.0)
 
     repetition_penalty: float = knob(
         1.0,
@@ -244,6 +245,9 @@ class GenerateConfig:
     max_new_tokens: int = knob(512, "most tokens to generate for one prompt", 1, _MAX_INT32, "tokens")
     seed: int = knob(0, "seed of every draw", 0, 2**32 - 1)
     seeds: tuple[int, ...] = knob((), "a seed for each prompt, instead of one for all", 0, 2**32 - 1)
+    occurrences: tuple[int, ...] = knob(
+        (), "how often each prompt came earlier with its seed, instead of counting", 0, 2**32 - 1
+    )
     stop: tuple[str, ...] = knob((), "text that ends a row; it is not part of the result")
     ignore_stop_tokens: bool = knob(False, "go on past the checkpoint's stop tokens")
     chunk_length: int = knob(
@@ -356,6 +360,11 @@ def read_preset(name: str) -> tuple[str, SamplerConfig]:
     return sampler, from_mapping(SamplerConfig, defaults | values, str(path))
 
 
+def preset_comment(name: str) -> str:
+    """The first line of a sampler's preset, which is a comment that says what the preset is."""
+    return _preset_path("samplers", name).read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ")
+
+
 def shipped(name: str) -> Path:
     """A file or folder of `configs/`, which stands beside the package in a checkout and inside it in a wheel."""
     installed = PACKAGE_ROOT / "configs"
@@ -367,8 +376,10 @@ def _preset_path(kind: str, name: str) -> Path:
         return Path(name)
     path = shipped(kind) / f"{name}.toml"
     if not path.is_file():
-        known = ", ".join(preset_names(kind))
-        raise ValueError(f"no {kind[:-1]} preset {name!r}; there are {known}, or give a .toml file")
+        known = preset_names(kind)
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {near[0]!r}? There are" if near else "there are"
+        raise ValueError(f"no {kind[:-1]} preset {name!r}; {hint} {', '.join(known)}, or give a .toml file")
     return path
 
 

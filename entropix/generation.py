@@ -103,10 +103,11 @@ def prepare(
         encode_prompt(model, p, system=system, raw=raw, allow_special=allow_special) for p in several
     ]
     check_prompts(prompt_ids, model)
-    if len(cfg.seeds) not in (0, len(prompt_ids)):
-        raise ValueError(
-            f"generation: seeds has {len(cfg.seeds)} numbers for {len(prompt_ids)} prompts; give one for each prompt"
-        )
+    for name in ("seeds", "occurrences"):
+        if (n := len(getattr(cfg, name))) not in (0, len(prompt_ids)):
+            raise ValueError(
+                f"generation: {name} has {n} numbers for {len(prompt_ids)} prompts; give one for each prompt"
+            )
     rule_or_guarded = samplers.configured(rule, chosen)
     _check_branching(cfg, rule_or_guarded)
     _check_backtracking(cfg, rule_or_guarded)

@@ -15,17 +15,20 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, get_type_hints
 
 import tyro
 from tyro.conf import UseAppendAction, arg
 
-from entropix import cli, coloring, config
-from entropix.cli import Dtype, Text, Weights, flag
+from entropix import cli, coloring, config, distributed
+from entropix.cli import DeviceFlags, Dtype, Text, Weights, flag
 from entropix.config import GenerateConfig, SamplerConfig
 from entropix.cot.flags import PathFlags, read_plan
 from entropix.cot.plan import Plan
 from entropix.search_flags import BacktrackFlags, BranchFlags, read_backtracking, read_branching
+
+if TYPE_CHECKING:
+    from entropix.generation import Job
 
 _PROG = "python -m entropix.main"
 _DESCRIPTION = "Answer prompts with a language model, each token chosen by how uncertain the model is."
@@ -49,14 +52,18 @@ class Flags:
         _SOURCE,
         flag(
             'a file with one prompt a line or, if its name ends in .jsonl, {"prompt": "..."} or '
-            '{"messages": [...]} a line; all are answered in one batch',
+            '{"messages": [...]} a line; they are answered in batches',
             "FILE",
         ),
     ] = None
+    batch_size: Annotated[
+        int, flag("most prompts of the file to answer together; changes memory and speed alone", "N", None)
+    ] = config.BATCH_ROWS
     chat: Annotated[bool, _SOURCE, flag("talk with the model, line by line; /exit ends")] = False
 
     weights: Weights = None
     dtype: Dtype = None
+    devices: Annotated[DeviceFlags, arg(name="devices")] = field(default_factory=DeviceFlags)
     seed: Annotated[int, flag(_help("seed"), "N", "(default: a random one, printed)")] = field(
         default_factory=lambda: secrets.randbits(32)
     )
@@ -97,6 +104,12 @@ class Flags:
     ] = GenerateConfig.alternatives
     head_entropies: Annotated[bool, flag(f"into the trace: {_help('head_entropies')}")] = False
     json: Annotated[bool, flag("print one JSON object a prompt on stdout")] = False
+    profile: Annotated[
+        Text,
+        flag(
+            "generate once unseen, so that all is compiled, then again with a trace for XProf in here", "DIR"
+        ),
+    ] = None
 
 
 @dataclass(frozen=True)
@@ -129,7 +142,9 @@ def main(args: Sequence[str] | None = None) -> None:
     """Does what the flags (by default those of the process) say. Raises a ValueError for bad input."""
     command = parse(sys.argv[1:] if args is None else args)
     flags, plan = command.flags, command.plan
-    prompts = read_prompts(flags)
+    cli.join(flags, apart=["seed"])
+    seed = distributed.from_first(lambda: flags.seed)
+    prompts = distributed.from_first(lambda: read_prompts(flags))
     if plan is not None and len(prompts) > 1:
         raise ValueError(
             f"{flags.prompt_file} has {len(prompts)} prompts, but several paths start from one; "
@@ -140,16 +155,18 @@ def main(args: Sequence[str] | None = None) -> None:
         "sampler_config": command.sampler_config,
         "allow_special": flags.allow_special,
         **vars(command.generation),
+        "seed": seed,
     }
 
     # These compile and load; what is wrong so far was said without waiting for them.
-    from entropix import backend, generation, loading, samplers, terminal, trace
+    from entropix import backend, generation, samplers, terminal
 
     try:
         samplers.get(config.read_preset(command.sampler)[0])
     except ValueError as error:
         raise ValueError(f"{command.sampler}: {error}") from None
     backend.use_compilation_cache()
+    _check_knobs(command)
     if not flags.json and len(prompts) < 2 and plan is None:
         options["chunk_length"] = terminal.STREAM_CHUNK
     show = terminal.Show(
@@ -159,24 +176,62 @@ def main(args: Sequence[str] | None = None) -> None:
         json=flags.json,
         trace=None if flags.trace is None else Path(flags.trace),
     )
-    if show.trace is not None:
-        trace.check_writable(show.trace)
-        trace.check_not_read(show.trace, [flags.prompt_file] if flags.prompt_file else [])
-    with terminal.status("loading the weights"):
-        model = loading.load(loading.DEFAULT_MODEL if flags.weights is None else flags.weights, flags.dtype)
+    distributed.from_first(lambda: _check_outputs(flags))
+    model = terminal.load(flags.weights, flags.dtype, flags.devices)
     if flags.chat:
         terminal.chat(model, flags.system, options, show)
         return
     job = generation.prepare(model, prompts, system=flags.system, raw=flags.raw, **options)
-    terminal.note(f"seed: {flags.seed}")
-    if plan is None:
-        interrupted = any(result.finish.name == "INTERRUPTED" for result in terminal.answer(job, show))
-    else:
-        from entropix.cot import output
+    terminal.note(f"seed: {seed}")
+    if flags.profile is not None:
+        with terminal.status("compiling"):
+            _generate_unseen(job, command)
+    with backend.profile(flags.profile):
+        if plan is None:
+            interrupted = any(
+                result.finish.name == "INTERRUPTED"
+                for result in terminal.answer(job, show, most_rows=flags.batch_size)
+            )
+        else:
+            from entropix.cot import output
 
-        interrupted = output.answer(job, plan, show).interrupted
+            interrupted = output.answer(job, plan, show).interrupted
     if interrupted:
         raise KeyboardInterrupt
+
+
+def _generate_unseen(job: "Job", command: Command) -> None:
+    """Compiles everything that the generation needs."""
+    from entropix import batching
+    from entropix.cot import parallel
+
+    if command.plan is not None:
+        parallel.run(job, command.plan)
+        return
+    for _ in batching.Batches(job, command.flags.batch_size).run():
+        pass
+
+
+def _check_outputs(flags: Flags) -> None:
+    """Raises a ValueError where something could not be written in the end, or would replace what is read."""
+    from entropix import backend, trace
+
+    if flags.trace is not None:
+        trace.check_writable(flags.trace)
+        trace.check_not_read(flags.trace, [flags.prompt_file] if flags.prompt_file else [])
+    if flags.profile is not None:
+        backend.make_profile_folder(flags.profile)
+
+
+def _check_knobs(command: Command) -> None:
+    """Raises a ValueError for a number, given as a flag or in a file, that the sampler ignores."""
+    from entropix import samplers
+    from entropix.samplers import knobs
+
+    rule, preset = config.read_preset(command.sampler)
+    knobs.check_preset(command.sampler)
+    given = knobs.changed(command.sampler_config, preset)
+    knobs.check_used(given, samplers.get(rule), command.sampler_config, "flags")
 
 
 # ----- flags ------------------------------------------------------------------------------------------------
@@ -230,19 +285,20 @@ def _all_flags(source: str, defaults: SamplerConfig) -> type:
     group = dataclasses.make_dataclass("SamplerFlags", numbers, bases=(Preset,), frozen=True)
     about = (
         f"Defaults are those of {source!r}. Filters apply in the order temperature, min-p, top-k, top-p. "
-        "A sampler ignores the numbers it has no use for."
+        "A number that the sampler has no use for is refused."
     )
     sampler = ("sampler", Annotated[group, arg(help=about)], field(default_factory=group))
     return dataclasses.make_dataclass("AllFlags", [sampler], bases=(Flags,), frozen=True)
 
 
 def _describe_samplers() -> str:
-    """A line for each preset, with the rule's own summary."""
+    """A line for each preset, and where to read more."""
     from entropix import samplers
 
     names = config.preset_names("samplers")
     width = max(map(len, names))
-    return "\n".join(f"{name:{width}}  {samplers.get(config.read_preset(name)[0]).summary}" for name in names)
+    lines = [f"{name:{width}}  {samplers.about(name)}" for name in names]
+    return "\n".join([*lines, "", "Formulas, numbers and sources: docs/samplers.md"])
 
 
 def _generation(flags: Flags) -> GenerateConfig:
@@ -262,6 +318,10 @@ def _check(flags: Flags, plan: Plan | None) -> None:
         raise ValueError(
             "--chat is a conversation, but several paths start from one prompt; drop one of them"
         )
+    if flags.batch_size < 1:
+        raise ValueError(f"--batch-size must be at least 1, got {flags.batch_size}")
+    if flags.batch_size != config.BATCH_ROWS and flags.prompt_file is None:
+        raise ValueError("--batch-size changes nothing without --prompt-file, which has several prompts")
     for name in ("alternatives", "head_entropies"):
         if getattr(flags, name) and flags.trace is None:
             raise ValueError(f"--{name.replace('_', '-')} goes into the trace; give --trace FILE.jsonl too")
@@ -271,6 +331,9 @@ def _check(flags: Flags, plan: Plan | None) -> None:
             "".join(text).encode()
         except UnicodeEncodeError:
             raise ValueError(f"--{name} is not valid UTF-8; check the encoding of your terminal") from None
+    for name, given in (("--distributed", flags.devices.distributed), ("--profile", flags.profile)):
+        if given and flags.chat:
+            raise ValueError(f"{name} does not go together with --chat; give a --prompt or a --prompt-file")
     if flags.raw and flags.chat:
         raise ValueError("--raw completes plain text, but --chat is a conversation; drop one of them")
     if flags.raw and flags.system is not None:
@@ -292,6 +355,8 @@ def read_prompts(flags: Flags) -> list[Any]:
     path = Path(flags.prompt_file)
     try:
         text = _decode(path.read_bytes(), str(path))
+    except FileNotFoundError:
+        raise ValueError(f"{path}: no such file") from None
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror})") from None
     lines = [

@@ -1,7 +1,7 @@
 """Does a trace repeat? `python -m entropix.replay trace.jsonl` generates it anew from its header and compares.
 
 Tokens, strategies, counts and endings must be the same, every other number within 10⁻³ (absolute or relative,
-whichever is wider). A batch is repeated as one batch, a chat turn by turn on one cache, as it was.
+whichever is wider). Prompts are repeated in batches, a chat turn by turn on one cache, as it was.
 
 Exit codes: 0 equal, with one line on stdout; 1 bad input, or a difference, the first of which is shown on stderr with
 both records. Another backend, or another release of JAX, may round otherwise and so draw another token.
@@ -18,8 +18,9 @@ import jax
 import tyro
 
 from entropix import backend, cli, loading, trace
+from entropix.batching import Batches
 from entropix.drawing import Finish
-from entropix.generation import Event, Result, add, prepare, run
+from entropix.generation import Event, Result, add, prepare
 from entropix.loading import Model
 from entropix.session import Session
 from entropix.trace import Trace
@@ -74,7 +75,8 @@ def main(args: Sequence[str] | None = None) -> None:
     if difference := first_difference(model, recorded):
         raise ValueError(f"{flags.trace}: {difference}{_elsewhere(recorded)}")
     n_tokens = sum(len(result.records) for result in recorded.results)
-    print(f"{flags.trace}: equal, {n_tokens} tokens in {len(recorded.results)} rows")
+    counts = _counted(n_tokens, "token"), _counted(len(recorded.results), "row")
+    print(f"{flags.trace}: equal, {' in '.join(counts)}")
 
 
 def load_model(recorded: Trace, weights: str | None = None) -> Model:
@@ -95,24 +97,25 @@ def first_difference(model: Model, recorded: Trace) -> Difference | None:
     Of a row that was interrupted only the tokens that it has are repeated.
     """
     rows = range(len(recorded.results))
-    groups = [[row] for row in rows] if recorded.header["rows"] == trace.TURNS else [list(rows)]
-    session = Session(model, len(groups[0]))
+    is_chat = recorded.header["rows"] == trace.TURNS
+    groups = [[row] for row in rows] if is_chat else [list(rows)]
+    session = Session(model, 1) if is_chat else None
     for group in groups:
         expected = [recorded.results[row] for row in group]
         if difference := _repeat(model, session, expected, recorded.options):
             return difference._replace(row=group[difference.row])
-        if any(result.finish == Finish.INTERRUPTED for result in expected):
-            session = Session(model, len(group))
+        if is_chat and expected[0].finish == Finish.INTERRUPTED:
+            session = Session(model, 1)
     return None
 
 
 def _repeat(
-    model: Model, session: Session, expected: Sequence[Result], options: dict[str, Any]
+    model: Model, session: Session | None, expected: Sequence[Result], options: dict[str, Any]
 ) -> Difference | None:
-    """The first difference of rows that were generated as one batch."""
+    """The first difference of rows that were generated together."""
     job = prepare(model, [result.prompt_ids for result in expected], **options)
     repeated = [Result(result.prompt_ids) for result in expected]
-    events = run(job, session)
+    events = Batches(job, session=session).run()
     while not all(map(_is_complete, expected, repeated)):
         event = next(events)
         row = event.row
@@ -168,6 +171,10 @@ def _equal(before: Any, after: Any) -> bool:
     if isinstance(before, dict) and isinstance(after, dict):
         return _first_unequal(before, after) is None
     return bool(before == after)
+
+
+def _counted(n: int, noun: str) -> str:
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
 
 
 def _elsewhere(recorded: Trace) -> str:

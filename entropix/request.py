@@ -44,13 +44,6 @@ def make_request(
     given: Sequence[int] = (),
 ) -> Request:
     """What stays fixed while a batch is generated; `given` is that of `Session.start`."""
-    digests = [zlib.crc32(np.asarray(prompt, np.int32).tobytes()) for prompt in prompts]
-    seeds = cfg.seeds or [cfg.seed] * len(prompts)
-    seen: Counter[tuple[int, int]] = Counter()
-    occurrences = []
-    for pair in zip(seeds, digests, strict=True):
-        occurrences.append(seen[pair])
-        seen[pair] += 1
     room = [model.config.context_length - len(prompt) for prompt in prompts]
     wanted = [cfg.max_new_tokens - n for n in given or [0] * len(prompts)]
     assert min(wanted) > 0, (given, cfg.max_new_tokens)
@@ -59,7 +52,10 @@ def make_request(
     stop_E[: len(stop_ids)] = stop_ids
     return Request(
         key_B=decode.row_keys(
-            *(jnp.asarray(numbers, jnp.uint32) for numbers in (seeds, digests, occurrences))
+            *(
+                jnp.asarray(numbers, jnp.uint32)
+                for numbers in (_seeds(prompts, cfg), _digests(prompts), occurrences(prompts, cfg))
+            )
         ),
         limit_B=jnp.asarray(list(map(min, wanted, room)), jnp.int32),
         limit_reason_B=jnp.asarray(
@@ -70,6 +66,26 @@ def make_request(
         branching=branching.numbers(cfg.branching),
         backtracking=backtracking.numbers(cfg.backtracking, sampler.strategies),
     )
+
+
+def occurrences(prompts: Sequence[Sequence[int]], cfg: GenerateConfig) -> Sequence[int]:
+    """How often each prompt came earlier with the same seed: repeated prompts draw from streams of their own."""
+    if cfg.occurrences:
+        return cfg.occurrences
+    seen: Counter[tuple[int, int]] = Counter()
+    found = []
+    for pair in zip(_seeds(prompts, cfg), _digests(prompts), strict=True):
+        found.append(seen[pair])
+        seen[pair] += 1
+    return found
+
+
+def _seeds(prompts: Sequence[Sequence[int]], cfg: GenerateConfig) -> Sequence[int]:
+    return cfg.seeds or [cfg.seed] * len(prompts)
+
+
+def _digests(prompts: Sequence[Sequence[int]]) -> list[int]:
+    return [zlib.crc32(np.asarray(prompt, np.int32).tobytes()) for prompt in prompts]
 
 
 def device_config(cfg: SamplerConfig) -> SamplerConfig:

@@ -1,4 +1,4 @@
-"""Every metric at every position of a text: `python -m entropix.score --text FILE`.
+"""What a model makes of a given text, token by token: `python -m entropix.score --text FILE`.
 
 One line a position on stdout, as JSON (`--format jsonl`: the records of `scoring.Scored`) or as a table with the same
 columns; then one line with the number of tokens, the mean log-probability in nats and the perplexity.
@@ -9,17 +9,22 @@ Exit codes: 0 the text was scored; 1 bad input; 2 bad flags.
 import json
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from entropix import cli, palette
-from entropix.cli import Dtype, Weights, flag
+from tyro.conf import arg
+
+from entropix import cli, distributed, palette
+from entropix.cli import DeviceFlags, Dtype, Weights, flag
 
 if TYPE_CHECKING:
     from entropix.scoring import Scored
 
 _PROG = "python -m entropix.score"
-_DESCRIPTION = "Read a text with a language model: entropy, attention and log-probability at every position."
+_DESCRIPTION = (
+    "Let a language model read a text instead of writing one. For every token: how likely the model found it, and how "
+    "uncertain it was about the next one (entropy, varentropy, attention). For the whole text: its perplexity."
+)
 _TEXT_WIDTH = 14  # characters of a token in the table
 
 
@@ -27,24 +32,30 @@ _TEXT_WIDTH = 14  # characters of a token in the table
 class Flags:
     """What can be asked for."""
 
-    text: Annotated[str, flag("the text, as UTF-8", "FILE", None)]
+    text: Annotated[str, flag("the text to read, a UTF-8 file", "FILE", None)]
     weights: Weights = None
     dtype: Dtype = None
-    format: Annotated[Literal["table", "jsonl"], flag("how to print", hint=None)] = "table"
-    allow_special: Annotated[bool, flag("names of special tokens in the text become these tokens")] = False
+    devices: Annotated[DeviceFlags, arg(name="devices")] = field(default_factory=DeviceFlags)
+    format: Annotated[
+        Literal["table", "jsonl"],
+        flag("table, for people, or jsonl, a JSON object a position, for programs", hint=None),
+    ] = "table"
+    allow_special: Annotated[
+        bool, flag("read names of special tokens, like <|im_end|>, as these tokens instead of as plain text")
+    ] = False
 
 
 def main(args: Sequence[str] | None = None) -> None:
     """Does what the flags (by default those of the process) say. Raises a ValueError for bad input."""
     flags = cli.parse(Flags, args, _PROG, _DESCRIPTION)
+    cli.join(flags)
 
     # These take their time to import; --help and bad flags do not wait for them.
-    from entropix import backend, loading, scoring, terminal
+    from entropix import backend, scoring, terminal
 
-    text = scoring.read_text(flags.text)
+    text = distributed.from_first(lambda: scoring.read_text(flags.text))
     backend.use_compilation_cache()
-    with terminal.status("loading the weights"):
-        model = loading.load(loading.DEFAULT_MODEL if flags.weights is None else flags.weights, flags.dtype)
+    model = terminal.load(flags.weights, flags.dtype, flags.devices)
     with terminal.status("compiling and reading the text"):
         [scored] = scoring.score(model, [text], allow_special=flags.allow_special)
     for line in json_lines(scored) if flags.format == "jsonl" else table_lines(scored):

@@ -32,6 +32,16 @@ def discarded_tokens(results: Sequence[Result], keep: str) -> int:
     return rolled + sum(len(ids) for record in records for ids in record.get("taken_back", ()))
 
 
+def retreats(results: Sequence[Result]) -> int:
+    """How often tokens were taken back."""
+    return sum(len(record.get("taken_back", ())) for result in results for record in result.records)
+
+
+def forks(results: Sequence[Result]) -> int:
+    """Places in the answers where several tokens were tried; those among tokens that were taken back do not count."""
+    return sum("branches" in record for result in results for record in result.records)
+
+
 def strategy_counts(results: Sequence[Result], strategies: Sequence[str]) -> dict[str, int]:
     """How many tokens each strategy chose, those with none included."""
     counts = Counter(record["strategy"] for result in results for record in result.records)
@@ -57,6 +67,8 @@ def stats(results: Sequence[Result], strategies: Sequence[str], timing: Timing) 
         ("computed tokens", str(timing.computed_tokens), "with those that were discarded or taken back"),
         ("time to first token", _number(timing.first_token), "s, compilation included"),
         ("forward passes", str(timing.forward_passes), ""),
+        ("forks", str(forks(results)), "places in the answer where several tokens were tried"),
+        ("retreats", str(retreats(results)), "times that tokens were taken back"),
         ("total time", _number(timing.total), "s"),
         ("speed", _number(timing.tokens_per_second), "tokens/s after the first chunk"),
         *(

@@ -13,14 +13,13 @@ which are shapes, makes its own.
 Everything else, the outputs and going on after an interruption, is as in `entropix.compare`. Differences are those to
 the first combination.
 
-Exit codes: 0 done; 1 bad input; 2 bad flags; 130 Ctrl-C.
+Exit codes: 0 done; 1 bad input; 2 bad flags; 130 Ctrl-C; 143 SIGTERM, after the batch that is being computed.
 """
 
-import itertools
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, get_type_hints
 
 import numpy as np
 from tyro.conf import UseAppendAction
@@ -29,9 +28,7 @@ from entropix import cli, config
 from entropix.cli import flag
 from entropix.config import SamplerConfig
 from entropix.grids import command
-
-if TYPE_CHECKING:
-    from entropix.grids.engine import Variant
+from entropix.grids.variants import expand
 
 _PROG = "python -m entropix.sweep"
 _DESCRIPTION = (
@@ -55,6 +52,7 @@ class Flags(command.Flags):
 def main(args: Sequence[str] | None = None) -> None:
     """Does what the flags (by default those of the process) say. Raises a ValueError for bad input."""
     flags = cli.parse(Flags, args, _PROG, _DESCRIPTION)
+    cli.join(flags, sigterm_ends=False)
     axes = parse_axes(flags.grid)
     command.perform(flags, expand(flags.sampler, axes), f"Sweep of {flags.sampler}", list(axes))
 
@@ -99,22 +97,6 @@ def parse_values(name: str, text: str) -> list[Any]:
             f"{where}: {name} takes whole numbers, but this range has {values}; list them instead"
         )
     return [kind(value) for value in values]
-
-
-def expand(sampler: str, axes: Mapping[str, Sequence[Any]]) -> "list[Variant]":
-    """Every combination, the last field varying fastest."""
-    from entropix import samplers
-    from entropix.grids.engine import Variant
-
-    rule, numbers = config.read_preset(sampler)
-    samplers.get(rule)
-    variants = []
-    for values in itertools.product(*axes.values()):
-        changes = dict(zip(axes, values, strict=True))
-        label = " ".join(f"{name}={value}" for name, value in changes.items())
-        cfg = config.from_mapping(SamplerConfig, asdict(numbers) | changes, f"--grid {label}")
-        variants.append(Variant(label, rule, cfg))
-    return variants
 
 
 if __name__ == "__main__":

@@ -12,12 +12,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import jax
 from rich.console import Console
 
-from entropix import coloring, live, statistics, trace
+from entropix import batching, coloring, live, loading, sharding, statistics, trace
 from entropix.chat import Message
+from entropix.cli import DeviceFlags
+from entropix.config import BATCH_ROWS
 from entropix.drawing import Finish
-from entropix.generation import Event, Job, Result, add, prepare, run
+from entropix.generation import Event, Job, Result, add, prepare
 from entropix.loading import Model
 from entropix.session import Session
 
@@ -35,19 +38,18 @@ class Show:
     trace: Path | None = None
 
 
-def answer(job: Job, show: Show, session: Session | None = None) -> list[Result]:
-    """Generates and prints. Ctrl-C ends it early: rows that were running get `Finish.INTERRUPTED`.
+def answer(job: Job, show: Show, session: Session | None = None, most_rows: int = BATCH_ROWS) -> list[Result]:
+    """Generates, at most so many rows at a time, and prints.
 
-    Whatever happens, what was produced so far is printed and its trace written. Raises a ValueError, after
-    all, for rows whose logits were not finite.
+    Ctrl-C ends it early: rows that were running get `Finish.INTERRUPTED`. Whatever happens, what was produced so far
+    is printed and its trace written. Raises a ValueError, after all, for rows whose logits were not finite.
     """
     results = [Result(ids) for ids in job.prompt_ids]
-    session = session or Session(job.model, len(results))
+    batches = batching.Batches(job, most_rows, session)
     bar = _bar(job, show)
-    page, clock = _Page(job, show, bar), _Clock(session)
-    passes_before = session.n_passes
+    page, clock = _Page(job, show, bar), _Clock(batches)
     try:
-        for event in until_ctrl_c(_after_wait(run(job, session), "compiling and reading the prompt")):
+        for event in until_ctrl_c(_after_wait(batches.run(), "compiling and reading the prompt")):
             add(results, event)
             clock.tick(event)
             page.show(event, results)
@@ -60,9 +62,7 @@ def answer(job: Job, show: Show, session: Session | None = None) -> list[Result]
         if show.trace is not None:
             trace.write(show.trace, job, results)
         page.close(results)
-        _report(
-            job, show, results, clock.timing(session.n_passes - passes_before, int(session.computed_B.sum()))
-        )
+        _report(job, show, results, clock.timing())
     for row, result in enumerate(results):
         if result.finish == Finish.NAN:
             raise ValueError(f"prompt {row + 1}: {Finish.NAN.sentence}")
@@ -104,9 +104,24 @@ def note(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
+def note_devices(model: Model) -> None:
+    """A line for `--stats`: on how many devices the model is, if on several."""
+    if (mesh := model.mesh) is not None:
+        shape = ",".join(f"{axis}={n}" for axis, n in mesh.shape.items())
+        processes = f", in {n} processes" if (n := jax.process_count()) > 1 else ""
+        note(f"{'devices':30}{mesh.size:>10}  {mesh.devices.flat[0].device_kind}, as {shape}{processes}")
+
+
 def status(text: str) -> contextlib.AbstractContextManager[Any]:
     """A moving sign of life on stderr, if that is a terminal."""
     return Console(stderr=True).status(text) if sys.stderr.isatty() else contextlib.nullcontext()
+
+
+def load(weights: str | None, dtype: str | None, devices: DeviceFlags) -> Model:
+    """The model that a command's flags ask for. Raises the ValueErrors of `loading.load`, and one for a bad mesh."""
+    shape = sharding.read_shape(devices.mesh)
+    with status("loading the weights"):
+        return loading.load(loading.DEFAULT_MODEL if weights is None else weights, dtype, shape)
 
 
 class _Page:
@@ -189,9 +204,9 @@ def json_object(job: Job, row: int, result: Result) -> dict[str, Any]:
 class _Clock:
     """When tokens arrived. Those of a chunk come together: speed is measured from the end of the first."""
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, batches: batching.Batches) -> None:
         self._start = time.perf_counter()
-        self._session = session
+        self._batches = batches
         self._first_chunk: int | None = None  # the number of forward passes after it
         self._early: list[float] = []
         self._late: list[float] = []
@@ -200,8 +215,8 @@ class _Clock:
         """Notes an event that has just come."""
         if event.record is not None:
             if self._first_chunk is None:
-                self._first_chunk = self._session.n_passes
-            in_first = self._session.n_passes == self._first_chunk
+                self._first_chunk = self._batches.n_passes
+            in_first = self._batches.n_passes == self._first_chunk
             (self._early if in_first else self._late).append(time.perf_counter() - self._start)
 
     @property
@@ -209,13 +224,14 @@ class _Clock:
         """Of the steady state so far."""
         return len(self._late) / (self._late[-1] - self._early[-1]) if self._late else None
 
-    def timing(self, forward_passes: int, computed_tokens: int) -> statistics.Timing:
+    def timing(self) -> statistics.Timing:
+        """How long it took until now."""
         return statistics.Timing(
             first_token=self._early[0] if self._early else None,
             total=time.perf_counter() - self._start,
             tokens_per_second=self.tokens_per_second,
-            computed_tokens=computed_tokens,
-            forward_passes=forward_passes,
+            computed_tokens=self._batches.n_computed,
+            forward_passes=self._batches.n_passes,
         )
 
 
@@ -232,6 +248,7 @@ def _report(job: Job, show: Show, results: Sequence[Result], timing: statistics.
         note(coloring.legend(show.color.what, counts, colors, inserted))
     if show.stats:
         note(statistics.stats(results, job.sampler.strategies, timing))
+        note_devices(job.model)
 
 
 def _after_wait(events: Iterator[Event], text: str) -> Iterator[Event]:

@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 import jax
 
 import entropix
-from entropix import config
+from entropix import config, distributed
 from entropix.checkpoint import DTYPES, stored_tensors
 from entropix.config import GenerateConfig, SamplerConfig
 from entropix.drawing import Finish
@@ -154,7 +154,12 @@ class Trace(NamedTuple):
 
 
 def check_writable(path: str | Path, what: str = "a trace") -> None:
-    """Raises a ValueError where writing would fail; for calling before the work whose outcome is to be written."""
+    """Raises a ValueError where writing would fail; for calling before the work whose outcome is to be written.
+
+    Of several processes only the first looks, as only it writes.
+    """
+    if not distributed.is_first():
+        return
     path = Path(path)
     try:
         if path.exists() and not path.is_file():
@@ -197,7 +202,9 @@ def write(
 
 
 def write_file(path: str | Path, pieces: Iterable[str], what: str = "a trace") -> None:
-    """Writes text. Replaces a file of that name only when complete."""
+    """Writes text. Replaces a file of that name only when complete. Of several processes only the first writes."""
+    if not distributed.is_first():
+        return
     check_writable(path, what)
     temporary = _temporary(Path(path))
     try:
@@ -284,9 +291,16 @@ def read(path: str | Path) -> Trace:
     """The trace in a file. Raises a ValueError that names the line and field when it is not a whole trace."""
     path = Path(path)
     try:
-        lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: cannot be read as a trace ({error})") from None
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ValueError(f"{path}: no such file") from None
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not a trace, which is UTF-8 text ({error.reason})") from None
+    if not text.strip():
+        raise ValueError(f"{path}: this file is empty; a trace has at least its header")
+    lines = text.removesuffix("\n").split("\n")
     head = _object(lines[0], f"{path}: line 1")
     _check_header(head, f"{path}: line 1")
     results = [Result(prompt["token_ids"]) for prompt in head["prompts"]]

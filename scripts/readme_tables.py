@@ -1,4 +1,4 @@
-"""Writes the tables of README.md and docs/samplers.md that follow from the code and the presets.
+"""Writes the tables of docs/configuration.md and docs/samplers.md that follow from the code and the presets.
 
 With `--check` nothing is written; the exit code is 1 where a table is out of date.
 """
@@ -12,15 +12,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-
 from entropix.config import GenerateConfig, SamplerConfig, preset_names, read_preset
-from entropix.metrics import Metrics
-from entropix.samplers import SAMPLERS, Context, Sampler, guarded
+from entropix.samplers import SAMPLERS, about, guarded
+from entropix.samplers.knobs import traced
 
 ROOT = Path(__file__).parent.parent
-README, SAMPLERS_PAGE = ROOT / "README.md", ROOT / "docs" / "samplers.md"
+CONFIGURATION, SAMPLERS_PAGE = ROOT / "docs" / "configuration.md", ROOT / "docs" / "samplers.md"
 
 # What others set the knobs to. A word in brackets is a source at the end of docs/samplers.md.
 PUBLISHED = {
@@ -50,7 +47,7 @@ PUBLISHED = {
 }
 
 
-# ----- README.md --------------------------------------------------------------------------------------------
+# ----- docs/configuration.md --------------------------------------------------------------------------------
 
 
 def fields_table(cls: type) -> str:
@@ -81,18 +78,17 @@ def extent(field: Any) -> str:
 def samplers_table() -> str:
     """One row a preset."""
     rows = ["| preset | rule |", "|---|---|"]
-    rows += [f"| `{name}` | {SAMPLERS[read_preset(name)[0]].summary} |" for name in preset_names("samplers")]
+    rows += [f"| `{name}` | {about(name)} |" for name in preset_names("samplers")]
     return "\n".join(rows)
 
 
-def updated(text: str) -> str:
-    """The README with fresh tables."""
+def updated_configuration(text: str) -> str:
+    """The page about the configuration with fresh tables."""
     tables = {
-        "samplers": samplers_table(),
         "sampler fields": fields_table(SamplerConfig),
         "generation fields": fields_table(GenerateConfig),
     }
-    return filled(text, tables, README.name)
+    return filled(text, tables, CONFIGURATION.name)
 
 
 def filled(text: str, tables: Mapping[str, str], source: str) -> str:
@@ -107,59 +103,42 @@ def filled(text: str, tables: Mapping[str, str], source: str) -> str:
 # ----- docs/samplers.md -------------------------------------------------------------------------------------
 
 
-def knobs_used(sampler: Sampler) -> list[str]:
-    """Names of the traced config fields that reach anything a step returns, found in its jaxpr."""
-    key_B = jax.random.split(jax.random.key(0), 1)
-    context = Context(jnp.zeros((1, 200)), Metrics(*(jnp.zeros(1) for _ in Metrics._fields)))
-    cfg = SamplerConfig()
-    leaves, tree = jax.tree.flatten(cfg)
-    names = [jax.tree_util.keystr(path, simple=True) for path, _ in jax.tree_util.tree_leaves_with_path(cfg)]
-    state = sampler.init(cfg, [[1]], lambda text: [1])
-
-    def step(numbers: list[Any]) -> Any:
-        return sampler.step(key_B, state, context, jax.tree.unflatten(tree, numbers))
-
-    jaxpr = jax.make_jaxpr(step)([jnp.asarray(leaf) for leaf in leaves]).jaxpr
-    needed = set(map(id, jaxpr.outvars))
-    for equation in reversed(jaxpr.eqns):
-        if any(id(variable) in needed for variable in equation.outvars):
-            needed |= set(map(id, equation.invars))
-    return [name for name, variable in zip(names, jaxpr.invars, strict=True) if id(variable) in needed]
-
-
 def knobs_table(name: str) -> str:
     """One row a knob of a sampler or of the guard: its value in the preset, range, meaning, and what others set it to.
 
     Relatives of entropix show only what they have beyond it.
     """
     rule = guarded(SAMPLERS["greedy"]) if name == "guard" else SAMPLERS[name]
-    known = knobs_used(SAMPLERS["entropix"]) if name == "placebo" else []
+    known = traced(SAMPLERS["entropix"]) if name == "placebo" else []
     cfg = read_preset("greedy" if name == "guard" else name)[1]
     fields = {field.name: field for field in dataclasses.fields(SamplerConfig)}
-    used = [knob for knob in knobs_used(rule) if knob not in known]
+    used = [knob for knob in traced(rule) if knob not in known]
     unknown = [knob for where, knob in PUBLISHED if where == name and knob not in used]
     assert not unknown, f"PUBLISHED has {unknown} for {name!r}, which does not use them"
-    rows = ["| knob | preset | range | meaning | elsewhere |", "|---|---|---|---|---|"]
-    for knob in used:
-        meaning, elsewhere = fields[knob].metadata["help"], PUBLISHED.get((name, knob), "")
-        elsewhere = "the same [entropix]" if name == "entropix" else elsewhere
-        rows.append(
-            f"| `{knob}` | {getattr(cfg, knob):g} | {extent(fields[knob])} | {meaning} | {elsewhere} |"
-        )
-    return "\n".join(rows)
+    heads = ["knob", "preset", "range", "meaning"]
+    rows = [
+        [f"`{knob}`", f"{getattr(cfg, knob):g}", extent(fields[knob]), fields[knob].metadata["help"]]
+        for knob in used
+    ]
+    if any((name, knob) in PUBLISHED for knob in used):
+        heads.append("elsewhere")
+        rows = [[*row, PUBLISHED.get((name, knob), "")] for row, knob in zip(rows, used, strict=True)]
+    lines = [f"| {' | '.join(row)} |" for row in (heads, *rows)]
+    return "\n".join([lines[0], "|" + "---|" * len(heads), *lines[1:]])
 
 
 def updated_samplers(text: str) -> str:
     """The page about the samplers with fresh tables."""
     names = re.findall(r"<!-- table: (\S+) -->", text)
-    return filled(text, {name: knobs_table(name) for name in names}, SAMPLERS_PAGE.name)
+    tables = {name: samplers_table() if name == "presets" else knobs_table(name) for name in names}
+    return filled(text, tables, SAMPLERS_PAGE.name)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true")
     check, stale = parser.parse_args().check, False
-    for page, fresh in ((README, updated), (SAMPLERS_PAGE, updated_samplers)):
+    for page, fresh in ((CONFIGURATION, updated_configuration), (SAMPLERS_PAGE, updated_samplers)):
         text = page.read_text(encoding="utf-8")
         stale |= fresh(text) != text
         if not check:

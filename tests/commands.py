@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from entropix import generation, terminal
+from entropix import generation
 from entropix.generation import Event
 from entropix.main import main
 
@@ -45,10 +45,10 @@ def interrupt_after(monkeypatch: pytest.MonkeyPatch, n_events: int) -> None:
     usual = generation.run
 
     def run(*args: Any) -> Iterator[Event]:
-        monkeypatch.setattr(terminal, "run", usual)
+        monkeypatch.setattr(generation, "run", usual)
         for number, event in enumerate(usual(*args)):
             if number == n_events:
                 raise KeyboardInterrupt
             yield event
 
-    monkeypatch.setattr(terminal, "run", run)
+    monkeypatch.setattr(generation, "run", run)

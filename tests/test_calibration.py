@@ -307,7 +307,7 @@ def test_the_rule_itself_is_counted_while_it_generates(
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (("--text", "missing.txt"), "missing.txt: cannot be read (No such file or directory)"),
+        (("--text", "missing.txt"), "missing.txt: no such file"),
         (("--text", "empty.txt"), "empty.txt: there is no text in this file"),
         (("--prompts", "empty.txt"), "empty.txt: there is no prompt in this file"),
         (("--text", "a", "--prompts", "b"), "--text and --prompts each say what alone to observe"),

@@ -116,3 +116,13 @@ def test_a_reader_that_stops_early_is_no_error() -> None:
         process.stdout.close()
         assert process.stderr.read() == b""
         assert process.wait() == 0
+
+
+def test_the_package_itself_is_the_main_command() -> None:
+    """`python -m entropix` is `python -m entropix.main`, exit codes included."""
+    for flags, code in ((["--sampler", "help"], 0), (["--prompt-file", "nowhere.txt"], 1), (["--bogus"], 2)):
+        short, long = (
+            subprocess.run([sys.executable, "-m", name, *flags], capture_output=True, text=True)
+            for name in ("entropix", "entropix.main")
+        )
+        assert (short.returncode, short.stdout, short.stderr) == (code, long.stdout, long.stderr)

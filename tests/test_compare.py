@@ -13,6 +13,7 @@ import pytest
 
 from entropix import compare, config, loading
 from entropix.decode import Finish
+from entropix.grids import summary
 
 Command = Callable[..., tuple[int, str, str]]
 FLAGS = ("--seeds", "2", "--max-new-tokens", "18", "--batch", "3")
@@ -39,7 +40,7 @@ def test_a_comparison_leaves_a_table_the_answers_and_a_page(command: Command, tm
         ["greedy", "6", "108"],
         ["temperature", "6", "108"],
     ]
-    assert notes.splitlines()[:-1] == [
+    assert [line.partition(",")[0] for line in notes.splitlines()[:-1]] == [
         f"{3 * n}/12 answers ({name})"
         for n, name in enumerate(("greedy", "temperature", "greedy", "temperature"), start=1)
     ]
@@ -55,6 +56,25 @@ def test_a_comparison_leaves_a_table_the_answers_and_a_page(command: Command, tm
 
     again = command("--samplers", "greedy,temperature", "--out", str(out))
     assert again == (0, table, f"{out}: 12 answers are there already\n{notes.splitlines()[-1]}\n")
+
+
+@pytest.mark.parametrize(("most", "timed"), [("2", True), ("1", False)])
+def test_short_answers_have_a_speed_where_there_is_something_to_time(
+    command: Command, tmp_path: Path, most: str, timed: bool
+) -> None:
+    out = tmp_path / "out"
+    code, table, _ = command("--samplers", "greedy", "--max-new-tokens", most, "--out", str(out))
+    assert code == 0
+    assert ("tokens/s" in table.splitlines()[0], summary.UNTIMED in table) == (timed, not timed)
+    assert ("tokens/s" in (out / "report.html").read_text()) == timed
+
+
+def test_a_number_that_a_files_rule_ignores_is_refused(command: Command, tmp_path: Path) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text('sampler = "greedy"\ntop_p = 0.5\n')
+    code, out, error = command("--samplers", f"temperature,{file}")
+    assert (code, out) == (1, "")
+    assert error.startswith(f"error: {file}: top_p has no effect, because greedy does not use it")
 
 
 def test_without_a_folder_there_is_the_table_alone_here_as_json(command: Command, tmp_path: Path) -> None:
@@ -98,7 +118,7 @@ def test_a_file_is_a_sampler_too_and_the_seeds_begin_where_asked(command: Comman
         (("--samplers", "greedy", "--seed", "-1"), "flags: seeds must be between 0 and 4294967295, got -1"),
         (("--samplers", "greedy", "--batch", "0"), "a batch needs at least one row, got 0"),
         (("--samplers", "greedy", "--max-new-tokens", "0"), "max_new_tokens must be between 1 and"),
-        (("--samplers", "greedy", "--prompts", "nowhere"), "nowhere: cannot be read"),
+        (("--samplers", "greedy", "--prompts", "nowhere"), "nowhere: no such file"),
     ],
 )
 def test_bad_input_is_one_line(command: Command, flags: tuple[str, ...], message: str) -> None:

@@ -253,7 +253,8 @@ def test_an_unusable_preset_file_is_refused_by_its_name(
 
 def test_an_unknown_preset_is_an_error_that_lists_the_known_ones() -> None:
     with pytest.raises(
-        ValueError, match=r"no sampler preset 'entropy'; there are .*entropix, .*top-p, .*or give"
+        ValueError,
+        match=r"no sampler preset 'entropy'; did you mean 'entropix'\? There are .*, top-p, .*or give",
     ):
         config.read_preset("entropy")
     with pytest.raises(ValueError, match=r"no model preset 'gpt'; there are .*toy, or give"):

@@ -1,15 +1,20 @@
 """Several paths from the command line: what is printed where, what is traced, what contradicts itself."""
 
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from entropix import replay, trace
+from entropix.cot import output
 from entropix.cot.flags import read_plan
+from entropix.cot.parallel import decode
 from entropix.cot.plan import Plan
 from entropix.cot.selection import SELECTORS
+from entropix.loading import load
 from entropix.main import main, parse
 
 Run = Callable[..., tuple[int, str, str]]
@@ -40,6 +45,8 @@ def test_the_chosen_text_is_printed_and_the_table_goes_to_stderr(
     assert [line.split()[:2] for line in err.splitlines() if line.startswith("→")] == [
         ["→", str(told["chosen"])]
     ]
+    assert ("stopped: max_new_tokens was reached\n" in err) == (chosen["finish"] == "length")
+    assert chosen["finish"] == "length"
     for name, number in (("tokens kept", "kept_tokens"), ("tokens computed", "computed_tokens")):
         assert any(line.split()[:3] == [*name.split(), str(told[number])] for line in err.splitlines())
 
@@ -55,6 +62,29 @@ def test_the_chosen_text_is_printed_and_the_table_goes_to_stderr(
         assert list(path) == list(trace.PATH)
         assert path == {name: row[name] for name in trace.PATH}
         assert (result.text, result.token_ids) == (row["text"], row["token_ids"])
+
+
+@pytest.mark.parametrize("select", SELECTORS)
+@pytest.mark.parametrize("width", [80, 200])
+def test_the_table_fits_its_terminal_and_says_what_it_leaves_out(
+    toy_folder: str, width: int, select: str
+) -> None:
+    result = decode(
+        load(toy_folder), "Why?", paths=3, extract="text", select=select, sampler="top-p", max_new_tokens=40
+    )
+    console = Console(width=width, file=io.StringIO(), force_terminal=True, color_system=None)
+    shown = output.scores_that_fit(result, console)
+    console.print(output.table(result, shown))
+    lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert max(map(len, lines)) <= width
+    assert [line.rstrip().split()[-2:] for line in lines[-3:]] == [
+        [str(len(path.result.token_ids)), path.result.finish.name.lower()] for path in result.paths
+    ]
+    assert select in shown and shown == [name for name in SELECTORS if name in shown]
+    n_shown, n_all = len(shown), len(SELECTORS)
+    assert (n_shown == n_all) == (width == 200)
+    left_out = f"{n_shown} of {n_all} scores fit here; --json or a wider terminal has all"
+    assert (left_out in output.notes(result, n_shown)) == (width == 80)
 
 
 def test_the_table_tells_where_paths_part(toy_folder: str, run_command: Run) -> None:

@@ -417,15 +417,25 @@ def test_intervals_are_those_of_students_t(n: int) -> None:
 
 def test_a_table_has_a_line_for_each_variant_and_dashes_for_what_is_not_there() -> None:
     lines = [answer("x", 0, 0, [1, 2]), answer("yy", 0, 0, [1, 1], strategies={"yy": 2})]
-    table = summary.tables(summarize(["x", "yy"], lines, []))
+    table = summary.tables(summarize(["x", "yy"], lines, [{"variant": "x", "tokens": 9, "seconds": 2}]))
     assert table[0].split()[:4] == ["answers", "tokens", "tokens/s", "length"]
-    assert table[1].split() == ["x", "1", "2", "-", "2.0", "-", "-1.000", "1.000", "1.000", "-", "-", "-"]
+    assert table[1].split() == ["x", "1", "2", "4.5", "2.0", "-", "-1.000", "1.000", "1.000", "-", "-", "-"]
     assert table[2].split() == ["yy", "1", "2", "-", "2.0", "-", "-1.000", "0.500", "1.000", "-", "-", "-"]
     assert table[5].split() == ["minus", "x", *summary.MEASURES]
     assert table[6].split() == ["yy", *["-"] * 7]
     assert table[8].split() == ["strategies", "a", "b"]
     assert table[9].split() == ["x", "100.0%", "0.0%"]
     assert len(table) == 10
+
+
+def test_without_a_speed_there_is_a_sentence_instead_of_the_column() -> None:
+    lines = [answer("x", 0, 0, [1, 2])]
+    untimed = [{"variant": "x", "tokens": 0, "seconds": 0.0}]
+    assert summary.tables(summarize(["x"], lines, untimed))[:3] == [
+        "   answers  tokens  length  ± sd  logprob  distinct-1  distinct-2  distinct-3  rep-4  self-BLEU",
+        "x        1       2     2.0     -   -1.000       1.000       1.000           -      -          -",
+        summary.UNTIMED,
+    ]
 
 
 def test_every_measure_is_explained() -> None:

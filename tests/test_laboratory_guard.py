@@ -250,9 +250,22 @@ def test_sampler_help_describes_every_preset_and_ends_well(capsys: pytest.Captur
         cli.run(lambda: main(["--sampler", "help"]))
     out, err = capsys.readouterr()
     assert (ended.value.code, err) == (0, "")
-    described = dict(re.split(r"  +", line, maxsplit=1) for line in out.splitlines())
+    *lines, blank, more = out.splitlines()
+    described = dict(re.split(r"  +", line, maxsplit=1) for line in lines)
     assert list(described) == config.preset_names("samplers")
     assert described["typical"] == SAMPLERS["typical"].summary
+    assert (blank, more) == ("", "Formulas, numbers and sources: docs/samplers.md")
+
+
+def test_presets_of_one_rule_are_told_apart_by_their_own_first_comment(tmp_path: Path) -> None:
+    assert len({samplers.about(name) for name in config.preset_names("samplers")}) == len(
+        config.preset_names("samplers")
+    )
+    fitted = samplers.about("entropix-smollm2-135m-instruct")
+    assert fitted == "entropix with thresholds fitted to smollm2-135m-instruct (python -m entropix.calibrate)"
+    file = tmp_path / "mine.toml"
+    file.write_text('# warmer\nsampler = "min-p"\n')
+    assert samplers.about(str(file)) == "warmer"
 
 
 def test_arrays_of_the_guard_do_not_mix_dtypes() -> None:

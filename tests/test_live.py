@@ -13,7 +13,6 @@ from rich.color import ColorSystem
 from screens import Terminal
 
 from entropix import cli, generation, live
-from entropix import terminal as terminal_module
 from entropix.generation import Event
 from entropix.main import main
 from entropix.samplers.entropix import STRATEGIES
@@ -209,7 +208,6 @@ def words_for_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
             yield event._replace(text=word)
 
     monkeypatch.setattr(generation, "run", run)
-    monkeypatch.setattr(terminal_module, "run", run)
 
 
 @pytest.mark.parametrize("flags", [(), ("--no-live",)])

@@ -142,4 +142,4 @@ def test_the_trace_itself_is_not_written_over(path: Path, capsys: pytest.Capture
 
 def test_what_is_no_trace_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run(lambda: main([str(tmp_path / "none.jsonl")])) == 1
-    assert "none.jsonl: cannot be read as a trace" in capsys.readouterr().err
+    assert "none.jsonl: no such file" in capsys.readouterr().err

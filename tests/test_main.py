@@ -249,6 +249,19 @@ def assert_refused(ended: Ended, message: str) -> None:
     [
         (["--color", "pink"], "--color pink: unknown word 'pink'"),
         (["--sampler", "beam"], "no sampler preset 'beam'; there are "),
+        (
+            ["--sampler", "minp"],
+            "no sampler preset 'minp'; did you mean 'min-p'? There are dynamic-temperature, ",
+        ),
+        (
+            ["--sampler", "greedy", "--top-p", "0.5"],
+            "flags: top_p has no effect, because greedy does not use it; it uses no number, and like any sampler ",
+        ),
+        (
+            ["--batch-size", "4"],
+            "--batch-size changes nothing without --prompt-file, which has several prompts",
+        ),
+        (["--dry-base", "2"], "flags: dry_base has no effect while dry_multiplier is 0; set that too"),
         (["--temp", "-1"], "flags: temp must be between 0.001 and 100.0, got -1.0"),
         (["--top-p", "1.5"], "flags: top_p must be between 0.0 and 1.0, got 1.5"),
         (["--top-k", "0"], "flags: top_k must be"),
@@ -351,7 +364,7 @@ def test_a_wrong_prompt_file_is_refused(
 
 
 def test_a_missing_prompt_file_is_refused(command: Command, no_loading: None, tmp_path: Path) -> None:
-    assert_refused(command("--prompt-file", str(tmp_path / "none.txt")), "none.txt: cannot be read (No such")
+    assert_refused(command("--prompt-file", str(tmp_path / "none.txt")), "none.txt: no such file")
     assert_refused(command("--prompt-file", str(tmp_path)), "cannot be read (Is a directory)")
 
 

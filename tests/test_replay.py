@@ -89,6 +89,16 @@ def test_an_unchanged_trace_is_equal(model: Model, path: Path, capsys: pytest.Ca
     assert capsys.readouterr() == (f"{path}: equal, 24 tokens in 2 rows\n", "")
 
 
+def test_one_token_in_one_row_is_said_so(
+    model: Model, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "one.jsonl"
+    job = generation.prepare(model, ["Why?"], max_new_tokens=1)
+    trace.write(path, job, generation.collect(job, generation.run(job)))
+    assert ran(model, path) == 0
+    assert capsys.readouterr().out == f"{path}: equal, 1 token in 1 row\n"
+
+
 def test_a_changed_token_is_found_and_both_records_are_shown(
     model: Model, path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

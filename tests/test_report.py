@@ -338,7 +338,7 @@ def test_the_command_writes_page_and_figures(tmp_path: Path, run_command: Any) -
     [
         (lambda args: args[:1], "say what to make"),
         (lambda args: args[1:], "give at least one trace"),
-        (lambda args: ["missing.jsonl", *args[1:]], "missing.jsonl: cannot be read as a trace"),
+        (lambda args: ["missing.jsonl", *args[1:]], "missing.jsonl: no such file"),
         (lambda args: [args[0], args[0], "--png", args[2]], "two traces are called 'a'"),
         (
             lambda args: [args[0], "-o", "/no/such/folder/report.html"],

@@ -72,6 +72,30 @@ def test_equal_traces_have_no_mark_and_a_narrow_window_no_sideways_scrolling(
     assert page.evaluate("document.documentElement.scrollWidth") <= 380
 
 
+def test_in_a_narrow_window_the_readout_begins_at_the_lower_edge_and_is_whole_below_the_text(
+    show: Open, tmp_path: Path
+) -> None:
+    page = show(
+        traces.write(tmp_path / "a.jsonl", traces.tokens(TEXTS * 60)), viewport={"width": 400, "height": 700}
+    )
+    page.locator("#strip-0 .token").nth(5).click()
+    assert " because" in page.locator('[data-name="text"]').inner_text().replace("␣", " ")
+    box = "(name) => document.querySelector(name).getBoundingClientRect()"
+    quote = page.evaluate(box, '[data-name="text"]')
+    assert 500 < quote["top"] < quote["bottom"] <= 700
+    details = page.locator(".details")
+    assert details.evaluate("e => [getComputedStyle(e).overflowY, e.scrollHeight <= e.clientHeight + 1]") == [
+        "visible",
+        True,
+    ]
+    details.evaluate(
+        "e => window.scrollTo(0, document.querySelector('.texts').getBoundingClientRect().bottom)"
+    )
+    text, readout = page.evaluate(box, ".texts"), page.evaluate(box, ".details")
+    assert text["bottom"] <= readout["top"] < text["bottom"] + 40
+    assert page.evaluate("document.documentElement.scrollWidth") <= 400
+
+
 def test_rows_can_be_chosen(show: Open, tmp_path: Path) -> None:
     page = show(traces.write(tmp_path / "a.jsonl", traces.tokens("abc"), traces.tokens("xy"), []))
     page.select_option("#row", "1")

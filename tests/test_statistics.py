@@ -33,24 +33,30 @@ def test_what_forks_rolled_forward_in_vain_is_counted() -> None:
 
 
 def test_statistics_are_a_line_a_figure() -> None:
-    results = [result(record("flow"), record("flow"), record("explore", logits_entropy=2.5)), result()]
+    results = [
+        result(record("flow"), record("flow", branches=[]), record("explore", logits_entropy=2.5)),
+        result(),
+        result(record("flow", taken_back=[[1, 2], [3]]), record("flow", taken_back=[[4]], branches=[])),
+    ]
     timing = statistics.Timing(
         first_token=1.23456, total=2.0, tokens_per_second=12.3456, computed_tokens=7, forward_passes=9
     )
-    assert statistics.stats(results, STRATEGIES, timing).split("\n")[:13] == [
-        "prompt tokens                          6",
-        "new tokens                             3",
+    assert statistics.stats(results, STRATEGIES, timing).split("\n")[:15] == [
+        "prompt tokens                          9",
+        "new tokens                             5",
         "computed tokens                        7  with those that were discarded or taken back",
         "time to first token                1.235  s, compilation included",
         "forward passes                         9",
+        "forks                                  2  places in the answer where several tokens were tried",
+        "retreats                               3  times that tokens were taken back",
         "total time                             2  s",
         "speed                              12.35  tokens/s after the first chunk",
-        "flow                                   2  66.7 %",
+        "flow                                   4  80.0 %",
         "clarify                                0  0.0 %",
-        "explore                                1  33.3 %",
+        "explore                                1  20.0 %",
         "resample                               0  0.0 %",
         "adaptive                               0  0.0 %",
-        "mean logits_entropy                  1.5",
+        "mean logits_entropy                  1.3",
     ]
 
 
@@ -60,11 +66,13 @@ def test_statistics_of_nothing_are_dashes() -> None:
         "new tokens                             0",
         "computed tokens                        0  with those that were discarded or taken back",
     ]
-    assert lines[3:8] == [
+    assert lines[3:10] == [
         "time to first token                    -  s, compilation included",
         "forward passes                         1",
+        "forks                                  0  places in the answer where several tokens were tried",
+        "retreats                               0  times that tokens were taken back",
         "total time                           0.5  s",
         "speed                                  -  tokens/s after the first chunk",
         "greedy                                 0",
     ]
-    assert lines[8] == "mean logits_entropy                    -"
+    assert lines[10] == "mean logits_entropy                    -"

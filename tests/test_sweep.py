@@ -88,16 +88,39 @@ def test_every_combination_is_a_variant_and_nothing_else_changes() -> None:
         ({"top_p": [0.5, 1.5]}, "--grid top_p=1.5: top_p must be between 0.0 and 1.0, got 1.5"),
         ({"top_k": [500]}, r"--grid top_k=500: top_k must be at most max_top_k \(128\), got 500"),
         ({"temp": [float("nan")]}, "--grid temp=nan: temp must be between"),
+        (
+            {"temp": [1.0, 2.0], "min_p": [0.1, 0.2]},
+            "--grid: min_p has no effect, because top-p does not use it; it uses temp, top_p, and like any sampler "
+            "repetition_penalty and dry_multiplier$",
+        ),
+        ({"n_adaptive_samples": [1, 2]}, "--grid: n_adaptive_samples has no effect, because top-p"),
+        ({"clarifier": ["a", "b"]}, "--grid: clarifier has no effect, because top-p"),
+        ({"dry_base": [1.5, 2.0]}, "--grid: dry_base has no effect while dry_multiplier is 0; set that too"),
     ],
 )
-def test_a_value_out_of_range_is_refused_before_any_work(axes: dict[str, list[Any]], message: str) -> None:
+def test_a_value_out_of_range_and_a_field_without_effect_are_refused_before_any_work(
+    axes: dict[str, list[Any]], message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
         expand("top-p", axes)
 
 
+def test_a_field_of_the_guard_may_be_varied_with_the_guard() -> None:
+    assert len(expand("greedy", {"dry_multiplier": [0.0, 0.8], "dry_base": [1.5, 2.0]})) == 4
+
+
 def test_a_sweep_compiles_one_program(command: Command, tmp_path: Path) -> None:
     before = decode.decode_chunk._cache_size()
-    flags = ("--sampler", "p-less", "--batch", "3", "--grid", "temp=0.5:1.5:3", "--grid", "top_p=0.1,0.5,0.9")
+    flags = (
+        "--sampler",
+        "xtc",
+        "--batch",
+        "3",
+        "--grid",
+        "temp=0.5:1.5:3",
+        "--grid",
+        "xtc_threshold=0.1,0.2,0.3",
+    )
     code, out, _ = command(*flags, "--json")
     assert code == 0
     assert len(json.loads(out)["variants"]) == 9
@@ -119,7 +142,9 @@ def test_the_page_draws_lines_over_one_field_and_heat_maps_over_two(
     drawn, usual = [], comparison.sweep
     monkeypatch.setattr(comparison, "sweep", lambda *args: drawn.append(usual(*args)) or drawn[-1])
     temps = "temp=0.5,1.0,2.0"
-    for number, grid in enumerate(((temps,), (temps, "min_p=0.1,0.2"), (temps, "min_p=0,1", "top_k=3,4"))):
+    for number, grid in enumerate(
+        ((temps,), (temps, "min_p=0.1,0.2"), (temps, "min_p=0,1", "repetition_penalty=1,2"))
+    ):
         flags = [word for text in grid for word in ("--grid", text)]
         assert command("--sampler", "min-p", *flags, "--out", str(tmp_path / str(number)))[0] == 0
     assert len(drawn) == 2

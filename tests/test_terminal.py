@@ -60,7 +60,7 @@ def test_weights_and_dtype_reach_the_loader(command: Command, monkeypatch: pytes
 
     monkeypatch.setattr(loading, "load", load)
     asked = command("--prompt", "a", "--dtype", "bfloat16", weights="here")
-    assert asked == (1, "", "error: ('here', 'bfloat16')\n")
+    assert asked == (1, "", "error: ('here', 'bfloat16', None)\n")
 
 
 def test_a_drawn_seed_is_printed_and_repeats_the_answer(
@@ -139,7 +139,7 @@ def test_answers_come_in_the_order_of_the_prompts(
         yield from sorted(usual(*args), key=lambda event: -event.row)
 
     expected = command("--prompt-file", prompt_file)
-    monkeypatch.setattr(terminal, "run", backwards)
+    monkeypatch.setattr(generation, "run", backwards)
     assert command("--prompt-file", prompt_file) == expected
 
 

@@ -164,7 +164,7 @@ def report(result: Fit) -> Iterator[str]:
 
 def preset(result: Fit, model: Model) -> Iterator[str]:
     """The lines of a TOML file: the fitted thresholds, and what they were fitted to."""
-    yield "# The entropix rule with thresholds fitted to one model by `python -m entropix.calibrate`."
+    yield f"# entropix with thresholds fitted to {model.folder.resolve().name} (python -m entropix.calibrate)"
     yield "# Entropies in bits, varentropies in bits². Every other number is that of the entropix preset."
     yield "#"
     yield f"# model: {json.dumps(model.folder.resolve().name)}, {model.dtype.name}"

@@ -4,10 +4,11 @@ import json
 import math
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 
 from entropix import terminal, trace
@@ -37,11 +38,14 @@ def answer(job: Job, plan: Plan, show: Show) -> CotResult:
     text = json.dumps(json_object(result), ensure_ascii=False) if show.json else result.text
     sys.stdout.write(text + "\n")
     sys.stdout.flush()
-    Console(stderr=True, width=None if sys.stderr.isatty() else _WIDTH).print(table(result))
-    for line in notes(result):
+    console = Console(stderr=True, width=None if sys.stderr.isatty() else _WIDTH)
+    shown = scores_that_fit(result, console)
+    console.print(table(result, shown))
+    for line in notes(result, len(shown)):
         terminal.note(line)
     if show.stats:
         terminal.note(stats(result, seconds))
+        terminal.note_devices(job.model)
     if result.winner.result.finish == Finish.NAN:
         raise ValueError(Finish.NAN.sentence)
     return result
@@ -102,8 +106,19 @@ def tree(result: CotResult) -> list[dict[str, Any]]:
     ]
 
 
-def table(result: CotResult) -> Table:
-    """A line for each path."""
+def scores_that_fit(result: CotResult, console: Console) -> list[str]:
+    """Names of the scores that the table has room for, in their order: the one that chose, then the first ones."""
+    chose = result.plan.select
+    fitting = [chose]
+    for name in selection.SELECTORS:
+        wider = [other for other in selection.SELECTORS if other in (*fitting, name)]
+        if Measurement.get(console, console.options, table(result, wider)).maximum <= console.width - 1:
+            fitting = wider
+    return fitting
+
+
+def table(result: CotResult, scores: Sequence[str]) -> Table:
+    """A line for each path, with these of its scores."""
     with_forks = any(path.parent is not None for path in result.paths)
     shown = Table(box=None, pad_edge=False, header_style="bold")
     shown.add_column("")
@@ -111,21 +126,26 @@ def table(result: CotResult) -> Table:
     if with_forks:
         shown.add_column("forks at", justify="right")
     shown.add_column("answer", no_wrap=True)
-    for name in selection.SELECTORS:
-        shown.add_column(name.replace("-", " "), justify="right", overflow="fold")
+    for name in scores:
+        shown.add_column(name.replace("-", "\n"), justify="right", overflow="fold")
     shown.add_column("tokens", justify="right")
     shown.add_column("end", no_wrap=True)
     for row, path in enumerate(result.paths):
         fork = "" if path.parent is None else f"{path.parent}:{path.position}"
         cells = ["→" if row == result.chosen else "", str(row), *([fork] if with_forks else [])]
-        scores = (path.scores[name] for name in selection.SELECTORS)
-        cells += [_short(path), *map(_number, scores), str(len(path.result.token_ids))]
+        numbers = (_number(path.scores[name]) for name in scores)
+        cells += [_short(path), *numbers, str(len(path.result.token_ids))]
         shown.add_row(*cells, path.result.finish.name.lower(), style="bold" if row == result.chosen else None)
     return shown
 
 
-def notes(result: CotResult) -> Iterator[str]:
-    """What the table does not say."""
+def notes(result: CotResult, n_scores: int) -> Iterator[str]:
+    """What the table, with so many of the scores, does not say."""
+    finish = result.winner.result.finish
+    if finish not in (Finish.STOP_TOKEN, Finish.NAN):
+        yield f"stopped: {finish.sentence}"
+    if n_scores < len(selection.SELECTORS):
+        yield f"{n_scores} of {len(selection.SELECTORS)} scores fit here; --json or a wider terminal has all"
     yield (
         f"chose path {result.chosen} of {len(result.paths)} by {result.plan.select}; kept {result.kept_tokens} of "
         f"{result.computed_tokens} tokens"
@@ -157,7 +177,8 @@ def _short(path: CotPath) -> str:
     """An answer in a cell; brackets are text there, not markup."""
     if path.answer is None:
         return "-"
-    text = path.answer if len(path.answer) <= _SHOWN else path.answer[: _SHOWN - 1] + "…"
+    line = " ".join(path.answer.split())
+    text = line if len(line) <= _SHOWN else line[: _SHOWN - 1] + "…"
     return text.replace("[", "\\[")
 
 

@@ -3,28 +3,27 @@
 import contextlib
 import importlib.util
 import json
-import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from tyro.conf import arg
 
-from entropix import config
-from entropix.cli import Dtype, Text, Weights, flag
+from entropix import config, distributed
+from entropix.cli import DeviceFlags, Dtype, Text, Weights, flag
 from entropix.config import GenerateConfig
 from entropix.main import Flags as MainFlags
 from entropix.main import read_prompts
 
 if TYPE_CHECKING:
     from entropix.grids.engine import Grid, Variant
-    from entropix.grids.results import Store
+    from entropix.grids.summary import Summary
     from entropix.loading import Model
 
 PAGE = "report.html"
+_CHUNKS = 4  # of an answer that is as long as it may be, at least
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +37,7 @@ class Flags:
     batch: Annotated[int, flag("most answers to generate together", "N", None)] = 16
     weights: Weights = None
     dtype: Dtype = None
+    devices: Annotated[DeviceFlags, arg(name="devices")] = field(default_factory=DeviceFlags)
     system: Annotated[Text, flag("a system message before every prompt")] = None
     raw: Annotated[bool, flag("continue the prompts as plain text, without a chat template")] = False
     out: Annotated[
@@ -51,41 +51,57 @@ def perform(flags: Flags, variants: "Sequence[Variant]", title: str, fields: Seq
 
     fields: the fields of the config that are varied, for the plots of a sweep.
     """
-    texts = read_prompts(MainFlags(prompt_file=flags.prompts, system=flags.system, raw=flags.raw))
+    asked = MainFlags(prompt_file=flags.prompts, system=flags.system, raw=flags.raw)
+    texts = distributed.from_first(lambda: read_prompts(asked))
     seeds = range(flags.seed, flags.seed + flags.seeds)
-    options = config.from_mapping(
-        GenerateConfig, {"max_new_tokens": flags.max_new_tokens, "seeds": seeds}, "flags"
-    )
+    most = flags.max_new_tokens
+    wanted = {"max_new_tokens": most, "seeds": seeds, "chunk_length": chunk_length(most)}
+    options = config.from_mapping(GenerateConfig, wanted, "flags")
 
     # These take their time to import; bad flags do not wait for them.
-    from entropix import backend, loading, terminal
+    from entropix import backend, terminal
     from entropix.generation import encode_prompt
-    from entropix.grids import engine, summary
-    from entropix.grids.results import Store
-    from entropix.report import comparison
+    from entropix.grids import engine
 
     backend.use_compilation_cache()
-    with terminal.status("loading the weights"):
-        model = loading.load(loading.DEFAULT_MODEL if flags.weights is None else flags.weights, flags.dtype)
+    model = terminal.load(flags.weights, flags.dtype, flags.devices)
     whole = engine.Grid(
         variants=variants,
         prompts=[encode_prompt(model, text, system=flags.system, raw=flags.raw) for text in texts],
-        texts=[text if isinstance(text, str) else text[-1]["content"] for text in texts],
+        texts=[shown(text) for text in texts],
         seeds=seeds,
         options=options,
         max_rows=flags.batch,
+        groups=engine.groups(model),
     )
+    page = None if flags.out is None else Path(flags.out) / PAGE
+    complete(model, whole, flags.out, page, title, fields, flags.json)
+
+
+def complete(
+    model: "Model",
+    whole: "Grid",
+    out: str | None,
+    page: Path | None,
+    title: str,
+    fields: Sequence[str] = (),
+    as_json: bool = False,
+) -> None:
+    """Generates what is missing in the folder `out`, prints the table and, where it has a place, writes the page."""
+    from entropix import terminal
+    from entropix.grids import engine, running, summary
+    from entropix.grids.results import Follower
+    from entropix.report import comparison
+
     engine.check(whole, model)
     with contextlib.ExitStack() as stack:
-        folder = flags.out or stack.enter_context(tempfile.TemporaryDirectory())
-        store = stack.enter_context(Store(folder, engine.manifest(whole, model), engine.keys(whole)))
-        generate(model, whole, store, flags.out)
-        summaries = summary.summarize([v.label for v in variants], store.lines, store.timings)
-        if flags.json:
-            print(json.dumps({"variants": [found.as_json() for found in summaries]}, ensure_ascii=False))
-        else:
-            print("\n".join(summary.tables(summaries)))
-        page = None if flags.out is None else Path(flags.out) / PAGE
+        folder = out or stack.enter_context(tempfile.TemporaryDirectory())
+        store = stack.enter_context(running.opened(folder, whole, model))
+        running.generate(model, whole, store, out)
+        if isinstance(store, Follower):
+            return
+        summaries = summary.summarize([v.label for v in whole.variants], store.lines, store.timings)
+        show(summaries, as_json)
         if page is not None and importlib.util.find_spec("plotly") is None:
             terminal.note(
                 f"no {page}: it needs plotly (pip install 'entropix[plot]'), then the same command again"
@@ -95,48 +111,21 @@ def perform(flags: Flags, variants: "Sequence[Variant]", title: str, fields: Seq
             terminal.note(f"{page}: the same with plots, and all answers side by side")
 
 
-def generate(model: "Model", whole: "Grid", store: "Store", out: str | None) -> None:
-    """Fills the store, with progress on stderr; after Ctrl-C a sentence tells how to go on."""
-    from entropix import terminal
-    from entropix.grids import engine
+def show(summaries: "Sequence[Summary]", as_json: bool = False) -> None:
+    """Prints the table, or one JSON object."""
+    from entropix.grids import summary
 
-    batches = engine.plan(whole)
-    if store.lines:
-        terminal.note(f"{out}: {len(store.lines)} answers are there already")
-    n_answers = sum(len(batch.cells) for batch in batches)
-    try:
-        with _progress(n_answers, len(store.lines)) as advance:
-            for batch in engine.run(model, whole, store):
-                advance(len(batch.cells), whole.variants[batch.variant].label)
-    except KeyboardInterrupt:
-        kept = f"{len(store.lines)} of {n_answers} answers are in {out}; the same command goes on from there"
-        terminal.note(kept if out else "nothing was kept; with --out DIR the same command could go on")
-        raise
+    if as_json:
+        print(json.dumps({"variants": [found.as_json() for found in summaries]}, ensure_ascii=False))
+    else:
+        print("\n".join(summary.tables(summaries)))
 
 
-@contextlib.contextmanager
-def _progress(total: int, done: int) -> Iterator[Callable[[int, str], None]]:
-    """A function to call with how many more answers there are, and of which variant.
+def shown(prompt: str | Sequence[Mapping[str, str]]) -> str:
+    """A prompt, or the last message of a conversation, as people see it."""
+    return prompt if isinstance(prompt, str) else prompt[-1]["content"]
 
-    On a terminal it moves a bar, with the time that is left; elsewhere it writes a line.
-    """
-    if not sys.stderr.isatty():
-        count = done
 
-        def write(n: int, label: str) -> None:
-            nonlocal count
-            count += n
-            print(f"{count}/{total} answers ({label})", file=sys.stderr, flush=True)
-
-        yield write
-        return
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("answers, left:"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("compiling", total=total, completed=done)
-        yield lambda n, label: progress.update(task, advance=n, description=label)
+def chunk_length(max_new_tokens: int) -> int:
+    """Steps on the device at a time: fewer for short answers, since speed is counted after the first chunk."""
+    return max(1, min(GenerateConfig.chunk_length, max_new_tokens // _CHUNKS))

@@ -2,7 +2,7 @@
 
 A grid is planned before anything runs: `plan` lists its batches, `generate_batch` computes one, `run` those that a
 `Store` does not hold yet. A plan depends on nothing but the grid, and a batch on nothing but itself, so a grid that was
-interrupted and resumed has the results of one that was not, to the byte.
+interrupted and resumed, or divided into parts and merged, has the results of one that was not, to the byte.
 
 All batches of a grid have the same number of rows: a sampler compiles once (and once more for each size that its cache
 grows to), however many variants of its numbers there are.
@@ -17,17 +17,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
-from entropix import samplers, statistics, trace
+from entropix import samplers, sharding, statistics, trace
 from entropix.config import GenerateConfig, SamplerConfig
 from entropix.generation import Result, add, prepare
 from entropix.generation import run as events_of
-from entropix.grids.results import Line, Store
+from entropix.grids.results import Follower, Line, Store
 from entropix.loading import Model
 from entropix.request import check_prompts
 from entropix.session import Session
 
 FORMAT, VERSION = "entropix-grid", 1
-_SEEDS = ("seed", "seeds")  # of `GenerateConfig`; those of a grid are its own
+_SEEDS = ("seed", "seeds", "occurrences")  # of `GenerateConfig`; those of a grid are its own
 _DECIMALS = 4  # of the entropies kept for every token, in bits
 
 
@@ -50,6 +50,8 @@ class Grid:
     seeds: Sequence[int]
     options: GenerateConfig  # its own seeds are ignored
     max_rows: int  # most rows of a batch
+    groups: int = 1  # of devices, which share the rows of a batch evenly: the axis `data` of the mesh
+    part: tuple[int, int] = (1, 1)  # the how manieth of how many parts of the whole, from 1
 
 
 class Cell(NamedTuple):
@@ -70,6 +72,11 @@ class Batch(NamedTuple):
 # ----- planning ---------------------------------------------------------------------------------------------
 
 
+def groups(model: Model) -> int:
+    """How many groups of devices have rows of their own."""
+    return 1 if model.mesh is None else model.mesh.shape[sharding.DATA]
+
+
 def check(grid: Grid, model: Model) -> None:
     """Raises a ValueError for the first thing that would make the grid fail or its results ambiguous."""
     for what, items in (("variant", grid.variants), ("prompt", grid.prompts), ("seed", grid.seeds)):
@@ -87,15 +94,39 @@ def check(grid: Grid, model: Model) -> None:
     if twice := _first_twice(grid.seeds):
         raise ValueError(f"seed {grid.seeds[twice[0]]} is there twice; name each once")
     check_prompts(grid.prompts, model)
+    if grid.max_rows % grid.groups:
+        raise ValueError(
+            f"a batch of {grid.max_rows} rows cannot be shared evenly by data={grid.groups}; choose a multiple of "
+            f"{grid.groups}"
+        )
+    if grid.part[1] > (most := len(_pieces(grid))):
+        raise ValueError(
+            f"{grid.part[1]} parts are too many: with batches of {grid.max_rows} there is work for {most}; take fewer "
+            "parts or smaller batches"
+        )
 
 
 def plan(grid: Grid) -> list[Batch]:
     """The batches of a grid, in order: the same answers of all variants come together, so that whenever it ends, what
-    is there compares the variants fairly."""
+    is there compares the variants fairly.
+
+    Part I of N has every N-th piece of it from the I-th on, so that all parts together compute the very batches of the
+    whole.
+    """
+    number, parts = grid.part
+    return [
+        Batch(variant, piece, size)
+        for size, piece in _pieces(grid)[number - 1 :: parts]
+        for variant in range(len(grid.variants))
+    ]
+
+
+def _pieces(grid: Grid) -> list[tuple[int, tuple[Cell, ...]]]:
+    """(rows of the batch, answers in it) of what all variants do, one after the other."""
     cells = [Cell(prompt, seed) for prompt in range(len(grid.prompts)) for seed in grid.seeds]
-    size = math.ceil(len(cells) / math.ceil(len(cells) / grid.max_rows))
-    pieces = [tuple(cells[start : start + size]) for start in range(0, len(cells), size)]
-    return [Batch(variant, piece, size) for piece in pieces for variant in range(len(grid.variants))]
+    even = math.ceil(len(cells) / math.ceil(len(cells) / grid.max_rows))
+    size = math.ceil(even / grid.groups) * grid.groups
+    return [(size, tuple(cells[start : start + size])) for start in range(0, len(cells), size)]
 
 
 def keys(grid: Grid) -> list[list[dict[str, Any]]]:
@@ -119,6 +150,9 @@ def manifest(grid: Grid, model: Model) -> dict[str, Any]:
         "seeds": list(grid.seeds),
         "generation": {name: value for name, value in asdict(grid.options).items() if name not in _SEEDS},
         "batch": grid.max_rows,
+        "groups": grid.groups,
+        "part": grid.part[0],
+        "parts": grid.part[1],
     }
 
 
@@ -134,7 +168,7 @@ def _first_twice(items: Sequence[Any]) -> tuple[int, int] | None:
 # ----- running ----------------------------------------------------------------------------------------------
 
 
-def run(model: Model, grid: Grid, store: Store) -> Iterator[Batch]:
+def run(model: Model, grid: Grid, store: Store | Follower) -> Iterator[Batch]:
     """Generates the batches that the store does not hold yet; yields each when it is safely kept."""
     for batch in plan(grid)[store.n_batches :]:
         store.append(*generate_batch(model, grid, batch))
@@ -155,6 +189,7 @@ def generate_batch(model: Model, grid: Grid, batch: Batch) -> tuple[list[Line], 
         sampler=variant.sampler,
         sampler_config=variant.config,
         seeds=[cell.seed for cell in rows],
+        occurrences=[0] * len(rows),  # a draw depends on seed and prompt, not on what else is in the batch
         **{name: value for name, value in vars(grid.options).items() if name not in _SEEDS},
     )
     session = Session(model, batch.size)

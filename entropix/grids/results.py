@@ -81,11 +81,7 @@ class Store:
             if self._results.seek(0, os.SEEK_END):
                 raise ValueError(f"{self._folder}: there is a {RESULTS} without its {MANIFEST}; {_ELSEWHERE}")
             trace.write_file(path, [text, "\n"], "a manifest")
-        try:
-            before = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ValueError(f"{path}: not JSON ({error}); {_ELSEWHERE}") from None
-        if change := difference(before, json.loads(text)):
+        if change := difference(read_manifest(self._folder), json.loads(text)):
             raise ValueError(f"{self._folder} holds results of something else: {change}; {_ELSEWHERE}")
 
     def _read(self, batches: Sequence[Sequence[Mapping[str, Any]]]) -> tuple[list[Line], list[Line]]:
@@ -107,6 +103,37 @@ class Store:
         for file, entries, n in ((self._results, found, n_lines), (self._timings, timings, n_batches)):
             file.truncate(entries[n - 1][0] if n else 0)
         return [line for _, line in found[:n_lines]], [timing for _, timing in timings[:n_batches]]
+
+
+class Follower:
+    """What other processes have in place of the store that the first one writes: where it stands.
+
+    lines: the answers since then.
+    """
+
+    def __init__(self, n_batches: int) -> None:
+        """n_batches: how many the store has."""
+        self.n_batches = n_batches
+        self.lines: list[Line] = []
+
+    def append(self, lines: Sequence[Line], timing: Mapping[str, Any]) -> None:
+        """Counts a batch that the first process writes."""
+        self.n_batches += 1
+        self.lines += lines
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """What the results in a folder depend on. Raises a ValueError where that cannot be read."""
+    path = folder / MANIFEST
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error.strerror})") from None
+    except ValueError as error:
+        raise ValueError(f"{path}: not JSON ({error}); {_ELSEWHERE}") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"{path}: not a JSON object; {_ELSEWHERE}")
+    return found
 
 
 def difference(before: Any, after: Any, where: str = "") -> str | None:

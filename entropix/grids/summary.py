@@ -2,8 +2,7 @@
 
 Every measure is a number for each prompt, made of that prompt's answers from all seeds; a variant has the mean over
 prompts. Prompts differ more than variants do, so variants are compared prompt by prompt: the 95 % interval of a mean
-difference is a percentile bootstrap (Efron 1979, doi:10.1214/aos/1176344552) over prompts, which is too narrow for a
-handful of them.
+difference is Student's, over prompts.
 """
 
 import math
@@ -46,6 +45,7 @@ MEASURES: dict[str, Callable[[Sequence[Line]], float | None]] = {
     f"rep-{REPEATED}": lambda lines: _mean([repetition(content(line), REPEATED) for line in lines]),
     "self-BLEU": lambda lines: self_bleu([content(line) for line in lines]),
 }
+UNTIMED = "no speed: all answers ended within the first chunk of a batch, whose time includes compilation"
 MEANING = {
     "length": "tokens of an answer, the stop token included",
     "logprob": "nats: mean log-probability of an answer's tokens under the model (temperature 1, unfiltered)",
@@ -160,13 +160,14 @@ def student(freedom: int) -> float:
 def tables(summaries: Sequence[Summary]) -> list[str]:
     """Lines of text: a line a variant, then the intervals of the differences, then the strategies."""
     first, *others = summaries
-    rows = [["", "answers", "tokens", "tokens/s", "length", "± sd", *list(MEASURES)[1:]]]
+    timed = was_timed(summaries)
+    rows = [["", "answers", "tokens", *["tokens/s"] * timed, "length", "± sd", *list(MEASURES)[1:]]]
     rows += [
         [
             found.label,
             str(found.answers),
             str(found.tokens),
-            number(found.tokens_per_second, 1),
+            *[number(found.tokens_per_second, 1)] * timed,
             number(found.means["length"], 1),
             number(found.length_sd, 1),
             *(number(found.means[name]) for name in list(MEASURES)[1:]),
@@ -174,6 +175,8 @@ def tables(summaries: Sequence[Summary]) -> list[str]:
         for found in summaries
     ]
     lines = _aligned(rows)
+    if not timed:
+        lines.append(UNTIMED)
     if others:
         rows = [[f"minus {first.label}", *MEASURES]]
         rows += [[found.label, *(interval(found, name) for name in MEASURES)] for found in others]
@@ -190,6 +193,11 @@ def tables(summaries: Sequence[Summary]) -> list[str]:
         ]
         lines += ["", *_aligned(rows)]
     return lines
+
+
+def was_timed(summaries: Sequence[Summary]) -> bool:
+    """Whether there is a speed to show."""
+    return any(found.tokens_per_second is not None for found in summaries)
 
 
 def strategy_names(summaries: Sequence[Summary]) -> list[str]:

@@ -53,6 +53,7 @@ def page(
 ) -> str:
     """One self-contained HTML document. fields: what a sweep varies; one or two of them are drawn as axes."""
     plots = figures(grid, summaries, lines, fields)
+    timed = summary.was_timed(summaries)
     body = shell.fragment(
         "comparison.html.jinja",
         model={"name": model.folder.resolve().name, "dtype": model.dtype.name},
@@ -61,8 +62,12 @@ def page(
         n_prompts=len(grid.prompts),
         n_seeds=len(grid.seeds),
         max_new_tokens=grid.options.max_new_tokens,
-        heads=_heads(),
-        rows=[{"label": found.label, "cells": _cells(found, found is summaries[0])} for found in summaries],
+        untimed="" if timed else summary.UNTIMED,
+        heads=_heads(timed),
+        rows=[
+            {"label": found.label, "cells": _cells(found, found is summaries[0], timed)}
+            for found in summaries
+        ],
         figures=[
             {"name": name, "title": plot.title, "says": plot.says, "height": plot.height}
             for name, plot in plots.items()
@@ -73,13 +78,13 @@ def page(
     return shell.document(title, body, drawn, styles=[shell.asset("comparison.css")])
 
 
-def _heads() -> list[dict[str, str]]:
-    names = ["answers", "tokens", "tokens/s", *MEASURES]
+def _heads(timed: bool) -> list[dict[str, str]]:
+    names = ["answers", "tokens", *["tokens/s"] * timed, *MEASURES]
     return [{"name": name, "meaning": MEANING.get(name, "")} for name in names]
 
 
-def _cells(found: Summary, is_first: bool) -> list[dict[str, str]]:
-    counts = [str(found.answers), str(found.tokens), number(found.tokens_per_second, 1)]
+def _cells(found: Summary, is_first: bool, timed: bool) -> list[dict[str, str]]:
+    counts = [str(found.answers), str(found.tokens), *[number(found.tokens_per_second, 1)] * timed]
     cells = [{"value": value, "interval": ""} for value in counts]
     for name, mean in found.means.items():
         value = number(mean, 1 if name == "length" else 3)

@@ -1,5 +1,8 @@
 """The samplers by name. A new one is a module with a `Sampler` in it, a line here, and a preset in configs/samplers."""
 
+import difflib
+
+from entropix import config
 from entropix.config import SamplerConfig
 from entropix.samplers import guard
 from entropix.samplers.adaptive import DYNAMIC_TEMPERATURE, EDT, GREEDY_THRESHOLD, MIROSTAT, XTC
@@ -21,15 +24,23 @@ SAMPLERS = {s.name: s for s in (
 
 
 def get(name: str) -> Sampler:
-    """The sampler of that name; a ValueError lists the known ones."""
+    """The sampler of that name; a ValueError suggests the nearest known one and lists all."""
     if name not in SAMPLERS:
-        raise ValueError(f"unknown sampler {name!r}; there are {', '.join(SAMPLERS)}")
+        near = difflib.get_close_matches(name, SAMPLERS, n=1)
+        hint = f"did you mean {near[0]!r}? There are" if near else "there are"
+        raise ValueError(f"unknown sampler {name!r}; {hint} {', '.join(SAMPLERS)}")
     return SAMPLERS[name]
 
 
 def configured(name: str, cfg: SamplerConfig) -> Sampler:
     """The sampler of that name, guarded against repetition if the config asks for it."""
     return guarded(get(name)) if guard.is_on(cfg) else get(name)
+
+
+def about(preset: str) -> str:
+    """A line about a preset: what its rule does or, where several presets share that rule, what sets this one apart."""
+    rule = get(config.read_preset(preset)[0])
+    return rule.summary if preset == rule.name else config.preset_comment(preset)
 
 
 def list() -> dict[str, str]:
@@ -43,6 +54,7 @@ __all__ = [
     "Context",
     "SampleInfo",
     "Sampler",
+    "about",
     "configured",
     "get",
     "guarded",

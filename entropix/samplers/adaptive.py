@@ -134,25 +134,35 @@ def mirostat(key_B: Array, state: Mirostat, context: Context, cfg: SamplerConfig
 
 DYNAMIC_TEMPERATURE = Sampler(
     "dynamic-temperature",
-    "warmer where the entropy is higher (llama.cpp's dynatemp)",
+    "a temperature that rises with the entropy between two bounds (llama.cpp's dynatemp)",
     ("dynamic-temperature",),
     stateless,
     dynamic_temperature,
 )
-EDT = Sampler("edt", "colder the lower the entropy, down to greedy (Zhang 2024)", ("edt",), stateless, edt)
+EDT = Sampler(
+    "edt",
+    "a temperature that goes to 0, which is greedy, where the entropy does (Zhang 2024)",
+    ("edt",),
+    stateless,
+    edt,
+)
 MIROSTAT = Sampler(
-    "mirostat", "mirostat 2.0: steers the mean surprise (Basu 2021)", ("mirostat",), mirostat_init, mirostat
+    "mirostat",
+    "cuts off surprising tokens, so that the mean surprise stays at a target (Basu 2021, version 2)",
+    ("mirostat",),
+    mirostat_init,
+    mirostat,
 )
 XTC = Sampler(
     "xtc",
-    "now and then all likely tokens but the least likely of them go (p-e-w 2024)",
+    "against clichés: at times removes the likeliest tokens, all but the last above a threshold (p-e-w 2024)",
     ("plain", "exclude"),
     stateless,
     xtc,
 )
 GREEDY_THRESHOLD = Sampler(
     "greedy-threshold",
-    "greedy where the model is unsure: entropix's opposite (Li 2025)",
+    "draws where the model is sure, greedy where it is not: the opposite of entropix (Li 2025)",
     ("sample", "greedy"),
     stateless,
     greedy_threshold,

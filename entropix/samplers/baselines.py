@@ -46,7 +46,16 @@ def _baseline(name: str, summary: str, *knobs: str) -> Sampler:
 
 
 GREEDY = _baseline("greedy", "always the most likely token")
-TEMPERATURE = _baseline("temperature", "the model's distribution, sharpened or flattened", "temp")
+TEMPERATURE = _baseline(
+    "temperature", "all tokens, their probabilities sharpened (below 1) or flattened (above 1)", "temp"
+)
 TOP_K = _baseline("top-k", "the k most likely tokens (Fan 2018)", "temp", "top_k")
-TOP_P = _baseline("top-p", "nucleus sampling (Holtzman 2019)", "temp", "top_p")
-MIN_P = _baseline("min-p", "tokens not much less likely than the likeliest (Nguyen 2024)", "temp", "min_p")
+TOP_P = _baseline(
+    "top-p",
+    "the likeliest tokens that together reach the probability p: nucleus sampling (Holtzman 2019)",
+    "temp",
+    "top_p",
+)
+MIN_P = _baseline(
+    "min-p", "tokens at least min-p times as likely as the likeliest (Nguyen 2024)", "temp", "min_p"
+)

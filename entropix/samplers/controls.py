@@ -49,14 +49,14 @@ def placebo_step(
 
 ENTROPIX_LOGITS = Sampler(
     "entropix-logits",
-    "entropix on the logits alone: the metrics of attention count as 0",
+    "entropix without attention, whose metrics count as 0: what does attention add?",
     STRATEGIES,
     entropix.init,
     logits_step,
 )
 PLACEBO = Sampler(
     "placebo",
-    "entropix's strategies drawn at random with given frequencies, blind to the metrics",
+    "entropix's strategies picked by chance, as often as given: does it matter when each is chosen?",
     STRATEGIES,
     entropix.init,
     placebo_step,

@@ -238,7 +238,7 @@ THRESHOLDS = {
 
 ENTROPIX = Sampler(
     name="entropix",
-    summary="five strategies by logits entropy and varentropy: clarify above high_ent, resample above med_ent",
+    summary="one of five strategies for each token, by the entropy and varentropy of the logits",
     strategies=STRATEGIES,
     init=init,
     step=partial(step, thresholds=THRESHOLDS["entropix"]),
@@ -246,7 +246,7 @@ ENTROPIX = Sampler(
 
 ENTROPIX_TORCH = Sampler(
     name="entropix-torch",
-    summary="the variant published for PyTorch: clarify above med_ent, resample above high_ent",
+    summary="entropix as published for PyTorch: clarify and resample swap their thresholds",
     strategies=STRATEGIES,
     init=init,
     step=partial(step, thresholds=THRESHOLDS["entropix-torch"]),

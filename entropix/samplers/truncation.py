@@ -27,6 +27,7 @@ from entropix.samplers.base import (
     stateless,
     with_best,
 )
+from entropix.sharding import cumsum
 
 Rule = Callable[[Array, SamplerConfig], Array]  # (logits_BV at the temperature, cfg) -> kept_BV
 
@@ -135,7 +136,7 @@ def top_h(logits_BV: Array, cfg: SamplerConfig) -> Array:
         return jnp.where((more_B <= n_equals_B) & fit_B, more_B, count_B)
 
     count_B = jax.lax.fori_loop(0, n_bits, more, jnp.zeros_like(n_equals_B))
-    rank_BV = jnp.cumsum(equal_BV.astype(jnp.int32), axis=-1)
+    rank_BV = cumsum(equal_BV.astype(jnp.int32))
     # Tokens of probability 0 change no entropy: without this, all of them would stay wherever H rounds to 0.
     possible_BV = (parts.exp > 0) | (ceiling_B == jnp.inf)[:, None]
     return with_best(logits_BV, possible_BV & (above_BV | (equal_BV & (rank_BV <= count_B[:, None]))))
@@ -156,11 +157,19 @@ def truncation(name: str, summary: str, rule: Rule) -> Sampler:
     return Sampler(name, summary, (name,), stateless, partial(step, rule=rule))
 
 
-TYPICAL = truncation("typical", "tokens about as surprising as the entropy says (Meister 2023)", typical)
-EPSILON = truncation("epsilon", "tokens likelier than a fixed cutoff (Hewitt 2022)", epsilon)
-ETA = truncation("eta", "tokens likelier than a cutoff that falls with the entropy (Hewitt 2022)", eta)
-TOP_N_SIGMA = truncation(
-    "top-n-sigma", "logits within n standard deviations of the largest (Tang 2024)", top_n_sigma
+TYPICAL = truncation(
+    "typical", "tokens whose surprise is nearest the expected one, the entropy (Meister 2023)", typical
 )
-P_LESS = truncation("p-less", "tokens at least as likely as two draws are to agree (Tan 2025)", p_less)
-TOP_H = truncation("top-h", "the likeliest tokens, up to a share of the entropy (top-H 2025)", top_h)
+EPSILON = truncation("epsilon", "tokens above a fixed probability (Hewitt 2022)", epsilon)
+ETA = truncation("eta", "tokens above a probability that falls as the entropy rises (Hewitt 2022)", eta)
+TOP_N_SIGMA = truncation(
+    "top-n-sigma",
+    "tokens whose logit is within n standard deviations of the largest (Tang 2024)",
+    top_n_sigma,
+)
+P_LESS = truncation(
+    "p-less", "tokens at least as likely as two draws are to be the same token (Tan 2025)", p_less
+)
+TOP_H = truncation(
+    "top-h", "the likeliest tokens, as many as have no more than a share of the entropy (top-H 2025)", top_h
+)

@@ -79,10 +79,12 @@ for (const name of ["metric", "least", "most"]) {
 }
 for (const name of ["above", "below"]) at(name).addEventListener("change", drawSeries);
 
-const controls = document.querySelector(".controls");
-new ResizeObserver(() => {
-  document.documentElement.style.setProperty("--controls", `${controls.offsetHeight}px`);
-}).observe(controls);
+for (const name of ["controls", "details"]) {
+  const part = document.querySelector(`.${name}`);
+  new ResizeObserver(() => {
+    document.documentElement.style.setProperty(`--${name}`, `${part.offsetHeight}px`);
+  }).observe(part);
+}
 
 chooseRow(Math.max(0, traces[0].paths?.rows.findIndex(({ chosen }) => chosen) ?? 0));
 connectCharts();

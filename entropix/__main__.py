@@ -1,0 +1,9 @@
+"""`python -m entropix` is `python -m entropix.main`."""
+
+import sys
+
+from entropix import cli
+from entropix.main import main
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main))

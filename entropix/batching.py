@@ -1,0 +1,67 @@
+"""Any number of prompts, a batch at a time: memory is that of one batch, tokens are those of a single one."""
+
+import dataclasses
+import math
+from collections.abc import Iterator, Sequence
+
+from entropix import generation, request
+from entropix.config import BATCH_ROWS
+from entropix.generation import Event, Job
+from entropix.session import Session
+
+
+class Batches:
+    """The batches of a job, in the order of its prompts.
+
+    `run` gives the events of `generation.run` for the whole job. All batches have the same number of rows, so that they
+    share a program: those that the last one lacks repeat its last row, and nobody sees them.
+    """
+
+    def __init__(self, job: Job, most_rows: int = BATCH_ROWS, session: Session | None = None) -> None:
+        """most_rows: of a batch, at least 1. session: for jobs of a single batch, one whose cache is to be used."""
+        if most_rows < 1:
+            raise ValueError(f"a batch needs at least one row, got {most_rows}")
+        n_prompts = len(job.prompt_ids)
+        counted = tuple(request.occurrences(job.prompt_ids, job.config))
+        self._job = dataclasses.replace(job, config=dataclasses.replace(job.config, occurrences=counted))
+        self._size = math.ceil(n_prompts / math.ceil(n_prompts / most_rows))
+        self._session = session or Session(job.model, self._size)
+        self._n_rows = 0  # of the newest batch, without those that repeat its last
+        self._passes = -self._session.n_passes
+        self._computed = 0
+
+    @property
+    def n_passes(self) -> int:
+        """Forward passes of decoding so far."""
+        return self._passes + self._session.n_passes
+
+    @property
+    def n_computed(self) -> int:
+        """Tokens computed so far; see `Session.computed_B`."""
+        return self._computed + int(self._session.computed_B[: self._n_rows].sum())
+
+    def run(self) -> Iterator[Event]:
+        """All events."""
+        n_prompts = len(self._job.prompt_ids)
+        for start in range(0, n_prompts, self._size):
+            if start:
+                self._passes, self._computed = self.n_passes, self.n_computed
+                self._session = Session(self._job.model, self._size)
+            self._n_rows = min(self._size, n_prompts - start)
+            rows = [start + min(i, self._n_rows - 1) for i in range(self._size)]
+            for event in generation.run(_part(self._job, rows), self._session):
+                if event.row < self._n_rows:
+                    yield event._replace(row=start + event.row)
+
+
+def _part(job: Job, rows: Sequence[int]) -> Job:
+    """The job of some rows, each of which draws what it draws in the whole job."""
+
+    def chosen(column: tuple[int, ...]) -> tuple[int, ...]:
+        return tuple(column[row] for row in rows) if column else ()
+
+    cfg = dataclasses.replace(
+        job.config, seeds=chosen(job.config.seeds), occurrences=chosen(job.config.occurrences)
+    )
+    prompt_ids = [job.prompt_ids[row] for row in rows]
+    return dataclasses.replace(job, prompt_ids=prompt_ids, config=cfg, given=chosen(job.given))

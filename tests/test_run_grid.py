@@ -1,0 +1,453 @@
+"""Grids from files: what a file means, answers that no batch, part or interruption changes, and how parts merge."""
+
+import contextlib
+import dataclasses
+import json
+import math
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import screens
+
+from entropix import checkpoint, config, distributed, request
+from entropix.generation import generate
+from entropix.grids import engine, file, running
+from entropix.grids.results import Store
+from entropix.loading import Model, load
+
+ROOT = Path(__file__).parent.parent
+sys.path.append(str(ROOT / "scripts"))
+import run_grid  # noqa: E402
+
+Command = Callable[..., tuple[int, str, str]]
+
+# Three prompts, two seeds, three variants: 18 answers.
+HEAD = """
+prompts = ["Why?", "How so?", "When was it?"]
+seeds = [3, 5]
+max_new_tokens = 10
+"""
+TAIL = """
+[[samplers]]
+sampler = "temperature"
+temp = [0.5, 1.5]
+
+[[samplers]]
+sampler = "greedy"
+"""
+SAMPLED = TAIL.partition("\n\n")[0]  # two variants, which share their programs
+
+
+@pytest.fixture
+def grid_file(tmp_path: Path) -> Path:
+    """Three prompts, two seeds, three variants: 18 answers."""
+    path = tmp_path / "grid.toml"
+    path.write_text(HEAD + TAIL)
+    return path
+
+
+@pytest.fixture
+def command(run_command: Command, toy_folder: str, grid_file: Path) -> Command:
+    return partial(run_command, run_grid.main, str(grid_file), "--weights", toy_folder)
+
+
+@pytest.fixture(scope="module")
+def model(toy_folder: str) -> Model:
+    return load(toy_folder)
+
+
+def lines_of(folder: Path) -> list[dict[str, Any]]:
+    return list(map(json.loads, (folder / "results.jsonl").read_text().splitlines()))
+
+
+def tokens_of(folder: Path) -> dict[tuple[str, int, int], list[int]]:
+    """The tokens of every answer, by what it answers."""
+    return {(line["variant"], line["prompt"], line["seed"]): line["token_ids"] for line in lines_of(folder)}
+
+
+# ----- files ------------------------------------------------------------------------------------------------
+
+
+def test_a_file_says_what_is_generated(grid_file: Path) -> None:
+    (grid_file.parent / "prompts.jsonl").write_text(
+        '{"prompt": "Why?"}\n{"messages": [{"role": "user", "content": "How?"}]}\n'
+    )
+    (grid_file.parent / "mine.toml").write_text('sampler = "min-p"\nmin_p = 0.2\n')
+    grid_file.write_text("""
+prompts = "prompts.jsonl"
+seeds = 3
+max_new_tokens = 40
+stop = "\\n\\n"
+branching = { paths = 2 }
+
+[[samplers]]
+sampler = "min-p"
+temp = [1, 2]
+min_p = [0.1, 0.3]
+
+[[samplers]]
+sampler = "mine.toml"
+temp = 0.7
+""")
+    found = file.read(grid_file)
+    assert found.prompts == ["Why?", [{"role": "user", "content": "How?"}]]
+    assert (found.seeds, found.system, found.raw) == ((0, 1, 2), None, False)
+    assert (found.options.max_new_tokens, found.options.stop, found.options.branching.paths) == (
+        40,
+        ("\n\n",),
+        2,
+    )
+    assert found.options.chunk_length == 10
+    assert [(variant.label, variant.sampler) for variant in found.variants] == [
+        *((f"min-p temp={temp} min_p={min_p}", "min-p") for temp in (1, 2) for min_p in (0.1, 0.3)),
+        ("mine.toml temp=0.7", "min-p"),
+    ]
+    preset = config.read_preset("min-p")[1]
+    assert found.variants[1].config == dataclasses.replace(preset, temp=1.0, min_p=0.3)
+    assert found.variants[4].config == dataclasses.replace(preset, temp=0.7, min_p=0.2)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("prompts = [", "not a readable TOML file"),
+        (TAIL, "prompts is missing"),
+        (HEAD, "samplers is missing"),
+        ("promts = 1" + HEAD + TAIL, "unknown key 'promts'; did you mean 'prompts'?"),
+        ("seed = 1" + HEAD + TAIL, "unknown key 'seed'; did you mean 'seeds'?"),
+        (HEAD.replace('"Why?"', "1") + TAIL, "prompts must be the name of a file or a list of texts"),
+        (HEAD.replace('"Why?"', '""') + TAIL, "or a list of texts, none of them empty"),
+        ('prompts = "nowhere.txt"' + TAIL, "nowhere.txt: no such file"),
+        (HEAD.replace("[3, 5]", '"two"') + TAIL, "seeds must be a list of integers, got 'two'"),
+        (HEAD.replace("[3, 5]", "[3, -5]") + TAIL, "seeds must be between 0 and 4294967295, got -5"),
+        (HEAD.replace("10", "0") + TAIL, "max_new_tokens must be between 1 and"),
+        ('stop = ["a", ""]' + HEAD + TAIL, "stop must not be an empty text"),
+        ("system = 1" + HEAD + TAIL, "system must be a text, got 1"),
+        ("raw = 1" + HEAD + TAIL, "raw must be true or false, got 1"),
+        ('raw = true\nsystem = "S"' + HEAD + TAIL, "raw completes plain text, which has no system message"),
+        (HEAD + "samplers = []", "samplers must be tables"),
+        (HEAD + 'samplers = ["greedy"]', "samplers must be tables"),
+        (HEAD + TAIL + "[[samplers]]\ntemp = 1", "samplers, number 3: expected an entry like sampler"),
+        (HEAD + TAIL.replace("greedy", "greddy"), "number 2: no sampler preset 'greddy'; did you mean 'greedy'?"),
+        (HEAD + TAIL.replace("temp =", "tempo ="), "number 1 tempo=0.5: unknown field 'tempo'; did you mean 'temp'?"),
+        (HEAD + TAIL.replace("1.5]", "-1]"), "number 1 temp=-1: temp must be between 0.001 and 100.0, got -1"),
+        (HEAD + TAIL.replace("1.5]", '"hot"]'), "number 1 temp=hot: temp must be of type float, got 'hot'"),
+        (HEAD + TAIL.replace("[0.5, 1.5]", "[]"), "number 1: temp has no value; give at least one"),
+        (HEAD + TAIL + "temp = 2", "number 2: temp has no effect, because greedy does not use it"),
+    ],
+)  # fmt: skip
+def test_a_bad_file_is_one_line_that_names_the_key(
+    command: Command, grid_file: Path, tmp_path: Path, text: str, message: str
+) -> None:
+    grid_file.write_text(text)
+    code, out, errors = command("--out", str(tmp_path / "out"))
+    assert (code, out) == (1, "")
+    assert errors.startswith(f"error: {tmp_path}") and message in errors and errors.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--part", "3/2"), "--part: expected I/N like 2/4, I from 1 to N, got '3/2'"),
+        (("--part", "2"), "--part: expected I/N like 2/4, I from 1 to N, got '2'"),
+        (("--merge", "a", "b"), "give a GRID.toml to compute, or --merge with the folders of all parts of one"),
+        (("--mesh", "data=0"), "mesh: expected auto or sizes like data=2,model=4"),
+        (("--mesh", "data=4", "--batch", "6"), "a batch of 6 rows cannot be shared evenly by data=4; choose a"),
+        (("--batch", "3", "--part", "1/3"), "3 parts are too many: with batches of 3 there is work for 2; take fewer"),
+        (("--batch", "0"), "a batch needs at least one row, got 0"),
+    ],
+)  # fmt: skip
+def test_bad_flags_are_one_line(
+    command: Command, tmp_path: Path, flags: tuple[str, ...], message: str
+) -> None:
+    code, out, errors = command("--out", str(tmp_path / "out"), *flags)
+    assert (code, out) == (1, "")
+    assert errors.startswith("error: ") and message in errors and errors.count("\n") == 1
+
+
+def test_two_samplers_that_are_the_same_are_refused(
+    command: Command, grid_file: Path, tmp_path: Path
+) -> None:
+    grid_file.write_text(HEAD + TAIL + '[[samplers]]\nsampler = "greedy"')
+    code, _, errors = command("--out", str(tmp_path / "out"))
+    assert (code, errors) == (1, "error: two variants are called 'greedy'; name each once\n")
+
+
+def test_the_example_is_what_its_comment_says() -> None:
+    path = ROOT / "configs" / "grids" / "thresholds.toml"
+    found = file.read(path)
+    sizes = (len(found.prompts), len(found.seeds), len(found.variants))
+    assert "{} prompts × {} seeds × {} variants = {} answers".format(*sizes, 16 * 4 * 7) in path.read_text()
+    assert len({variant.label for variant in found.variants}) == sizes[2]
+
+
+# ----- batches ----------------------------------------------------------------------------------------------
+
+
+def test_batches_meshes_and_parts_do_not_change_a_token(
+    command: Command, grid_file: Path, tmp_path: Path
+) -> None:
+    grid_file.write_text(HEAD + SAMPLED)
+    ways = {
+        "whole": (),
+        "mesh": ("--mesh", "data=2,model=2", "--batch", "4"),
+        "part": ("--batch", "1", "--part", "2/3"),
+    }
+    for name, flags in ways.items():
+        assert command("--out", str(tmp_path / name), *flags)[0] == 0
+    whole, mesh, part = (tokens_of(tmp_path / name) for name in ways)
+    assert len(set(map(tuple, whole.values()))) == 12
+    assert mesh == whole
+    assert len(part) == 4 and part.items() <= whole.items()
+
+
+def test_every_group_of_devices_has_as_many_rows() -> None:
+    """Three prompts and two seeds, on four groups: two batches of four rows, the last of which has two to spare."""
+    whole = engine.Grid([], [[1], [2], [3]], ["1", "2", "3"], [0, 1], config.GenerateConfig(), 4, groups=4)
+    whole = dataclasses.replace(whole, variants=[engine.Variant("greedy", "greedy", config.SamplerConfig())])
+    assert [(batch.size, len(batch.cells)) for batch in engine.plan(whole)] == [(4, 4), (4, 2)]
+    even = dataclasses.replace(whole, max_rows=8)
+    assert [(batch.size, len(batch.cells)) for batch in engine.plan(even)] == [(8, 6)]
+
+
+def test_prompts_with_one_digest_draw_the_same_wherever_they_are(
+    model: Model, grid_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Digests have 32 bits: two of 10,000 prompts have the same one in about one set of a hundred."""
+    monkeypatch.setattr(request, "_digests", lambda prompts: [7] * len(prompts))
+    whole = file.grid(file.read(grid_file), model)
+    lines, _ = engine.generate_batch(model, whole, engine.plan(whole)[1])
+    assert [line["variant"] for line in lines] == ["temperature temp=1.5"] * 6
+    for line in lines:
+        [alone] = generate(
+            model,
+            [list(whole.prompts[line["prompt"]])],
+            sampler="temperature",
+            sampler_config={"temp": 1.5},
+            seed=line["seed"],
+            max_new_tokens=10,
+        )
+        assert line["token_ids"] == alone.token_ids
+
+
+# ----- interruptions ----------------------------------------------------------------------------------------
+
+
+def test_terminated_and_killed_and_started_again_it_has_the_bytes_of_one_run(
+    command: Command, grid_file: Path, toy_folder: str, tmp_path: Path
+) -> None:
+    """SIGTERM in the middle, SIGKILL after the next batch, then to the end."""
+    grid_file.write_text(HEAD.replace("[3, 5]", "40") + SAMPLED)
+    flags, out = ("--weights", toy_folder, "--batch", "4"), tmp_path / "out"
+    assert command("--out", str(tmp_path / "whole"), *flags)[0] == 0
+    whole = (tmp_path / "whole" / "results.jsonl").read_bytes()
+    line = [sys.executable, str(ROOT / "scripts" / "run_grid.py"), str(grid_file), "-o", str(out), *flags]
+    done = 0
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        with subprocess.Popen(line, stderr=subprocess.PIPE, text=True) as process:
+            assert process.stderr is not None
+            while "/240 answers (" not in process.stderr.readline():
+                assert process.poll() is None
+            process.send_signal(number)
+            rest = process.stderr.read()
+        written = (out / "results.jsonl").read_bytes()
+        assert done < written.count(b"\n") < 240 and whole.startswith(written)
+        done = written.count(b"\n")
+        if number == signal.SIGTERM:
+            assert process.returncode == running.TERMINATED == 143
+            assert done % 4 == 0
+            assert rest.splitlines()[-1] == (
+                f"stopped by SIGTERM after a whole batch: {done} of 240 answers are in {out}; the same command goes "
+                "on from there"
+            )
+    assert process.returncode == -signal.SIGKILL
+    code, _, notes = command("--out", str(out), *flags)
+    assert code == 0 and f"{out}: {done - done % 4} answers are there already\n" in notes
+    assert (out / "results.jsonl").read_bytes() == whole
+
+
+def test_a_signal_during_the_last_batch_does_not_spoil_the_end(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usual = engine.generate_batch
+
+    def interrupted(model: Model, whole: engine.Grid, batch: engine.Batch) -> Any:
+        if batch == engine.plan(whole)[-1]:
+            signal.raise_signal(signal.SIGTERM)
+        return usual(model, whole, batch)
+
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(engine, "generate_batch", interrupted)
+    code, table, _ = command("--out", str(tmp_path / "out"))
+    assert (code, len(lines_of(tmp_path / "out"))) == (0, 18)
+    assert table.splitlines()[3].split()[:3] == ["greedy", "6", "60"]
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_the_pace_is_that_of_the_newest_batches() -> None:
+    """The first batch takes 100 seconds, all others one: four answers and 60 tokens each."""
+    now = 0.0
+    pace = running.Pace(lambda: now)
+    for seconds in (100.0, 1.0):
+        now += seconds
+        pace.add(4, 60)
+    assert pace.tell(40) == "1.2 tokens/s, 0:08:25 left"  # 120 tokens in 101 s; 40 answers at 8 in 101 s
+    for _ in range(7):
+        now += 1.0
+        pace.add(4, 60)
+    assert pace.tell(6) == "60.0 tokens/s, 0:00:02 left"
+
+
+def test_on_a_terminal_a_bar_shows_answers_speed_and_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm-256color")
+    with contextlib.closing(screens.Terminal(100, 5)) as terminal:
+        monkeypatch.setattr(sys, "stderr", terminal.stream)
+        with terminal.reading(), running._progress(12, 3) as advance:
+            advance(6, "min-p", "60.0 tokens/s, 0:00:02 left")
+            time.sleep(0.5)  # it is drawn ten times a second
+        [line] = {line for line in terminal.seen if line.startswith("min-p")}
+    assert line.endswith(" 9/12 answers 60.0 tokens/s, 0:00:02 left")
+
+
+# ----- several processes ------------------------------------------------------------------------------------
+
+
+def test_other_processes_compute_the_same_batches_and_write_nothing(
+    command: Command, grid_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second of two, which hears from the first that one of four batches is there."""
+    grid_file.write_text(HEAD + SAMPLED)
+    told, computed = [], []
+    tell, compute = distributed.from_first, engine.generate_batch
+    monkeypatch.setattr(distributed, "from_first", lambda find: told.append(tell(find)) or told[-1])
+    assert command("--out", str(tmp_path / "first"), "--batch", "3")[0] == 0
+    [(_, manifest)] = json.loads(json.dumps(told))
+    monkeypatch.setattr(distributed, "from_first", lambda find: (1, manifest))
+    monkeypatch.setattr(engine, "generate_batch", lambda *args: computed.append(args[2]) or compute(*args))
+    code, out, _ = command("--out", str(tmp_path / "out"), "--batch", "3")
+    assert (code, out) == (0, "")
+    assert [(batch.variant, len(batch.cells)) for batch in computed] == [(1, 3), (0, 3), (1, 3)]
+    assert not (tmp_path / "out").exists()
+    code, out, errors = command("--out", str(tmp_path / "out"), "--batch", "4")
+    assert (code, out, errors) == (
+        1,
+        "",
+        "error: not the grid of the first process: batch is 3 there, 4 now; give all of them the same files\n",
+    )
+
+
+# ----- parts ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory: pytest.TempPathFactory, toy_folder: str) -> Path:
+    """A whole grid, and the same in parts 1, 2 and 3."""
+    folder = tmp_path_factory.mktemp("parts")
+    (folder / "grid.toml").write_text(HEAD.replace("[3, 5]", "5") + TAIL)
+    asked, toy = file.read(folder / "grid.toml"), load(toy_folder)
+    for name, part in {"whole": (1, 1), "1": (1, 3), "2": (2, 3), "3": (3, 3)}.items():
+        grid = file.grid(asked, toy, 4, part)
+        with Store(folder / name, engine.manifest(grid, toy), engine.keys(grid)) as store:
+            list(engine.run(toy, grid, store))
+    return folder
+
+
+def merge(run_command: Command, *folders: Path, out: Path) -> tuple[int, str, str]:
+    return run_command(run_grid.main, "--merge", *map(str, folders), "--out", str(out))
+
+
+def test_parts_have_every_answer_once_and_merge_into_the_bytes_of_the_whole(
+    run_command: Command, parts: Path, tmp_path: Path
+) -> None:
+    answers = [key for name in "123" for key in tokens_of(parts / name)]
+    assert len(answers) == len(set(answers)) == 45 and set(answers) == set(tokens_of(parts / "whole"))
+    out = tmp_path / "out"
+    code, table, _ = merge(run_command, parts / "3", parts / "1", parts / "2", out=out)
+    assert code == 0
+    assert table.splitlines()[1].split()[:4] == ["temperature", "temp=0.5", "15", "150"]
+    for name in ("results.jsonl", "manifest.json"):
+        assert (out / name).read_bytes() == (parts / "whole" / name).read_bytes()
+
+
+def test_a_merge_that_was_interrupted_goes_on(run_command: Command, parts: Path, tmp_path: Path) -> None:
+    shutil.copytree(parts / "whole", tmp_path / "out")
+    whole = (tmp_path / "out" / "results.jsonl").read_bytes()
+    (tmp_path / "out" / "results.jsonl").write_bytes(whole[: len(whole) // 3])
+    assert merge(run_command, *(parts / name for name in "123"), out=tmp_path / "out")[0] == 0
+    assert (tmp_path / "out" / "results.jsonl").read_bytes() == whole
+
+
+def test_what_is_no_whole_set_of_parts_is_not_merged(
+    run_command: Command, parts: Path, tmp_path: Path
+) -> None:
+    one, two, three = (parts / name for name in "123")
+    half, other, torn = tmp_path / "half", tmp_path / "other", tmp_path / "torn"
+    for copy in (half, other, torn):
+        shutil.copytree(two, copy)
+    text = (half / "results.jsonl").read_text()
+    (half / "results.jsonl").write_text("".join(text.splitlines(keepends=True)[:7]))
+    manifest = json.loads((other / "manifest.json").read_text())
+    (other / "manifest.json").write_text(json.dumps(manifest | {"seeds": [0, 1]}))
+    (torn / "manifest.json").write_text("[]")
+    out = tmp_path / "out"
+    for folders, message in (
+        ((one, three), "part 2/3 is missing; name its folder too"),
+        ((one, two, three, two), f"part 2/3 is there twice, in {two} and {two}; drop one of them"),
+        ((one, half, three), f"{half}: 4 of 12 answers are there; complete part 2/3 first"),
+        ((one, other), f"{other} is not of the same grid as {one}: seeds is a list of 5 there, a list of 2 here"),
+        ((one, parts / "whole"), f"{parts / 'whole'} is not of the same grid as {one}: parts is 3 there, 1 here"),
+        ((one, torn, three), f"{torn / 'manifest.json'}: not a JSON object"),
+        ((one, tmp_path / "none"), f"{tmp_path / 'none' / 'manifest.json'}: cannot be read (No such file"),
+    ):  # fmt: skip
+        code, table, errors = merge(run_command, *folders, out=out)
+        assert (code, table) == (1, "")
+        assert errors.startswith(f"error: {message}") and errors.count("\n") == 1
+        assert not out.exists()
+
+
+def test_a_merge_takes_no_flags_of_a_run(run_command: Command, parts: Path) -> None:
+    flags = ("--merge", str(parts / "1"), "--out", "out", "--batch", "3")
+    message = "error: --batch changes nothing with --merge, which computes nothing\n"
+    assert run_command(run_grid.main, *flags) == (1, "", message)
+
+
+def test_a_part_that_is_still_running_is_not_merged(
+    run_command: Command, parts: Path, tmp_path: Path
+) -> None:
+    manifest = json.loads((parts / "3" / "manifest.json").read_text())
+    keys = [[{"variant": line["variant"]}] for line in lines_of(parts / "3")]
+    keys = [[key for [key] in keys[start : start + 4]] for start in range(0, 12, 4)]
+    with Store(parts / "3", manifest, keys):
+        code, _, errors = merge(run_command, *(parts / name for name in "123"), out=tmp_path / "out")
+    assert (code, errors) == (1, f"error: {parts / '3'}: another process is working in this folder\n")
+
+
+# ----- the page ---------------------------------------------------------------------------------------------
+
+
+def test_the_table_for_a_whole_pod_is_what_its_formula_says() -> None:
+    page = (ROOT / "docs" / "tpu.md").read_text(encoding="utf-8")
+    cfg = config.read_model("llama-3.1-8b")
+    parameters = sum(map(math.prod, checkpoint.tensor_shapes(cfg).values()))
+    read = 2 * (parameters - cfg.vocab_size * cfg.dim)
+    row = 1024 * 2 * 2 * cfg.n_layers * cfg.n_kv_heads * cfg.head_dim
+    table = [re.findall(r"[\d.,]+", line) for line in re.findall(r"(?m)^\| \d+ \| [\d.]+ GB .*$", page)]
+    assert [int(cells[0]) for cells in table] == [32, 64, 128, 256]
+    for cells in table:
+        rows, memory, chips, host, group, pod = (float(cell.replace(",", "")) for cell in cells)
+        assert memory == pytest.approx((2 * parameters + rows * row) / 4 / 1e9, abs=0.05)
+        assert chips == pytest.approx((read + rows * row) / (4 * 819e9) * 1e3, abs=0.05)
+        assert host == pytest.approx(rows * 47e-3, abs=0.05)
+        exact = rows / (((read + rows * row) / (4 * 819e9)) + rows * 47e-6)
+        assert group == pytest.approx(exact, abs=50)
+        assert pod == pytest.approx(64 * exact, abs=500)
