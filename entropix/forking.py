@@ -111,7 +111,7 @@ def _fork(
 
     fork_B = asked_B & jnp.any(valid_BC[:, 1:], axis=1)
     tried = _judged(request, every, ends, fork_B, valid_BC, plan)
-    kept_B = fork_B & jnp.any(tried.score_BC > -jnp.inf, axis=1)  # one NaN reaches all paths of its row
+    kept_B = fork_B & jnp.any(tried.score_BC > -jnp.inf, axis=1)  # not if all went wrong
     last = jax.tree.map(lambda leaf: branching.pick(leaf, tried.best_B), ends if plan.whole else openers)
     after = where_row(kept_B, last, rows._replace(retreats=()))
     chosen = jax.tree.map(lambda leaf: branching.pick(leaf, tried.best_B, axis=1), every)

@@ -103,6 +103,7 @@ def grow(cache: KVCache, capacity: int) -> KVCache:
     return KVCache(k, v, cache.length_B)
 
 
+@jax.named_scope("commit")
 def commit(cache: KVCache, tail: KVTail, count_B: Array) -> KVCache:
     """The cache with the first `count_B` tail tokens of each row appended; what follows them becomes 0.
 
@@ -151,6 +152,7 @@ class Layout(NamedTuple):
     slot_B: Array  # int32: tail slot of the first; the others follow
     visible_BTS: Array  # bool: keys that each may see
     position_BS: Array  # int32: position of each key (meaningful where visible)
+    is_fan: bool = False  # whether the new tokens are of paths that must not touch each other
 
 
 def forward(
@@ -180,20 +182,20 @@ def forward(
         strict=True,
     ):
         x_BTD, (k_BKHR, v_BKRH), score_BNTS = block(
-            layer, x_BTD, past, newest, layout.slot_B, layout.visible_BTS, rotation, cfg
+            layer, x_BTD, past, newest, layout.slot_B, layout.visible_BTS, rotation, cfg, layout.is_fan
         )
         tail_k.append(k_BKHR)
         tail_v.append(v_BKRH)
         scores.append(score_BNTS)
 
-    logits_BTV = unembed(weights, rms_norm(x_BTD, weights.norm_D, cfg))
+    with jax.named_scope("unembed"):
+        logits_BTV = unembed(weights, rms_norm(x_BTD, weights.norm_D, cfg))
     tail = KVTail(tuple(tail_k), tuple(tail_v), tail.used_B + tokens_BT.shape[1])
     return logits_BTV, tail, Attention(jnp.stack(scores), layout.visible_BTS, layout.position_BS)
 
 
-@partial(
-    jax.jit, static_argnames="cfg"
-)  # traced once, not once a layer: a third of a warm start's tracing time
+# Traced once, not once a layer: a third of a warm start's tracing time.
+@partial(jax.jit, static_argnames=("cfg", "is_fan"))
 def block(
     layer: LayerWeights,
     x_BTD: Array,
@@ -203,6 +205,7 @@ def block(
     visible_BTS: Array,
     rotation: tuple[Array, Array],
     cfg: ModelConfig,
+    is_fan: bool,
 ) -> tuple[Array, tuple[Array, Array], Array]:
     """(x_BTD, newest, score_BNTS) after one layer.
 
@@ -210,12 +213,16 @@ def block(
     the new tokens written at `slot_B`. rotation: the table of `rope_table`.
     """
     (k_BKHS, v_BKSH), (k_BKHR, v_BKRH) = past, newest
-    q_BKGTH, k_BKHT, v_BKTH = project(layer, rms_norm(x_BTD, layer.attn_norm_D, cfg), *rotation, cfg)
-    k_BKHR = constrain(place(k_BKHR, k_BKHT, slot_B, axis=3), DATA, MODEL)
-    v_BKRH = constrain(place(v_BKRH, v_BKTH, slot_B, axis=2), DATA, MODEL)
-    score_BKGTS = attention_scores(q_BKGTH, k_BKHS, k_BKHR)
-    x_BTD = constrain(x_BTD + attend(layer, score_BKGTS, visible_BTS, v_BKSH, v_BKRH), DATA)
-    x_BTD = constrain(x_BTD + feed_forward(layer, rms_norm(x_BTD, layer.ffn_norm_D, cfg)), DATA)
+    with jax.named_scope("attention"):
+        q_BKGTH, k_BKHT, v_BKTH = project(layer, rms_norm(x_BTD, layer.attn_norm_D, cfg), *rotation, cfg)
+        k_BKHR = constrain(place(k_BKHR, k_BKHT, slot_B, axis=3), DATA, MODEL)
+        v_BKRH = constrain(place(v_BKRH, v_BKTH, slot_B, axis=2), DATA, MODEL)
+        score_BKGTS = attention_scores(q_BKGTH, k_BKHS, k_BKHR)
+        # A path that went wrong is not seen by its neighbours, but 0 times its NaN would still be NaN.
+        mixed_BKRH = jnp.where(jnp.isfinite(v_BKRH), v_BKRH, 0) if is_fan else v_BKRH
+        x_BTD = constrain(x_BTD + attend(layer, score_BKGTS, visible_BTS, v_BKSH, mixed_BKRH), DATA)
+    with jax.named_scope("feed_forward"):
+        x_BTD = constrain(x_BTD + feed_forward(layer, rms_norm(x_BTD, layer.ffn_norm_D, cfg)), DATA)
     batch, _, _, n_new, n_keys = score_BKGTS.shape
     score_BNTS = score_BKGTS.reshape(batch, cfg.n_heads, n_new, n_keys)
     return x_BTD, (k_BKHR, v_BKRH), constrain(score_BNTS, DATA, MODEL)
@@ -275,6 +282,7 @@ def fan(cache: KVCache, tail: KVTail, stem: int, n_paths: int, depth: Array) -> 
         position_BS=jnp.concatenate(
             [position_BS[:, : cache.capacity + stem], start_B[:, None] + slot_P[None, :] // n_paths], axis=1
         ),
+        is_fan=True,
     )
 
 

@@ -12,6 +12,7 @@ os.environ["XLA_FLAGS"] = " ".join(
         os.environ.get("XLA_FLAGS", ""),
         # The toys' time goes into compiling. Less of LLVM's optimisation leaves the arithmetic and halves the wait.
         "--xla_backend_optimization_level=0",
+        "--xla_cpu_use_fusion_emitters=false",
         # The tests of meshes use eight simulated devices; all others the first of them.
         "--xla_force_host_platform_device_count=8",
     )

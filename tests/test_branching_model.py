@@ -192,16 +192,19 @@ def test_a_nan_that_lies_ahead_of_a_row_stays_ahead() -> None:
         assert (forked.token_ids, forked.finish) == (plain.token_ids, plain.finish)
 
 
-def test_a_path_with_nan_does_not_end_its_row(results: list[Result]) -> None:
-    """An alternative that leads to NaN: the row goes on with the token that it drew."""
-    [drawn, other, _] = results[0].records[0]["branches"]
-    assert other["ids"][0] not in {*drawn["ids"], *PROMPTS[0]}
-    [result, *_], _ = branched(model=broken(other["ids"][0]), branching={"budget": 1})
-    assert result.finish == Finish.LENGTH
-    assert [branch["score"] for branch in result.records[0]["branches"]] == [None] * 3
-    assert [branch["chosen"] for branch in result.records[0]["branches"]] == [True, False, False]
-    assert result.token_ids[:3] == drawn["ids"]
-    assert all(record["logprob"] is not None for record in result.records)
+def test_a_path_with_nan_is_out_and_the_others_are_as_without_it(results: list[Result]) -> None:
+    """An alternative that leads to NaN: it has no score; tokens and scores of the others are what they were."""
+    sound = results[0].records[0]["branches"]
+    token = sound[1]["ids"][0]
+    assert token not in {*sound[0]["ids"], *sound[2]["ids"], *PROMPTS[0]}
+    [result, *_], _ = branched(model=broken(token), branching={"budget": 1})
+    drawn, other, third = result.records[0]["branches"]
+    assert other["score"] is None and not other["chosen"]
+    for path, before in ((drawn, sound[0]), (third, sound[2])):
+        assert path["ids"] == before["ids"]
+        assert path["score"] == pytest.approx(before["score"], abs=1e-5)
+    best = max((drawn, third), key=lambda path: path["score"])
+    assert best["chosen"] and result.token_ids[:3] == best["ids"]
 
 
 @pytest.mark.parametrize("chunk_length", [1, 7])

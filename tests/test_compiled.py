@@ -8,20 +8,21 @@ import jax
 import numpy as np
 import pytest
 
-from entropix import decode, request, samplers
+from entropix import decode, request, samplers, session
 from entropix.config import GenerateConfig, SamplerConfig
 from entropix.generation import generate
 from entropix.session import Session
 
 
 def test_fifty_configs_seeds_and_lengths_compile_nothing_new(toy_model):
-    for penalty in (
-        1.0,
-        1.1,
-    ):  # other than 1 it puts the guard before the sampler: a second program, and the last
-        generate(
-            toy_model, [[1, 2, 3]], max_new_tokens=5, sampler_config=SamplerConfig(repetition_penalty=penalty)
-        )
+    for penalty in (1.0, 1.1):  # the guard stands before the sampler: a second program, and the last
+        for prompt in ([1, 2, 3], [1] * 15):  # a prefill for a few tokens, one for more
+            generate(
+                toy_model,
+                [prompt],
+                max_new_tokens=5,
+                sampler_config=SamplerConfig(repetition_penalty=penalty),
+            )
     before = decode.decode_chunk._cache_size(), decode.prefill._cache_size()
     rng = np.random.default_rng(0)
     fields = [field for field in dataclasses.fields(SamplerConfig) if isinstance(field.default, float)]

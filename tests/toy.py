@@ -44,9 +44,13 @@ def random_weights(cfg: ModelConfig, seed: int = 0, dtype: Any = jnp.float32) ->
     def leaf(path: tuple[Any, ...], like: jax.ShapeDtypeStruct) -> jax.Array:
         if len(like.shape) == 1:
             return jnp.asarray(rng.uniform(0.5, 1.5, like.shape), like.dtype)
-        return jnp.asarray(
-            rng.standard_normal(like.shape) * fan_in(path[-1].name, like.shape) ** -0.5, like.dtype
-        )
+        values = rng.standard_normal(like.shape) * fan_in(path[-1].name, like.shape) ** -0.5
+        if path[-1].name == "qkv":  # drawn as a checkpoint has them: all queries, all keys, all values
+            rows = values.reshape(-1, *like.shape[2:])
+            query, key, value = np.split(rows, [cfg.n_heads, cfg.n_heads + cfg.n_kv_heads])
+            by_head = query.reshape(cfg.n_kv_heads, -1, *like.shape[2:])
+            values = np.concatenate([by_head, key[:, None], value[:, None]], axis=1)
+        return jnp.asarray(values, like.dtype)
 
     return jax.tree_util.tree_map_with_path(leaf, weights.abstract(cfg, dtype))
 
