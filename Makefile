@@ -18,10 +18,10 @@ unexport PROMPT
 run: $(VENV)/.run $(DEFAULT_MODEL)
 	@$(BIN)/python -m entropix.main --prompt="$$PROMPT_TEXT" $(ARGS)
 
-test: $(VENV)/.dev $(DEFAULT_MODEL)
+test: $(VENV)/.dev $(VENV)/.libtpu $(DEFAULT_MODEL)
 	$(BIN)/python -m pytest -n auto --dist loadfile
 
-test-fast: $(VENV)/.dev
+test-fast: $(VENV)/.dev $(VENV)/.libtpu
 	$(BIN)/python -m pytest -n auto --dist loadfile -m "not real"
 
 check: $(VENV)/.dev
@@ -51,6 +51,12 @@ $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "installing entropix and its development tools" >&2
 	@$(PIP_INSTALL) --editable '.[dev]' >&2
 	@touch $@ $(VENV)/.run
+
+# The TPU compiler, for its tests, in a folder of its own: JAX, where it finds it, looks for a TPU at every start.
+$(VENV)/.libtpu: constraints.txt | $(VENV)/.dev
+	@echo "installing the TPU compiler" >&2
+	@$(PIP_INSTALL) --no-deps --upgrade --target $(VENV)/libtpu libtpu >&2
+	@touch $@
 
 $(DEFAULT_MODEL): | $(VENV)/.run
 	@$(BIN)/python scripts/download_weights.py >&2

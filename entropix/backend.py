@@ -1,9 +1,12 @@
-"""Settings of the machinery below JAX: where compiled programs are kept between processes."""
+"""The machinery below JAX: where compiled programs are kept between processes, and traces of what devices do."""
 
+import contextlib
 import os
 from pathlib import Path
 
 import jax
+
+from entropix import distributed
 
 CACHE_VARIABLE = "ENTROPIX_COMPILATION_CACHE"
 
@@ -24,3 +27,22 @@ def use_compilation_cache() -> Path | None:
         jax.config.update("jax_compilation_cache_dir", folder)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
     return Path(folder)
+
+
+def make_profile_folder(folder: str | Path) -> None:
+    """Makes a folder for `profile`, unless it is there. Raises a ValueError where that fails."""
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"{folder}: cannot be made a folder for a profile ({error.strerror})") from None
+
+
+def profile(folder: str | Path | None) -> contextlib.AbstractContextManager[None]:
+    """Within it, what host and devices do is traced, and in the end written into a folder for XProf.
+
+    Without a folder, and in all but the first of several processes, nothing happens: one sees its own devices, and all
+    do the same. Stages of the model have the names that `jax.named_scope` gave them.
+    """
+    if folder is None or not distributed.is_first():
+        return contextlib.nullcontext()
+    return jax.profiler.trace(str(folder))

@@ -48,8 +48,8 @@ class DeviceFlags:
     mesh: Annotated[
         str,
         flag(
-            "how many groups of devices divide the rows of a batch (data), and how many devices each group has to divide "
-            "the model (model); what is left out is 1; auto makes groups as large as the model's sizes allow, but of a "
+            "how many groups of devices divide the rows of a batch (data), and how many devices of a group divide the "
+            "model (model); what is left out is 1; auto makes groups as large as the model's sizes allow, but of a "
             "single CPU's devices takes one",
             "data=N,model=N|auto",
             None,

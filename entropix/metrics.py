@@ -88,7 +88,7 @@ def measure(logits_BTV: Array, attention: Attention) -> Metrics:
         head_agreement=jnp.mean(head_agreement(mean_LBTS, entropy_LBNT), axis=0),
         top_prob=top_prob_BT,
         margin=top_prob_BT * jnp.abs(jnp.expm1(second_shift(token))),
-        previous_token_attention=previous_token_attention(prob_LBNTS, attention, count_BT),
+        previous_token_attention=previous_token_attention(mean_LBTS, attention, count_BT),
         self_certainty=self_certainty(logits_BTV, token),
     )
 
@@ -151,12 +151,14 @@ def total(a: Array) -> Array:
     return contract(a, jnp.ones_like(a))
 
 
-def previous_token_attention(prob_LBNTS: Array, attention: Attention, count_BT: Array) -> Array:
-    """[B, T]: mean over layers and heads of a on the key at position n - 2; 0 where there is none."""
+def previous_token_attention(mean_LBTS: Array, attention: Attention, count_BT: Array) -> Array:
+    """[B, T]: mean over layers and heads of a on the key at position n - 2; 0 where there is none.
+
+    mean_LBTS: over heads. A sum with one term, not a gather: for the sake of that one number a gather makes XLA's TPU
+    backend lay out all probabilities with the heads innermost, padded to 128.
+    """
     before_BTS = (attention.position_BS[:, None] == count_BT[..., None] - 2) & attention.visible_BTS
-    slot_BT = jnp.argmax(before_BTS, axis=-1)
-    prob_LBNT = jnp.take_along_axis(prob_LBNTS, slot_BT[None, :, None, :, None], axis=-1)[..., 0]
-    return jnp.where(count_BT > 1, jnp.mean(prob_LBNT, axis=(0, 2)), 0)
+    return jnp.mean(total(jnp.where(before_BTS, mean_LBTS, 0)), axis=0)
 
 
 def head_agreement(mean_LBTS: Array, entropy_LBNT: Array) -> Array:

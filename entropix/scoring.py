@@ -15,11 +15,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from entropix import decode
+from entropix import decode, sharding
 from entropix.config import ModelConfig
 from entropix.loading import Model
 from entropix.metrics import Metrics
-from entropix.model import empty_cache
 
 Record = dict[str, Any]
 
@@ -73,9 +72,10 @@ def score(
     _check(rows, model.config)
     scored: list[Scored | None] = [None] * len(rows)
     by_length = sorted(range(len(rows)), key=lambda row: len(rows[row]))
-    for batch in _batches(by_length, [_capacity(len(row)) for row in rows], model.config):
-        for row, one in zip(batch, _read(model, [rows[row] for row in batch]), strict=True):
-            scored[row] = one
+    with sharding.on(model.mesh):
+        for batch in _batches(by_length, [_capacity(len(row)) for row in rows], model.config):
+            for row, one in zip(batch, _read(model, [rows[row] for row in batch]), strict=True):
+                scored[row] = one
     return [one for one in scored if one is not None]
 
 
@@ -83,6 +83,8 @@ def read_text(path: str | Path) -> str:
     """The text in a UTF-8 file, without a byte order mark. Raises a ValueError if it cannot be read or is empty."""
     try:
         text = Path(path).read_bytes().removeprefix(codecs.BOM_UTF8).decode()
+    except FileNotFoundError:
+        raise ValueError(f"{path}: no such file") from None
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror})") from None
     except UnicodeDecodeError as error:
@@ -152,7 +154,7 @@ def _read(model: Model, rows: Sequence[list[int]]) -> list[Scored]:
     for row, tokens in enumerate(rows):
         text_BS[row, : len(tokens)] = tokens
         length_B[row] = len(tokens)
-    cache = empty_cache(cfg, batch, capacity, model.dtype)
+    cache = decode.empty_cache(cfg, batch, capacity, model.dtype)
     pieces = []
     for start in range(0, longest, width):
         cache, *piece = decode.read(

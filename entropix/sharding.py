@@ -29,6 +29,7 @@ from entropix.config import ModelConfig
 
 DATA, MODEL = "data", "model"
 P = PartitionSpec
+_VOCABULARY = 256  # tokens: what has fewer are candidates, quicker whole on every device than in parts
 
 # The axes of each field of `weights.Weights` and `weights.LayerWeights`; what is not named here is whole everywhere.
 WEIGHTS = {
@@ -63,25 +64,30 @@ def read_shape(text: str) -> Shape | None:
     """The shape in a text like `data=2,model=4`, where an axis left out is 1; None for `auto`."""
     if text == "auto":
         return None
-    sizes = {DATA: 1, MODEL: 1}
+    sizes = dict[str, int]()
     for part in text.split(","):
         axis, _, size = (piece.strip() for piece in part.partition("="))
-        if axis not in sizes or not size.isdecimal() or int(size) < 1:
+        if axis not in (DATA, MODEL) or axis in sizes or not size.isdecimal() or int(size) < 1:
             raise ValueError(
                 f"mesh: expected auto or sizes like data=2,model=4, each a whole number of at least 1, got {text!r}"
             )
         sizes[axis] = int(size)
-    return Shape(**sizes)
+    return Shape(**{DATA: 1, MODEL: 1, **sizes})
 
 
 def automatic(cfg: ModelConfig, n_devices: int) -> Shape:
+    """`widest`; but CPU devices are only simulated, and share its cores: of these one is best."""
+    if jax.default_backend() == "cpu" and jax.process_count() == 1:
+        return Shape(1, 1)
+    return widest(cfg, n_devices)
+
+
+def widest(cfg: ModelConfig, n_devices: int) -> Shape:
     """As much as possible on the axis `model`, for the sake of a single row's speed and of the weights' memory.
 
     That is the largest divisor of the number of devices by which all that `model` divides can be divided; the others
-    lie along `data`. CPU devices are only simulated, and share its cores: of these one is best.
+    lie along `data`.
     """
-    if jax.default_backend() == "cpu" and jax.process_count() == 1:
-        return Shape(1, 1)
     fits = (
         n
         for n in range(n_devices, 0, -1)
@@ -151,12 +157,12 @@ def lay_out(weights: Any, mesh: Mesh) -> Any:
     """The shardings of weights, given as arrays or their shapes: a pytree like them."""
 
     def sharding(path: Sequence[Any], leaf: Any) -> NamedSharding:
-        return NamedSharding(mesh, _dividing(leaf.shape, WEIGHTS.get(path[-1].name, P()), mesh))
+        return NamedSharding(mesh, dividing(leaf.shape, WEIGHTS.get(path[-1].name, P()), mesh))
 
     return jax.tree_util.tree_map_with_path(sharding, weights)
 
 
-def _dividing(shape: Sequence[int], spec: PartitionSpec, mesh: Any) -> PartitionSpec:
+def dividing(shape: Sequence[int], spec: PartitionSpec, mesh: Any) -> PartitionSpec:
     """The spec without the axes that the mesh does not divide evenly."""
     return P(
         *(
@@ -174,7 +180,7 @@ def constrain(x: Array, *axes: str | None) -> Array:
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return x
-    return jax.lax.with_sharding_constraint(x, _dividing(x.shape, P(*axes), mesh))
+    return jax.lax.with_sharding_constraint(x, dividing(x.shape, P(*axes), mesh))
 
 
 def replicate(tree: Any) -> Any:
@@ -183,37 +189,42 @@ def replicate(tree: Any) -> Any:
 
 
 def n_shards(size: int) -> int:
-    """Into how many parts the axis `model` of the current mesh divides an array's axis of this size."""
+    """Into how many parts the current mesh divides a vocabulary of this size; 1 for a few candidates."""
     n = jax.sharding.get_abstract_mesh().shape.get(MODEL, 1)
-    return n if size % n == 0 else 1
-
-
-def by_shard(x_BV: Array) -> Array:
-    """[B, shards, V/shards]: a divided last axis by the devices that hold its parts. Nothing is moved."""
-    n = n_shards(x_BV.shape[-1])
-    split = x_BV.reshape(*x_BV.shape[:-1], n, x_BV.shape[-1] // n)
-    return constrain(split, *(DATA, *(None,) * (x_BV.ndim - 2), MODEL)) if n > 1 else split
+    return n if size % n == 0 and size >= _VOCABULARY else 1
 
 
 def top_k(x_BV: Array, k: int) -> tuple[Array, Array]:
-    """`jax.lax.top_k`, where only the k largest of each part are gathered, never the whole axis."""
-    n = n_shards(x_BV.shape[-1])
-    if n == 1:
+    """`jax.lax.top_k`, where only the k largest of each part leave their device, never the whole axis.
+
+    Each device is told what to do: left to itself, XLA gathers rows and axis for this, whatever divides them.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
         return jax.lax.top_k(x_BV, k)
-    width = x_BV.shape[-1] // n
-    value, index = jax.lax.top_k(by_shard(x_BV), min(k, width))
-    index += width * jax.lax.broadcasted_iota(index.dtype, index.shape, index.ndim - 2)
-    batch = x_BV.shape[:-1]
-    value, index = replicate((value.reshape(*batch, -1), index.reshape(*batch, -1)))
-    best, place = jax.lax.top_k(value, k)  # of equal ones the first, hence the one with the lower index
-    return best, jnp.take_along_axis(index, place, axis=-1)
+    wanted = P(DATA, MODEL if n_shards(x_BV.shape[1]) > 1 else None)
+    rows, parts = spec = dividing(x_BV.shape, wanted, mesh)
+
+    def on_device(x_BW: Array) -> tuple[Array, Array]:
+        width = x_BW.shape[1]
+        value_BX, index_BX = jax.lax.top_k(x_BW, min(k, width))
+        if parts is None:
+            return value_BX, index_BX
+        index_BX += width * jax.lax.axis_index(MODEL)
+        value_BX, index_BX = (jax.lax.all_gather(x, MODEL, axis=1, tiled=True) for x in (value_BX, index_BX))
+        value_BK, place_BK = jax.lax.top_k(value_BX, k)  # of equal ones the first, hence the lower index
+        return value_BK, jnp.take_along_axis(index_BX, place_BK, axis=1)
+
+    # What is gathered is the same along `model`, of which JAX cannot know.
+    return jax.shard_map(on_device, in_specs=spec, out_specs=(P(rows), P(rows)), check_vma=False)(x_BV)
 
 
 def cumsum(x_BV: Array) -> Array:
     """`jnp.cumsum` over the last axis; of the other devices each needs only the sums of their parts."""
-    if n_shards(x_BV.shape[-1]) == 1:
-        return jnp.cumsum(x_BV, axis=-1)
-    within = jnp.cumsum(by_shard(x_BV), axis=-1)
+    n = n_shards(x_BV.shape[1])
+    if n == 1:
+        return jnp.cumsum(x_BV, axis=1)
+    within = jnp.cumsum(constrain(x_BV.reshape(len(x_BV), n, -1), DATA, MODEL), axis=2)
     totals = within[..., -1]
-    before = jnp.cumsum(replicate(totals), axis=-1) - totals
+    before = jnp.cumsum(constrain(totals, DATA), axis=1) - totals
     return (within + before[..., None]).reshape(x_BV.shape)

@@ -16,7 +16,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, Sharding, SingleDeviceSharding
+from jax.sharding import Mesh, Sharding
 from jax.typing import DTypeLike
 
 from entropix import sharding
@@ -35,7 +35,7 @@ Block = tuple[slice, ...]  # a part of an array, one slice an axis
 Read = Callable[[Block], np.ndarray]
 
 _ALIGNMENT = 64  # bytes; an array so aligned becomes a CPU device array without a copy
-_PIECE_BYTES = 2**26  # of a file that are mapped into memory at a time
+_PIECE_BYTES = 2**23  # of a file that a thread maps into memory at a time
 _DERIVED = ".rotary_emb.inv_freq"  # a buffer in old checkpoints; it follows from the config
 
 
@@ -117,8 +117,8 @@ def load(folder: Path, cfg: ModelConfig, dtype: DTypeLike, mesh: Mesh | None = N
     On a mesh with more devices along `model` than `cfg` has key/value heads, these are repeated: what comes back is
     for `sharding.widened(cfg, mesh)`.
 
-    Each process reads just what its own devices hold, array by array, in pieces from memory-mapped files. The host
-    needs memory for one part of one array at a time, on the CPU for the model once.
+    Each process reads just what its own devices hold, array by array, in pieces from memory-mapped files. Each of its
+    threads needs memory for a part of one array at a time, and on the CPU that part is the device's own.
 
     Raises what `check` raises, before anything is loaded; and a ValueError that names a tensor with NaN or
     infinite values, or that an unembedding contradicts `tied_embeddings`.
@@ -129,27 +129,30 @@ def load(folder: Path, cfg: ModelConfig, dtype: DTypeLike, mesh: Mesh | None = N
             f"{folder}: config.json says tie_word_embeddings, but {UNEMBED} differs from {EMBED}"
         )
     shapes = abstract(sharding.widened(cfg, mesh), dtype, sharding.parts(cfg, mesh))
-    if mesh is None:
-        here = SingleDeviceSharding(jax.local_devices()[0])
-        places = jax.tree.map(lambda _: here, shapes)
-    else:
-        places = sharding.lay_out(shapes, mesh)
     leaves, structure = jax.tree.flatten(shapes)
+    places = [None] * len(leaves) if mesh is None else jax.tree.leaves(sharding.lay_out(shapes, mesh))
     readers = jax.tree.leaves(_readers(stored, cfg, shapes))
     with ThreadPoolExecutor() as pool:  # numpy copies and checks without the GIL
-        return jax.tree.unflatten(structure, pool.map(_put, leaves, jax.tree.leaves(places), readers))
+        return jax.tree.unflatten(structure, pool.map(_put, leaves, places, readers))
 
 
-def _put(leaf: jax.ShapeDtypeStruct, place: Sharding, read: Read) -> jax.Array:
-    """The array at its place, of which this process reads what its devices hold; what several hold only once."""
-    blocks: dict[Any, np.ndarray] = {}
-    parts = []
+def _put(leaf: jax.ShapeDtypeStruct, place: Sharding | None, read: Read) -> jax.Array:
+    """The array at its place, of which this process reads what its devices hold; what several hold only once.
+
+    Every part has left for its devices before the next is read. Without a place, the array is on the default device.
+    """
+    if place is None:
+        return jax.block_until_ready(
+            jax.device_put(read(tuple(slice(0, size) for size in leaf.shape)), may_alias=True)
+        )
+    holders: dict[tuple[tuple[int, int], ...], list[jax.Device]] = {}
     for device, index in place.addressable_devices_indices_map(leaf.shape).items():
-        block = tuple(slice(*axis.indices(size)) for axis, size in zip(index or (), leaf.shape, strict=True))
-        bounds = tuple((axis.start, axis.stop) for axis in block)
-        if bounds not in blocks:
-            blocks[bounds] = read(block)
-        parts.append(jax.device_put(blocks[bounds], device, may_alias=True))
+        bounds = tuple(axis.indices(size)[:2] for axis, size in zip(index or (), leaf.shape, strict=True))
+        holders.setdefault(bounds, []).append(device)
+    parts: list[jax.Array] = []
+    for bounds, devices in holders.items():
+        block = read(tuple(slice(*axis) for axis in bounds))
+        parts += jax.block_until_ready([jax.device_put(block, device, may_alias=True) for device in devices])
     return jax.make_array_from_single_device_arrays(leaf.shape, place, parts)
 
 

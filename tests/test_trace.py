@@ -281,14 +281,15 @@ def test_a_device_is_not_replaced_by_a_file() -> None:
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"none\.jsonl: cannot be read as a trace"):
+    with pytest.raises(ValueError, match=r"none\.jsonl: no such file"):
         trace.read(tmp_path / "none.jsonl")
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", r"line 1: not JSON"),
+        (b"", r"this file is empty; a trace has at least its header"),
+        (b"\n", r"this file is empty"),
         (b"Hello\n", r"line 1: not JSON"),
         (b"[1, 2]\n", r"line 1: expected a JSON object, got a list"),
         (b'{"prompt": "Hi"}\n', r'not a trace; .*"format": "entropix-trace"'),
@@ -299,7 +300,7 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         (b'{"format": "entropix-trace"}\n', r"line 1: field 'version' must be .*, got None"),
         (b'{"format": "entropix-trace", "version": "1"}\n', r"line 1: field 'version' must be .*, got '1'"),
         (b'{"format": "entropix-trace", "version": 1}\n', r"line 1: field 'entropix' is missing"),
-        (b"\xff\xfe\n", r"cannot be read as a trace"),
+        (b"\xff\xfe\n", r"not a trace, which is UTF-8 text"),
     ],
 )
 def test_another_kind_of_file_is_refused(tmp_path: Path, content: bytes, message: str) -> None:

@@ -1,0 +1,158 @@
+"""What comes out on a mesh: what a single device gives, whatever the mesh divides or cannot divide."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import meshes
+import numpy as np
+import pytest
+import toy
+
+from entropix import decode, samplers, session
+from entropix.config import GenerateConfig, SamplerConfig
+from entropix.generation import Result, collect, generate, prepare, run
+from entropix.session import Session
+
+# Two key/value heads, which four and eight devices have twice and four times; all else is divided.
+MODEL = toy.model_of(n_heads=8, n_kv_heads=2, vocab_size=264, tied_embeddings=False)
+PROMPTS = [[1, 2, 3, 4, 5], [200, 7], [9] * 40, [8], [5, 6] * 35, [77, 78, 79], [250], [31, 4, 15, 9, 26]]
+LENGTH = 40  # tokens: more than a tail
+EVERYTHING = {"alternatives": 3, "head_entropies": True}
+
+# Of each sampler two sets of numbers, which one program serves. The toy has about 7.2 bits of entropy and 2.2 bits² of
+# varentropy, and the thresholds are such that every strategy has its turn.
+NUMBERS: dict[str, list[dict[str, Any]]] = {
+    "entropix": [
+        {"low_ent_thresh": 100.0, "low_vent_thresh": 100.0, "clarifier": "hm"},  # flow, which is greedy
+        {
+            "low_ent_thresh": 7.3, "low_vent_thresh": 1.9, "med_ent_thresh": 7.05, "high_ent_thresh": 7.1,
+            "high_vent_thresh": 2.2, "clarifier": "hm",
+        },
+    ],
+    "temperature": [{"temp": 0.05}, {"temp": 0.7}],
+}  # fmt: skip
+
+
+def answer(rows: Session, sampler: str, numbers: Mapping[str, Any]) -> list[Result]:
+    """The session's results for the first prompts, as many as it has rows."""
+    job = prepare(
+        rows._model,
+        PROMPTS[: len(rows.row_passes_B)],
+        sampler=sampler,
+        sampler_config=numbers,
+        seed=5,
+        max_new_tokens=LENGTH,
+        chunk_length=7,
+        **EVERYTHING,
+    )
+    return collect(job, run(job, rows))
+
+
+@pytest.fixture(scope="module")
+def alone() -> dict[str, list[list[Result]]]:
+    """On a single device."""
+    results = {}
+    for sampler, both in NUMBERS.items():
+        rows = Session(MODEL, len(PROMPTS))
+        results[sampler] = [answer(rows, sampler, numbers) for numbers in both]
+    return results
+
+
+# ----- every mesh -------------------------------------------------------------------------------------------
+
+
+def test_the_rows_have_all_strategies(alone: dict[str, list[list[Result]]]) -> None:
+    """Otherwise the next test would test little."""
+    strategies = [
+        {record["strategy"] for result in results[:3] for record in result.records}
+        for results in alone["entropix"]
+    ]
+    assert strategies == [{"flow"}, {"clarify", "explore", "resample", "adaptive"}]
+
+
+# Three rows are not divided by four devices.
+@pytest.mark.parametrize(
+    ("shape", "n_rows", "sampler"),
+    [
+        ("data=2,model=4", 4, "entropix"),
+        ("model=8", 3, "entropix"),
+        ("data=4,model=2", 3, "temperature"),
+        ("data=8", 8, "temperature"),
+    ],
+)
+def test_tokens_and_records_on_a_mesh_are_those_of_one_device(
+    shape: str,
+    n_rows: int,
+    sampler: str,
+    alone: dict[str, list[list[Result]]],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Drawn ones and greedy ones, which are the first of a record's alternatives, of prompts of several lengths. Other
+    numbers compile no step and no commit anew."""
+    rows = Session(meshes.on_mesh(MODEL, shape), n_rows)
+    compiled = []
+    for numbers, here in zip(NUMBERS[sampler], alone[sampler], strict=True):
+        caplog.clear()
+        with jax.log_compiles():
+            there = answer(rows, sampler, numbers)
+        meshes.assert_same(there, here[:n_rows])
+        logged = " ".join(caplog.messages)
+        compiled.append([logged.count(f"Compiling jit({name})") for name in ("decode_chunk", "commit")])
+    assert compiled == [[1, 1], [0, 0]]
+
+
+# 3 key/value heads, 6 heads, 30 feed-forward parts and 259 tokens on four devices, and 3 rows on two.
+def test_what_cannot_be_divided_stays_whole() -> None:
+    model = toy.model_of(n_heads=6, n_kv_heads=3, ffn_dim=30)
+    there = meshes.on_mesh(model, "data=2,model=4")
+    assert {leaf.is_fully_replicated for leaf in jax.tree.leaves(there.weights)} == {True}
+    options = {"sampler": "greedy", "max_new_tokens": 20, **EVERYTHING}
+    meshes.assert_same(generate(there, PROMPTS[:3], **options), generate(model, PROMPTS[:3], **options))
+
+
+# ----- where keys and values lie, and what is sent ----------------------------------------------------------
+
+# A row's logits are 4096 numbers, a device's keys of one layer 2 rows x 1 head x 8 x 256 slots, as many.
+WIDE = toy.model_of(n_heads=8, n_kv_heads=4, vocab_size=4096, n_layers=2)
+
+
+@pytest.fixture(scope="module")
+def wide() -> Session:
+    """Before its first chunk."""
+    rows = Session(meshes.on_mesh(WIDE, "data=2,model=4"), 4)
+    rows.start(PROMPTS[:4], samplers.get("entropix"), SamplerConfig(), GenerateConfig(max_new_tokens=LENGTH))
+    return rows
+
+
+def test_a_step_sends_neither_logits_nor_keys(wide: Session) -> None:
+    """What comes to a device is less than one row's logits, and less than it holds of the keys of one layer."""
+    assert wide._run is not None and wide._cache is not None
+    model, state = wide._model, wide._run
+    lower = session._on_mesh(
+        lambda self: decode.decode_chunk.lower(
+            model.weights, state.request, wide._cache, state.state, state.n_steps, state.sampler_cfg, model.config,
+            state.sampler,
+        )
+    )  # fmt: skip
+    arrays = meshes.made(lower(wide).compile())
+    sent = meshes.collectives(arrays)
+    held = np.prod(meshes.shard_shape(wide._cache.k_LBKHS[0]))
+    assert held == WIDE.config.vocab_size == 4096
+    assert 0 < max(one.size for one in sent) < 4096
+    assert [one for one in arrays if 4096 in one.shape and one.operation != "iota"] == []
+
+
+def test_keys_and_values_stay_where_they_are(wide: Session) -> None:
+    """By rows and heads, from the prefill on, through chunks and commits: 4 rows of 4 heads on 2 x 4 devices. What the
+    host reads is whole everywhere."""
+    while wide.running:
+        assert wide._cache is not None and wide._run is not None
+        cache, state = wide._cache, wide._run.state
+        for (k, v, length_B), slots in ((cache, cache.capacity), (state.tail, state.tail.size)):
+            assert {meshes.shard_shape(k_BKHS) for k_BKHS in k} == {(2, 1, 8, slots)}
+            assert {meshes.shard_shape(v_BKSH) for v_BKSH in v} == {(2, 1, slots, 8)}
+            assert length_B.is_fully_replicated
+        assert {leaf.is_fully_replicated for leaf in jax.tree.leaves(state.rows)} == {True}
+        wide.advance()
+    assert wide._cache is not None and wide._cache.length_B.tolist() > [32] * 4
