@@ -37,7 +37,8 @@ def test_a_shape_is_read(text: str, shape: Shape | None) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "2x4", "data", "data=", "data=0", "data=-1", "data=2.0", "batch=2", "data=2,", "data=2,data=3"]
+    "text",
+    ["", "2x4", "data", "data=", "data=0", "data=-1", "data=2.0", "batch=2", "data=2,", "data=2,data=3"],
 )
 def test_a_text_that_is_no_shape_is_refused(text: str) -> None:
     with pytest.raises(ValueError) as raised:
