@@ -40,6 +40,7 @@ class Chip(NamedTuple):
     hbm_bytes: float
     hbm_bytes_per_second: float
     flops_per_second: float  # dense products of bfloat16
+    layouts: str  # some of those there are
     source: str
 
 
@@ -48,9 +49,9 @@ _PAGES = "https://cloud.google.com/tpu/docs"
 CHIPS = {
     chip.name: chip
     for chip in (
-        Chip("v5e", 16e9, 819e9, 197e12, f"{_PAGES}/v5e"),
-        Chip("v5p", 95e9, 2765e9, 459e12, f"{_PAGES}/v5p"),
-        Chip("v6e", 32e9, 1638e9, 918e12, f"{_PAGES}/v6e"),
+        Chip("v5e", 16e9, 819e9, 197e12, "1x1, 2x2, 2x4, 4x4, 4x8, 8x8", f"{_PAGES}/v5e"),
+        Chip("v5p", 95e9, 2765e9, 459e12, "2x2x1, 2x2x2, 2x4x4, 4x4x4", f"{_PAGES}/v5p"),
+        Chip("v6e", 32e9, 1638e9, 918e12, "1x1, 2x2, 2x4, 4x4, 4x8, 8x8", f"{_PAGES}/v6e"),
     )
 }
 
@@ -128,7 +129,7 @@ def topology_devices(topology: str) -> tuple[Chip, list[Any]]:
             f"got {topology!r}"
         )
     if importlib.util.find_spec("libtpu") is None:
-        raise ValueError("libtpu, the TPU compiler, is not installed: pip install 'entropix[tpu]'")
+        raise ValueError("libtpu, the TPU compiler, is not installed: pip install -e '.[tpu]'")
     jax.config.update("jax_platforms", "cpu")  # what is computed on the way needs no chip
     for variable, value in _ENVIRONMENT.items():
         os.environ.setdefault(variable, value)
@@ -136,7 +137,10 @@ def topology_devices(topology: str) -> tuple[Chip, list[Any]]:
     try:
         found = topologies.get_topology_desc(platform="tpu", topology_name=topology, **single)
     except jax.errors.JaxRuntimeError as error:
-        raise ValueError(f"topology: {topology}: {str(error).partition(': ')[2] or error}") from None
+        why = str(error).partition(": ")[2] or error
+        raise ValueError(
+            f"topology: libtpu has no {topology}, but for example {CHIPS[kind].layouts} ({why})"
+        ) from None
     return CHIPS[kind], list(found.devices)
 
 

@@ -8,13 +8,15 @@ from entropix import generation, request
 from entropix.config import BATCH_ROWS
 from entropix.generation import Event, Job
 from entropix.session import Session
+from entropix.sharding import DATA
 
 
 class Batches:
     """The batches of a job, in the order of its prompts.
 
     `run` gives the events of `generation.run` for the whole job. All batches have the same number of rows, so that they
-    share a program: those that the last one lacks repeat its last row, and nobody sees them.
+    share a program, and all groups of devices with rows of their own (`sharding.DATA`) have as many. Those that are
+    lacking repeat the last row, and nobody sees them.
     """
 
     def __init__(self, job: Job, most_rows: int = BATCH_ROWS, session: Session | None = None) -> None:
@@ -24,7 +26,9 @@ class Batches:
         n_prompts = len(job.prompt_ids)
         counted = tuple(request.occurrences(job.prompt_ids, job.config))
         self._job = dataclasses.replace(job, config=dataclasses.replace(job.config, occurrences=counted))
-        self._size = math.ceil(n_prompts / math.ceil(n_prompts / most_rows))
+        groups = 1 if job.model.mesh is None else job.model.mesh.shape[DATA]
+        even = math.ceil(n_prompts / math.ceil(n_prompts / most_rows))
+        self._size = even if session else groups * math.ceil(even / groups)
         self._session = session or Session(job.model, self._size)
         self._n_rows = 0  # of the newest batch, without those that repeat its last
         self._passes = -self._session.n_passes

@@ -66,8 +66,13 @@ def join(
             shutdown_timeout_seconds=_PARTING_SECONDS,
         )
     except (ValueError, RuntimeError) as error:
+        why = (
+            str(error)
+            .rstrip(".")
+            .replace("coordinator_address should be defined", "no coordinator was found")
+        )
         raise ValueError(
-            f"--distributed: {error}; outside of Cloud TPU, SLURM, Open MPI and Kubernetes give --coordinator "
+            f"--distributed: {why}; outside of Cloud TPU, SLURM, Open MPI and Kubernetes give --coordinator "
             "HOST:PORT (a free port of process 0's host), --num-processes N and --process-id I (0 to N-1)"
         ) from None
     finally:

@@ -133,6 +133,7 @@ class Command(NamedTuple):
     flags: Flags
     sampler: str  # a preset or a TOML file
     sampler_config: SamplerConfig
+    given: tuple[str, ...]  # its fields that have a flag, with whatever value
     generation: GenerateConfig
     plan: Plan | None  # of several paths
     color: coloring.Choice
@@ -230,8 +231,9 @@ def _check_knobs(command: Command) -> None:
 
     rule, preset = config.read_preset(command.sampler)
     knobs.check_preset(command.sampler)
-    given = knobs.changed(command.sampler_config, preset)
-    knobs.check_used(given, samplers.get(rule), command.sampler_config, "flags")
+    changed = knobs.changed(command.sampler_config, preset)
+    wanted = dict.fromkeys([*command.given, *changed])
+    knobs.check_used(wanted, samplers.get(rule), command.sampler_config, "flags")
 
 
 # ----- flags ------------------------------------------------------------------------------------------------
@@ -254,7 +256,18 @@ def parse(args: Sequence[str]) -> Command:
     sampler_config = config.from_mapping(SamplerConfig, numbers, "flags")
     plan = read_plan(flags.paths)
     _check(flags, plan)
-    return Command(flags, source, sampler_config, _generation(flags), plan, coloring.read_choice(flags.color))
+    named = {
+        arg.partition("=")[0].removeprefix("--").replace("-", "_") for arg in args if arg.startswith("--")
+    }
+    return Command(
+        flags=flags,
+        sampler=source,
+        sampler_config=sampler_config,
+        given=tuple(name for name in numbers if name in named),
+        generation=_generation(flags),
+        plan=plan,
+        color=coloring.read_choice(flags.color),
+    )
 
 
 def choose_preset(preset: Preset) -> str:

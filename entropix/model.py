@@ -152,7 +152,6 @@ class Layout(NamedTuple):
     slot_B: Array  # int32: tail slot of the first; the others follow
     visible_BTS: Array  # bool: keys that each may see
     position_BS: Array  # int32: position of each key (meaningful where visible)
-    is_fan: bool = False  # whether the new tokens are of paths that must not touch each other
 
 
 def forward(
@@ -182,7 +181,7 @@ def forward(
         strict=True,
     ):
         x_BTD, (k_BKHR, v_BKRH), score_BNTS = block(
-            layer, x_BTD, past, newest, layout.slot_B, layout.visible_BTS, rotation, cfg, layout.is_fan
+            layer, x_BTD, past, newest, layout.slot_B, layout.visible_BTS, rotation, cfg
         )
         tail_k.append(k_BKHR)
         tail_v.append(v_BKRH)
@@ -195,7 +194,7 @@ def forward(
 
 
 # Traced once, not once a layer: a third of a warm start's tracing time.
-@partial(jax.jit, static_argnames=("cfg", "is_fan"))
+@partial(jax.jit, static_argnames="cfg")
 def block(
     layer: LayerWeights,
     x_BTD: Array,
@@ -205,7 +204,6 @@ def block(
     visible_BTS: Array,
     rotation: tuple[Array, Array],
     cfg: ModelConfig,
-    is_fan: bool,
 ) -> tuple[Array, tuple[Array, Array], Array]:
     """(x_BTD, newest, score_BNTS) after one layer.
 
@@ -213,19 +211,31 @@ def block(
     the new tokens written at `slot_B`. rotation: the table of `rope_table`.
     """
     (k_BKHS, v_BKSH), (k_BKHR, v_BKRH) = past, newest
+    n_new = x_BTD.shape[1]
     with jax.named_scope("attention"):
         q_BKGTH, k_BKHT, v_BKTH = project(layer, rms_norm(x_BTD, layer.attn_norm_D, cfg), *rotation, cfg)
         k_BKHR = constrain(place(k_BKHR, k_BKHT, slot_B, axis=3), DATA, MODEL)
         v_BKRH = constrain(place(v_BKRH, v_BKTH, slot_B, axis=2), DATA, MODEL)
         score_BKGTS = attention_scores(q_BKGTH, k_BKHS, k_BKHR)
-        # A path that went wrong is not seen by its neighbours, but 0 times its NaN would still be NaN.
-        mixed_BKRH = jnp.where(jnp.isfinite(v_BKRH), v_BKRH, 0) if is_fan else v_BKRH
+        mixed_BKRH = v_BKRH
+        if n_new > 1:
+            x_BTD, mixed_BKRH = keep_apart(x_BTD, v_BKRH, visible_BTS)
         x_BTD = constrain(x_BTD + attend(layer, score_BKGTS, visible_BTS, v_BKSH, mixed_BKRH), DATA)
     with jax.named_scope("feed_forward"):
         x_BTD = constrain(x_BTD + feed_forward(layer, rms_norm(x_BTD, layer.ffn_norm_D, cfg)), DATA)
-    batch, _, _, n_new, n_keys = score_BKGTS.shape
-    score_BNTS = score_BKGTS.reshape(batch, cfg.n_heads, n_new, n_keys)
+    score_BNTS = score_BKGTS.reshape(len(x_BTD), cfg.n_heads, n_new, -1)
     return x_BTD, (k_BKHR, v_BKRH), constrain(score_BNTS, DATA, MODEL)
+
+
+def keep_apart(x_BTD: Array, v_BKRH: Array, visible_BTS: Array) -> tuple[Array, Array]:
+    """(x_BTD, v_BKRH) with which a value that is not finite spoils the tokens that see it, and no other.
+
+    It would spoil all of a pass, since 0 times NaN is NaN: also earlier tokens, and other paths.
+    """
+    broken_BR = ~jnp.all(jnp.isfinite(v_BKRH), axis=(1, 3))
+    seen_BT = jnp.any(visible_BTS[..., -broken_BR.shape[1] :] & broken_BR[:, None], axis=-1)
+    whole_BKRH = jnp.where(broken_BR[:, None, :, None], 0, v_BKRH)
+    return jnp.where(seen_BT[..., None], jnp.nan, x_BTD), whole_BKRH
 
 
 def place(buffer: Array, new: Array, start_B: Array, axis: int) -> Array:
@@ -282,7 +292,6 @@ def fan(cache: KVCache, tail: KVTail, stem: int, n_paths: int, depth: Array) -> 
         position_BS=jnp.concatenate(
             [position_BS[:, : cache.capacity + stem], start_B[:, None] + slot_P[None, :] // n_paths], axis=1
         ),
-        is_fan=True,
     )
 
 

@@ -72,11 +72,11 @@ def occurrences(prompts: Sequence[Sequence[int]], cfg: GenerateConfig) -> Sequen
     """How often each prompt came earlier with the same seed: repeated prompts draw from streams of their own."""
     if cfg.occurrences:
         return cfg.occurrences
-    seen: Counter[tuple[int, int]] = Counter()
+    seen: Counter[tuple[int, tuple[int, ...]]] = Counter()
     found = []
-    for pair in zip(_seeds(prompts, cfg), _digests(prompts), strict=True):
-        found.append(seen[pair])
-        seen[pair] += 1
+    for seed, prompt in zip(_seeds(prompts, cfg), prompts, strict=True):
+        found.append(seen[seed, tuple(prompt)])
+        seen[seed, tuple(prompt)] += 1
     return found
 
 

@@ -110,9 +110,10 @@ def make_mesh(shape: Shape, devices: Sequence[jax.Device] | None = None) -> Mesh
     devices = jax.devices() if devices is None else devices
     enough = len(devices) == shape.n_devices if jax.process_count() > 1 else len(devices) >= shape.n_devices
     if not enough:
+        most = "" if jax.process_count() > 1 else "at most "
         raise ValueError(
             f"mesh: {shape} takes {shape.n_devices} devices, but there are {len(devices)} "
-            f"({devices[0].device_kind}); choose sizes whose product is {len(devices)}, or auto"
+            f"({devices[0].device_kind}); choose sizes whose product is {most}{len(devices)}, or auto"
         )
     if shape.n_devices == 1 and jax.process_count() == 1:
         return None

@@ -133,8 +133,8 @@ def test_a_folder_of_another_comparison_is_refused(command: Command, tmp_path: P
     code, _, errors = command("--samplers", "greedy", "--out", out, "--seed", "1")
     assert code == 1
     assert errors == (
-        f"error: {out} holds results of something else: seeds[0] is 0 there, 1 now; use another folder, or delete "
-        "this one\n"
+        f"error: {out} holds results of something else: seeds[0] is 0 there, 1 now; use another folder, or what "
+        "was used there\n"
     )
 
 

@@ -257,6 +257,7 @@ def assert_refused(ended: Ended, message: str) -> None:
             ["--sampler", "greedy", "--top-p", "0.5"],
             "flags: top_p has no effect, because greedy does not use it; it uses no number, and like any sampler ",
         ),
+        (["--sampler", "min-p", "--top-p=0.9"], "flags: top_p has no effect, because min-p does not use it"),
         (
             ["--batch-size", "4"],
             "--batch-size changes nothing without --prompt-file, which has several prompts",

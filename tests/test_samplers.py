@@ -131,7 +131,9 @@ def test_samplers_are_registered_under_their_own_names() -> None:
 
 
 def test_an_unknown_sampler_is_an_error_that_lists_the_known_ones() -> None:
-    with pytest.raises(ValueError, match=r"unknown sampler 'entropy'; there are entropix, .*min-p"):
+    with pytest.raises(
+        ValueError, match=r"unknown sampler 'entropy'; did you mean 'entropix'. There are entropix, .*min-p"
+    ):
         samplers.get("entropy")
 
 

@@ -218,3 +218,17 @@ def test_bad_input_is_one_line(
     code, out, errors = command("--text", str(path), "--weights", toy_folder)
     assert (code, out) == (1, "")
     assert errors.startswith("error: ") and message in errors and errors.count("\n") == 1
+
+
+def test_a_broken_token_spoils_what_follows_it_and_nothing_before(toy_model: Model) -> None:
+    """In one pass, where 0 times its NaN would reach all positions."""
+    weights = toy_model.weights
+    broken = dataclasses.replace(
+        toy_model, weights=weights.replace(embed_VD=weights.embed_VD.at[40].set(np.nan))
+    )
+    [sound] = scoring.score(toy_model, [[1, 2, 3, 4, 5]])
+    [scored] = scoring.score(broken, [[1, 2, 3, 4, 5, 40, 8, 9]])
+    # A tied model has the broken token among those that it predicts, hence no finite logits: attention tells.
+    for record, expected in zip(scored.records, sound.records, strict=False):
+        assert record["attn_entropy"] == pytest.approx(expected["attn_entropy"], abs=1e-6)
+    assert [record["attn_entropy"] is None for record in scored.records] == [False] * 5 + [True] * 3

@@ -1,6 +1,7 @@
 """A seed for each row: the same tokens as that prompt alone with that seed, in every company."""
 
 import dataclasses
+import zlib
 from pathlib import Path
 
 import jax
@@ -40,6 +41,17 @@ def test_repeats_are_counted_for_each_seed_and_prompt(toy_model: Model) -> None:
     ones, twos = (generate(toy_model, [PROMPT] * n, seed=seed, **options) for n, seed in ((3, 1), (2, 2)))
     assert tokens(mixed) == tokens([ones[0], twos[0], ones[1], twos[1], ones[2]])
     assert len(set(map(tuple, tokens(mixed)))) == 5
+
+
+def test_prompts_with_the_same_digest_are_no_repeats(toy_model: Model) -> None:
+    """Two prompts whose CRC-32 are equal: what one draws does not depend on the other."""
+    one, other = [18, 151, 128, 128, 197, 116, 68, 137], [196, 140, 53, 20, 4, 48, 18, 154]
+    assert len({zlib.crc32(np.asarray(prompt, np.int32).tobytes()) for prompt in (one, other)}) == 1
+    options = {"sampler": "temperature", "max_new_tokens": 20, "seed": 3}
+    together = generate(toy_model, [one, other], **options)
+    assert tokens(together) == tokens(
+        [generate(toy_model, [prompt], **options)[0] for prompt in (one, other)]
+    )
 
 
 @pytest.mark.parametrize("seed", [0, 7, 2**31 - 1, 2**31, 2**32 - 1])

@@ -58,7 +58,7 @@ def test_a_mesh_has_the_first_devices_in_order() -> None:
 def test_too_many_devices_are_refused(toy_folder: str) -> None:
     message = (
         r"mesh: data=4,model=4 takes 16 devices, but there are 8 \(cpu\); "
-        "choose sizes whose product is 8, or auto"
+        "choose sizes whose product is at most 8, or auto"
     )
     with pytest.raises(ValueError, match=message):
         loading.load(toy_folder, shape=Shape(4, 4))

@@ -221,7 +221,10 @@ def test_the_compiler_is_quiet(built):
     [
         (["--model", "llama-9"], "llama-9"),
         (["--model", MODEL, "--topology", "v9:2x2"], "expected a chip (v5e, v5p, v6e) and a layout"),
-        (["--model", MODEL, "--topology", "v5e:3x5"], "topology: v5e:3x5: "),
+        (
+            ["--model", MODEL, "--topology", "v5e:3x5"],
+            "topology: libtpu has no v5e:3x5, but for example 1x1, 2x2",
+        ),
         (["--model", MODEL, "--mesh", "data=3"], "data=3,model=1 takes 3 devices, but v5e:2x4 has 8"),
         (["--model", MODEL, "--mesh", "data=8", "--batch", "4"], "batch: expected a multiple of 8"),
         (["--model", MODEL, "--context", "1000"], "context: expected a power of two of at least 256"),
@@ -242,7 +245,7 @@ def test_a_missing_compiler_is_said_with_what_to_install(run_command, monkeypatc
     monkeypatch.setattr(ahead.importlib.util, "find_spec", lambda name: None)
     code, _, error = run_command(compile_tpu.main, "--model", MODEL)
     assert code == 1
-    assert "pip install 'entropix[tpu]'" in error
+    assert "pip install -e '.[tpu]'" in error
 
 
 def test_memory_that_is_not_enough_is_said_in_a_sentence(monkeypatch):

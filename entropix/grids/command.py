@@ -104,7 +104,7 @@ def complete(
         show(summaries, as_json)
         if page is not None and importlib.util.find_spec("plotly") is None:
             terminal.note(
-                f"no {page}: it needs plotly (pip install 'entropix[plot]'), then the same command again"
+                f"no {page}: it needs plotly (pip install -e '.[plot]'), then the same command again"
             )
         elif page is not None:
             comparison.write(page, title, whole, model, summaries, store.lines, fields)

@@ -82,7 +82,9 @@ class Store:
                 raise ValueError(f"{self._folder}: there is a {RESULTS} without its {MANIFEST}; {_ELSEWHERE}")
             trace.write_file(path, [text, "\n"], "a manifest")
         if change := difference(read_manifest(self._folder), json.loads(text)):
-            raise ValueError(f"{self._folder} holds results of something else: {change}; {_ELSEWHERE}")
+            raise ValueError(
+                f"{self._folder} holds results of something else: {change}; use another folder, or what was used there"
+            )
 
     def _read(self, batches: Sequence[Sequence[Mapping[str, Any]]]) -> tuple[list[Line], list[Line]]:
         """(lines, timings) of whole batches; what comes after is cut off the files."""

@@ -57,7 +57,8 @@ def typical(logits_BV: Array, cfg: SamplerConfig) -> Array:
     nearest_BV = filters.leading(-distance_BV, parts.exp / parts.total[:, None], wanted)
     # A surprise as far above the entropy as another is below it ties with it, and does not weigh as much.
     farthest_B = jnp.max(jnp.where(nearest_BV, distance_BV, 0), axis=-1)
-    return distance_BV <= farthest_B[:, None]
+    # Where a compiler computes distances twice, and rounds differently, the farthest would not equal itself.
+    return nearest_BV | (distance_BV <= farthest_B[:, None])
 
 
 def epsilon(logits_BV: Array, cfg: SamplerConfig) -> Array:
