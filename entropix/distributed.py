@@ -54,8 +54,6 @@ def join(
     late.daemon = True
     late.start()
     jax.config.update("jax_enable_preemption_service", not sigterm_ends)
-    # Only for CPUs: programs of two batches at once can wait for each other's exchanges in turn, for ever.
-    jax.config.update("jax_cpu_enable_async_dispatch", False)
     try:
         jax.distributed.initialize(
             coordinator_address=coordinator,
