@@ -90,5 +90,5 @@ def _digests(prompts: Sequence[Sequence[int]]) -> list[int]:
 
 def device_config(cfg: SamplerConfig) -> SamplerConfig:
     """The same numbers as arrays of their field's dtype, so that 1 and 1.0 are the same program."""
-    decimal = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), cfg)
-    return dataclasses.replace(decimal, top_k=jnp.asarray(cfg.top_k, jnp.int32))
+    decimal = jax.tree.map(np.float32, cfg)
+    return jax.device_put(dataclasses.replace(decimal, top_k=np.int32(cfg.top_k)))

@@ -51,6 +51,7 @@ class _Run(NamedTuple):
     n_draft: int
     extras: Extras
     plan: Plan
+    finish_B: np.ndarray  # the state's, known without waiting for a device
     newest: list[int]  # a row's newest token, whose key and value come with the next step
     tail: list[list[int]]  # the tokens whose keys and values are in the tail
     n_back: int  # how many tokens a row takes back; 0 where none does
@@ -92,9 +93,7 @@ class Session:
     @property
     def running(self) -> bool:
         """Whether any row has not ended."""
-        return self._run is not None and bool(
-            np.any(np.asarray(self._run.state.rows.finish_B) == Finish.RUNNING)
-        )
+        return self._run is not None and bool(np.any(self._run.finish_B == Finish.RUNNING))
 
     @_on_mesh
     def start(
@@ -119,11 +118,12 @@ class Session:
         self.row_passes_B[:] = self.computed_B[:] = 0
         self._prefill([list(prompt[:-1]) for prompt in prompts])
         newest = [prompt[-1] for prompt in prompts]
+        finish_B = np.full(len(prompts), Finish.RUNNING, np.int32)
         plan = branching.plan(cfg.branching, sampler.strategies)
         rows = Rows(
             token_B=jnp.asarray(newest, jnp.int32),
             step_B=jnp.asarray(np.zeros(len(prompts), np.int32)),
-            finish_B=jnp.asarray(np.full(len(prompts), Finish.RUNNING, np.int32)),
+            finish_B=jnp.asarray(finish_B),
             sampler=sampler.init(sampler_cfg, prompts, self._model.tokenizer.encode),
             forks=branching.no_forks(len(prompts)) if plan.is_on else (),
             retreats=backtracking.none_yet(len(prompts)) if backtracking.is_on(cfg.backtracking) else (),
@@ -137,6 +137,7 @@ class Session:
             n_draft=cfg.speculate,
             extras=Extras(cfg.alternatives, cfg.head_entropies),
             plan=plan,
+            finish_B=finish_B,
             newest=newest,
             tail=[[] for _ in prompts],
             n_back=cfg.backtracking.tokens if rows.retreats else 0,
@@ -177,10 +178,10 @@ class Session:
                     before = jax.tree.map(lambda leaf, i=i, row=row: leaf[i, row], records.before)
                     run.before[row] = [*run.before[row], before][-run.n_back :]
         self._count(filled, run.plan)
-        self._run = run._replace(state=state)
+        self._run = run._replace(state=state, finish_B=np.array(state.rows.finish_B))
         if run.n_back:
             self._retreat()
-        running = np.flatnonzero(np.asarray(state.rows.finish_B) == Finish.RUNNING)
+        running = np.flatnonzero(self._run.finish_B == Finish.RUNNING)
         if any(len(run.tail[row]) + run.lookahead >= TAIL_SIZE for row in running):
             self._commit()
         return self._of_all_rows(records)
@@ -206,7 +207,7 @@ class Session:
         """Takes back the newest tokens of the rows that wait for it."""
         assert self._run is not None
         run, n_back = self._run, self._run.n_back
-        waiting = np.flatnonzero(np.asarray(run.state.rows.finish_B) == Finish.RETREATING)
+        waiting = np.flatnonzero(run.finish_B == Finish.RETREATING)
         if not len(waiting):
             return
         rows = jax.tree.map(np.array, run.state.rows)
@@ -229,7 +230,7 @@ class Session:
         state = run.state._replace(
             rows=jax.tree.map(jnp.asarray, rows), tail=run.state.tail._replace(used_B=jnp.asarray(used_B))
         )
-        self._run = run._replace(state=state)
+        self._run = run._replace(state=state, finish_B=rows.finish_B)
         if length_B != (left_B := [len(tokens) for tokens in self._cached]):
             cache, cached = self._take_cache()
             self._cache, self._cached = decode.truncate(cache, jnp.asarray(left_B, jnp.int32)), cached
@@ -238,13 +239,13 @@ class Session:
     def end(self, rows: Iterable[int], reason: Finish = Finish.STOP_STRING) -> None:
         """Stops those of these rows that are still running."""
         assert self._run is not None
-        finish_B = np.array(self._run.state.rows.finish_B)
+        finish_B = self._run.finish_B.copy()
         wanted = set(rows)
         here = [place for place, row in enumerate(self._places) if row in wanted]
         finish_B[[place for place in here if finish_B[place] == Finish.RUNNING]] = reason
         state = self._run.state
         ended = state.rows._replace(finish_B=jnp.asarray(finish_B))
-        self._run = self._run._replace(state=state._replace(rows=ended))
+        self._run = self._run._replace(state=state._replace(rows=ended), finish_B=finish_B)
 
     @_on_mesh
     def fork(self, rows: Sequence[int]) -> None:
@@ -281,21 +282,21 @@ class Session:
         """Lets rows that have ended leave, if at most half of the batch still runs."""
         assert self._run is not None
         run = self._run
-        finish_B = np.asarray(run.state.rows.finish_B)
-        running, ended = np.flatnonzero(finish_B == Finish.RUNNING), np.flatnonzero(finish_B)
-        if not 0 < 2 * len(running) <= len(finish_B):
+        running, ended = np.flatnonzero(run.finish_B == Finish.RUNNING), np.flatnonzero(run.finish_B)
+        if not 0 < 2 * len(running) <= len(run.finish_B):
             return
         spare = (1 << (len(running) - 1).bit_length()) - len(running)
         places = sorted([*running.tolist(), *ended[:spare].tolist()])
         place_B = jnp.asarray(places, jnp.int32)
         by_row = {name: value for name, value in run.request._asdict().items() if name.endswith("_B")}
         self._run = None  # in case an interrupt comes between here and the end
-        self._finish_B[self._places] = finish_B
+        self._finish_B[self._places] = run.finish_B
         self._take(places)
         self._places = [self._places[place] for place in places]
         self._run = run._replace(
             request=run.request._replace(**decode.take_rows(by_row, place_B)),
             state=decode.take_rows(run.state, place_B),
+            finish_B=run.finish_B[places],
             newest=[run.newest[place] for place in places],
             tail=[run.tail[place] for place in places],
             before=[run.before[place] for place in places],
