@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from entropix import config, decode, model, samplers, sharding, weights
+from entropix import attention, config, decode, model, samplers, sharding, weights
 from entropix.config import GenerateConfig, ModelConfig, SamplerConfig
 from entropix.decode import TAIL_SIZE, DecodeState
 from entropix.drawing import Rows
@@ -75,9 +75,9 @@ class Compiled(NamedTuple):
     name: str
     seconds: float  # that tracing and compiling took
     executable: Any  # a `jax.stages.Compiled`
-    held_bytes: (
-        int  # of weights, cache and tail that are there when it starts, also those that it does not use
-    )
+    held_bytes: int  # of weights, cache and tail when it starts, also of those that it does not use
+    rounds: int  # of the loops inside it whose number only the run decides, where the cache is full
+    hidden_flops: float  # in rounds of such loops, of which XLA counts the first
 
 
 def target(
@@ -182,7 +182,19 @@ def programs(target: Target) -> Iterator[Compiled]:
         start = time.perf_counter()
         with sharding.on(target.mesh), _in_memory(name, target):
             executable = lower().compile()
-        yield Compiled(name, time.perf_counter() - start, executable, device_bytes(held))
+        seconds = time.perf_counter() - start
+        is_prefill = name == "prefill"
+        rounds = attention.key_blocks(target.capacity) if is_prefill else 1
+        hidden_flops = _attention_flops(target, tokens_BT.shape[1]) if is_prefill else 0.0
+        yield Compiled(name, seconds, executable, device_bytes(held), rounds, hidden_flops)
+
+
+def _attention_flops(target: Target, n_new: int) -> float:
+    """Of one device, over a full cache: two products of each query head with every slot. The last layer has none, since
+    prefill ends with its keys and values."""
+    cfg = target.model
+    heads = (cfg.n_layers - 1) * cfg.n_heads * cfg.head_dim
+    return 4 * target.batch * n_new * target.capacity * heads / target.mesh.size
 
 
 def abstract_weights(target: Target) -> weights.Weights:

@@ -201,7 +201,7 @@ def prefill(
     batch, width = tokens_BT.shape
     dtype = cache.k_LBKHS[0].dtype
     past = model.empty_cache(cfg, batch, 0, dtype) if from_empty else cache
-    _, tail, _ = model.forward(weights, tokens_BT, past, model.empty_tail(cfg, batch, width, dtype), cfg)
+    tail = model.extend(weights, tokens_BT, past, model.empty_tail(cfg, batch, width, dtype), cfg)
     return model.lay_out(model.commit(cache, tail, count_B))
 
 

@@ -184,16 +184,19 @@ def step(program: Program) -> str:
     return program.entry
 
 
-def executed(program: Program, computation: str, times: int = 1) -> Iterator[tuple[str, Instruction, int]]:
+def executed(
+    program: Program, computation: str, rounds: int = 1, times: int = 1
+) -> Iterator[tuple[str, Instruction, int]]:
     """(computation, instruction, how often it runs) of all that runs with a computation, loops inside it included.
 
-    A fusion is one instruction. Of a conditional every branch is counted, a loop of unknown length once.
+    rounds: of the loops inside whose number only the run decides. A fusion is one instruction. Of a conditional every
+    branch is counted.
     """
     for instruction in program.computations[computation].values():
         yield computation, instruction, times
-        rounds = (_rounds(program, instruction) or 1) if instruction.opcode == "while" else 1
+        inside = (_rounds(program, instruction) or rounds) if instruction.opcode == "while" else 1
         for name in _called(instruction):
-            yield from executed(program, name, times * rounds)
+            yield from executed(program, name, rounds, times * inside)
 
 
 def _called(instruction: Instruction) -> list[str]:
@@ -227,10 +230,10 @@ def _rounds(program: Program, loop: Instruction) -> int | None:
 # ----- what it does -----------------------------------------------------------------------------------------
 
 
-def collectives(program: Program, computation: str) -> list[Collective]:
+def collectives(program: Program, computation: str, rounds: int = 1) -> list[Collective]:
     """All exchanges between devices that run with a computation, alike ones together, those with most bytes first."""
     found: Counter[Collective] = Counter()
-    for _, outer, times in executed(program, computation):
+    for _, outer, times in executed(program, computation, rounds):
         inside = program.computations[_fused(outer)].values() if _fused(outer) else ()
         for instruction in (outer, *inside):
             kind = instruction.opcode.removesuffix("-start")
@@ -259,18 +262,18 @@ def host_work(program: Program) -> list[str]:
     ]
 
 
-def traffic(program: Program, computation: str) -> int:
+def traffic(program: Program, computation: str, rounds: int = 1) -> int:
     """Bytes that a computation reads from and writes to the device's main memory, each time it runs.
 
     Every instruction reads its operands and writes its results, of those that are in main memory, with padding. What
-    an instruction takes out of an array or puts into one counts, not the array.
+    an instruction takes out of an array or puts into one counts, not the array. rounds: as of `executed`.
     """
-    return sum(times * nbytes for _, nbytes, times in movements(program, computation))
+    return sum(times * nbytes for _, nbytes, times in movements(program, computation, rounds))
 
 
-def movements(program: Program, computation: str) -> Iterator[tuple[Instruction, int, int]]:
+def movements(program: Program, computation: str, rounds: int = 1) -> Iterator[tuple[Instruction, int, int]]:
     """(instruction, bytes each time, how often it runs) of what `traffic` adds up."""
-    for name, instruction, times in executed(program, computation):
+    for name, instruction, times in executed(program, computation, rounds):
         if nbytes := _moved(program, program.computations[name], instruction):
             yield instruction, nbytes, times
 
@@ -289,7 +292,7 @@ def _moved(program: Program, around: dict[str, Instruction], instruction: Instru
     if fused := _fused(instruction):
         body = program.computations[fused]
         read = sum(
-            int(min(_read(body, _parameter(body, place)), nbytes))
+            int(min(_read(program, body, _parameter(body, place)), nbytes))
             for place, nbytes in enumerate(map(_in_main_memory, operands))
             if nbytes
         )
@@ -310,7 +313,7 @@ def _outcome(instruction: Instruction) -> list[Buffer]:
     return arrays[len(arrays) // 2 :]
 
 
-def _read(body: dict[str, Instruction], name: str) -> float:
+def _read(program: Program, body: dict[str, Instruction], name: str) -> float:
     """Bytes that a fusion reads of its operand of this name: if only parts are taken out of it, those, else all."""
     parts = 0.0
     for user in body.values():
@@ -319,7 +322,11 @@ def _read(body: dict[str, Instruction], name: str) -> float:
         if user.opcode in _PARTS and user.operands[0] == name:
             parts += sum(array.nbytes for array in user.results)
         elif user.opcode == "bitcast" and not user.is_root:
-            parts += _read(body, user.name)
+            parts += _read(program, body, user.name)
+        elif inner := _fused(user):
+            places = [place for place, operand in enumerate(user.operands) if operand == name]
+            inside = program.computations[inner]
+            parts += sum(_read(program, inside, _parameter(inside, place)) for place in places)
         elif not (user.opcode == "dynamic-update-slice" and user.operands[0] == name):
             return math.inf
     return parts

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from entropix import attention
 from entropix.config import ModelConfig
 from entropix.sharding import DATA, MODEL, constrain, replicate
 from entropix.weights import LayerWeights, Weights
@@ -164,13 +165,36 @@ def forward(
 ) -> tuple[Array, KVTail, Attention]:
     """(logits_BTV float32, the tail with T more tokens, the attention scores of every layer).
 
-    By default the tokens follow each other (`line`). One function serves prefill (a fresh tail of T slots), decoding
-    (T = 1), the check of a draft and, with `fan`, branches that are rolled forward side by side. Under `jit`, an
-    output that the caller drops is never computed.
+    By default the tokens follow each other (`line`). One function serves decoding (T = 1), the check of a draft, the
+    scoring of a text and, with `fan`, branches that are rolled forward side by side. Under `jit`, an output that the
+    caller drops is never computed.
     """
     if layout is None:
         layout = line(cache, tail, tokens_BT.shape[1])
+    x_BTD, tail, scores = _through_layers(weights, tokens_BT, cache, tail, cfg, layout, scored=True)
+    with jax.named_scope("unembed"):
+        logits_BTV = unembed(weights, rms_norm(x_BTD, weights.norm_D, cfg))
+    return logits_BTV, tail, Attention(jnp.stack(scores), layout.visible_BTS, layout.position_BS)
+
+
+def extend(weights: Weights, tokens_BT: Array, cache: KVCache, tail: KVTail, cfg: ModelConfig) -> KVTail:
+    """The tail of `forward`, of tokens of whose logits and scores nothing is wanted: prefill."""
+    layout = line(cache, tail, tokens_BT.shape[1])
+    return _through_layers(weights, tokens_BT, cache, tail, cfg, layout, scored=False)[1]
+
+
+def _through_layers(
+    weights: Weights,
+    tokens_BT: Array,
+    cache: KVCache,
+    tail: KVTail,
+    cfg: ModelConfig,
+    layout: Layout,
+    scored: bool,
+) -> tuple[Array, KVTail, list[Array]]:
+    """(x_BTD after the last layer, the tail with the new tokens, score_BNTS of every layer if `scored`, else none)."""
     rotation = rope_table(layout.query_BT, cfg)
+    filled = None if scored else jnp.max(cache.length_B)
 
     x_BTD = constrain(weights.embed_VD[tokens_BT], DATA)
     tail_k, tail_v, scores = [], [], []
@@ -181,16 +205,14 @@ def forward(
         strict=True,
     ):
         x_BTD, (k_BKHR, v_BKRH), score_BNTS = block(
-            layer, x_BTD, past, newest, layout.slot_B, layout.visible_BTS, rotation, cfg
+            layer, x_BTD, past, newest, layout.slot_B, layout.visible_BTS, rotation, filled, cfg
         )
         tail_k.append(k_BKHR)
         tail_v.append(v_BKRH)
-        scores.append(score_BNTS)
-
-    with jax.named_scope("unembed"):
-        logits_BTV = unembed(weights, rms_norm(x_BTD, weights.norm_D, cfg))
+        if score_BNTS is not None:
+            scores.append(score_BNTS)
     tail = KVTail(tuple(tail_k), tuple(tail_v), tail.used_B + tokens_BT.shape[1])
-    return logits_BTV, tail, Attention(jnp.stack(scores), layout.visible_BTS, layout.position_BS)
+    return x_BTD, tail, scores
 
 
 # Traced once, not once a layer: a third of a warm start's tracing time.
@@ -203,28 +225,36 @@ def block(
     slot_B: Array,
     visible_BTS: Array,
     rotation: tuple[Array, Array],
+    filled: Array | None,
     cfg: ModelConfig,
-) -> tuple[Array, tuple[Array, Array], Array]:
-    """(x_BTD, newest, score_BNTS) after one layer.
+) -> tuple[Array, tuple[Array, Array], Array | None]:
+    """(x_BTD, newest, score_BNTS) after one layer, without the scores where `filled` is given.
 
     past: the cache's keys and values, k_BKHS and v_BKSH. newest: the tail's, k_BKHR and v_BKRH, which comes out with
-    the new tokens written at `slot_B`. rotation: the table of `rope_table`.
+    the new tokens written at `slot_B`. rotation: the table of `rope_table`. filled: how many slots of the cache are, at
+    most.
     """
-    (k_BKHS, v_BKSH), (k_BKHR, v_BKRH) = past, newest
-    n_new = x_BTD.shape[1]
+    k_BKHR, v_BKRH = newest
     with jax.named_scope("attention"):
         q_BKGTH, k_BKHT, v_BKTH = project(layer, rms_norm(x_BTD, layer.attn_norm_D, cfg), *rotation, cfg)
         k_BKHR = constrain(place(k_BKHR, k_BKHT, slot_B, axis=3), DATA, MODEL)
         v_BKRH = constrain(place(v_BKRH, v_BKTH, slot_B, axis=2), DATA, MODEL)
-        score_BKGTS = attention_scores(q_BKGTH, k_BKHS, k_BKHR)
-        mixed_BKRH = v_BKRH
-        if n_new > 1:
-            x_BTD, mixed_BKRH = keep_apart(x_BTD, v_BKRH, visible_BTS)
-        x_BTD = constrain(x_BTD + attend(layer, score_BKGTS, visible_BTS, v_BKSH, mixed_BKRH), DATA)
+        seen_BKRH = v_BKRH
+        if x_BTD.shape[1] > 1:
+            x_BTD, seen_BKRH = keep_apart(x_BTD, v_BKRH, visible_BTS)
+        newest = k_BKHR, seen_BKRH
+        score_BNTS = None
+        if filled is None:
+            mix_BKGTH, score_BKGTS = attention.scored(q_BKGTH, past, newest, visible_BTS)
+            score_BNTS = constrain(
+                score_BKGTS.reshape(len(x_BTD), cfg.n_heads, *score_BKGTS.shape[3:]), DATA, MODEL
+            )
+        else:
+            mix_BKGTH = attention.blocked(q_BKGTH, past, newest, visible_BTS, filled)
+        x_BTD = constrain(x_BTD + join_heads(layer, mix_BKGTH), DATA)
     with jax.named_scope("feed_forward"):
         x_BTD = constrain(x_BTD + feed_forward(layer, rms_norm(x_BTD, layer.ffn_norm_D, cfg)), DATA)
-    score_BNTS = score_BKGTS.reshape(len(x_BTD), cfg.n_heads, n_new, -1)
-    return x_BTD, (k_BKHR, v_BKRH), constrain(score_BNTS, DATA, MODEL)
+    return x_BTD, (k_BKHR, v_BKRH), score_BNTS
 
 
 def keep_apart(x_BTD: Array, v_BKRH: Array, visible_BTS: Array) -> tuple[Array, Array]:
@@ -356,25 +386,10 @@ def project(
     return q_BTKGH.transpose(0, 2, 3, 1, 4), k_BTKH.transpose(0, 2, 3, 1), v_BTKH.transpose(0, 2, 1, 3)
 
 
-def attention_scores(q_BKGTH: Array, k_BKHS: Array, k_BKHR: Array) -> Array:
-    """score_BKGTS = q·k/√H in float32, unmasked, over the cache's keys and then the tail's."""
-    old = jnp.einsum("BKGTH,BKHS->BKGTS", q_BKGTH, k_BKHS, preferred_element_type=jnp.float32)
-    new = jnp.einsum("BKGTH,BKHR->BKGTR", q_BKGTH, k_BKHR, preferred_element_type=jnp.float32)
-    return jnp.concatenate([old, new], axis=-1) * (1 / math.sqrt(q_BKGTH.shape[-1]))
-
-
-def attend(
-    layer: LayerWeights, score_BKGTS: Array, visible_BTS: Array, v_BKSH: Array, v_BKRH: Array
-) -> Array:
-    """What attention adds to the residual stream: softmax over the visible keys, mix of values, output projection."""
-    prob_BKGTS = jax.nn.softmax(jnp.where(visible_BTS[:, None, None], score_BKGTS, -jnp.inf), axis=-1)
-    prob_BKGTS = prob_BKGTS.astype(v_BKSH.dtype)
-    capacity = v_BKSH.shape[2]
-    mix_BKGTH = jnp.einsum("BKGTS,BKSH->BKGTH", prob_BKGTS[..., :capacity], v_BKSH)
-    mix_BKGTH += jnp.einsum("BKGTR,BKRH->BKGTH", prob_BKGTS[..., capacity:], v_BKRH)
+def join_heads(layer: LayerWeights, mix_BKGTH: Array) -> Array:
+    """x_BTD: the output projection of what all heads have found."""
     mix_BTKGH = mix_BKGTH.transpose(0, 3, 1, 2, 4)
-    mix_BTI = mix_BTKGH.reshape(*mix_BTKGH.shape[:2], -1)
-    return linear(mix_BTI, layer.attn_out)
+    return linear(mix_BTKGH.reshape(*mix_BTKGH.shape[:2], -1), layer.attn_out)
 
 
 def feed_forward(layer: LayerWeights, x_BTD: Array) -> Array:

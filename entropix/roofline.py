@@ -109,8 +109,9 @@ def measure(target: Target, model: str, topology: str) -> Report:
 def usage(compiled: Compiled) -> Usage:
     """What one program takes.
 
-    XLA counts the FLOPs, the body of the decode loop once, which is a step. Bytes are those of `hlo.traffic`: XLA's own
-    count does not tell the memory of the chip from the fast one of its core, through which all weights go.
+    XLA counts the FLOPs, the body of a loop once: of the decode loop that is a step; what else is hidden in loops is
+    added. Bytes are those of `hlo.traffic`: XLA's own count does not tell the memory of the chip from the fast one of
+    its core, through which all weights go.
     """
     memory, cost = compiled.executable.memory_analysis(), compiled.executable.cost_analysis()
     program = hlo.parse(compiled.executable.as_text())
@@ -123,8 +124,8 @@ def usage(compiled: Compiled) -> Usage:
         aliased_bytes=memory.alias_size_in_bytes,
         temporary_bytes=memory.temp_size_in_bytes,
         code_bytes=memory.generated_code_size_in_bytes,
-        flops=cost.get("flops", 0.0),
-        moved_bytes=hlo.traffic(program, step),
-        collectives=hlo.collectives(program, step),
+        flops=cost.get("flops", 0.0) + compiled.hidden_flops,
+        moved_bytes=hlo.traffic(program, step, compiled.rounds),
+        collectives=hlo.collectives(program, step, compiled.rounds),
         host_work=hlo.host_work(program),
     )

@@ -114,6 +114,52 @@ def test_only_what_goes_through_main_memory_counts_as_moved(program):
     assert hlo.traffic(program, "body") == sum(nbytes * times for nbytes, times in moved.values())
 
 
+BLOCKS = """
+%some (p.1: f32[64,512], i.1: s32[]) -> f32[64,128] {
+  %p.1 = f32[64,512]{1,0:T(8,128)} parameter(0)
+  %i.1 = s32[]{:T(128)S(6)} parameter(1)
+  %zero.1 = s32[]{:T(128)} constant(0)
+  ROOT %slice.1 = f32[64,128]{1,0:T(8,128)} dynamic-slice(%p.1, %zero.1, %i.1), dynamic_slice_sizes={64,128}
+}
+
+%product (q.2: f32[8,64], p.2: f32[64,512], i.2: s32[]) -> f32[8,128] {
+  %q.2 = f32[8,64]{1,0:T(8,128)S(1)} parameter(0)
+  %p.2 = f32[64,512]{1,0:T(8,128)} parameter(1)
+  %i.2 = s32[]{:T(128)S(6)} parameter(2)
+  %keys.2 = f32[64,128]{1,0:T(8,128)} fusion(%p.2, %i.2), kind=kLoop, calls=%some
+  ROOT %scores.2 = f32[8,128]{1,0:T(8,128)} convolution(%q.2, %keys.2), dim_labels=bf_io->bf
+}
+
+%body (s.3: (s32[], f32[8,64], f32[64,512])) -> (s32[], f32[8,64], f32[64,512]) {
+  %s.3 = (s32[]{:T(128)S(6)}, f32[8,64]{1,0:T(8,128)S(1)}, f32[64,512]{1,0:T(8,128)}) parameter(0)
+  %i.3 = s32[]{:T(128)S(6)} get-tuple-element(%s.3), index=0
+  %q.3 = f32[8,64]{1,0:T(8,128)S(1)} get-tuple-element(%s.3), index=1
+  %k.3 = f32[64,512]{1,0:T(8,128)} get-tuple-element(%s.3), index=2
+  %scores.3 = f32[8,128]{1,0:T(8,128)S(1)} fusion(%q.3, %k.3, %i.3), kind=kOutput, calls=%product
+  ROOT %out.3 = (s32[]{:T(128)S(6)}, f32[8,64]{1,0}, f32[64,512]{1,0}) tuple(%i.3, %q.3, %k.3)
+}
+
+%go_on (s.4: (s32[], f32[8,64], f32[64,512])) -> pred[] {
+  %s.4 = (s32[]{:T(128)S(6)}, f32[8,64]{1,0}, f32[64,512]{1,0}) parameter(0)
+  ROOT %go.4 = pred[]{:T(512)} custom-call(%s.4), custom_call_target="AssumeGatherIndicesInBound"
+}
+
+ENTRY %main (s.5: (s32[], f32[8,64], f32[64,512])) -> (s32[], f32[8,64], f32[64,512]) {
+  %s.5 = (s32[]{:T(128)S(6)}, f32[8,64]{1,0}, f32[64,512]{1,0}) parameter(0)
+  ROOT %loop.5 = (s32[], f32[8,64]{1,0}, f32[64,512]{1,0}) while(%s.5), condition=%go_on, body=%body
+}
+"""
+
+
+def test_a_product_reads_only_the_block_that_is_sliced_out_for_it():
+    """As attention over blocks of keys: the slice lies in a fusion of its own, inside that of the product."""
+    blocks = hlo.parse(BLOCKS)
+    block = 64 * 128 * 4
+    assert hlo.traffic(blocks, "body") == block
+    assert hlo.traffic(blocks, "main") == block
+    assert hlo.traffic(blocks, "main", rounds=4) == 4 * block
+
+
 def test_collectives_are_listed_with_what_they_carry_and_how_often(program):
     assert hlo.collectives(program, "body") == [
         hlo.Collective("all-reduce", "f32[8]", 32, 8, "jit(chunk)/sampler", 32),

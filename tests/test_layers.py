@@ -18,7 +18,7 @@ ORDER = [
     "checkpoint",
     "bpe", "tokenizer_files", "tokenizer",
     "chat",
-    "sharding", "weights",
+    "sharding", "weights", "attention",
     "convert.folder", "convert.gguf_file", "convert.meta", "convert",
     "download",
     "model",

@@ -16,7 +16,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from entropix import PACKAGE_ROOT, ahead, hlo
+from entropix import PACKAGE_ROOT, ahead, attention, hlo
 from entropix.hlo import Collective, Instruction
 from entropix.roofline import Report, Usage
 
@@ -135,6 +135,25 @@ def test_a_steps_flops_are_those_of_its_matrices_and_of_attention(built):
     attention = LAYERS * 4 * BATCH * (SLOTS + 32) * HEADS * HEAD_DIM
     least = (2 * BATCH * WEIGHTS + attention) / DEVICES
     assert least <= built.usage["decode"].flops < 1.1 * least
+
+
+def test_a_prefills_scores_never_leave_the_fast_memory(built):
+    """At once they would take 0.6 GB a layer. What it moves besides weights are keys and values, once for each of eight
+    blocks of queries (the last layer needs none of the older ones), and activations."""
+    usage, n_new = built.usage["prefill"], 512
+    scores = 4 * BATCH * n_new * SLOTS * HEADS // DEVICES
+    weights = 2 * (WEIGHTS - VOCABULARY * WIDTH) // DEVICES
+    keys_and_values = n_new // attention.QUERIES * 2 * 2 * LAYER_CACHE * (LAYERS - 1)
+    assert usage.temporary_bytes < scores // 4
+    assert keys_and_values < usage.moved_bytes < weights + keys_and_values + 1.2e9
+
+
+def test_a_prefills_flops_are_those_of_its_matrices_and_of_attention(built):
+    """The last layer ends with its keys and values."""
+    n_new, last = 512, (HEADS * HEAD_DIM * 2 + 3 * FFN) * WIDTH
+    matrices = 2 * BATCH * n_new * (WEIGHTS - VOCABULARY * WIDTH - last)
+    attended = (LAYERS - 1) * 4 * BATCH * n_new * (SLOTS + n_new) * HEADS * HEAD_DIM
+    assert built.usage["prefill"].flops == pytest.approx((matrices + attended) / DEVICES, rel=0.1)
 
 
 def test_nothing_leaves_a_device_for_the_host_inside_the_chunk(built):

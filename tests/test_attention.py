@@ -1,0 +1,120 @@
+"""Attention in blocks against attention at once, and both against the formula in float64."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from entropix import attention
+
+B, K, G, H = 2, 2, 3, 8
+blocked, scored = jax.jit(attention.blocked), jax.jit(attention.scored)
+
+
+def inputs(
+    n_new: int, capacity: int, lengths: tuple[int, int], scale: float = 1.0
+) -> tuple[jax.Array, attention.Pair, attention.Pair, jax.Array, jax.Array]:
+    """Random arguments of `blocked`, for new tokens that follow each other behind so many in the cache."""
+    rng = np.random.default_rng(n_new + capacity)
+
+    def normal(*shape: int) -> jax.Array:
+        return jnp.asarray(rng.standard_normal(shape), jnp.float32)
+
+    past = normal(B, K, H, capacity), normal(B, K, capacity, H)
+    newest = normal(B, K, H, n_new), normal(B, K, n_new, H)
+    cached_BS = np.arange(capacity)[None] < np.asarray(lengths)[:, None]
+    visible_BTS = np.concatenate(
+        [
+            np.broadcast_to(cached_BS[:, None], (B, n_new, capacity)),
+            np.broadcast_to(np.tri(n_new, dtype=bool)[None], (B, n_new, n_new)),
+        ],
+        axis=-1,
+    )
+    return (
+        scale * normal(B, K, G, n_new, H),
+        past,
+        newest,
+        jnp.asarray(visible_BTS),
+        jnp.asarray(max(lengths)),
+    )
+
+
+def exact(
+    q_BKGTH: jax.Array, past: attention.Pair, newest: attention.Pair, visible_BTS: jax.Array
+) -> np.ndarray:
+    """softmax(q·k/√H) v over the visible keys, in float64."""
+    k_BKHS, v_BKSH = (
+        np.concatenate([np.asarray(old, np.float64), np.asarray(new, np.float64)], axis=axis)
+        for old, new, axis in zip(past, newest, (3, 2), strict=True)
+    )
+    score_BKGTS = np.einsum("BKGTH,BKHS->BKGTS", np.asarray(q_BKGTH, np.float64), k_BKHS) / H**0.5
+    score_BKGTS = np.where(np.asarray(visible_BTS)[:, None, None], score_BKGTS, -np.inf)
+    exp_BKGTS = np.exp(score_BKGTS - score_BKGTS.max(axis=-1, keepdims=True))
+    return np.einsum("BKGTS,BKSH->BKGTH", exp_BKGTS / exp_BKGTS.sum(axis=-1, keepdims=True), v_BKSH)
+
+
+@pytest.mark.parametrize(
+    ("n_new", "capacity", "lengths"),
+    [
+        (1, 0, (0, 0)),
+        (64, 0, (0, 0)),
+        (8, 256, (256, 0)),
+        (128, 512, (512, 1)),
+        (192, 2048, (513, 1024)),
+        (65, 700, (3, 600)),  # divided by no block
+    ],
+)
+@pytest.mark.parametrize("scale", [1.0, 1e-3, 100.0], ids=["plain", "flat", "steep"])
+def test_blocks_find_what_the_formula_says(
+    n_new: int, capacity: int, lengths: tuple[int, int], scale: float
+) -> None:
+    """Rows that end in different blocks of the cache, and one that has nothing in it. Scores up to ±700 in the steep
+    case: an exponential without its peak taken off would overflow."""
+    q_BKGTH, past, newest, visible_BTS, filled = inputs(n_new, capacity, lengths, scale)
+    expected = exact(q_BKGTH, past, newest, visible_BTS)
+    close = {"rtol": 0, "atol": 2e-6 if scale <= 1 else 2e-4}  # a score of 700 has an error of 3e-5 itself
+    np.testing.assert_allclose(blocked(q_BKGTH, past, newest, visible_BTS, filled), expected, **close)
+    np.testing.assert_allclose(scored(q_BKGTH, past, newest, visible_BTS)[0], expected, **close)
+
+
+def test_blocks_that_no_row_has_filled_are_not_looked_at() -> None:
+    """What they hold, even NaN, which would spoil every sum it is in, changes nothing."""
+    q_BKGTH, past, newest, visible_BTS, filled = inputs(64, 2048, (500, 513))
+    expected = blocked(q_BKGTH, past, newest, visible_BTS, filled)
+    k_BKHS, v_BKSH = past
+    past = k_BKHS.at[..., 1024:].set(jnp.nan), v_BKSH.at[:, :, 1024:].set(jnp.nan)
+    np.testing.assert_array_equal(blocked(q_BKGTH, past, newest, visible_BTS, filled), expected)
+
+
+def test_how_much_is_filled_does_not_compile_anew() -> None:
+    traces = []
+
+    @jax.jit
+    def counted(*args: jax.Array) -> jax.Array:
+        traces.append(1)
+        return attention.blocked(*args)
+
+    q_BKGTH, past, newest, visible_BTS, _ = inputs(8, 1024, (1, 1))
+    for filled in (0, 1, 512, 1024):
+        counted(q_BKGTH, past, newest, visible_BTS, jnp.asarray(filled))
+    assert len(traces) == 1
+
+
+def test_a_row_that_is_not_finite_spoils_no_other() -> None:
+    q_BKGTH, past, newest, visible_BTS, filled = inputs(64, 512, (100, 400))
+    expected = blocked(q_BKGTH, past, newest, visible_BTS, filled)
+    found = blocked(q_BKGTH.at[1].set(jnp.nan), past, newest, visible_BTS, filled)
+    np.testing.assert_array_equal(found[0], expected[0])
+    assert np.isnan(found[1]).all()
+
+
+def test_bfloat16_values_are_added_up_in_float32() -> None:
+    """4,096 values of 1 with equal weights: in bfloat16, which counts in twos from 256 on, they would not make 1."""
+    capacity = 4096
+    zero = jnp.zeros((1, 1, 1, 8, H), jnp.bfloat16)
+    past = jnp.zeros((1, 1, H, capacity), jnp.bfloat16), jnp.ones((1, 1, capacity, H), jnp.bfloat16)
+    newest = jnp.zeros((1, 1, H, 8), jnp.bfloat16), jnp.ones((1, 1, 8, H), jnp.bfloat16)
+    visible_BTS = jnp.ones((1, 8, capacity + 8), bool)
+    found = blocked(zero, past, newest, visible_BTS, jnp.asarray(capacity))
+    assert found.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(found, jnp.ones_like(found))
