@@ -6,4 +6,4 @@ from entropix import cli
 from entropix.main import main
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main))
+    sys.exit(cli.run(lambda: main(prog="python -m entropix")))

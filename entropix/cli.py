@@ -2,9 +2,12 @@
 
 import dataclasses
 import difflib
+import inspect
 import math
 import os
+import shutil
 import sys
+import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar, get_type_hints
@@ -15,6 +18,7 @@ from entropix import distributed
 from entropix.distributed import HEARTBEAT_SECONDS, START_SECONDS
 
 Flags = TypeVar("Flags")
+_PAGE_WIDTH = 120  # columns of the help's prose, at most
 
 
 def flag(help: str, metavar: str | None = None, hint: str | None = "") -> Any:
@@ -85,18 +89,39 @@ def describe(metadata: Mapping[str, Any]) -> str:
     return metadata["help"] + (f" [{', '.join(facts)}]" if facts else "")
 
 
-def parse(flags: type[Flags], args: Sequence[str] | None, prog: str, description: str) -> Flags:
+def spelled(name: str) -> str:
+    """The flag of a field, as it is typed."""
+    return f"--{name.replace('_', '-')}"
+
+
+def parse(flags: type[Flags], args: Sequence[str] | None, prog: str | None, description: str) -> Flags:
     """The flags in `args`, by default those of the process.
 
-    flags: a dataclass with a flag a field; a field that is such a dataclass is a group. Ends the process with 2, after
-    a message on stderr, for flags that do not exist and values of the wrong type, with 0 after --help.
+    flags: a dataclass with a flag a field; a field that is such a dataclass is a group. prog: what is typed to start
+    the command; None is the script's name. description: a line that comes before the flags in the help, and paragraphs
+    that come after them, of which indented ones keep their lines. Ends the process with 2, after a message on stderr,
+    for flags that do not exist and values of the wrong type, with 0 after --help.
     """
     words = sys.argv[1:] if args is None else list(args)
     if error := _misspelt(words, dict(_takes_value(flags))):
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     style = (tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes)
-    return tyro.cli(flags, prog=prog, description=description, args=words, config=style)
+    summary, *paragraphs = inspect.cleandoc(description).split("\n\n")
+    try:
+        return tyro.cli(flags, prog=prog, description=summary, args=words, config=style)
+    except SystemExit as end:
+        if end.code == 0:  # it was --help, whose prose tyro does not wrap
+            print("".join(f"\n{_wrapped(paragraph)}\n" for paragraph in paragraphs), end="")
+        raise
+
+
+def _wrapped(paragraph: str) -> str:
+    """As wide as the terminal and no wider than a page; what is indented stays as it is."""
+    if paragraph.startswith(" "):
+        return paragraph
+    width = min(shutil.get_terminal_size().columns, _PAGE_WIDTH)
+    return textwrap.fill(paragraph, width, break_long_words=False, break_on_hyphens=False)
 
 
 def join(flags: Any, apart: Sequence[str] = (), sigterm_ends: bool = True) -> None:
@@ -110,11 +135,11 @@ def join(flags: Any, apart: Sequence[str] = (), sigterm_ends: bool = True) -> No
     if not devices.distributed:
         for name, value in vars(devices).items():
             if name != "mesh" and value != getattr(DeviceFlags, name):
-                raise ValueError(f"--{name.replace('_', '-')} changes nothing without --distributed")
+                raise ValueError(f"{spelled(name)} changes nothing without --distributed")
         return
     for name in ("start_timeout", "heartbeat_timeout"):
         if getattr(devices, name) < 1:
-            raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(devices, name)}")
+            raise ValueError(f"{spelled(name)} must be at least 1, got {getattr(devices, name)}")
     distributed.join(
         devices.coordinator,
         devices.num_processes,
@@ -155,15 +180,17 @@ def run(main: Callable[[], None]) -> int:
 def _takes_value(flags: Any) -> Iterator[tuple[str, bool]]:
     """(name as typed, whether a value follows) of every flag."""
     yield from (("--help", False), ("-h", False))
-    hints = get_type_hints(flags)
+    hints, annotated = get_type_hints(flags), get_type_hints(flags, include_extras=True)
     for field in dataclasses.fields(flags):
-        name = field.name.replace("_", "-")
         if dataclasses.is_dataclass(hints[field.name]):
             yield from _takes_value(hints[field.name])
         elif field.default is True:
-            yield f"--no-{name}", False
+            yield spelled(f"no_{field.name}"), False
         else:
-            yield f"--{name}", hints[field.name] is not bool
+            notes = getattr(annotated[field.name], "__metadata__", ())
+            aliases = [alias for note in notes for alias in getattr(note, "aliases", None) or ()]
+            for name in (spelled(field.name), *aliases):
+                yield name, hints[field.name] is not bool
 
 
 def _misspelt(words: Sequence[str], takes_value: Mapping[str, bool]) -> str | None:

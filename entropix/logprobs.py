@@ -42,7 +42,7 @@ class Flags:
 
 def main(args: Sequence[str] | None = None) -> None:
     """Does what the flags (by default those of the process) say. Raises a ValueError for bad input."""
-    flags = tyro.cli(Flags, prog="python -m entropix.logprobs", description=__doc__, args=args)
+    flags = cli.parse(Flags, args, "python -m entropix.logprobs", __doc__)
     if flags.out is not None:
         trace.check_not_read(flags.out, [flags.trace])
     text = json.dumps(convert(trace.read(flags.trace)), ensure_ascii=False, allow_nan=False) + "\n"
@@ -50,6 +50,7 @@ def main(args: Sequence[str] | None = None) -> None:
         sys.stdout.write(text)
     else:
         trace.write_file(flags.out, [text], "JSON")
+        print(f"{flags.out}: the logprobs of {flags.trace}", file=sys.stderr)
 
 
 def convert(recorded: Trace) -> dict[str, Any]:

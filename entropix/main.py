@@ -139,9 +139,12 @@ class Command(NamedTuple):
     color: coloring.Choice
 
 
-def main(args: Sequence[str] | None = None) -> None:
-    """Does what the flags (by default those of the process) say. Raises a ValueError for bad input."""
-    command = parse(sys.argv[1:] if args is None else args)
+def main(args: Sequence[str] | None = None, prog: str = _PROG) -> None:
+    """Does what the flags (by default those of the process) say. Raises a ValueError for bad input.
+
+    prog: what is typed to start the command.
+    """
+    command = parse(sys.argv[1:] if args is None else args, prog)
     flags, plan = command.flags, command.plan
     cli.join(flags, apart=["seed"])
     seed = distributed.from_first(lambda: flags.seed)
@@ -233,25 +236,25 @@ def _check_knobs(command: Command) -> None:
     knobs.check_preset(command.sampler)
     changed = knobs.changed(command.sampler_config, preset)
     wanted = dict.fromkeys([*command.given, *changed])
-    knobs.check_used(wanted, samplers.get(rule), command.sampler_config, "flags")
+    knobs.check_used(wanted, samplers.get(rule), command.sampler_config, "flags", cli.spelled)
 
 
 # ----- flags ------------------------------------------------------------------------------------------------
 
 
-def parse(args: Sequence[str]) -> Command:
+def parse(args: Sequence[str], prog: str = _PROG) -> Command:
     """All flags, read twice: first the preset, which has the sampler's defaults; then everything.
 
     Raises a ValueError for values out of range and for flags that contradict each other. Ends the process
     with 2 for unknown flags and values of the wrong type, with 0 after --help and --sampler help.
     """
-    preset, _ = tyro.cli(Preset, prog=_PROG, args=args, add_help=False, return_unknown_args=True)
+    preset, _ = tyro.cli(Preset, prog=prog, args=args, add_help=False, return_unknown_args=True)
     if preset.sampler == "help":
         print(_describe_samplers())
         sys.exit(0)
     source = choose_preset(preset)
     _, defaults = config.read_preset(source)
-    flags: Any = cli.parse(_all_flags(source, defaults), args, _PROG, _DESCRIPTION)
+    flags: Any = cli.parse(_all_flags(source, defaults), args, prog, _DESCRIPTION)
     numbers = {f.name: getattr(flags.sampler, f.name) for f in dataclasses.fields(SamplerConfig)}
     sampler_config = config.from_mapping(SamplerConfig, numbers, "flags")
     plan = read_plan(flags.paths)
@@ -337,7 +340,7 @@ def _check(flags: Flags, plan: Plan | None) -> None:
         raise ValueError("--batch-size changes nothing without --prompt-file, which has several prompts")
     for name in ("alternatives", "head_entropies"):
         if getattr(flags, name) and flags.trace is None:
-            raise ValueError(f"--{name.replace('_', '-')} goes into the trace; give --trace FILE.jsonl too")
+            raise ValueError(f"{cli.spelled(name)} goes into the trace; give --trace FILE.jsonl too")
     for name in ("prompt", "system", "stop"):
         text = getattr(flags, name) or ""
         try:

@@ -5,8 +5,10 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from entropix.config import GenerateConfig
 from entropix.generation import Result
 from entropix.metrics import Metrics
+from entropix.samplers import backtracking, branching
 
 
 class Timing(NamedTuple):
@@ -57,8 +59,15 @@ def mean_metrics(results: Sequence[Result]) -> dict[str, float]:
     return means
 
 
-def stats(results: Sequence[Result], strategies: Sequence[str], timing: Timing) -> str:
-    """Lines of speed, strategy counts with their share, and mean metrics."""
+def stats(results: Sequence[Result], strategies: Sequence[str], timing: Timing, asked: GenerateConfig) -> str:
+    """Lines of speed, strategy counts with their share, and mean metrics; forks and retreats where `asked` has any."""
+    searched = []
+    if branching.plan(asked.branching, strategies).is_on:
+        searched.append(
+            ("forks", str(forks(results)), "places in the answer where several tokens were tried")
+        )
+    if backtracking.is_on(asked.backtracking):
+        searched.append(("retreats", str(retreats(results)), "times that tokens were taken back"))
     counts = strategy_counts(results, strategies)
     total = sum(counts.values())
     rows = [
@@ -67,8 +76,7 @@ def stats(results: Sequence[Result], strategies: Sequence[str], timing: Timing) 
         ("computed tokens", str(timing.computed_tokens), "with those that were discarded or taken back"),
         ("time to first token", _number(timing.first_token), "s, compilation included"),
         ("forward passes", str(timing.forward_passes), ""),
-        ("forks", str(forks(results)), "places in the answer where several tokens were tried"),
-        ("retreats", str(retreats(results)), "times that tokens were taken back"),
+        *searched,
         ("total time", _number(timing.total), "s"),
         ("speed", _number(timing.tokens_per_second), "tokens/s after the first chunk"),
         *(

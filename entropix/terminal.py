@@ -247,7 +247,7 @@ def _report(job: Job, show: Show, results: Sequence[Result], timing: statistics.
         inserted = any(record["injected"] for result in results for record in result.records)
         note(coloring.legend(show.color.what, counts, colors, inserted))
     if show.stats:
-        note(statistics.stats(results, job.sampler.strategies, timing))
+        note(statistics.stats(results, job.sampler.strategies, timing, job.config))
         note_devices(job.model)
 
 

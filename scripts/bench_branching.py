@@ -1,4 +1,4 @@
-"""Measures several paths as one batch against one after the other, and takes a first look at what choosing gains.
+"""Measures several paths as one batch against one after the other, and looks at what choosing gains.
 
 Speed: the paths of `--cot C` on small generated arithmetic questions, computed as one batch and then, the same tokens,
 by one generation after the other; after a round that compiles, and with medians over the questions.
@@ -20,7 +20,6 @@ from statistics import median
 from typing import Any, NamedTuple
 
 import numpy as np
-import tyro
 
 from entropix import cli, generation, loading
 from entropix.cot import answers, parallel
@@ -77,7 +76,7 @@ class Args:
 
 def main() -> None:
     """Prints a table, and all of it as JSON at the end."""
-    args = tyro.cli(Args, description=__doc__)
+    args = cli.parse(Args, None, None, __doc__)
     if min(args.paths, args.timed, args.questions) < 1 or args.max_new_tokens < 2:
         raise ValueError(
             "--paths, --timed and --questions must be at least 1 and --max-new-tokens at least 2"

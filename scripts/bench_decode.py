@@ -1,4 +1,4 @@
-"""Measures how near decoding comes to the machine's memory bandwidth, with all metrics and the sampler switched on.
+"""Measures how near decoding comes to the memory bandwidth, with all metrics and the sampler.
 
 What is compared is measured in turns: everything is built first, then one short run of each makes a round, and the
 figures are medians over the rounds, so that a noisy machine moves all of them alike. With --peers, other libraries
@@ -27,7 +27,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import tyro
 from bench_peers import peer_cases
 from bench_timing import HEADING, Case, Compilations, Row, bandwidth, rounds, show, speed_rows
 from jax import Array
@@ -355,7 +354,7 @@ def machine() -> dict[str, Any]:
 
 def main() -> None:
     """Prints a row as soon as it is known, and all of them as JSON at the end."""
-    args = tyro.cli(Args, description=__doc__)
+    args = cli.parse(Args, None, None, __doc__)
     if args.repeats < 1 or args.tokens < 1:
         raise ValueError(f"--repeats and --tokens must be at least 1, got {args.repeats} and {args.tokens}")
     print(HEADING, flush=True)

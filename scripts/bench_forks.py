@@ -1,4 +1,4 @@
-"""Measures what branching costs: tokens a second and forward passes a token, without it and for several sizes of it.
+"""Measures what branching costs, in tokens a second and in forward passes a token.
 
 Every case continues the same prompt by the same number of tokens and forks wherever it may, so that the numbers are
 those of the forks themselves and not of how rarely they happen. The first run of a case compiles and is not counted;
@@ -12,8 +12,6 @@ import time
 from collections.abc import Iterator
 from statistics import median
 from typing import Any, NamedTuple
-
-import tyro
 
 from entropix import cli, generation, loading
 from entropix.generation import Job
@@ -60,7 +58,7 @@ class Args:
 
 def main() -> None:
     """Prints a table, and all of it as JSON at the end."""
-    args = tyro.cli(Args, description=__doc__)
+    args = cli.parse(Args, None, None, __doc__)
     if args.new_tokens < 2 or args.repeats < 1:
         raise ValueError("--new-tokens must be at least 2 and --repeats at least 1")
     model = loading.load(args.weights)

@@ -19,8 +19,6 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import tyro
-
 from entropix import ahead, cli, roofline
 from entropix.hlo import Collective
 from entropix.roofline import Report
@@ -200,12 +198,12 @@ def compile_one(args: Args) -> Report:
 
 def main(words: Sequence[str] | None = None) -> None:
     """Compiles, prints and, if asked, writes the table."""
-    args = tyro.cli(Args, description=__doc__, args=words)
-    page = None if args.table is None else rows_of(args.table.read_text(encoding="utf-8"))
-    if args.model is None and page is None:
-        raise ValueError("model: expected a name in configs/models, like --model llama-3.1-8b")
-    wanted = [args] if args.model is not None else [of_row(cells, args) for cells in page or ()]
-    for each in wanted:
+    args = cli.parse(Args, words, None, __doc__)
+    rows = [] if args.table is None else rows_of(args.table.read_text(encoding="utf-8"))
+    if args.model is None and not rows:
+        why = "" if args.table is None else f", since the table of {args.table} has no row"
+        raise ValueError(f"model: expected a name in configs/models, like --model llama-3.1-8b{why}")
+    for each in [args] if args.model is not None else [of_row(cells, args) for cells in rows]:
         compile_one(each)
 
 

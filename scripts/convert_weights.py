@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from entropix.cli import run
+from entropix.cli import parse, run
 from entropix.paths import is_complete, weights_root
 
 
@@ -30,7 +30,7 @@ class Args:
 
 
 def main() -> None:
-    args = tyro.cli(Args, description=__doc__)
+    args = parse(Args, None, None, __doc__)
     if is_complete(args.source):
         print(f"{args.source} is a Hugging Face folder: use it as it is, with --weights {args.source}")
         return

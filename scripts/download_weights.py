@@ -12,7 +12,7 @@ from typing import Annotated
 
 import tyro
 
-from entropix.cli import run
+from entropix.cli import parse, run
 from entropix.download import download_repository, download_wheel, read_manifest
 from entropix.paths import is_complete, weights_root
 
@@ -34,7 +34,7 @@ class Args:
 
 
 def main() -> None:
-    args = tyro.cli(Args, description=__doc__)
+    args = parse(Args, None, None, __doc__)
     folder = args.out_dir or weights_root() / (args.model_id or args.name).split("/")[-1]
     if is_complete(folder) and not args.force:
         print(f"{folder} is there already (--force fetches it again)")

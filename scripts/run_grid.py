@@ -46,13 +46,12 @@ class Args:
 
 def main(words: Sequence[str] | None = None) -> None:
     """Does what the flags (by default those of the process) say. Raises a ValueError for bad input."""
-    style = (tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes)
-    args = tyro.cli(Args, description=__doc__, args=words, config=style)
+    args = cli.parse(Args, words, None, __doc__)
     if (args.grid is None) == (not args.merge):
         raise ValueError("give a GRID.toml to compute, or --merge with the folders of all parts of one")
     for name, value in vars(args).items():
         if args.merge and name not in ("merge", "out") and value != getattr(Args(args.out), name):
-            raise ValueError(f"--{name} changes nothing with --merge, which computes nothing")
+            raise ValueError(f"{cli.spelled(name)} changes nothing with --merge, which computes nothing")
     part = read_part(args.part)
     cli.join(args, sigterm_ends=False)
     from entropix import backend, terminal  # after the quick answers: they import jax

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from entropix import generation
+from entropix import cli, generation
 from entropix.generation import Event
 from entropix.main import main
 
@@ -18,7 +18,7 @@ STOPPED = "stopped: max_new_tokens was reached\n"
 
 
 class Ended(NamedTuple):
-    code: int
+    code: int | str | None
     out: str
     err: str
 
@@ -36,8 +36,23 @@ def on(folder: str, run_command: Callable[..., tuple[int, str, str]]) -> Command
     return run
 
 
-def type_in(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
-    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text.encode()), encoding="utf-8"))
+def ending(capsys: pytest.CaptureFixture[str]) -> Command:
+    """The command line in this process, with no flags of its own; it may end by `sys.exit`, as --help does."""
+
+    def run(*args: str) -> Ended:
+        capsys.readouterr()
+        try:
+            code: int | str | None = cli.run(lambda: main(args))
+        except SystemExit as end:
+            code = end.code
+        return Ended(code, *capsys.readouterr())
+
+    return run
+
+
+def type_in(monkeypatch: pytest.MonkeyPatch, text: str | bytes) -> None:
+    data = text.encode() if isinstance(text, str) else text
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data), encoding="utf-8"))
 
 
 def interrupt_after(monkeypatch: pytest.MonkeyPatch, n_events: int) -> None:

@@ -1,12 +1,15 @@
 """How commands read their flags, and how they end."""
 
+import importlib
 import subprocess
 import sys
 from dataclasses import dataclass, field
+from typing import Annotated
 
 import pytest
+import tyro
 
-from entropix import cli
+from entropix import PACKAGE_ROOT, cli
 from entropix.cli import run
 
 
@@ -91,6 +94,62 @@ def test_flags_that_do_not_exist_end_with_2_and_a_hint(
     assert (end.value.code, *capsys.readouterr()) == (2, "", f"error: {message}\n")
 
 
+@dataclass(frozen=True)
+class FileFlags:
+    out: Annotated[str | None, tyro.conf.arg(aliases=["-o"])] = None
+
+
+def test_a_short_name_is_a_flag_too(capsys: pytest.CaptureFixture[str]) -> None:
+    for args in (["-o", "a.json"], ["--out", "a.json"]):
+        assert cli.parse(FileFlags, args, "prog", "") == FileFlags("a.json")
+    with pytest.raises(SystemExit):
+        cli.parse(FileFlags, ["-o", "-a"], "prog", "")
+    assert capsys.readouterr().err.startswith(
+        "error: -o needs a value; one that begins with a dash is written "
+    )
+
+
+def test_the_help_is_as_wide_as_the_terminal_and_keeps_examples_as_they_are(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first paragraph stands before the flags, the others behind them."""
+    example = (
+        "    python -m prog --an-option that-is-long     " + "not wrapped " * 10 + "\n    python -m prog"
+    )
+    text = f"What it does.\n\n{example}\n\n{'Several words, ' * 20}and\nan --option-with-dashes.\n"
+    for columns, widest in ((50, 50), (500, 120)):
+        monkeypatch.setenv("COLUMNS", str(columns))
+        with pytest.raises(SystemExit) as end:
+            cli.parse(Flags, ["--help"], "python -m prog", text)
+        shown = capsys.readouterr().out
+        flags, _, prose = shown.partition(f"\n\n{example}\n\n")
+        assert end.value.code == 0
+        assert (
+            flags.index("usage: python -m prog ") < flags.index("\n\nWhat it does.\n\n") < flags.index("exit")
+        )
+        assert prose.startswith("Several words, ") and prose.endswith("--option-with-dashes.\n")
+        assert widest - len(" Several") < max(map(len, prose.splitlines())) <= widest
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("entropix.report.__main__", "entropix.logprobs"),
+        *("run_grid", "compile_tpu", "bench_decode", "bench_forks", "bench_branching"),
+    ],
+)
+def test_the_help_of_commands_with_much_to_say_fits_a_terminal(
+    name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(PACKAGE_ROOT.parent / "scripts")
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setattr(sys, "argv", [name, "--help"])
+    with pytest.raises(SystemExit):
+        importlib.import_module(name).main()
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) > 10 and [line for line in lines if len(line) > 100] == []
+
+
 @pytest.mark.parametrize("command", ["main", "score", "calibrate"])
 def test_the_help_does_not_wait_for_the_model(command: str) -> None:
     """What takes long to import is imported when flags are understood."""
@@ -126,3 +185,9 @@ def test_the_package_itself_is_the_main_command() -> None:
             for name in ("entropix", "entropix.main")
         )
         assert (short.returncode, short.stdout, short.stderr) == (code, long.stdout, long.stderr)
+
+
+@pytest.mark.parametrize("name", ["entropix", "entropix.main"])
+def test_the_help_names_the_command_as_it_was_typed(name: str) -> None:
+    done = subprocess.run([sys.executable, "-m", name, "--help"], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith(f"usage: python -m {name} [-h] ")

@@ -74,7 +74,7 @@ def test_a_number_that_a_files_rule_ignores_is_refused(command: Command, tmp_pat
     file.write_text('sampler = "greedy"\ntop_p = 0.5\n')
     code, out, error = command("--samplers", f"temperature,{file}")
     assert (code, out) == (1, "")
-    assert error.startswith(f"error: {file}: top_p has no effect, because greedy does not use it")
+    assert error.startswith(f"error: {file}: top_p has no effect with greedy; it is used by top-p, ")
 
 
 def test_without_a_folder_there_is_the_table_alone_here_as_json(command: Command, tmp_path: Path) -> None:

@@ -63,7 +63,7 @@ def test_every_source_that_is_named_is_listed_and_the_other_way_round() -> None:
     ],
 )
 def test_the_knobs_of_a_sampler_are_those_that_reach_its_result(sampler: Sampler, knobs: list[str]) -> None:
-    assert traced(sampler) == knobs
+    assert list(traced(sampler)) == knobs
 
 
 def test_no_table_has_a_column_that_says_nothing() -> None:

@@ -124,7 +124,7 @@ def test_it_goes_to_stdout_or_into_a_file(path: Path, capsys: pytest.CaptureFixt
     printed, said = capsys.readouterr()
     assert out.read_text(encoding="utf-8") == printed
     assert json.loads(printed) == convert(Trace(HEADER, [STOPPED, CUT]))
-    assert said == ""
+    assert said == f"{out}: the logprobs of {path}\n"
     assert list(path.parent.iterdir()) == [out]
 
 

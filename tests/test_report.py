@@ -327,10 +327,13 @@ def test_a_row_without_a_finite_number_is_drawn(tmp_path: Path) -> None:
 
 def test_the_command_writes_page_and_figures(tmp_path: Path, run_command: Any) -> None:
     path = traces.write(tmp_path / "a.jsonl", traces.tokens("ab"))
-    out = tmp_path / "report.html"
-    assert run_command(main, path, "-o", str(out), "--png", str(tmp_path / "png")) == (0, "", "")
+    out, png = tmp_path / "report.html", tmp_path / "png"
+    code, shown, said = run_command(main, path, path, "-o", str(out))
+    assert (code, shown, said) == (0, "", f"{out}: a page of {path} and {path}\n")
     assert out.read_text(encoding="utf-8").startswith("<!doctype html>")
-    assert len(list((tmp_path / "png").iterdir())) == 4
+    code, shown, said = run_command(main, path, "--png", str(png), "--pdf", str(png))
+    assert (code, shown, said) == (0, "", f"{png}: 4 figures as PNG\n{png}: 4 figures as PDF\n")
+    assert len(list(png.iterdir())) == 8
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ import pytest
 import screens
 
 from entropix import config, distributed, request
+from entropix.config import SamplerConfig
 from entropix.generation import generate
 from entropix.grids import engine, file, running
 from entropix.grids.results import Store
@@ -140,7 +141,7 @@ temp = 0.7
         (HEAD + TAIL.replace("1.5]", "-1]"), "number 1 temp=-1: temp must be between 0.001 and 100.0, got -1"),
         (HEAD + TAIL.replace("1.5]", '"hot"]'), "number 1 temp=hot: temp must be of type float, got 'hot'"),
         (HEAD + TAIL.replace("[0.5, 1.5]", "[]"), "number 1: temp has no value; give at least one"),
-        (HEAD + TAIL + "temp = 2", "number 2: temp has no effect, because greedy does not use it"),
+        (HEAD + TAIL + "temp = 2", "number 2: temp has no effect with greedy; it is used by temperature, "),
     ],
 )  # fmt: skip
 def test_a_bad_file_is_one_line_that_names_the_key(
@@ -292,18 +293,47 @@ def test_a_signal_during_the_last_batch_does_not_spoil_the_end(
     assert signal.getsignal(signal.SIGTERM) == before
 
 
-def test_the_pace_is_that_of_the_newest_batches() -> None:
-    """The first batch takes 100 seconds, all others one: four answers and 60 tokens each."""
+def test_the_pace_is_that_of_the_newest_batches_without_compilation() -> None:
+    """The first batch of each of two programs takes 100 seconds, all others one: four answers and 60 tokens each."""
     now = 0.0
     pace = running.Pace(lambda: now)
-    for seconds in (100.0, 1.0):
+
+    def add(program: str, seconds: float) -> None:
+        nonlocal now
         now += seconds
-        pace.add(4, 60)
-    assert pace.tell(40) == "1.2 tokens/s, 0:08:25 left"  # 120 tokens in 101 s; 40 answers at 8 in 101 s
-    for _ in range(7):
-        now += 1.0
-        pace.add(4, 60)
+        pace.add(program, 4, 60)
+
+    add("first", 100.0)
+    assert pace.tell(40) == ""
+    add("first", 1.0)
     assert pace.tell(6) == "60.0 tokens/s, 0:00:02 left"
+    add("second", 100.0)
+    assert pace.tell(6) == "60.0 tokens/s, 0:00:02 left"
+    add("second", 5.0)
+    assert pace.tell(40) == "20.0 tokens/s, 0:00:30 left"  # 120 tokens in 6 s; 40 answers at 8 in 6 s
+    for _ in range(8):
+        add("first", 2.0)
+    assert pace.tell(2) == "30.0 tokens/s, 0:00:01 left"
+
+
+def test_a_new_number_is_the_same_program_and_a_new_rule_shape_or_guard_is_another() -> None:
+    usual = engine.Variant("a", "entropix", SamplerConfig())
+    assert running.program(usual) == running.program(engine.Variant("b", "entropix", SamplerConfig(temp=0.1)))
+    others = [
+        engine.Variant("a", "entropix-logits", SamplerConfig()),
+        engine.Variant("a", "entropix", SamplerConfig(max_top_k=50)),
+        engine.Variant("a", "entropix", SamplerConfig(repetition_penalty=1.1)),
+    ]
+    assert len({running.program(variant) for variant in [usual, *others]}) == 4
+
+
+def test_a_line_has_no_pace_before_there_is_one(capsys: pytest.CaptureFixture[str]) -> None:
+    with running._progress(12, 3) as advance:
+        advance(4, "greedy", "")
+        advance(5, "min-p", "60.0 tokens/s, 0:00:00 left")
+    assert capsys.readouterr().err == (
+        "7/12 answers (greedy)\n12/12 answers (min-p), 60.0 tokens/s, 0:00:00 left\n"
+    )
 
 
 def test_on_a_terminal_a_bar_shows_answers_speed_and_time_left(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,10 +1,12 @@
 """Figures about results, and the table of `--stats`."""
 
 import math
+from typing import Any
 
 from results import record, result
 
 from entropix import statistics
+from entropix.config import BacktrackConfig, BranchConfig, GenerateConfig
 from entropix.metrics import Metrics
 from entropix.samplers.entropix import STRATEGIES
 
@@ -41,7 +43,8 @@ def test_statistics_are_a_line_a_figure() -> None:
     timing = statistics.Timing(
         first_token=1.23456, total=2.0, tokens_per_second=12.3456, computed_tokens=7, forward_passes=9
     )
-    assert statistics.stats(results, STRATEGIES, timing).split("\n")[:15] == [
+    asked = GenerateConfig(branching=BranchConfig(paths=2), backtracking=BacktrackConfig(tokens=2))
+    assert statistics.stats(results, STRATEGIES, timing, asked).split("\n")[:15] == [
         "prompt tokens                          9",
         "new tokens                             5",
         "computed tokens                        7  with those that were discarded or taken back",
@@ -60,19 +63,28 @@ def test_statistics_are_a_line_a_figure() -> None:
     ]
 
 
+def test_forks_and_retreats_are_counted_where_there_may_be_some() -> None:
+    def counted(**asked: Any) -> list[str]:
+        timing = statistics.Timing(None, 0.5, None, 0, 1)
+        lines = statistics.stats([result()], STRATEGIES, timing, GenerateConfig(**asked)).split("\n")
+        return [line.split()[0] for line in lines if line.startswith(("forks ", "retreats "))]
+
+    assert counted() == []
+    assert counted(branching=BranchConfig(paths=2, depth=0)) == []
+    assert counted(branching=BranchConfig(paths=2)) == ["forks"]
+    assert counted(backtracking=BacktrackConfig(tokens=2)) == ["retreats"]
+
+
 def test_statistics_of_nothing_are_dashes() -> None:
-    lines = statistics.stats([result()], ("greedy",), statistics.Timing(None, 0.5, None, 0, 1)).split("\n")
-    assert lines[1:3] == [
+    timing = statistics.Timing(None, 0.5, None, 0, 1)
+    lines = statistics.stats([result()], ("greedy",), timing, GenerateConfig()).split("\n")
+    assert lines[1:8] == [
         "new tokens                             0",
         "computed tokens                        0  with those that were discarded or taken back",
-    ]
-    assert lines[3:10] == [
         "time to first token                    -  s, compilation included",
         "forward passes                         1",
-        "forks                                  0  places in the answer where several tokens were tried",
-        "retreats                               0  times that tokens were taken back",
         "total time                           0.5  s",
         "speed                                  -  tokens/s after the first chunk",
         "greedy                                 0",
     ]
-    assert lines[10] == "mean logits_entropy                    -"
+    assert lines[8] == "mean logits_entropy                    -"

@@ -90,11 +90,14 @@ def test_every_combination_is_a_variant_and_nothing_else_changes() -> None:
         ({"temp": [float("nan")]}, "--grid temp=nan: temp must be between"),
         (
             {"temp": [1.0, 2.0], "min_p": [0.1, 0.2]},
-            "--grid: min_p has no effect, because top-p does not use it; it uses temp, top_p, and like any sampler "
-            "repetition_penalty and dry_multiplier$",
+            "--grid: min_p has no effect with top-p; it is used by min-p, entropix, entropix-torch and 2 more, "
+            "see docs/samplers.md$",
         ),
-        ({"n_adaptive_samples": [1, 2]}, "--grid: n_adaptive_samples has no effect, because top-p"),
-        ({"clarifier": ["a", "b"]}, "--grid: clarifier has no effect, because top-p"),
+        (
+            {"n_adaptive_samples": [1, 2]},
+            "--grid: n_adaptive_samples has no effect with top-p; it is used by ",
+        ),
+        ({"clarifier": ["a", "b"]}, "--grid: clarifier has no effect with top-p; it is used by "),
         ({"dry_base": [1.5, 2.0]}, "--grid: dry_base has no effect while dry_multiplier is 0; set that too"),
     ],
 )

@@ -342,6 +342,16 @@ def test_a_page_without_a_table_is_refused(run_command, tmp_path):
     assert "table: the page has no <!-- table: compiled -->" in error
 
 
+def test_a_page_whose_table_has_no_row_does_not_say_what_to_compile(run_command, tmp_path):
+    (tmp_path / "page.md").write_text("<!-- table: compiled -->\n<!-- end -->\n")
+    code, out, error = run_command(compile_tpu.main, "--table", str(tmp_path / "page.md"))
+    assert (code, out) == (1, "")
+    assert error == (
+        "error: model: expected a name in configs/models, like --model llama-3.1-8b, since the table of "
+        f"{tmp_path / 'page.md'} has no row\n"
+    )
+
+
 @pytest.mark.parametrize(
     ("topology", "n"), [("v5e:1x1", 1), ("v5e:2x4", 8), ("v5p:2x2x2", 8), ("v6e:1x1", 1), ("v6e:4x4", 16)]
 )

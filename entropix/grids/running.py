@@ -11,7 +11,7 @@ import signal
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from datetime import timedelta
 from typing import Any
 
@@ -20,9 +20,9 @@ from jax.experimental import multihost_utils
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from entropix import distributed, terminal
+from entropix import distributed, samplers, terminal
 from entropix.grids import engine
-from entropix.grids.engine import Grid
+from entropix.grids.engine import Grid, Variant
 from entropix.grids.results import Follower, Store, difference
 from entropix.loading import Model
 
@@ -73,9 +73,10 @@ def generate(model: Model, whole: Grid, store: Store | Follower, out: str | None
         with _notice() as stopping, _progress(n_answers, done) as advance:
             for batch in engine.run(model, whole, store):
                 lines = store.lines[-len(batch.cells) :]
+                variant = whole.variants[batch.variant]
                 done += len(lines)
-                pace.add(len(lines), sum(line["new_tokens"] for line in lines))
-                advance(len(lines), whole.variants[batch.variant].label, pace.tell(n_answers - done))
+                pace.add(program(variant), len(lines), sum(line["new_tokens"] for line in lines))
+                advance(len(lines), variant.label, pace.tell(n_answers - done))
                 if stopping():
                     break
     except KeyboardInterrupt:
@@ -86,25 +87,34 @@ def generate(model: Model, whole: Grid, store: Store | Follower, out: str | None
         sys.exit(TERMINATED)
 
 
+def program(variant: Variant) -> Hashable:
+    """What is compiled anew for it, of all that variants differ in."""
+    return samplers.configured(variant.sampler, variant.config), jax.tree.structure(variant.config)
+
+
 class Pace:
-    """How fast the newest batches were, compilation included."""
+    """How fast the newest batches were, without the first of each program, which waits for the compiler."""
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
         """Time is counted from now."""
         self._clock, self._now = clock, clock()
-        self._done: deque[tuple[float, int, int]] = deque(maxlen=_RECENT)  # when it began, answers, tokens
+        self._compiled: set[Hashable] = set()
+        self._done: deque[tuple[float, int, int]] = deque(maxlen=_RECENT)  # seconds, answers, tokens
 
-    def add(self, answers: int, tokens: int) -> None:
+    def add(self, program: Hashable, answers: int, tokens: int) -> None:
         """One more batch is done."""
-        self._done.append((self._now, answers, tokens))
-        self._now = self._clock()
+        began, self._now = self._now, self._clock()
+        if program in self._compiled:
+            self._done.append((self._now - began, answers, tokens))
+        self._compiled.add(program)
 
     def tell(self, answers_left: int) -> str:
-        """Speed, and how long the rest takes at that speed. At least one batch must be done."""
-        began, answers, tokens = zip(*self._done, strict=True)
-        seconds = max(self._now - began[0], 1e-9)
-        left = timedelta(seconds=round(answers_left * seconds / sum(answers)))
-        return f"{sum(tokens) / seconds:.1f} tokens/s, {left} left"
+        """Speed, and how long the rest takes at that speed; nothing as long as there is no batch to go by."""
+        if not self._done:
+            return ""
+        seconds, answers, tokens = map(sum, zip(*self._done, strict=True))
+        left = timedelta(seconds=round(answers_left * seconds / answers))
+        return f"{tokens / max(seconds, 1e-9):.1f} tokens/s, {left} left"
 
 
 @contextlib.contextmanager
@@ -137,7 +147,8 @@ def _progress(total: int, done: int) -> Iterator[Callable[[int, str, str], None]
         def write(n: int, label: str, pace: str) -> None:
             nonlocal count
             count += n
-            print(f"{count}/{total} answers ({label}), {pace}", file=sys.stderr, flush=True)
+            line = f"{count}/{total} answers ({label})"
+            print(f"{line}, {pace}" if pace else line, file=sys.stderr, flush=True)
 
         yield write
         return

@@ -17,7 +17,9 @@ import tyro
 from tyro.conf import arg
 
 from entropix import cli, trace
+from entropix.cli import flag
 from entropix.report import figures, page
+from entropix.terminal import note
 
 
 @dataclass(frozen=True)
@@ -26,16 +28,19 @@ class Flags:
 
     traces: Annotated[
         tyro.conf.Positional[tuple[str, ...]],
-        arg(help="traces, the first of which the others are compared with", metavar="TRACE..."),
+        flag("traces, the first of which the others are compared with", "TRACE..."),
     ]
-    out: Annotated[str | None, arg(aliases=["-o"], help="write the page here", metavar="FILE.html")] = None
-    png: Annotated[str | None, arg(help="write PNG figures into this folder", metavar="DIR")] = None
-    pdf: Annotated[str | None, arg(help="write the same figures as PDF", metavar="DIR")] = None
+    out: Annotated[
+        str | None,
+        arg(aliases=["-o"], help="write the page here", metavar="FILE.html", help_behavior_hint=""),
+    ] = None
+    png: Annotated[str | None, flag("write PNG figures into this folder", "DIR")] = None
+    pdf: Annotated[str | None, flag("write the same figures as PDF", "DIR")] = None
 
 
 def main(args: Sequence[str] | None = None) -> None:
     """Does what the flags (by default those of the process) say. Raises a ValueError for bad input."""
-    flags = tyro.cli(Flags, prog="python -m entropix.report", description=__doc__, args=args)
+    flags = cli.parse(Flags, args, "python -m entropix.report", __doc__)
     if not flags.traces:
         raise ValueError("give at least one trace, as `python -m entropix.main --trace FILE.jsonl` writes it")
     if flags.out is None and flags.png is None and flags.pdf is None:
@@ -46,9 +51,10 @@ def main(args: Sequence[str] | None = None) -> None:
     traces = page.read(flags.traces)
     if flags.out is not None:
         trace.write_file(flags.out, [page.page(traces)], "a page")
+        note(f"{flags.out}: a page of {' and '.join(flags.traces)}")
     for folder, kind in ((flags.png, "png"), (flags.pdf, "pdf")):
         if folder is not None:
-            figures.write(traces, folder, kind)
+            note(f"{folder}: {len(figures.write(traces, folder, kind))} figures as {kind.upper()}")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,15 @@
 """Which numbers of the config a sampler uses, read off its computation, so that no list of them can go stale."""
 
 import dataclasses
-from collections.abc import Iterable
+import functools
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.extend.core import Jaxpr, Literal, Var, primitives
 
 from entropix import config, samplers
 from entropix.config import SamplerConfig
@@ -19,28 +23,38 @@ _OTHER_SHAPES = {
     "n_adaptive_samples": 2,
     "max_top_k": 50,
 }  # the static fields, and values that are no defaults
+_NAMED = 3  # samplers in an error: enough to show where a number belongs
+# Whether any operand or all of them must be 0 for the result to be.
+_ZERO_IF = {primitives.mul_p: any, primitives.add_p: all, primitives.broadcast_in_dim_p: all}
 
 
-def traced(sampler: Sampler) -> list[str]:
-    """The fields that are data of the compiled program and reach anything a step returns, in the config's order."""
+@functools.cache
+def traced(sampler: Sampler) -> tuple[str, ...]:
+    """The fields that are data of the compiled program and reach anything a step returns, in the config's order.
+
+    What is multiplied by a 0 that the rule itself puts in place of a metric reaches nothing.
+    """
     jaxpr = _jaxpr(sampler, SamplerConfig())
-    needed = set(map(id, jaxpr.outvars))
+    zeros, needed = _zeros(jaxpr), set(jaxpr.outvars)
     for equation in reversed(jaxpr.eqns):
-        if any(id(variable) in needed for variable in equation.outvars):
-            needed |= set(map(id, equation.invars))
+        if any(variable in needed and variable not in zeros for variable in equation.outvars):
+            needed |= {atom for atom in equation.invars if isinstance(atom, Var)}
     paths = jax.tree_util.tree_leaves_with_path(SamplerConfig())
     names = [jax.tree_util.keystr(path, simple=True) for path, _ in paths]
-    return [name for name, variable in zip(names, jaxpr.invars, strict=True) if id(variable) in needed]
+    return tuple(name for name, variable in zip(names, jaxpr.invars, strict=False) if variable in needed)
 
 
-def used(sampler: Sampler, cfg: SamplerConfig) -> list[str]:
-    """The fields that change what this sampler does, those of the guard around it included, in the config's order."""
-    found = {*traced(sampler), *_shapes(sampler), *SWITCHES}
-    if cfg.dry_multiplier > 0:
-        found |= set(_DRY)
-    if _reads_clarifier(sampler):
-        found.add("clarifier")
-    return [field.name for field in dataclasses.fields(cfg) if field.name in found]
+def uses(sampler: Sampler, name: str) -> bool:
+    """Whether a field of the config changes what this sampler does."""
+    if name == "clarifier":
+        return _reads_clarifier(sampler)
+    return _fixes_shape(sampler, name) if name in _OTHER_SHAPES else name in traced(sampler)
+
+
+def users(name: str) -> list[str]:
+    """The samplers that use a field, those with the fewest strategies first."""
+    simplest_first = sorted(samplers.SAMPLERS.values(), key=lambda sampler: len(sampler.strategies))
+    return [sampler.name for sampler in simplest_first if uses(sampler, name)]
 
 
 def changed(cfg: SamplerConfig, before: SamplerConfig) -> list[str]:
@@ -50,18 +64,25 @@ def changed(cfg: SamplerConfig, before: SamplerConfig) -> list[str]:
     ]
 
 
-def check_used(names: Iterable[str], sampler: Sampler, cfg: SamplerConfig, source: str) -> None:
-    """Raises a ValueError for the first of these fields that changes nothing; it lists those that do."""
-    names = list(names)
-    effective = used(sampler, cfg) if names else []
+def check_used(
+    names: Iterable[str],
+    sampler: Sampler,
+    cfg: SamplerConfig,
+    source: str,
+    spell: Callable[[str], str] = str,
+) -> None:
+    """Raises a ValueError for the first of these fields that changes nothing; it says which samplers use that field.
+
+    source: how the error begins. spell: a field's name as users type it there.
+    """
     for name in names:
-        if name in _DRY and name not in effective:
-            raise ValueError(f"{source}: {name} has no effect while dry_multiplier is 0; set that too")
-        if name not in effective:
-            own = ", ".join(knob for knob in effective if knob not in (*SWITCHES, *_DRY)) or "no number"
+        if name in _DRY and cfg.dry_multiplier == 0:
+            needed = spell("dry_multiplier")
+            raise ValueError(f"{source}: {spell(name)} has no effect while {needed} is 0; set that too")
+        if name not in (*SWITCHES, *_DRY) and not uses(sampler, name):
             raise ValueError(
-                f"{source}: {name} has no effect, because {sampler.name} does not use it; it uses {own}, and like "
-                f"any sampler {' and '.join(SWITCHES)}"
+                f"{source}: {spell(name)} has no effect with {sampler.name}; it is used by {_few(users(name))}, "
+                "see docs/samplers.md"
             )
 
 
@@ -85,24 +106,42 @@ def _reads_clarifier(sampler: Sampler) -> bool:
     return "a text of its own" in texts
 
 
-def _jaxpr(sampler: Sampler, cfg: SamplerConfig) -> Any:
-    """One step of one row, as a function of the config's numbers."""
+def _few(names: list[str]) -> str:
+    """A sentence's list of the first names, and how many more there are."""
+    shown, more = names[:_NAMED], len(names) - _NAMED
+    *some, last = [*shown, f"{more} more"] if more > 0 else shown
+    return f"{', '.join(some)} and {last}" if some else last
+
+
+def _zeros(jaxpr: Jaxpr) -> set[Var]:
+    """What is 0 whatever goes in: a product with a 0, a sum or copy of nothing else. What goes in is finite."""
+    found: set[Var] = set()
+
+    def is_zero(atom: Any) -> bool:
+        return not np.any(atom.val) if isinstance(atom, Literal) else atom in found
+
+    for equation in jaxpr.eqns:
+        enough = _ZERO_IF.get(equation.primitive)
+        if enough is not None and enough(map(is_zero, equation.invars)):
+            found |= set(equation.outvars)
+    return found
+
+
+def _jaxpr(sampler: Sampler, cfg: SamplerConfig) -> Jaxpr:
+    """One step of one row, as a function of the config's numbers and then of all else, lest any of it be constant."""
     context = Context(jnp.zeros((1, _VOCABULARY)), Metrics(*(jnp.zeros(1) for _ in Metrics._fields)))
     leaves, tree = jax.tree.flatten(cfg)
     state = sampler.init(cfg, [[1]], lambda text: [1])
     key_B = jax.random.split(jax.random.key(0), 1)
 
-    def step(numbers: list[Any]) -> Any:
+    def step(numbers: list[Any], key_B: Array, state: Any, context: Context) -> Any:
         return sampler.step(key_B, state, context, jax.tree.unflatten(tree, numbers))
 
-    return jax.make_jaxpr(step)([jnp.asarray(leaf) for leaf in leaves]).jaxpr
+    return jax.make_jaxpr(step)([jnp.asarray(leaf) for leaf in leaves], key_B, state, context).jaxpr
 
 
-def _shapes(sampler: Sampler) -> list[str]:
-    """The static fields that it uses: another value is another program."""
-    usual = str(_jaxpr(sampler, SamplerConfig()))
-    return [
-        name
-        for name, value in _OTHER_SHAPES.items()
-        if str(_jaxpr(sampler, dataclasses.replace(SamplerConfig(), **{name: value}))) != usual  # type: ignore[arg-type]
-    ]
+def _fixes_shape(sampler: Sampler, name: str) -> bool:
+    """Whether another value of a static field is another program."""
+    usual = SamplerConfig()
+    other = dataclasses.replace(usual, **{name: _OTHER_SHAPES[name]})  # type: ignore[arg-type]
+    return str(_jaxpr(sampler, usual)) != str(_jaxpr(sampler, other))
