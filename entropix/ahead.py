@@ -185,16 +185,23 @@ def programs(target: Target) -> Iterator[Compiled]:
         seconds = time.perf_counter() - start
         is_prefill = name == "prefill"
         rounds = attention.key_blocks(target.capacity) if is_prefill else 1
-        hidden_flops = _attention_flops(target, tokens_BT.shape[1]) if is_prefill else 0.0
+        hidden_flops = _hidden_flops(target, tokens_BT.shape[1]) if is_prefill else 0.0
         yield Compiled(name, seconds, executable, device_bytes(held), rounds, hidden_flops)
 
 
-def _attention_flops(target: Target, n_new: int) -> float:
-    """Of one device, over a full cache: two products of each query head with every slot. The last layer has none, since
-    prefill ends with its keys and values."""
-    cfg = target.model
-    heads = (cfg.n_layers - 1) * cfg.n_heads * cfg.head_dim
-    return 4 * target.batch * n_new * target.capacity * heads / target.mesh.size
+def _hidden_flops(target: Target, n_new: int) -> float:
+    """Of a prefill's attention over a full cache on one device, without the first round of its loops.
+
+    Two products of each query head with every slot, but in the last layer, of which only keys and values are wanted.
+    """
+    cfg, shape = target.model, target.mesh.shape
+    divided = shape[sharding.MODEL] if cfg.n_kv_heads % shape[sharding.MODEL] == 0 else 1
+    rows = target.batch / shape[sharding.DATA]
+    slots = target.capacity + n_new
+    one_round = (target.capacity / attention.key_blocks(target.capacity) + n_new) / attention.query_blocks(
+        n_new
+    )
+    return 4 * (cfg.n_layers - 1) * cfg.n_heads / divided * cfg.head_dim * rows * n_new * (slots - one_round)
 
 
 def abstract_weights(target: Target) -> weights.Weights:

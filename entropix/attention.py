@@ -71,6 +71,11 @@ def key_blocks(capacity: int) -> int:
     return capacity // _block(capacity, KEYS)
 
 
+def query_blocks(n_new: int) -> int:
+    """How many blocks of queries it makes of so many new tokens."""
+    return n_new // _block(n_new, QUERIES)
+
+
 def _scores(q_BKGTH: Array, k_BKHS: Array) -> Array:
     product = jnp.einsum("BKGTH,BKHS->BKGTS", q_BKGTH, k_BKHS, preferred_element_type=jnp.float32)
     return product * (1 / math.sqrt(q_BKGTH.shape[-1]))

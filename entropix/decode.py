@@ -120,7 +120,10 @@ def _advance(
     if text_BX.shape[1] > 0:
         end_B = cache.length_B + state.tail.used_B + 1
         text_BX = model.place(text_BX, records.token_B.T, end_B, axis=1)
-    return DecodeState(rows=rows, tail=_used(state.tail, tail, records), text_BX=text_BX), records
+    tail = _used(state.tail, tail, records)
+    if n_positions > 1:
+        tail = model.forget_unused(tail)
+    return DecodeState(rows=rows, tail=tail, text_BX=text_BX), records
 
 
 def _used(before: KVTail, after: KVTail, records: StepRecord) -> KVTail:
@@ -155,7 +158,7 @@ def decode_chunk(
     Runs until `n_steps` are done, a tail has no room for another step, or every row has ended. The cache is only
     read; `commit` the full tail before the next chunk.
     """
-    state = model.lay_out(state)
+    state = model.lay_out(state, row_axis=0)  # whole again at the end, for the host, and not in every step
     step = jax.jit(  # inline, hence only a memory of its trace, which is wanted twice
         partial(
             decode_step,
@@ -173,18 +176,20 @@ def decode_chunk(
         lambda leaf: jnp.zeros((size, *leaf.shape), leaf.dtype),
         jax.eval_shape(step, weights, request, cache, state)[1],
     )
+    blank = model.lay_out(blank, row_axis=2)
 
     def go_on(carry: tuple[Array, DecodeState, StepRecord]) -> Array:
         done, state, _ = carry
         running_B = state.rows.finish_B == Finish.RUNNING
-        room = jnp.all(~running_B | (state.tail.used_B + max(n_draft, plan.lookahead) < size))
-        return (done < n_steps) & room & jnp.any(running_B)
+        full_B = state.tail.used_B + max(n_draft, plan.lookahead) >= size
+        # 0 has ended, 1 goes on, 2 cannot: the largest decides, in a single exchange between the devices.
+        return (done < n_steps) & (jnp.max(jnp.where(running_B, jnp.where(full_B, 2, 1), 0)) == 1)
 
     def body(carry: tuple[Array, DecodeState, StepRecord]) -> tuple[Array, DecodeState, StepRecord]:
         done, state, records = carry
-        state, record = model.lay_out(step(weights, request, cache, state))
+        state, record = step(weights, request, cache, state)
         records = jax.tree.map(lambda buffer, new: buffer.at[done].set(new), records, record)
-        return done + 1, state, records
+        return done + 1, model.lay_out(state, row_axis=0), model.lay_out(records, row_axis=2)
 
     done, state, records = jax.lax.while_loop(go_on, body, (jnp.zeros((), jnp.int32), state, blank))
     return model.lay_out((state, records, done))

@@ -2,7 +2,8 @@
 
 For the questions that XLA answers in no other way: which collectives a program runs and what each carries, how many
 bytes go through a device's memory, whether the host takes part. The text is that of one device of a partitioned
-program, so that all sizes are a single device's.
+program, so that all sizes are a single device's. It is a TPU's: other backends write the conditions of loops otherwise,
+of which then no number of rounds is known.
 
 Arrays are measured as they lie: a layout like `{1,0:T(8,128)}` pads the two innermost axes to whole tiles, and `S(1)`
 is not the device's main memory but the fast one of its core.
@@ -11,7 +12,7 @@ is not the device's main memory but the fast one of its core.
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 COLLECTIVES = (
@@ -298,11 +299,17 @@ def _moved(program: Program, around: dict[str, Instruction], instruction: Instru
         )
         return read + sum(_written(body, instruction))
     if opcode == "dynamic-update-slice":
-        return 2 * _in_main_memory(operands[1])
+        return _of_parts(operands[1].results, (operands[1], instruction))
     if opcode in _PARTS:
-        return 2 * _in_main_memory(instruction)
+        return _of_parts(instruction.results, (operands[0], instruction))
     written = sum(array.nbytes for array in _outcome(instruction) if array.in_main_memory)
     return written + sum(map(_in_main_memory, operands))
+
+
+def _of_parts(parts: Iterable[Buffer], ends: Iterable[Instruction]) -> int:
+    """Bytes of a part that goes from one array to another, for each of the two that is in main memory."""
+    nbytes = sum(part.nbytes for part in parts)
+    return nbytes * sum(_in_main_memory(end) > 0 for end in ends)
 
 
 def _outcome(instruction: Instruction) -> list[Buffer]:
@@ -339,9 +346,11 @@ def _written(body: dict[str, Instruction], fusion: Instruction) -> Iterator[int]
     for array, source in zip(fusion.results, roots, strict=False):
         while source.opcode == "bitcast":
             source = body[source.operands[0]]
+        if not array.in_main_memory:
+            continue
         if source.opcode == "dynamic-update-slice":
             yield sum(part.nbytes for part in body[source.operands[1]].results)
-        elif array.in_main_memory:
+        else:
             yield array.nbytes
 
 

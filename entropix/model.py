@@ -21,7 +21,7 @@ from jax import Array
 
 from entropix import attention
 from entropix.config import ModelConfig
-from entropix.sharding import DATA, MODEL, constrain, replicate
+from entropix.sharding import DATA, MODEL, constrain
 from entropix.weights import LayerWeights, Weights
 
 NO_PATH = -1
@@ -79,18 +79,22 @@ def empty_tail(cfg: ModelConfig, batch: int, size: int, dtype: jnp.dtype) -> KVT
     return KVTail(k, v, jnp.zeros(batch, jnp.int32))
 
 
-def lay_out(tree: Any) -> Any:
-    """The same tree on a mesh: keys and values divided by rows and heads, all other arrays whole on every device."""
+def lay_out(tree: Any, row_axis: int | None = None) -> Any:
+    """The same tree on a mesh: keys and values divided by rows and heads, all other arrays whole on every device.
+
+    row_axis: where the rows of those others are, which are divided too then. So they stay within a program.
+    """
+    rows = () if row_axis is None else (*(None,) * row_axis, DATA)
 
     def keys_and_values(node: Any) -> bool:
         return isinstance(node, KVCache | KVTail)
 
     def place(node: Any) -> Any:
         if not keys_and_values(node):
-            return replicate(node)
+            return constrain(node, *rows)
         k, v, count_B = node
         k, v = (tuple(constrain(x, DATA, MODEL) for x in arrays) for arrays in (k, v))
-        return type(node)(k, v, replicate(count_B))
+        return type(node)(k, v, constrain(count_B, *rows))
 
     return jax.tree.map(place, tree, is_leaf=keys_and_values)
 
@@ -122,6 +126,11 @@ def commit(cache: KVCache, tail: KVTail, count_B: Array) -> KVCache:
 def truncate(cache: KVCache, length_B: Array) -> KVCache:
     """The cache of the first `length_B` tokens of each row, which are all there."""
     return KVCache(*clear_after(cache.k_LBKHS, cache.v_LBKSH, length_B), length_B)
+
+
+def forget_unused(tail: KVTail) -> KVTail:
+    """The tail without what lies behind its `used_B` tokens: drafts that were wrong, or another row's padding."""
+    return KVTail(*clear_after(tail.k_LBKHR, tail.v_LBKRH, tail.used_B), tail.used_B)
 
 
 def is_finite(cache: KVCache) -> Array:

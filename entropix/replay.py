@@ -17,7 +17,7 @@ from typing import Annotated, Any, NamedTuple
 import jax
 import tyro
 
-from entropix import backend, cli, loading, trace
+from entropix import backend, cli, loading, sharding, trace
 from entropix.batching import Batches
 from entropix.drawing import Finish
 from entropix.generation import Event, Result, add, prepare
@@ -63,7 +63,7 @@ class Flags:
 
 def main(args: Sequence[str] | None = None) -> None:
     """Does what the flags (by default those of the process) say. Raises a ValueError for a difference."""
-    flags = tyro.cli(Flags, prog="python -m entropix.replay", description=__doc__, args=args)
+    flags = cli.parse(Flags, args, "python -m entropix.replay", __doc__)
     recorded = trace.read(flags.trace)
     if any(path["given"] for path in recorded.header["paths"]):
         raise ValueError(
@@ -73,7 +73,7 @@ def main(args: Sequence[str] | None = None) -> None:
     backend.use_compilation_cache()
     model = load_model(recorded, flags.weights)
     if difference := first_difference(model, recorded):
-        raise ValueError(f"{flags.trace}: {difference}{_elsewhere(recorded)}")
+        raise ValueError(f"{flags.trace}: {difference}{_elsewhere(recorded, model)}")
     n_tokens = sum(len(result.records) for result in recorded.results)
     counts = _counted(n_tokens, "token"), _counted(len(recorded.results), "row")
     print(f"{flags.trace}: equal, {' in '.join(counts)}")
@@ -177,13 +177,19 @@ def _counted(n: int, noun: str) -> str:
     return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
 
 
-def _elsewhere(recorded: Trace) -> str:
+def _elsewhere(recorded: Trace, model: Model) -> str:
     """What may explain a difference: that the trace was made elsewhere."""
-    here = {"entropix": trace.entropix.__version__, "jax": jax.__version__, "backend": jax.default_backend()}
+    here = {
+        "entropix": trace.entropix.__version__,
+        "jax": jax.__version__,
+        "backend": jax.default_backend(),
+        "mesh": sharding.as_text(model.mesh),
+    }
+    there = {name: recorded.header.get(name, value) for name, value in here.items()}
     other: Iterable[str] = [
-        f"{name} {recorded.header[name]}, here {value}"
+        f"{name} {there[name] or 'none'}, here {value or 'none'}"
         for name, value in here.items()
-        if recorded.header[name] != value
+        if there[name] != value
     ]
     return "".join(f"\n  the trace was made with {text}" for text in other)
 

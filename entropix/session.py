@@ -117,6 +117,10 @@ class Session:
         self._bring_back()
         self.row_passes_B[:] = self.computed_B[:] = 0
         self._prefill([list(prompt[:-1]) for prompt in prompts])
+        if self._model.mesh is not None and jax.default_backend() == "cpu":
+            # XLA lets 32 programs wait for one that runs. The next one waits for room on a thread that this one needs,
+            # where a process simulates several devices: both for ever.
+            jax.block_until_ready(self._cache)
         newest = [prompt[-1] for prompt in prompts]
         finish_B = np.full(len(prompts), Finish.RUNNING, np.int32)
         plan = branching.plan(cfg.branching, sampler.strategies)

@@ -125,6 +125,11 @@ def make_mesh(shape: Shape, devices: Sequence[jax.Device] | None = None) -> Mesh
     )
 
 
+def as_text(mesh: Mesh | None) -> str | None:
+    """Its shape, as `read_shape` reads it; None for a single device."""
+    return None if mesh is None else str(Shape(**mesh.shape))
+
+
 def on(mesh: Mesh | None) -> contextlib.AbstractContextManager[Any]:
     """Within this context, what is traced and put on devices lies as said here."""
     return contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh)

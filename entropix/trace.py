@@ -26,8 +26,8 @@ from typing import Any, NamedTuple
 import jax
 
 import entropix
-from entropix import config, distributed
-from entropix.checkpoint import DTYPES, stored_tensors
+from entropix import config, distributed, sharding
+from entropix.checkpoint import DTYPES, read_config, stored_tensors
 from entropix.config import GenerateConfig, SamplerConfig
 from entropix.drawing import Finish
 from entropix.generation import Job, Result
@@ -45,6 +45,7 @@ HEADER = {
     "jax": "string",
     "backend": "string",
     "device": "string",
+    "mesh": "string or null",
     "model": "object",
     "sampler": "string",
     "strategies": "list of strings",
@@ -105,6 +106,7 @@ END = {
 }
 ADDED = frozenset(
     {
+        "mesh",
         "rows",
         "selection",
         "paths",
@@ -216,15 +218,19 @@ def write_file(path: str | Path, pieces: Iterable[str], what: str = "a trace") -
 
 
 def circumstances(model: Model) -> dict[str, Any]:
-    """What ran, and where: releases, device and model, as a header tells it."""
+    """What ran, and where: releases, devices and model, as a header tells it.
+
+    The model's config is its folder's, the same on every mesh: not that of `sharding.widened`.
+    """
     return {
         "entropix": entropix.__version__,
         "jax": jax.__version__,
         "backend": jax.default_backend(),
         "device": jax.devices()[0].device_kind,
+        "mesh": sharding.as_text(model.mesh),
         "model": {
             "name": model.folder.resolve().name,
-            "config": dataclasses.asdict(model.config),
+            "config": dataclasses.asdict(read_config(model.folder)),
             "dtype": model.dtype.name,
             "fingerprint": fingerprint(model.folder),
         },

@@ -160,6 +160,52 @@ def test_a_product_reads_only_the_block_that_is_sliced_out_for_it():
     assert hlo.traffic(blocks, "main", rounds=4) == 4 * block
 
 
+SPACES = """
+%put (p.1: f32[32,128], u.1: f32[1,128]) -> f32[32,128] {
+  %p.1 = f32[32,128]{1,0:T(8,128)} parameter(0)
+  %u.1 = f32[1,128]{1,0:T(8,128)} parameter(1)
+  %zero.1 = s32[]{:T(128)} constant(0)
+  ROOT %put.1 = f32[32,128]{1,0:T(8,128)} dynamic-update-slice(%p.1, %u.1, %zero.1, %zero.1)
+}
+
+ENTRY %main (far: f32[32,128], row: f32[1,128], at: s32[8]) -> f32[32,128] {
+  %far = f32[32,128]{1,0:T(8,128)} parameter(0)
+  %far_row = f32[1,128]{1,0:T(8,128)} parameter(1)
+  %at = s32[8]{0:T(128)S(1)} parameter(2)
+  %zero = s32[]{:T(128)S(6)} constant(0)
+  %near = f32[32,128]{1,0:T(8,128)S(1)} bitcast(%far)
+  %near_row = f32[1,128]{1,0:T(8,128)S(1)} bitcast(%far_row)
+  ROOT %found = LINE
+}
+"""
+FAR, NEAR = "{1,0:T(8,128)}", "{1,0:T(8,128)S(1)}"
+TILE = 8 * 128 * 4  # bytes: eight rows, and one row with its padding
+
+
+@pytest.mark.parametrize(
+    ("line", "nbytes"),
+    [
+        (f"f32[32,128]{FAR} dynamic-update-slice(%far, %near_row, %zero, %zero)", TILE),
+        (f"f32[32,128]{FAR} dynamic-update-slice(%far, %far_row, %zero, %zero)", 2 * TILE),
+        (f"f32[32,128]{NEAR} dynamic-update-slice(%near, %far_row, %zero, %zero)", TILE),
+        (f"f32[32,128]{NEAR} dynamic-update-slice(%near, %near_row, %zero, %zero)", 0),
+        (f"f32[32,128]{FAR} fusion(%far, %near_row), kind=kLoop, calls=%put", TILE),
+        (f"f32[32,128]{NEAR} fusion(%near, %far_row), kind=kLoop, calls=%put", TILE),
+        (f"f32[32,128]{NEAR} fusion(%near, %near_row), kind=kLoop, calls=%put", 0),
+        (f"f32[1,128]{NEAR} dynamic-slice(%far, %zero, %zero), dynamic_slice_sizes={{1,128}}", TILE),
+        (f"f32[1,128]{FAR} dynamic-slice(%near, %zero, %zero), dynamic_slice_sizes={{1,128}}", TILE),
+        (f"f32[1,128]{FAR} slice(%far), slice={{[0:1], [0:128]}}", 2 * TILE),
+        (f"f32[1,128]{NEAR} slice(%near), slice={{[0:1], [0:128]}}", 0),
+        (f"f32[8,128]{NEAR} gather(%far, %at), offset_dims={{1}}, slice_sizes={{1,128}}", TILE),
+        (f"f32[8,128]{FAR} gather(%near, %at), offset_dims={{1}}, slice_sizes={{1,128}}", TILE),
+    ],
+)
+def test_a_part_counts_at_each_end_that_is_in_main_memory(line, nbytes):
+    """Read there, written there, or both; between two arrays of the fast memory nothing moves."""
+    found = hlo.parse(SPACES.replace("LINE", line))
+    assert hlo.traffic(found, "main") == nbytes
+
+
 def test_collectives_are_listed_with_what_they_carry_and_how_often(program):
     assert hlo.collectives(program, "body") == [
         hlo.Collective("all-reduce", "f32[8]", 32, 8, "jit(chunk)/sampler", 32),

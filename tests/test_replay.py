@@ -16,6 +16,7 @@ from entropix.drawing import Finish
 from entropix.loading import Model
 from entropix.replay import first_difference, main
 from entropix.session import Session
+from entropix.sharding import Shape
 from entropix.trace import Trace
 
 Change = Callable[[list[dict[str, Any]]], Any]
@@ -164,12 +165,40 @@ def test_other_weights_are_refused(tmp_path: Path, path: Path, capsys: pytest.Ca
     assert "other: not the weights of the trace (toy, fingerprint " in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("there", "text"),
+    [
+        ({"backend": "tpu"}, "backend tpu, here "),
+        ({"mesh": "data=2,model=4"}, "mesh data=2,model=4, here none\n"),
+    ],
+)
 def test_a_trace_made_elsewhere_says_so_when_it_differs(
+    model: Model, path: Path, capsys: pytest.CaptureFixture[str], there: dict[str, str], text: str
+) -> None:
+    change(path, lambda lines: (lines[0].update(there), lines[1].update(id=1)))
+    assert ran(model, path) == 1
+    assert f"\n  the trace was made with {text}" in capsys.readouterr().err
+
+
+def test_a_trace_of_a_release_that_told_no_mesh_does_not_blame_it(
     model: Model, path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    change(path, lambda lines: (lines[0].update(backend="tpu"), lines[1].update(id=1)))
+    change(path, lambda lines: (lines[0].pop("mesh"), lines[1].update(id=1)))
     assert ran(model, path) == 1
-    assert "the trace was made with backend tpu, here " in capsys.readouterr().err
+    assert "made with" not in capsys.readouterr().err
+
+
+def test_traces_of_a_mesh_and_of_one_device_repeat_each_other(
+    model: Model, path: Path, tmp_path: Path
+) -> None:
+    """On four devices each of the two key/value heads is there twice."""
+    there = entropix.load(model.folder, shape=Shape(2, 4))
+    here = trace.read(path)
+    job = generation.prepare(there, here.prompts, **here.options)
+    trace.write(tmp_path / "mesh.jsonl", job, generation.collect(job, generation.run(job)))
+    assert trace.read(tmp_path / "mesh.jsonl").header["mesh"] == "data=2,model=4"
+    assert first_difference(model, trace.read(tmp_path / "mesh.jsonl")) is None
+    assert first_difference(there, here) is None
 
 
 def test_a_conversation_is_replayed_turn_by_turn_on_one_cache(

@@ -20,7 +20,7 @@ from entropix import config, distributed, request
 from entropix.config import SamplerConfig
 from entropix.generation import generate
 from entropix.grids import engine, file, running
-from entropix.grids.results import Store
+from entropix.grids.results import MANIFEST, Store, read_manifest
 from entropix.loading import Model, load
 
 ROOT = Path(__file__).parent.parent
@@ -199,7 +199,7 @@ def test_batches_meshes_and_parts_do_not_change_a_token(
     grid_file.write_text(HEAD + SAMPLED)
     ways = {
         "whole": (),
-        "mesh": ("--mesh", "data=2,model=2", "--batch", "4"),
+        "mesh": ("--mesh", "data=2,model=4", "--batch", "4"),
         "part": ("--batch", "1", "--part", "2/3"),
     }
     for name, flags in ways.items():
@@ -208,6 +208,9 @@ def test_batches_meshes_and_parts_do_not_change_a_token(
     assert len(set(map(tuple, whole.values()))) == 12
     assert mesh == whole
     assert len(part) == 4 and part.items() <= whole.items()
+    alone, divided = (read_manifest(tmp_path / name) for name in ("whole", "mesh"))
+    assert alone["mesh"] is None  # four devices have each of the model's two key/value heads twice
+    assert divided == alone | {"mesh": "data=2,model=4", "batch": 4, "groups": 2}
 
 
 def test_every_group_of_devices_has_as_many_rows() -> None:
@@ -273,6 +276,20 @@ def test_terminated_and_killed_and_started_again_it_has_the_bytes_of_one_run(
     code, _, notes = command("--out", str(out), *flags)
     assert code == 0 and f"{out}: {done - done % 4} answers are there already\n" in notes
     assert (out / "results.jsonl").read_bytes() == whole
+
+
+def test_a_folder_goes_on_that_told_no_mesh(command: Command, tmp_path: Path) -> None:
+    """As of releases that did not tell it: it is taken for one of a single device."""
+    out = tmp_path / "out"
+    assert command("--out", str(out))[0] == 0
+    manifest = read_manifest(out)
+    del manifest["mesh"]
+    (out / MANIFEST).write_text(json.dumps(manifest))
+    code, _, notes = command("--out", str(out))
+    assert code == 0 and "18 answers are there already" in notes
+    code, _, notes = command("--out", str(out), "--mesh", "model=2")
+    assert (code, notes.count("\n")) == (1, 1)
+    assert 'mesh is null there, "data=1,model=2" now' in notes
 
 
 def test_a_signal_during_the_last_batch_does_not_spoil_the_end(

@@ -1,5 +1,6 @@
 """What comes out on a mesh: what a single device gives, whatever the mesh divides or cannot divide."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 import toy
 
-from entropix import decode, samplers, session
+from entropix import decode, hlo, samplers, session
 from entropix.config import GenerateConfig, SamplerConfig
 from entropix.generation import Result, collect, generate, prepare, run
 from entropix.session import Session
@@ -125,22 +126,46 @@ def wide() -> Session:
     return rows
 
 
-def test_a_step_sends_neither_logits_nor_keys(wide: Session) -> None:
-    """What comes to a device is less than one row's logits, and less than it holds of the keys of one layer."""
-    assert wide._run is not None and wide._cache is not None
-    model, state = wide._model, wide._run
+def compiled_chunk(rows: Session) -> Any:
+    """The program of their next chunk."""
+    assert rows._run is not None
+    model, run = rows._model, rows._run
     lower = session._on_mesh(
         lambda self: decode.decode_chunk.lower(
-            model.weights, state.request, wide._cache, state.state, state.n_steps, state.sampler_cfg, model.config,
-            state.sampler,
+            model.weights, run.request, rows._cache, run.state, run.n_steps, run.sampler_cfg, model.config,
+            run.sampler,
         )
     )  # fmt: skip
-    arrays = meshes.made(lower(wide).compile())
+    return lower(rows).compile()
+
+
+def test_a_step_sends_neither_logits_nor_keys(wide: Session) -> None:
+    """What comes to a device is less than one row's logits, and less than it holds of the keys of one layer."""
+    assert wide._cache is not None
+    arrays = meshes.made(compiled_chunk(wide))
     sent = meshes.collectives(arrays)
     held = np.prod(meshes.shard_shape(wide._cache.k_LBKHS[0]))
     assert held == WIDE.config.vocab_size == 4096
     assert 0 < max(one.size for one in sent) < 4096
     assert [one for one in arrays if 4096 in one.shape and one.operation != "iota"] == []
+
+
+# Heads and vocabulary that are divided take two sums a layer, one for the embedding and eight exchanges for metrics and
+# sampler, two of which gather the largest logits. Rows that are divided need nothing of each other.
+@pytest.mark.parametrize(("shape", "n"), [("data=2", 0), ("data=2,model=4", 13), ("model=4", 13)])
+def test_rows_that_are_divided_exchange_only_whether_one_goes_on(shape: str, n: int) -> None:
+    """A number a step, and nothing else along `data`: what the host reads is made whole after the last step."""
+    rows = Session(meshes.on_mesh(WIDE, shape), 4)
+    rows.start(PROMPTS[:4], samplers.get("entropix"), SamplerConfig(), GenerateConfig(max_new_tokens=LENGTH))
+    program = hlo.parse(compiled_chunk(rows).as_text())
+    step = hlo.step(program)
+    [loop] = [
+        one for one in program.computations[program.entry].values() if f"body=%{step}" in one.attributes
+    ]
+    [condition] = re.findall(r"condition=%([\w.-]+)", loop.attributes)
+    assert sum(one.times for one in hlo.collectives(program, step)) == n
+    asked = [(one.arrays, one.times) for one in hlo.collectives(program, condition)]
+    assert asked == ([("s32[]", 1)] if "data" in shape else [])
 
 
 def test_keys_and_values_stay_where_they_are(wide: Session) -> None:

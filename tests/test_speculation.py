@@ -103,6 +103,17 @@ def test_no_token_and_no_record_changes_whatever_the_sampler(preset: str) -> Non
     assert session.n_passes < 70, "no draft was ever right, so nothing was tested"
 
 
+def test_a_draft_that_is_dropped_leaves_nothing_behind() -> None:
+    """A row without a draft reads padding where its neighbour has one: here a token whose values are NaN."""
+    model = toy.with_a_broken_token(0)
+    prompts = [list(range(1, 21)), [5, 6, 7, 8] * 6]
+    options = {"max_new_tokens": 40, "sampler": "temperature", "seed": 1}
+    plain = generate(model, prompts, **options)
+    assert plain[0].finish == Finish.LENGTH and 0 not in plain[0].token_ids, "the row itself is whole"
+    drafted = generate(model, prompts, speculate=4, **options)
+    assert [result.token_ids for result in drafted] == [result.token_ids for result in plain]
+
+
 def test_the_longest_draft_changes_nothing() -> None:
     """15 drafted tokens leave a tail room for two steps."""
     [plain] = generate(MODEL, [PROMPTS[2]], max_new_tokens=100, sampler="greedy")

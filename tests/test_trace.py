@@ -15,12 +15,13 @@ import pytest
 from traces import lines_of, rewrite
 
 import entropix
-from entropix import generation, trace
+from entropix import generation, loading, trace
 from entropix.config import GenerateConfig, SamplerConfig
 from entropix.drawing import Finish
 from entropix.generation import Job, Result
 from entropix.loading import Model
 from entropix.metrics import Metrics
+from entropix.sharding import Shape
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +89,15 @@ def test_the_header_tells_what_ran_where(path: Path, job: Job) -> None:
     assert header["model"]["dtype"] == "float32"
     assert header["model"]["config"] == dataclasses.asdict(job.model.config)
     assert (header["sampler"], header["strategies"]) == ("entropix", list(job.sampler.strategies))
+
+
+def test_on_a_mesh_the_header_has_the_folders_config_and_the_mesh(model: Model) -> None:
+    """Where four devices share two key/value heads, each of which is there twice."""
+    there = loading.load(model.folder, shape=Shape(2, 4))
+    assert (there.config.n_kv_heads, model.config.n_kv_heads) == (4, 2)
+    divided, whole = (trace.header(generation.prepare(each, ["Why?"])) for each in (there, model))
+    assert (divided.pop("mesh"), whole.pop("mesh")) == ("data=2,model=4", None)
+    assert divided == whole
 
 
 def test_prompts_are_told_as_the_model_saw_them(path: Path) -> None:
@@ -345,6 +355,10 @@ def test_a_file_cut_anywhere_is_refused(path: Path) -> None:
         ),
         (lambda lines: lines[-1].update(finish="tired"), r"line 27: field 'finish' must be one of .*'tired'"),
         (lambda lines: lines[0].update(rows="pile"), r"line 1: field 'rows' must be one of batch, turns"),
+        (
+            lambda lines: lines[0].update(mesh=8),
+            r"line 1: field 'mesh' must be of type string or null, got 8",
+        ),
         (lambda lines: lines[0]["model"].pop("dtype"), r"line 1: field 'model.dtype' is missing"),
         (
             lambda lines: lines[0]["prompts"][1].update(token_ids=[1, "2"]),
@@ -372,7 +386,7 @@ def test_fields_that_earlier_releases_did_not_write_may_be_missing(path: Path) -
     lines = lines_of(path)
     for name in ("margin", "bytes", "alternatives", "head_entropies"):
         del lines[1][name]
-    del lines[0]["rows"]
+    del lines[0]["rows"], lines[0]["mesh"]
     rewrite(path, lines)
     read = trace.read(path)
     assert read.header["rows"] == "batch"

@@ -126,6 +126,7 @@ def write(
         "jax": "0",
         "backend": "cpu",
         "device": "cpu",
+        "mesh": None,
         "model": {"name": "toy", "config": {"vocab_size": 256}, "dtype": "float32", "fingerprint": ""},
         "sampler": sampler,
         "strategies": strategies,

@@ -88,8 +88,9 @@ def generate(model: Model, whole: Grid, store: Store | Follower, out: str | None
 
 
 def program(variant: Variant) -> Hashable:
-    """What is compiled anew for it, of all that variants differ in."""
-    return samplers.configured(variant.sampler, variant.config), jax.tree.structure(variant.config)
+    """What is compiled anew for it, of all that variants differ in; a clarifier of another length is."""
+    sampler, config = samplers.configured(variant.sampler, variant.config), variant.config
+    return sampler, jax.tree.structure(config), config.clarifier
 
 
 class Pace:
