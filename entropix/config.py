@@ -251,7 +251,7 @@ class GenerateConfig:
     stop: tuple[str, ...] = knob((), "text that ends a row; it is not part of the result")
     ignore_stop_tokens: bool = knob(False, "go on past the checkpoint's stop tokens")
     chunk_length: int = knob(
-        16, "steps computed on the device before the host looks", 1, _MAX_INT32, "tokens"
+        16, "most steps computed on the device before the host looks", 1, _MAX_INT32, "tokens"
     )
     speculate: int = knob(
         0,

@@ -211,8 +211,10 @@ def run(job: Job, session: Session | None = None) -> Iterator[Event]:
         yield event
         if text.ended:
             session.end([row])
+    n_done = 0
     while session.running:
-        chunk = session.advance()
+        chunk = session.advance(_until_next_look(job.config, n_done))
+        n_done += len(chunk.token_B)
         stopped = set()
         for row, text in enumerate(texts):
             for event in _row_events(job, row, text, chunk):
@@ -221,6 +223,11 @@ def run(job: Job, session: Session | None = None) -> Iterator[Event]:
                     stopped.add(row)
         if stopped:
             session.end(stopped)
+
+
+def _until_next_look(cfg: GenerateConfig, n_done: int) -> int:
+    """Steps of the next chunk. What a row computes past a stop string is lost: 3 tokens, or a quarter of its text."""
+    return min(cfg.chunk_length, max(4, n_done // 4)) if cfg.stop else cfg.chunk_length
 
 
 class StopStrings:

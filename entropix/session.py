@@ -149,8 +149,8 @@ class Session:
         )
 
     @_on_mesh
-    def advance(self) -> StepRecord:
-        """Up to `chunk_length` more steps of the running rows: their records as numpy arrays `[tokens, B, ...]`.
+    def advance(self, n_steps: int | None = None) -> StepRecord:
+        """More steps of the running rows, `chunk_length` unless told: their records as numpy arrays `[tokens, B, ...]`.
 
         A chunk may be shorter: when all rows have ended, or where the tail is full. With drafts a step makes several
         tokens; `live_B` tells which of them are there.
@@ -164,7 +164,7 @@ class Session:
             run.request,
             self._cache,
             run.state,
-            run.n_steps,
+            run.n_steps if n_steps is None else jnp.asarray(n_steps, jnp.int32),
             run.sampler_cfg,
             self._model.config,
             run.sampler,

@@ -1,8 +1,9 @@
 """Measures how near decoding comes to the memory bandwidth, with all metrics and the sampler.
 
-What is compared is measured in turns: everything is built first, then one short run of each makes a round, and the
-figures are medians over the rounds, so that a noisy machine moves all of them alike. With --peers, other libraries
-run the same weights and prompt in the same rounds. A table goes to stdout, and after it one line of JSON.
+What is compared is measured in turns: everything is built first, then one short run of each makes a round. Shares and
+ratios are computed within a round, and the table has their medians over the rounds, so that a noisy machine moves both
+sides alike. With --peers, other libraries run the same weights and prompt in the same rounds. A table goes to stdout,
+and after it one line of JSON.
 
 Tokens/s count all rows of a batch. GB/s are the bytes of the weights over the time of a step; the ceiling, of which
 the table gives the share, is the bandwidth that XLA reaches where it does nothing but read.
@@ -18,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -28,7 +29,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from bench_peers import peer_cases
-from bench_timing import HEADING, Case, Compilations, Row, bandwidth, rounds, show, speed_rows
+from bench_timing import HEADING, Case, Compilations, Round, Row, bandwidth, rounds, show, speed_rows, typical
 from jax import Array
 
 import entropix
@@ -77,7 +78,7 @@ class Args:
 
 
 def all_cases(args: Args, loaded: Model) -> list[Case]:
-    """A round. The bandwidth is measured three times in it, and its best value counts."""
+    """A round. The bandwidth is measured beside what it is compared with, and its best value counts."""
     reads = reading_cases(args.read_megabytes)
     prompt = encode_prompt(loaded, PROMPT, raw=True)
     answer = answer_case(loaded, prompt, args.tokens)
@@ -91,6 +92,7 @@ def all_cases(args: Args, loaded: Model) -> list[Case]:
     return [
         *reads,
         answer,
+        *reads,
         *peers,
         *prefills,
         *reads,
@@ -312,14 +314,14 @@ def measure(args: Args) -> Iterator[Row]:
     yield Row("programs compiled", compilations.count, "")
     yield Row("compilation", compilations.seconds, "s")
     warm = compilations.count
-    seconds = rounds(cases, args.repeats)
+    found = rounds(cases, args.repeats)
     yield Row("programs compiled after the first round", compilations.count - warm, "")
 
-    best = bandwidth(cases, seconds)
+    best = typical(found, partial(bandwidth, cases))
     yield Row("read bandwidth", best / 1e9, "GB/s")
     yield Row("ceiling at batch 1", best / size, "tokens/s")
-    yield from speed_rows(cases, seconds)
-    yield from part_rows(args.batches, seconds)
+    yield from speed_rows(cases, found)
+    yield from part_rows(args.batches, found)
     yield Row("peak memory of this benchmark", peak_megabytes(resource.getrusage(resource.RUSAGE_SELF)), "MB")
 
 
@@ -331,15 +333,20 @@ def memory_row(peak: Row, loaded: Model, n_tokens: int) -> Row:
     return Row("command: peak beyond weights and cache", peak.value - needed / 1e6, "MB")
 
 
-def part_rows(batches: Sequence[int], seconds: Mapping[str, Sequence[float]]) -> Iterator[Row]:
+def part_rows(batches: Sequence[int], found: Sequence[Round]) -> Iterator[Row]:
     """What metrics and sampler take of a step: by what the step takes without them, and each on its own."""
+
+    def of_step(case: str, step: str, seconds: Round) -> float:
+        calls = CALLS if case.endswith("alone") else STEPS
+        return median(seconds[case]) / calls / (median(seconds[step]) / STEPS)
+
     for batch in batches:
         name = f"batch {batch}"
-        chunk, bare = (median(seconds[f"{name}: {kind}"]) for kind in ("entropix", "greedy without metrics"))
-        yield Row(f"{name}: metrics and sampler", 1 - bare / chunk, "of a step")
-        for part in ("metrics alone", "sampler alone"):
-            alone = median(seconds[f"{name}: {part}"]) / CALLS
-            yield Row(f"{name}: {part}", alone / (chunk / STEPS), "of a step")
+        step, bare = f"{name}: entropix", f"{name}: greedy without metrics"
+        rest = 1 - typical(found, partial(of_step, bare, step))
+        yield Row(f"{name}: metrics and sampler", rest, "of a step")
+        for part in (f"{name}: metrics alone", f"{name}: sampler alone"):
+            yield Row(part, typical(found, partial(of_step, part, step)), "of a step")
 
 
 def machine() -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from statistics import median
 from typing import Any, NamedTuple
 
@@ -35,14 +36,16 @@ class Row(NamedTuple):
     ratio_of: tuple[str, str] | None = None  # the two cases whose tokens/s it compares
 
 
-def rounds(cases: Sequence[Case], repeats: int) -> dict[str, list[float]]:
-    """Seconds of every run by the case's name: all cases once, then all cases again, `repeats` times.
+# Seconds of every run of a round, by the case's name: a case that is listed several times has that many.
+Round = Mapping[str, Sequence[float]]
 
-    A case that is listed several times has that many runs a round.
-    """
-    seconds: dict[str, list[float]] = {case.name: [] for case in cases}
+
+def rounds(cases: Sequence[Case], repeats: int) -> list[Round]:
+    """All cases once, then all cases again, `repeats` times."""
+    found: list[Round] = []
     for number in range(1, repeats + 1):
         print(f"round {number} of {repeats}", file=sys.stderr, flush=True)
+        seconds: dict[str, list[float]] = {case.name: [] for case in cases}
         for case in cases:
             if case.before is not None:
                 case.before()
@@ -51,7 +54,17 @@ def rounds(cases: Sequence[Case], repeats: int) -> dict[str, list[float]]:
             start = time.perf_counter()
             jax.block_until_ready(case.run())
             seconds[case.name].append(time.perf_counter() - start)
-    return seconds
+        found.append(seconds)
+    return found
+
+
+def typical(found: Sequence[Round], figure: Callable[[Round], float]) -> float:
+    """The median over the rounds of a figure that is computed within each of them.
+
+    A shared machine is twice as fast in one minute as in the next. What is compared is therefore never taken from two
+    rounds: the ratio of two medians may pair a good minute with a bad one, the median of ratios does not.
+    """
+    return median(map(figure, found))
 
 
 class Compilations:
@@ -67,26 +80,37 @@ class Compilations:
             self.seconds += duration_secs
 
 
-def bandwidth(cases: Sequence[Case], seconds: Mapping[str, Sequence[float]]) -> float:
-    """Bytes a second of the best run of any case that reads and computes no tokens."""
+def bandwidth(cases: Sequence[Case], seconds: Round) -> float:
+    """Bytes a second of the best run of a case that reads and computes no tokens."""
     readers = [case for case in cases if case.read_bytes and not case.tokens]
     return max(case.read_bytes / min(seconds[case.name]) for case in readers)
 
 
-def speed_rows(cases: Sequence[Case], seconds: Mapping[str, Sequence[float]]) -> Iterator[Row]:
-    """A row of medians for every case that computes tokens."""
-    best = bandwidth(cases, seconds)
-    speed = {case.name: case.tokens / median(seconds[case.name]) for case in cases}
+def speed_rows(cases: Sequence[Case], found: Sequence[Round]) -> Iterator[Row]:
+    """A row for every case that computes tokens."""
+    tokens = {case.name: case.tokens for case in cases}
+
+    def speed(name: str, seconds: Round) -> float:
+        return tokens[name] / median(seconds[name])
+
+    def read(case: Case, seconds: Round) -> float:
+        return case.read_bytes / median(seconds[case.name])
+
+    def share(case: Case, seconds: Round) -> float:
+        return read(case, seconds) / bandwidth(cases, seconds)
+
+    def ratio(over: str, under: str, seconds: Round) -> float:
+        return speed(over, seconds) / speed(under, seconds)
+
     for case in cases:
         if not case.tokens:
             continue
-        row = Row(case.name, speed[case.name], "tokens/s")
+        row = Row(case.name, typical(found, partial(speed, case.name)), "tokens/s")
         if case.read_bytes:
-            read = case.read_bytes / median(seconds[case.name])
-            row = row._replace(gigabytes=read / 1e9, share=read / best)
-        over, under = case.ratio or ("", "")
-        if over != under:
-            row = row._replace(ratio=speed[over] / speed[under], ratio_of=case.ratio)
+            gigabytes = typical(found, partial(read, case)) / 1e9
+            row = row._replace(gigabytes=gigabytes, share=typical(found, partial(share, case)))
+        if case.ratio is not None and case.ratio[0] != case.ratio[1]:
+            row = row._replace(ratio=typical(found, partial(ratio, *case.ratio)), ratio_of=case.ratio)
         yield row
 
 

@@ -24,8 +24,12 @@ bench_decode, bench_peers, bench_timing = (
 )
 Case, Row = bench_timing.Case, bench_timing.Row
 
-# Medians 2, 0.5 and 4 seconds; the best read is 100 bytes in 0.1 seconds.
-SECONDS = {"read": [0.2, 0.1, 0.4], "ours": [2, 9, 1], "wide": [0.5, 0.1, 7], "theirs": [4, 4, 4]}
+# Three rounds: as one would wish, all twice as slow, and one in which a single case was held up.
+ROUNDS = [
+    {"read": [0.2, 0.1], "ours": [2], "wide": [0.5], "theirs": [4]},
+    {"read": [0.2, 0.2], "ours": [4], "wide": [1], "theirs": [8]},
+    {"read": [0.1, 0.4], "ours": [9], "wide": [0.5], "theirs": [4]},
+]
 
 
 def nothing() -> None:
@@ -43,15 +47,17 @@ CASES = [
 # ----- arithmetic -------------------------------------------------------------------------------------------
 
 
-def test_the_bandwidth_is_that_of_the_best_read() -> None:
-    assert bench_timing.bandwidth(CASES, SECONDS) == 1000
+def test_the_bandwidth_of_a_round_is_that_of_its_best_read() -> None:
+    assert [bench_timing.bandwidth(CASES, seconds) for seconds in ROUNDS] == [1000, 500, 1000]
 
 
-def test_speeds_shares_and_ratios_follow_from_the_medians() -> None:
-    assert list(bench_timing.speed_rows(CASES, SECONDS)) == [
-        Row("ours", 3.0, "tokens/s", 400 / 1e9, 0.4),
-        Row("wide", 24.0, "tokens/s", ratio=8.0, ratio_of=("wide", "ours")),
-        Row("theirs", 1.5, "tokens/s", 250 / 1e9, 0.25, 2.0, ("ours", "theirs")),
+def test_speeds_are_medians_and_what_is_compared_comes_from_one_round() -> None:
+    assert list(bench_timing.speed_rows(CASES, ROUNDS)) == [
+        Row(
+            "ours", 1.5, "tokens/s", 200 / 1e9, 0.4
+        ),  # 400, 200 and 89 bytes/s: 0.4, 0.4 and 0.09 of the bandwidth
+        Row("wide", 24.0, "tokens/s", ratio=8.0, ratio_of=("wide", "ours")),  # 8, 8 and 36
+        Row("theirs", 1.5, "tokens/s", 250 / 1e9, 0.25, 2.0, ("ours", "theirs")),  # 2, 2 and 0.44
     ]
 
 
@@ -62,15 +68,15 @@ def test_parts_are_shares_of_one_step() -> None:
         "batch 4: metrics alone": [bench_decode.CALLS * 2.0],
         "batch 4: sampler alone": [bench_decode.CALLS * 0.5],
     }
-    values = {row.what: row.value for row in bench_decode.part_rows([4], seconds)}
+    values = {row.what: row.value for row in bench_decode.part_rows([4], [seconds])}
     assert values == pytest.approx(
         {"batch 4: metrics and sampler": 0.1, "batch 4: metrics alone": 0.2, "batch 4: sampler alone": 0.05}
     )
 
 
 def test_a_line_says_what_is_compared_with_what() -> None:
-    ours, wide, theirs = map(bench_timing.show, bench_timing.speed_rows(CASES, SECONDS))
-    assert ours.split() == ["ours", "3", "tokens/s", "0.0", "0.40"]
+    ours, wide, theirs = map(bench_timing.show, bench_timing.speed_rows(CASES, ROUNDS))
+    assert ours.split() == ["ours", "1.5", "tokens/s", "0.0", "0.40"]
     assert wide.endswith("  8.00 × ours")
     assert theirs.endswith("  ours = 2.00 × this")
 
@@ -89,7 +95,7 @@ def test_cases_take_turns_and_preparing_them_is_not_timed(monkeypatch: pytest.Mo
     monkeypatch.setattr(bench_timing.time, "sleep", nothing_for)
     a = Case("a", 1, takes("a", 1.0), before=takes("before a", 10.0))
     b = Case("b", 1, takes("b", 2.0))
-    assert bench_timing.rounds([b, a, b], 2) == {"a": [1.0, 1.0], "b": [2.0] * 4}
+    assert bench_timing.rounds([b, a, b], 2) == [{"a": [1.0], "b": [2.0, 2.0]}] * 2
     assert order == ["b", "before a", "a", "b"] * 2
 
 

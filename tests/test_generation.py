@@ -11,7 +11,7 @@ import toy
 from entropix import decode, session
 from entropix.config import SamplerConfig
 from entropix.drawing import Finish
-from entropix.generation import generate, stream
+from entropix.generation import collect, generate, prepare, run, stream
 from entropix.samplers.entropix import Strategy
 
 PROMPTS = [[5], [17, 4, 200, 31, 8], list(range(40, 90)), [9] * 130]
@@ -188,6 +188,20 @@ def test_stop_strings_end_the_text_just_before_them(toy_model):
         assert stopped.finish == Finish.STOP_STRING
         assert stopped.text == free.text[: free.text.index(stop)]
         assert stopped.token_ids == free.token_ids[: len(stopped.token_ids)]
+
+
+@pytest.mark.parametrize(("start", "wasted"), [(0, 3), (2, 3), (17, 4), (60, 15)])
+def test_little_is_computed_past_a_stop_string(toy_model, start, wasted):
+    """At most 3 passes or a quarter of the text, however long a chunk may be."""
+    options = {"seed": 1, "max_new_tokens": 100, "ignore_stop_tokens": True, "chunk_length": 1000}
+    [free] = generate(toy_model, [[65]], **options)
+    stop = free.text[start : start + 3]
+    rows = session.Session(toy_model, 1)
+    job = prepare(toy_model, [[65]], stop=stop, **options)
+    [stopped] = collect(job, run(job, rows))
+    assert stopped.finish == Finish.STOP_STRING
+    assert stopped.token_ids == free.token_ids[: len(stopped.token_ids)]
+    assert 0 <= rows.n_passes - len(stopped.token_ids) <= wasted
 
 
 # ----- what the records say --------------------------------------------------------------------------------------
