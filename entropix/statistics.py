@@ -73,7 +73,7 @@ def stats(results: Sequence[Result], strategies: Sequence[str], timing: Timing, 
     rows = [
         ("prompt tokens", str(sum(len(result.prompt_ids) for result in results)), ""),
         ("new tokens", str(total), ""),
-        ("computed tokens", str(timing.computed_tokens), "with those that were discarded or taken back"),
+        ("computed tokens", str(timing.computed_tokens), "with those that are in no answer"),
         ("time to first token", _number(timing.first_token), "s, compilation included"),
         ("forward passes", str(timing.forward_passes), ""),
         *searched,

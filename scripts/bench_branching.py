@@ -1,7 +1,8 @@
 """Measures several paths as one batch against one after the other, and looks at what choosing gains.
 
 Speed: the paths of `--cot C` on small generated arithmetic questions, computed as one batch and then, the same tokens,
-by one generation after the other; after a round that compiles, and with medians over the questions.
+by one generation after the other. Every question is asked once before, so that nothing is compiled in what is timed: a
+batch shrinks as its paths end, and each size is a program. Medians over the questions.
 
 Look: on generated arithmetic questions and on facts, how often greedy decoding, the path with the largest answer margin
 and a majority vote over as many samples are right, with the tokens each of them computed. It is a look and not a claim:
@@ -102,31 +103,39 @@ def main() -> None:
 def time_paths(
     model: Model, questions: Sequence[Question], paths: int, options: dict[str, Any]
 ) -> dict[str, float]:
-    """Seconds of both ways, their ratio, and how many passes they take. The first question is asked twice."""
+    """Seconds of both ways, their ratio, and how many passes they take."""
     together, apart = [], []
     passes_together: list[float] = []
     passes_apart: list[float] = []
     greedy = {**options, "sampler": "greedy"}
-    for question in (questions[0], *questions):
+    rest = {**greedy, "max_new_tokens": options["max_new_tokens"] - 1}
+
+    def as_batch(question: Question) -> parallel.CotResult:
+        return parallel.decode(model, question.prompt, paths=paths, extract=EXTRACT, **greedy)
+
+    def alone(path: parallel.CotPath) -> None:
+        prompt = [*path.result.prompt_ids, path.result.token_ids[0]]
+        generation.generate(model, [prompt], **rest)
+
+    for question in questions:
+        alone(as_batch(question).winner)
+    for question in questions:
         start = time.perf_counter()
-        result = parallel.decode(model, question.prompt, paths=paths, extract=EXTRACT, **greedy)
+        result = as_batch(question)
         together.append(time.perf_counter() - start)
-        rest = {**greedy, "max_new_tokens": options["max_new_tokens"] - 1}
-        prompt_ids = result.winner.result.prompt_ids
         start = time.perf_counter()
         for path in result.paths:
-            generation.generate(model, [[*prompt_ids, path.result.token_ids[0]]], **rest)
+            alone(path)
         apart.append(time.perf_counter() - start)
         passes_together.append(result.forward_passes)
         passes_apart.append(sum(path.forward_passes for path in result.paths))
         print(f"{together[-1]:.2f} s as one batch, {apart[-1]:.2f} s one by one", file=sys.stderr, flush=True)
-    ratios = [b / a for a, b in zip(together, apart, strict=True)][1:]
     return {
-        "one batch, s": median(together[1:]),
-        "one by one, s": median(apart[1:]),
-        "ratio": median(ratios),
-        "passes of one batch": median(passes_together[1:]),
-        "passes one by one": median(passes_apart[1:]),
+        "one batch, s": median(together),
+        "one by one, s": median(apart),
+        "ratio": median(b / a for a, b in zip(together, apart, strict=True)),
+        "passes of one batch": median(passes_together),
+        "passes one by one": median(passes_apart),
     }
 
 

@@ -47,7 +47,7 @@ def test_statistics_are_a_line_a_figure() -> None:
     assert statistics.stats(results, STRATEGIES, timing, asked).split("\n")[:15] == [
         "prompt tokens                          9",
         "new tokens                             5",
-        "computed tokens                        7  with those that were discarded or taken back",
+        "computed tokens                        7  with those that are in no answer",
         "time to first token                1.235  s, compilation included",
         "forward passes                         9",
         "forks                                  2  places in the answer where several tokens were tried",
@@ -80,7 +80,7 @@ def test_statistics_of_nothing_are_dashes() -> None:
     lines = statistics.stats([result()], ("greedy",), timing, GenerateConfig()).split("\n")
     assert lines[1:8] == [
         "new tokens                             0",
-        "computed tokens                        0  with those that were discarded or taken back",
+        "computed tokens                        0  with those that are in no answer",
         "time to first token                    -  s, compilation included",
         "forward passes                         1",
         "total time                           0.5  s",
