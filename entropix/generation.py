@@ -214,7 +214,7 @@ def run(job: Job, session: Session | None = None) -> Iterator[Event]:
     n_done = 0
     while session.running:
         chunk = session.advance(_until_next_look(job.config, n_done))
-        n_done += len(chunk.token_B)
+        n_done += int(chunk.live_B.sum(axis=0).max())  # not the places of drafts that were wrong
         stopped = set()
         for row, text in enumerate(texts):
             for event in _row_events(job, row, text, chunk):
