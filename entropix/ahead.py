@@ -22,13 +22,13 @@ import jax.numpy as jnp
 from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from entropix import attention, config, decode, model, samplers, sharding, weights
+from entropix import attention, config, decode, kv, samplers, sharding, weights
 from entropix.config import GenerateConfig, ModelConfig, SamplerConfig
 from entropix.decode import TAIL_SIZE, DecodeState
 from entropix.drawing import Rows
 from entropix.loading import Model
 from entropix.request import device_config, make_request
-from entropix.session import MIN_CAPACITY, PREFILL_WIDTHS
+from entropix.text_cache import MIN_CAPACITY, PREFILL_WIDTHS
 
 DTYPE = jnp.bfloat16  # of weights and cache
 
@@ -210,10 +210,10 @@ def abstract_weights(target: Target) -> weights.Weights:
     return jax.tree.map(_at, shapes, sharding.lay_out(shapes, target.mesh))
 
 
-def abstract_cache(target: Target, capacity: int | None = None) -> model.KVCache:
+def abstract_cache(target: Target, capacity: int | None = None) -> kv.KVCache:
     """The shapes of a cache of that capacity, by default the target's, with where its arrays lie."""
     slots = target.capacity if capacity is None else capacity
-    return _divided(target, partial(model.empty_cache, target.model, target.batch, slots, DTYPE))
+    return _divided(target, partial(kv.empty_cache, target.model, target.batch, slots, DTYPE))
 
 
 def device_bytes(tree: Any) -> int:
@@ -224,11 +224,11 @@ def device_bytes(tree: Any) -> int:
     )
 
 
-def _tail(target: Target) -> model.KVTail:
-    return _divided(target, partial(model.empty_tail, target.model, target.batch, TAIL_SIZE, DTYPE))
+def _tail(target: Target) -> kv.KVTail:
+    return _divided(target, partial(kv.empty_tail, target.model, target.batch, TAIL_SIZE, DTYPE))
 
 
-def _chunk_arguments(target: Target, tail: model.KVTail) -> Callable[[Any, Any], jax.stages.Lowered]:
+def _chunk_arguments(target: Target, tail: kv.KVTail) -> Callable[[Any, Any], jax.stages.Lowered]:
     """What lowers the decode chunk, given weights and cache: all else that it takes is made as for a real request."""
     rule, preset = config.read_preset(target.sampler)
     sampler = samplers.configured(rule, preset)
@@ -259,7 +259,7 @@ def _whole(target: Target, tree: Any) -> Any:
 
 
 def _divided(target: Target, make: Callable[[], Any]) -> Any:
-    """The shapes of what `make` returns, a cache or a tail, divided as `model.lay_out` does."""
+    """The shapes of what `make` returns, a cache or a tail, divided as `kv.lay_out` does."""
 
     def place(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
         axes = PartitionSpec(sharding.DATA, sharding.MODEL) if len(leaf.shape) == 4 else PartitionSpec()

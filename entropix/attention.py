@@ -5,60 +5,69 @@ metrics are made of them. `blocked` is for a pass whose scores nobody asks for, 
 more of them than those of a block of queries with a block of keys, which stay in the fast memory of a core, and leaves
 out the blocks of the cache that no row has filled yet.
 
-Keys and values come as pairs: `past`, k_BKHS and v_BKSH of the cache, and `newest`, k_BKHR and v_BKRH of the tail. Keys
-are counted through both, hence visible_BTS. Letters are those of `model`.
+Keys and values come as pairs: `past`, the k_BKHS and v_BKSH of each part of the cache, and `newest`, k_BKHR and v_BKRH
+of the tail. A pair without the axis B is the same for all rows: k_KHS and v_KSH. Keys are counted through all pairs,
+hence visible_BTS. Letters are those of `model`.
 """
 
 import math
-from functools import partial
+import operator
+from collections.abc import Sequence
+from functools import partial, reduce
+from itertools import accumulate
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-Pair = tuple[Array, Array]
+from entropix.kv import Pair
 
 QUERIES, KEYS = 64, 512  # of a block
 
+_Found = tuple[Array, Array, Array]  # what `_part` returns
 
-def scored(q_BKGTH: Array, past: Pair, newest: Pair, visible_BTS: Array) -> tuple[Array, Array]:
+
+def scored(q_BKGTH: Array, past: Sequence[Pair], newest: Pair, visible_BTS: Array) -> tuple[Array, Array]:
     """(mix_BKGTH, score_BKGTS): the values, weighed by a softmax over the visible keys; and all scores.
 
     Scores are q·k/√H in float32, unmasked.
     """
-    (k_BKHS, v_BKSH), (k_BKHR, v_BKRH) = past, newest
-    score_BKGTS = jnp.concatenate([_scores(q_BKGTH, k_BKHS), _scores(q_BKGTH, k_BKHR)], axis=-1)
+    keys, values = zip(*past, newest, strict=True)
+    score_BKGTS = jnp.concatenate([_scores(q_BKGTH, k) for k in keys], axis=-1)
     prob_BKGTS = jax.nn.softmax(jnp.where(visible_BTS[:, None, None], score_BKGTS, -jnp.inf), axis=-1)
-    prob_BKGTS = prob_BKGTS.astype(v_BKSH.dtype)
-    capacity = v_BKSH.shape[2]
-    mix_BKGTH = jnp.einsum("BKGTS,BKSH->BKGTH", prob_BKGTS[..., :capacity], v_BKSH)
-    mix_BKGTH += jnp.einsum("BKGTR,BKRH->BKGTH", prob_BKGTS[..., capacity:], v_BKRH)
+    probs = _split(prob_BKGTS.astype(newest[1].dtype), keys)
+    mix_BKGTH = reduce(operator.add, map(_mix, probs, values))
     return mix_BKGTH, score_BKGTS
 
 
-def blocked(q_BKGTH: Array, past: Pair, newest: Pair, visible_BTS: Array, filled: Array) -> Array:
+def blocked(
+    q_BKGTH: Array, past: Sequence[Pair], newest: Pair, visible_BTS: Array, filled: Sequence[Array]
+) -> Array:
     """mix_BKGTH as of `scored`, from blocks of keys one after the other (Milakov & Gimelshein 2018, arXiv:1805.02867;
     Rabe & Staats 2021, arXiv:2112.05682).
 
-    filled: how many slots of the cache have been filled in any row; those behind them are not looked at.
+    filled: how many slots of each pair of the past are in use by any row; those behind them are not looked at.
     """
-    n_queries, capacity = q_BKGTH.shape[3], past[0].shape[-1]
+    n_queries = q_BKGTH.shape[3]
     height = _block(n_queries, QUERIES)
-    width = _block(capacity, KEYS)
 
     def rows(start: Array) -> Array:
         """[B, K, G, height, H] of the queries from this one on."""
         q_BKGtH = jax.lax.dynamic_slice_in_dim(q_BKGTH, start, height, axis=3)
         visible_BtS = jax.lax.dynamic_slice_in_dim(visible_BTS, start, height, axis=1)
 
-        def of_cache(i: Array, so_far: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-            keys = partial(jax.lax.dynamic_slice_in_dim, start_index=i * width, slice_size=width)
-            k_BKHs, v_BKsH = keys(past[0], axis=3), keys(past[1], axis=2)
-            return _merge(so_far, _part(q_BKGtH, k_BKHs, v_BKsH, keys(visible_BtS, axis=2)))
+        def of_block(i: Array, so_far: _Found, pair: Pair, visible_BtS: Array, width: int) -> _Found:
+            block = partial(jax.lax.dynamic_slice_in_dim, start_index=i * width, slice_size=width)
+            k_BKHs, v_BKsH = block(pair[0], axis=-1), block(pair[1], axis=-2)
+            return _merge(so_far, _part(q_BKGtH, k_BKHs, v_BKsH, block(visible_BtS, axis=2)))
 
-        found = _part(q_BKGtH, *newest, visible_BtS[..., capacity:])
-        if capacity > 0:
-            found = jax.lax.fori_loop(0, -(-filled // width), of_cache, found)
+        *seen, seen_newest_BtR = _split(visible_BtS, [k for k, _ in (*past, newest)])
+        found = _part(q_BKGtH, *newest, seen_newest_BtR)
+        for pair, seen_BtS, count in zip(past, seen, filled, strict=True):
+            width = _block(seen_BtS.shape[-1], KEYS)
+            if width > 0:
+                go_on = partial(of_block, pair=pair, visible_BtS=seen_BtS, width=width)
+                found = jax.lax.fori_loop(0, -(-count // width), go_on, found)
         _, total_BKGt, mix_BKGtH = found
         return (mix_BKGtH / total_BKGt[..., None]).astype(q_BKGTH.dtype)
 
@@ -77,24 +86,45 @@ def query_blocks(n_new: int) -> int:
 
 
 def _scores(q_BKGTH: Array, k_BKHS: Array) -> Array:
-    product = jnp.einsum("BKGTH,BKHS->BKGTS", q_BKGTH, k_BKHS, preferred_element_type=jnp.float32)
+    """q·k/√H in float32."""
+    product = _product("BKGTH,BKHS->BKGTS", q_BKGTH, k_BKHS, jnp.float32)
     return product * (1 / math.sqrt(q_BKGTH.shape[-1]))
 
 
-def _part(q_BKGTH: Array, k_BKHS: Array, v_BKSH: Array, visible_BTS: Array) -> tuple[Array, Array, Array]:
+def _mix(weight_BKGTS: Array, v_BKSH: Array, dtype: jnp.dtype | None = None) -> Array:
+    """The values, weighed and added up."""
+    return _product("BKGTS,BKSH->BKGTH", weight_BKGTS, v_BKSH, dtype)
+
+
+def _product(equation: str, x_BKGTI: Array, y_BKIJ: Array, dtype: jnp.dtype | None) -> Array:
+    """[B, K, G, T, J]. A y of all rows is read once, not once a row: their query heads are those of a single row."""
+    product = partial(jnp.einsum, equation, preferred_element_type=dtype)
+    if y_BKIJ.ndim == x_BKGTI.ndim - 1:
+        return product(x_BKGTI, y_BKIJ)
+    batch, heads, group, n_queries, width = x_BKGTI.shape
+    together = jnp.moveaxis(x_BKGTI, 0, 1).reshape(1, heads, batch * group, n_queries, width)
+    apart = product(together, y_BKIJ[None]).reshape(heads, batch, group, n_queries, -1)
+    return jnp.moveaxis(apart, 1, 0)
+
+
+def _split(x_BTS: Array, keys: Sequence[Array]) -> list[Array]:
+    """The parts of the last axis that belong to each of these arrays of keys."""
+    ends = list(accumulate(k.shape[-1] for k in keys))
+    return jnp.split(x_BTS, ends[:-1], axis=-1)
+
+
+def _part(q_BKGTH: Array, k_BKHS: Array, v_BKSH: Array, visible_BTS: Array) -> _Found:
     """Over some keys, in float32: (peak_BKGT, the largest score; total_BKGT, the sum of exp(score - peak);
     mix_BKGTH, the values weighed by these). A query that sees none of the keys has the lowest peak there is."""
     lowest = jnp.finfo(jnp.float32).min
     score_BKGTS = jnp.where(visible_BTS[:, None, None], _scores(q_BKGTH, k_BKHS), -jnp.inf)
     peak_BKGT = jnp.max(score_BKGTS, axis=-1, initial=lowest)
     exp_BKGTS = jnp.exp(score_BKGTS - peak_BKGT[..., None])
-    mix_BKGTH = jnp.einsum(
-        "BKGTS,BKSH->BKGTH", exp_BKGTS.astype(v_BKSH.dtype), v_BKSH, preferred_element_type=jnp.float32
-    )
+    mix_BKGTH = _mix(exp_BKGTS.astype(v_BKSH.dtype), v_BKSH, jnp.float32)
     return peak_BKGT, jnp.sum(exp_BKGTS, axis=-1), mix_BKGTH
 
 
-def _merge(a: tuple[Array, Array, Array], b: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+def _merge(a: _Found, b: _Found) -> _Found:
     """What `_part` finds over the keys of both."""
     peak_BKGT = jnp.maximum(a[0], b[0])
     weight_a, weight_b = jnp.exp(a[0] - peak_BKGT), jnp.exp(b[0] - peak_BKGT)

@@ -17,11 +17,12 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from entropix import drawing, forking, model, speculation
+from entropix import drawing, forking, kv, model, speculation
 from entropix.config import ModelConfig, SamplerConfig
 from entropix.drawing import Extras, Finish, Request, Rows, StepRecord, draw_token
+from entropix.kv import KVCache, KVTail
 from entropix.metrics import Metrics, entropy_bits, measure, softmax_parts
-from entropix.model import Attention, KVCache, KVTail
+from entropix.model import Attention
 from entropix.samplers.base import Candidates, Context, Sampler, log_normalizer
 from entropix.samplers.branching import Plan
 from entropix.speculation import NO_TOKEN
@@ -64,7 +65,7 @@ def decode_step(
     advance = partial(_advance, weights, request, cache, state, draw=draw, cfg=cfg, extras=extras)
     if n_draft == 0:
         return advance(jnp.zeros((len(request.key_B), 0), jnp.int32))
-    end_B = cache.length_B + state.tail.used_B + 1
+    end_B = cache.end_B + state.tail.used_B + 1
     draft_BK = speculation.lookup(state.text_BX, end_B, n_draft)
     running_B1 = (state.rows.finish_B == Finish.RUNNING)[:, None]
 
@@ -118,11 +119,11 @@ def _advance(
 
     text_BX = state.text_BX
     if text_BX.shape[1] > 0:
-        end_B = cache.length_B + state.tail.used_B + 1
-        text_BX = model.place(text_BX, records.token_B.T, end_B, axis=1)
+        end_B = cache.end_B + state.tail.used_B + 1
+        text_BX = kv.place(text_BX, records.token_B.T, end_B, axis=1)
     tail = _used(state.tail, tail, records)
     if n_positions > 1:
-        tail = model.forget_unused(tail)
+        tail = kv.forget_unused(tail)
     return DecodeState(rows=rows, tail=tail, text_BX=text_BX), records
 
 
@@ -158,7 +159,7 @@ def decode_chunk(
     Runs until `n_steps` are done, a tail has no room for another step, or every row has ended. The cache is only
     read; `commit` the full tail before the next chunk.
     """
-    state = model.lay_out(state, row_axis=0)  # whole again at the end, for the host, and not in every step
+    state = kv.lay_out(state, row_axis=0)  # whole again at the end, for the host, and not in every step
     step = jax.jit(  # inline, hence only a memory of its trace, which is wanted twice
         partial(
             decode_step,
@@ -176,7 +177,7 @@ def decode_chunk(
         lambda leaf: jnp.zeros((size, *leaf.shape), leaf.dtype),
         jax.eval_shape(step, weights, request, cache, state)[1],
     )
-    blank = model.lay_out(blank, row_axis=2)
+    blank = kv.lay_out(blank, row_axis=2)
 
     def go_on(carry: tuple[Array, DecodeState, StepRecord]) -> Array:
         done, state, _ = carry
@@ -189,10 +190,10 @@ def decode_chunk(
         done, state, records = carry
         state, record = step(weights, request, cache, state)
         records = jax.tree.map(lambda buffer, new: buffer.at[done].set(new), records, record)
-        return done + 1, model.lay_out(state, row_axis=0), model.lay_out(records, row_axis=2)
+        return done + 1, kv.lay_out(state, row_axis=0), kv.lay_out(records, row_axis=2)
 
     done, state, records = jax.lax.while_loop(go_on, body, (jnp.zeros((), jnp.int32), state, blank))
-    return model.lay_out((state, records, done))
+    return kv.lay_out((state, records, done))
 
 
 @partial(jax.jit, static_argnames=("cfg", "from_empty"), donate_argnames=("cache",))
@@ -205,9 +206,9 @@ def prefill(
     """
     batch, width = tokens_BT.shape
     dtype = cache.k_LBKHS[0].dtype
-    past = model.empty_cache(cfg, batch, 0, dtype) if from_empty else cache
-    tail = model.extend(weights, tokens_BT, past, model.empty_tail(cfg, batch, width, dtype), cfg)
-    return model.lay_out(model.commit(cache, tail, count_B))
+    past = kv.empty_cache(cfg, batch, 0, dtype) if from_empty else cache
+    tail = model.extend(weights, tokens_BT, past, kv.empty_tail(cfg, batch, width, dtype), cfg)
+    return kv.lay_out(kv.commit(cache, tail, count_B))
 
 
 @partial(jax.jit, static_argnames="cfg", donate_argnames=("cache",))
@@ -221,19 +222,13 @@ def read(
     `length + T <= capacity`.
     """
     batch, width = tokens_BT.shape
-    tail = model.empty_tail(cfg, batch, width, cache.k_LBKHS[0].dtype)
+    tail = kv.empty_tail(cfg, batch, width, cache.k_LBKHS[0].dtype)
     logits_BTV, tail, attention = model.forward(weights, tokens_BT, cache, tail, cfg)
     with jax.named_scope("metrics"):
         metrics_BT = measure(logits_BTV, attention)
     logit_BT = jnp.take_along_axis(logits_BTV, next_BT[..., None], axis=-1)[..., 0]
     logprob_BT = logit_BT - log_normalizer(logits_BTV)
-    return model.lay_out((model.commit(cache, tail, count_B), logprob_BT, metrics_BT))
-
-
-@jax.jit
-def take_rows(tree: Any, row_B: Array) -> Any:
-    """Copies of these rows of every array, whose first axis is the row; a row may come several times."""
-    return model.lay_out(jax.tree.map(lambda leaf: leaf[row_B], tree))
+    return kv.lay_out((kv.commit(cache, tail, count_B), logprob_BT, metrics_BT))
 
 
 def _placed(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -241,15 +236,17 @@ def _placed(function: Callable[..., Any]) -> Callable[..., Any]:
 
     @wraps(function)
     def placed(*args: Any, **options: Any) -> Any:
-        return model.lay_out(function(*args, **options))
+        return kv.lay_out(function(*args, **options))
 
     return placed
 
 
 row_keys = jax.jit(drawing.row_keys)
-empty_cache = jax.jit(_placed(model.empty_cache), static_argnums=(0, 1, 2, 3))
-empty_tail = jax.jit(_placed(model.empty_tail), static_argnums=(0, 1, 2, 3))
-commit = jax.jit(_placed(model.commit), donate_argnames=("cache",))
-truncate = jax.jit(_placed(model.truncate), donate_argnames=("cache",))
-is_finite = jax.jit(_placed(model.is_finite))
-grow = jax.jit(_placed(model.grow), static_argnames=("capacity",))
+empty_cache = jax.jit(_placed(kv.empty_cache), static_argnums=(0, 1, 2, 3))
+empty_tail = jax.jit(_placed(kv.empty_tail), static_argnums=(0, 1, 2, 3))
+commit = jax.jit(_placed(kv.commit), donate_argnames=("cache",))
+truncate = jax.jit(_placed(kv.truncate), donate_argnames=("cache",))
+is_finite = jax.jit(_placed(kv.is_finite))
+take_rows = jax.jit(_placed(kv.take_rows))
+share = jax.jit(_placed(kv.share), static_argnames=("n_rows",))
+grow = jax.jit(_placed(kv.grow), static_argnames=("capacity",))

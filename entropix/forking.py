@@ -1,7 +1,7 @@
 """One decode step in which rows may fork: several paths of a row, rolled forward in one forward pass, the best kept.
 
 The paths of a row are positions of one forward pass, side by side, with the row's cache and tail behind all of them
-(`model.fan`): nothing is copied or computed twice. What the best path has computed then moves into the tail.
+(`layout.fan`): nothing is copied or computed twice. What the best path has computed then moves into the tail.
 
 Letters: C path of a row, BC rows and paths as rows of their own, D token of a path, the fork's own first.
 """
@@ -13,11 +13,13 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from entropix import filters, model
+from entropix import filters, kv, model
 from entropix.config import ModelConfig
 from entropix.drawing import Finish, Request, Rows, StepRecord, draw_logprob, where_row
+from entropix.kv import KVCache, KVTail
+from entropix.layout import fan
 from entropix.metrics import measure
-from entropix.model import Attention, KVCache, KVTail
+from entropix.model import Attention
 from entropix.samplers import backtracking, branching
 from entropix.samplers.base import Candidates, Context, is_token, log_normalizer
 from entropix.samplers.branching import Paths, Plan
@@ -96,8 +98,8 @@ def _fork(
 
     def rollout(token_BC: Array, world: tuple[KVTail, Array]) -> tuple[Context, tuple[KVTail, Array]]:
         fanned, depth = world
-        layout = model.fan(cache, fanned, tail.size, plan.paths, depth)
-        logits_BCV, wider, attention = model.forward(weights, token_BC, cache, fanned, cfg, layout)
+        beside = fan(cache, fanned, tail.size, plan.paths, depth)
+        logits_BCV, wider, attention = model.forward(weights, token_BC, cache, fanned, cfg, beside)
         return contexts(logits_BCV, attention), (wider._replace(used_B=fanned.used_B), depth + 1)
 
     def draw_path(paths: Rows, context: Context) -> tuple[Rows, StepRecord]:
@@ -105,7 +107,7 @@ def _fork(
         before = (paths.sampler, _spread(step_B, plan)) if rows.retreats else ()
         return after, record._replace(before=before)
 
-    world = (model.widen(tail, plan.paths * plan.depth), jnp.zeros((), jnp.int32))
+    world = (kv.widen(tail, plan.paths * plan.depth), jnp.zeros((), jnp.int32))
     ends, (fanned, _), rolled = branching.roll(plan, openers, rollout, draw_path, world)
     every = jax.tree.map(lambda first, later: jnp.concatenate([first[None], later]), opening, rolled)
 
@@ -127,7 +129,7 @@ def _fork(
         retreats = where_row(later.live_B, counted, retreats)
     after = after._replace(forks=branching.note(rows.forks, fork_B, step_B), retreats=retreats)
     if plan.whole:
-        tail = model.adopt(tail, fanned, jnp.where(kept_B, tried.best_B, model.NO_PATH), plan.paths)
+        tail = kv.adopt(tail, fanned, jnp.where(kept_B, tried.best_B, kv.NO_PATH), plan.paths)
     return after, tail, _padded(records, plan, tried)
 
 

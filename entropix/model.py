@@ -1,10 +1,7 @@
 """The Llama forward pass, written out: tokens in; logits, attention scores and new keys and values out.
 
-Keys and values live in two places. The `KVCache` holds the committed past and is only ever *read* by `forward`; the
-short `KVTail` takes the newest tokens and is written. `commit` moves a full tail into the cache. A decode loop that
-carries only the tail leaves the large cache untouched for many steps, so no compiler has a reason to copy it, and
-rows of different lengths need no padding: slot j of a row's cache always holds its j-th token, and slot j of its tail
-the j-th after those.
+`forward` reads the committed past (`kv.KVCache`) and writes the newest tokens (`kv.KVTail`); `layout` says where these
+stand and what they see.
 
 Letters in names: B row, T query position, S cache slot, R tail slot, D width, N query heads, K key/value heads,
 G = N/K, H head width, F feed-forward width, V vocabulary, L layer.
@@ -12,7 +9,7 @@ G = N/K, H head width, F feed-forward width, V vocabulary, L layer.
 
 import math
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,146 +18,19 @@ from jax import Array
 
 from entropix import attention
 from entropix.config import ModelConfig
+from entropix.kv import KVCache, KVTail, Pair, place
+from entropix.layout import Layout, line
 from entropix.sharding import DATA, MODEL, constrain
 from entropix.weights import LayerWeights, Weights
-
-NO_PATH = -1
-
-
-class KVCache(NamedTuple):
-    """Keys and values of the committed tokens, one array a layer; slots at `length_B` and beyond are 0."""
-
-    k_LBKHS: tuple[Array, ...]
-    v_LBKSH: tuple[Array, ...]
-    length_B: Array  # int32
-
-    @property
-    def capacity(self) -> int:
-        return self.k_LBKHS[0].shape[3]
-
-
-class KVTail(NamedTuple):
-    """Keys and values of the newest tokens. Slot j of row b is position `length_B[b] + j`; `used_B[b]` are filled."""
-
-    k_LBKHR: tuple[Array, ...]
-    v_LBKRH: tuple[Array, ...]
-    used_B: Array  # int32
-
-    @property
-    def size(self) -> int:
-        return self.k_LBKHR[0].shape[3]
 
 
 class Attention(NamedTuple):
     """What the attention metrics are computed from."""
 
-    scores_LBNTS: (
-        Array  # float32, q·k/√H before masking and softmax; the last axis is the cache, then the tail
-    )
+    scores_LBNTS: Array  # float32, q·k/√H before masking and softmax; the last axis as in `Layout`
     visible_BTS: (
         Array  # bool: keys at or before the query's own position; never an empty, padded or future slot
     )
-    position_BS: Array  # int32: position of each key (meaningful where visible)
-
-
-def empty_cache(cfg: ModelConfig, batch: int, capacity: int, dtype: jnp.dtype) -> KVCache:
-    """A cache of `capacity` slots a row, all empty."""
-
-    def empty(*shape: int) -> tuple[Array, ...]:
-        return tuple(jnp.zeros((batch, cfg.n_kv_heads, *shape), dtype) for _ in range(cfg.n_layers))
-
-    k, v = empty(cfg.head_dim, capacity), empty(capacity, cfg.head_dim)
-    return KVCache(k, v, jnp.zeros(batch, jnp.int32))
-
-
-def empty_tail(cfg: ModelConfig, batch: int, size: int, dtype: jnp.dtype) -> KVTail:
-    """A tail with room for `size` tokens."""
-    k, v, _ = empty_cache(cfg, batch, size, dtype)
-    return KVTail(k, v, jnp.zeros(batch, jnp.int32))
-
-
-def lay_out(tree: Any, row_axis: int | None = None) -> Any:
-    """The same tree on a mesh: keys and values divided by rows and heads, all other arrays whole on every device.
-
-    row_axis: where the rows of those others are, which are divided too then. So they stay within a program.
-    """
-    rows = () if row_axis is None else (*(None,) * row_axis, DATA)
-
-    def keys_and_values(node: Any) -> bool:
-        return isinstance(node, KVCache | KVTail)
-
-    def place(node: Any) -> Any:
-        if not keys_and_values(node):
-            return constrain(node, *rows)
-        k, v, count_B = node
-        k, v = (tuple(constrain(x, DATA, MODEL) for x in arrays) for arrays in (k, v))
-        return type(node)(k, v, constrain(count_B, *rows))
-
-    return jax.tree.map(place, tree, is_leaf=keys_and_values)
-
-
-def grow(cache: KVCache, capacity: int) -> KVCache:
-    """The same cache with room for `capacity` tokens a row."""
-    extra = capacity - cache.capacity
-    assert extra >= 0, (capacity, cache.capacity)
-    k = tuple(jnp.pad(k, ((0, 0), (0, 0), (0, 0), (0, extra))) for k in cache.k_LBKHS)
-    v = tuple(jnp.pad(v, ((0, 0), (0, 0), (0, extra), (0, 0))) for v in cache.v_LBKSH)
-    return KVCache(k, v, cache.length_B)
-
-
-@jax.named_scope("commit")
-def commit(cache: KVCache, tail: KVTail, count_B: Array) -> KVCache:
-    """The cache with the first `count_B` tail tokens of each row appended; what follows them becomes 0.
-
-    Every row needs `length + tail.size <= capacity`, or the write would be shifted onto live slots.
-    """
-    write_k, write_v = (
-        jax.vmap(partial(jax.lax.dynamic_update_slice_in_dim, axis=slot_axis)) for slot_axis in (2, 1)
-    )
-    tail_k, tail_v = clear_after(tail.k_LBKHR, tail.v_LBKRH, count_B)
-    k = tuple(write_k(old, new, cache.length_B) for old, new in zip(cache.k_LBKHS, tail_k, strict=True))
-    v = tuple(write_v(old, new, cache.length_B) for old, new in zip(cache.v_LBKSH, tail_v, strict=True))
-    return KVCache(k, v, cache.length_B + count_B)
-
-
-def truncate(cache: KVCache, length_B: Array) -> KVCache:
-    """The cache of the first `length_B` tokens of each row, which are all there."""
-    return KVCache(*clear_after(cache.k_LBKHS, cache.v_LBKSH, length_B), length_B)
-
-
-def forget_unused(tail: KVTail) -> KVTail:
-    """The tail without what lies behind its `used_B` tokens: drafts that were wrong, or another row's padding."""
-    return KVTail(*clear_after(tail.k_LBKHR, tail.v_LBKRH, tail.used_B), tail.used_B)
-
-
-def is_finite(cache: KVCache) -> Array:
-    """Whether all keys and values are, a single bool."""
-    return jnp.all(jnp.stack([jnp.isfinite(x).all() for x in (*cache.k_LBKHS, *cache.v_LBKSH)]))
-
-
-def clear_after(
-    k_LBKHS: tuple[Array, ...], v_LBKSH: tuple[Array, ...], count_B: Array
-) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
-    """Keys and values with 0 in the slots from `count_B` on.
-
-    No attention goes there, but 0 times a NaN, left behind by a text that went wrong, would still be NaN.
-    """
-    filled_BS = jnp.arange(v_LBKSH[0].shape[2], dtype=jnp.int32)[None, :] < count_B[:, None]
-    return (
-        tuple(jnp.where(filled_BS[:, None, None, :], k, 0) for k in k_LBKHS),
-        tuple(jnp.where(filled_BS[:, None, :, None], v, 0) for v in v_LBKSH),
-    )
-
-
-class Layout(NamedTuple):
-    """Where new tokens stand, what they see, and where the tail takes their keys and values.
-
-    The last axis of keys is the cache's slots, then the tail's.
-    """
-
-    query_BT: Array  # int32: positions of the new tokens
-    slot_B: Array  # int32: tail slot of the first; the others follow
-    visible_BTS: Array  # bool: keys that each may see
     position_BS: Array  # int32: position of each key (meaningful where visible)
 
 
@@ -203,13 +73,13 @@ def _through_layers(
 ) -> tuple[Array, KVTail, list[Array]]:
     """(x_BTD after the last layer, the tail with the new tokens, score_BNTS of every layer if `scored`, else none)."""
     rotation = rope_table(layout.query_BT, cfg)
-    filled = None if scored else jnp.max(cache.length_B)
+    filled = None if scored else cache.most_filled()
 
     x_BTD = constrain(weights.embed_VD[tokens_BT], DATA)
     tail_k, tail_v, scores = [], [], []
     for layer, past, newest in zip(
         weights.layers,
-        zip(cache.k_LBKHS, cache.v_LBKSH, strict=True),
+        cache.layers(),
         zip(tail.k_LBKHR, tail.v_LBKRH, strict=True),
         strict=True,
     ):
@@ -229,19 +99,19 @@ def _through_layers(
 def block(
     layer: LayerWeights,
     x_BTD: Array,
-    past: tuple[Array, Array],
-    newest: tuple[Array, Array],
+    past: tuple[Pair, ...],
+    newest: Pair,
     slot_B: Array,
     visible_BTS: Array,
     rotation: tuple[Array, Array],
-    filled: Array | None,
+    filled: tuple[Array, ...] | None,
     cfg: ModelConfig,
-) -> tuple[Array, tuple[Array, Array], Array | None]:
+) -> tuple[Array, Pair, Array | None]:
     """(x_BTD, newest, score_BNTS) after one layer, without the scores where `filled` is given.
 
-    past: the cache's keys and values, k_BKHS and v_BKSH. newest: the tail's, k_BKHR and v_BKRH, which comes out with
-    the new tokens written at `slot_B`. rotation: the table of `rope_table`. filled: how many slots of the cache are, at
-    most.
+    past: the keys and values of `KVCache.layers`. newest: the tail's, k_BKHR and v_BKRH, which comes out with the new
+    tokens written at `slot_B`. rotation: the table of `rope_table`. filled: how many slots of each pair of the past
+    are, at most.
     """
     k_BKHR, v_BKRH = newest
     with jax.named_scope("attention"):
@@ -275,105 +145,6 @@ def keep_apart(x_BTD: Array, v_BKRH: Array, visible_BTS: Array) -> tuple[Array, 
     seen_BT = jnp.any(visible_BTS[..., -broken_BR.shape[1] :] & broken_BR[:, None], axis=-1)
     whole_BKRH = jnp.where(broken_BR[:, None, :, None], 0, v_BKRH)
     return jnp.where(seen_BT[..., None], jnp.nan, x_BTD), whole_BKRH
-
-
-def place(buffer: Array, new: Array, start_B: Array, axis: int) -> Array:
-    """The buffer with `new` written at slots `start_B[b], start_B[b] + 1, …` of row b; what would lie outside is lost.
-
-    For a few new slots, a choice at every slot: rows write in different places, and a scatter would take them in turn.
-    """
-    if new.shape == buffer.shape:  # only slot 0 leaves room
-        return new
-    slot = jax.lax.broadcasted_iota(
-        jnp.int32, (1,) * axis + (buffer.shape[axis],) + (1,) * (buffer.ndim - axis - 1), axis
-    )
-    start = start_B.reshape(-1, *(1,) * (buffer.ndim - 1))
-    for t in range(new.shape[axis]):
-        buffer = jnp.where(slot == start + t, jax.lax.slice_in_dim(new, t, t + 1, axis=axis), buffer)
-    return buffer
-
-
-def line(cache: KVCache, tail: KVTail, n_new: int) -> Layout:
-    """Tokens one after the other: token t stands at `cache.length_B + tail.used_B + t` and sees all up to itself.
-
-    The cache is filled up to `length_B`; the tail goes on from there, and what it does not hold yet lies in every
-    token's future.
-    """
-    query_BT = (cache.length_B + tail.used_B)[:, None] + jnp.arange(n_new, dtype=jnp.int32)[None, :]
-    filled_BS, position_BS = _keys(cache, tail)
-    visible_BTS = filled_BS[:, None, :] & (position_BS[:, None, :] <= query_BT[:, :, None])
-    return Layout(query_BT, tail.used_B, visible_BTS, position_BS)
-
-
-def fan(cache: KVCache, tail: KVTail, stem: int, n_paths: int, depth: Array) -> Layout:
-    """One token of each of several paths that part after the tail's first `used_B` tokens.
-
-    The tail has `stem` slots for what the paths share; behind them the first tokens of all paths lie side by side, then
-    their second ones, and so on. These are the ones at `depth`, counted from 0. A path sees what it shares and its own.
-    """
-    batch, n_slots = len(cache.length_B), tail.size - stem
-    start_B = cache.length_B + tail.used_B
-    filled_BS, position_BS = _keys(cache, tail)
-    shared_BS = (filled_BS & (position_BS < start_B[:, None]))[:, : cache.capacity + stem]
-    slot_P = jnp.arange(n_slots, dtype=jnp.int32)
-    path_T = jnp.arange(n_paths, dtype=jnp.int32)
-    own_TP = (slot_P[None, :] % n_paths == path_T[:, None]) & (slot_P[None, :] // n_paths <= depth)
-    return Layout(
-        query_BT=jnp.broadcast_to((start_B + depth)[:, None], (batch, n_paths)),
-        slot_B=jnp.full(batch, stem, jnp.int32) + depth * n_paths,
-        visible_BTS=jnp.concatenate(
-            [
-                jnp.broadcast_to(shared_BS[:, None, :], (batch, n_paths, shared_BS.shape[1])),
-                jnp.broadcast_to(own_TP[None], (batch, n_paths, n_slots)),
-            ],
-            axis=-1,
-        ),
-        position_BS=jnp.concatenate(
-            [position_BS[:, : cache.capacity + stem], start_B[:, None] + slot_P[None, :] // n_paths], axis=1
-        ),
-    )
-
-
-def _keys(cache: KVCache, tail: KVTail) -> tuple[Array, Array]:
-    """(filled_BS, position_BS) where every slot of the tail is taken as filled, one position after the other."""
-    slot_S = jnp.arange(cache.capacity, dtype=jnp.int32)[None, :]
-    slot_R = jnp.arange(tail.size, dtype=jnp.int32)[None, :]
-    length_B1 = cache.length_B[:, None]
-    in_cache_BS = jnp.broadcast_to(slot_S, (len(length_B1), cache.capacity))
-    position_BS = jnp.concatenate([in_cache_BS, length_B1 + slot_R], axis=1)
-    filled_BS = jnp.concatenate([slot_S < length_B1, jnp.ones((len(length_B1), tail.size), bool)], axis=1)
-    return filled_BS, position_BS
-
-
-def widen(tail: KVTail, n_slots: int) -> KVTail:
-    """The tail with so many more slots behind the others."""
-    k = tuple(jnp.pad(k, ((0, 0), (0, 0), (0, 0), (0, n_slots))) for k in tail.k_LBKHR)
-    v = tuple(jnp.pad(v, ((0, 0), (0, 0), (0, n_slots), (0, 0))) for v in tail.v_LBKRH)
-    return KVTail(k, v, tail.used_B)
-
-
-def adopt(tail: KVTail, fanned: KVTail, path_B: Array, n_paths: int) -> KVTail:
-    """The tail with the keys and values of one path of each row, as `fan` laid them out, behind its `used_B` tokens.
-
-    `used_B` stays: how many of them are wanted is the caller's to say. A row whose path is `NO_PATH` stays as it is:
-    what lies ahead of a row is not seen, but 0 times a NaN there would still be NaN.
-    """
-    start_B = jnp.where(path_B == NO_PATH, tail.size, tail.used_B)  # outside, where it is lost
-
-    def chosen(slots: Array, axis: int) -> Array:
-        """[B, K, H, D] or [B, K, D, H] from all slots behind the stem."""
-        new = jax.lax.slice_in_dim(slots, tail.size, slots.shape[axis], axis=axis)
-        shape = (*new.shape[:axis], -1, n_paths, *new.shape[axis + 1 :])
-        index = jnp.maximum(path_B, 0).reshape(-1, *(1,) * (len(shape) - 1))
-        return jnp.take_along_axis(new.reshape(shape), index, axis=axis + 1).squeeze(axis + 1)
-
-    pairs_k = zip(tail.k_LBKHR, fanned.k_LBKHR, strict=True)
-    pairs_v = zip(tail.v_LBKRH, fanned.v_LBKRH, strict=True)
-    return KVTail(
-        tuple(place(old, chosen(new, 3), start_B, axis=3) for old, new in pairs_k),
-        tuple(place(old, chosen(new, 2), start_B, axis=2) for old, new in pairs_v),
-        tail.used_B,
-    )
 
 
 def rms_norm(x_BTD: Array, weight_D: Array, cfg: ModelConfig) -> Array:

@@ -10,7 +10,7 @@ import dataclasses
 from entropix import ahead, hlo
 from entropix.ahead import Compiled, Target
 from entropix.hlo import Collective
-from entropix.session import PREFILL_WIDTHS
+from entropix.text_cache import PREFILL_WIDTHS
 
 
 @dataclasses.dataclass(frozen=True)

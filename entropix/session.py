@@ -14,14 +14,10 @@ from entropix.config import GenerateConfig, SamplerConfig
 from entropix.decode import TAIL_SIZE, DecodeState
 from entropix.drawing import Extras, Finish, Request, Rows, StepRecord
 from entropix.loading import Model
-from entropix.model import KVCache
 from entropix.request import check_prompts, device_config, make_request
 from entropix.samplers import Sampler, backtracking, branching
 from entropix.samplers.branching import Plan
-
-PREFILL_WIDTHS = (8, 64, 128, 512)  # tokens in one prefill call; each compiles once for each capacity
-MIN_CAPACITY = 256  # slots; doubled as the text grows, up to what the context needs
-
+from entropix.text_cache import TextCache
 
 Args = ParamSpec("Args")
 Out = TypeVar("Out")
@@ -80,10 +76,7 @@ class Session:
         self._shrinks = shrinks
         self._places = list(range(batch))  # the rows that the batch still holds, by their numbers
         self._finish_B = np.full(batch, Finish.RUNNING, np.int32)  # of rows that have left
-        self._cached: list[list[int]] = [
-            [] for _ in range(batch)
-        ]  # tokens whose keys and values are in the cache
-        self._cache: KVCache | None = None
+        self._cache = TextCache(model, batch)
         self._run: _Run | None = None
         self.n_passes = 0  # forward passes of decoding so far
         # Of the newest run, by row: the forward passes that it took part in, and the tokens that were computed for it,
@@ -116,11 +109,11 @@ class Session:
         self._flush()
         self._bring_back()
         self.row_passes_B[:] = self.computed_B[:] = 0
-        self._prefill([list(prompt[:-1]) for prompt in prompts])
+        self._cache.prefill([list(prompt[:-1]) for prompt in prompts])
         if self._model.mesh is not None and jax.default_backend() == "cpu":
             # XLA lets 32 programs wait for one that runs. The next one waits for room on a thread that this one needs,
             # where a process simulates several devices: both for ever.
-            jax.block_until_ready(self._cache)
+            jax.block_until_ready(self._cache.kv)
         newest = [prompt[-1] for prompt in prompts]
         finish_B = np.full(len(prompts), Finish.RUNNING, np.int32)
         plan = branching.plan(cfg.branching, sampler.strategies)
@@ -157,12 +150,12 @@ class Session:
         """
         if self._shrinks:
             self._shrink()
-        assert self._run is not None and self._cache is not None
+        assert self._run is not None
         run, self._run = self._run, None  # the state is donated: after an exception here it is gone
         state, buffer, done = decode.decode_chunk(
             self._model.weights,
             run.request,
-            self._cache,
+            self._cache.kv,
             run.state,
             run.n_steps if n_steps is None else jnp.asarray(n_steps, jnp.int32),
             run.sampler_cfg,
@@ -215,13 +208,13 @@ class Session:
         if not len(waiting):
             return
         rows = jax.tree.map(np.array, run.state.rows)
-        used_B, length_B = np.array(run.state.tail.used_B), [len(tokens) for tokens in self._cached]
+        used_B, length_B = np.array(run.state.tail.used_B), [len(tokens) for tokens in self._cache.tokens]
         for place in waiting:
-            text = [*self._cached[place], *run.tail[place], run.newest[place]]
+            text = [*self._cache.tokens[place], *run.tail[place], run.newest[place]]
             *kept, run.newest[place] = text[:-n_back]
             backtracking.note(rows.retreats, int(place), int(rows.step_B[place]), n_back, text[-n_back])
-            in_cache = min(len(self._cached[place]), len(kept))
-            self._cached[place], run.tail[place] = kept[:in_cache], kept[in_cache:]
+            length_B[place] = min(length_B[place], len(kept))
+            run.tail[place] = kept[length_B[place] :]
             used_B[place] = len(run.tail[place])
             rows.token_B[place] = run.newest[place]
             rows.step_B[place] -= n_back
@@ -235,9 +228,7 @@ class Session:
             rows=jax.tree.map(jnp.asarray, rows), tail=run.state.tail._replace(used_B=jnp.asarray(used_B))
         )
         self._run = run._replace(state=state, finish_B=rows.finish_B)
-        if length_B != (left_B := [len(tokens) for tokens in self._cached]):
-            cache, cached = self._take_cache()
-            self._cache, self._cached = decode.truncate(cache, jnp.asarray(left_B, jnp.int32)), cached
+        self._cache.cut(length_B)
 
     @_on_mesh
     def end(self, rows: Iterable[int], reason: Finish = Finish.STOP_STRING) -> None:
@@ -255,31 +246,21 @@ class Session:
     def fork(self, rows: Sequence[int]) -> None:
         """The batch becomes these of its rows; one may come several times. Ends the current run.
 
-        What is in their caches is copied, not computed.
+        What is in their caches is copied, not computed; copies of a single row hold it together.
         """
         self._flush()
         self._bring_back()
-        self._take(rows)
+        self._cache.take(rows)
         self._places = list(range(len(rows)))
         self._finish_B = np.full(len(rows), Finish.RUNNING, np.int32)
         self.row_passes_B, self.computed_B = np.zeros((2, len(rows)), np.int64)
-
-    def _take(self, places: Sequence[int]) -> None:
-        """Makes the batch consist of these of its rows."""
-        cached = [list(self._cached[place]) for place in places]
-        if self._cache is not None:
-            cache, _ = self._take_cache()
-            self._cache = decode.take_rows(cache, jnp.asarray(places, jnp.int32))
-        self._cached = cached
 
     def _bring_back(self) -> None:
         """The whole batch once more, with nothing in the caches of the rows that had left."""
         if len(self._places) == len(self._finish_B):
             return
         place_of = {row: place for place, row in enumerate(self._places)}
-        self._take([place_of.get(row, 0) for row in range(len(self._finish_B))])
-        for row in set(range(len(self._finish_B))) - set(place_of):
-            self._cached[row] = []
+        self._cache.take([place_of.get(row) for row in range(len(self._finish_B))])
         self._places = list(range(len(self._finish_B)))
 
     def _shrink(self) -> None:
@@ -295,7 +276,7 @@ class Session:
         by_row = {name: value for name, value in run.request._asdict().items() if name.endswith("_B")}
         self._run = None  # in case an interrupt comes between here and the end
         self._finish_B[self._places] = run.finish_B
-        self._take(places)
+        self._cache.take(places)
         self._places = [self._places[place] for place in places]
         self._run = run._replace(
             request=run.request._replace(**decode.take_rows(by_row, place_B)),
@@ -326,110 +307,22 @@ class Session:
         """Moves the tail into the cache and opens a new one."""
         assert self._run is not None
         run, self._run = self._run, None
-        cache, cached = self._take_cache()
-        count_B = jnp.asarray([len(tokens) for tokens in run.tail], jnp.int32)
-        cache = decode.commit(cache, run.state.tail, count_B)
-        self._cache = cache
-        self._cached = [held + tokens for held, tokens in zip(cached, run.tail, strict=True)]
-        self._reserve(max(map(len, self._cached)) + TAIL_SIZE)
+        self._cache.append(run.state.tail, run.tail)
         state = self._state(run.state.rows, run.newest, run.n_draft)
-        self._run = run._replace(state=state, tail=[[] for _ in cached])
+        self._run = run._replace(state=state, tail=[[] for _ in run.tail])
 
     def _state(self, rows: Rows, newest: Sequence[int], n_draft: int) -> DecodeState:
         """A state with an empty tail and, for drafts, the whole text so far."""
-        assert self._cache is not None
-        batch = len(self._cached)
-        text_BX = np.zeros((batch, self._cache.capacity + TAIL_SIZE if n_draft else 0), np.int32)
+        batch = len(newest)
+        text_BX = np.zeros((batch, self._cache.kv.n_slots + TAIL_SIZE if n_draft else 0), np.int32)
         if n_draft:
-            for row, (held, token) in enumerate(zip(self._cached, newest, strict=True)):
+            for row, (held, token) in enumerate(zip(self._cache.tokens, newest, strict=True)):
                 text_BX[row, : len(held) + 1] = [*held, token]
         tail = decode.empty_tail(self._model.config, batch, TAIL_SIZE, self._model.dtype)
         return DecodeState(rows=rows, tail=tail, text_BX=jnp.asarray(text_BX))
-
-    def _take_cache(self) -> tuple[KVCache, list[list[int]]]:
-        """The cache and its tokens, to be donated. Should an exception come before they are put back, the session
-        starts from nothing, not from a cache that is gone."""
-        assert self._cache is not None
-        cache, cached = self._cache, self._cached
-        self._cache, self._cached = None, [[] for _ in cached]
-        return cache, cached
 
     def _flush(self) -> None:
         """Ends the current run, keeping what it computed."""
         if self._run is not None:
             self._commit()
             self._run = None
-
-    def _rewind(self, length_B: Sequence[int]) -> None:
-        """Keeps the first tokens of each row, or nothing at all if a text that went wrong has left NaN among them."""
-        if self._cache is None:
-            return
-        cache, cached = self._take_cache()
-        cache = decode.truncate(cache, jnp.asarray(length_B, jnp.int32))
-        if bool(decode.is_finite(cache)):
-            self._cache = cache
-            self._cached = [tokens[:n] for tokens, n in zip(cached, length_B, strict=True)]
-
-    def _prefill(self, rows: Sequence[list[int]]) -> None:
-        """Makes the cache hold exactly these tokens, computing only those it does not hold yet."""
-        self._rewind([_common_prefix(*pair) for pair in zip(self._cached, rows, strict=True)])
-        common = [len(cached) for cached in self._cached]
-        widths = _prefill_widths(max(len(row) - n for row, n in zip(rows, common, strict=True)))
-        self._reserve(_slots_needed(common, [len(row) for row in rows], widths))
-        for width in widths:
-            cache, held = self._take_cache()
-            new = [row[len(tokens) : len(tokens) + width] for row, tokens in zip(rows, held, strict=True)]
-            tokens_BT = np.zeros((len(rows), width), np.int32)
-            for row, tokens in enumerate(new):
-                tokens_BT[row] = rows[row][0] if rows[row] else 0  # padding: a token that the row has anyway
-                tokens_BT[row, : len(tokens)] = tokens
-            self._cache = decode.prefill(
-                self._model.weights,
-                jnp.asarray(tokens_BT),
-                jnp.asarray([len(tokens) for tokens in new], jnp.int32),
-                cache,
-                self._model.config,
-                from_empty=not any(held),
-            )
-            self._cached = [before + tokens for before, tokens in zip(held, new, strict=True)]
-
-    def _reserve(self, slots: int) -> None:
-        """Makes room for so many slots in every row."""
-        capacity = MIN_CAPACITY
-        while capacity < slots:
-            capacity *= 2
-        if self._cache is None:
-            self._cache = decode.empty_cache(
-                self._model.config, len(self._cached), capacity, self._model.dtype
-            )
-        elif capacity > self._cache.capacity:
-            self._cache = decode.grow(self._cache, capacity)
-
-
-def _prefill_widths(pending: int) -> list[int]:
-    """Widths that take so many tokens: the narrowest that takes all that is left, or, where that would be mostly
-    padding, the widest that is filled. The first width is for a few tokens more, as after a fork, and not repeated."""
-    widths = []
-    while pending > 0:
-        enough = next((width for width in PREFILL_WIDTHS if width >= pending), PREFILL_WIDTHS[-1])
-        filled = max((width for width in PREFILL_WIDTHS[1:] if width <= pending), default=enough)
-        widths.append(enough if 2 * pending > enough else filled)
-        pending -= widths[-1]
-    return widths
-
-
-def _slots_needed(held: Sequence[int], wanted: Sequence[int], widths: Sequence[int]) -> int:
-    """Slots a row so that no write of a whole width, nor of a whole tail afterwards, reaches past the end.
-
-    held: tokens in the cache, by row; wanted: tokens that shall be in it.
-    """
-    slots = max(wanted) + TAIL_SIZE
-    for width in widths:
-        slots = max(slots, max(held) + width)
-        held = [min(n + width, end) for n, end in zip(held, wanted, strict=True)]
-    return slots
-
-
-def _common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
-    """How many tokens two rows begin with in common."""
-    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))

@@ -160,8 +160,10 @@ def test_the_cache_is_that_of_the_text_that_is_left() -> None:
     whole = [[*prompt, *result.token_ids, 0] for prompt, result in zip(PROMPTS, results, strict=True)]
     for one in (session, fresh):
         one.start(whole, job.sampler, job.sampler_config, GenerateConfig(max_new_tokens=1))
-    assert session._cached == fresh._cached
-    for ours, theirs in zip(jax.tree.leaves(session._cache), jax.tree.leaves(fresh._cache), strict=True):
+    assert session._cache.tokens == fresh._cache.tokens
+    for ours, theirs in zip(
+        jax.tree.leaves(session._cache.kv), jax.tree.leaves(fresh._cache.kv), strict=True
+    ):
         np.testing.assert_allclose(ours[..., : ours.shape[-1]], theirs, atol=2e-5)
 
 

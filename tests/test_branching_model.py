@@ -110,16 +110,15 @@ def assert_cache_is_a_fresh_one(session: Session, results: Sequence[Result], mod
     """All layers, all that was computed: everything but the newest token."""
     session._flush()
     fresh = Session(model, len(results))
-    fresh._prefill([[*result.prompt_ids, *result.token_ids[:-1]] for result in results])
-    assert session._cached == fresh._cached
-    assert session._cache is not None
-    assert fresh._cache is not None
-    n_slots = max(map(len, fresh._cached))
-    for ours, theirs in zip(session._cache.k_LBKHS, fresh._cache.k_LBKHS, strict=True):
+    fresh._cache.prefill([[*result.prompt_ids, *result.token_ids[:-1]] for result in results])
+    assert session._cache.tokens == fresh._cache.tokens
+    found, expected = session._cache.kv, fresh._cache.kv
+    n_slots = max(map(len, fresh._cache.tokens))
+    for ours, theirs in zip(found.k_LBKHS, expected.k_LBKHS, strict=True):
         np.testing.assert_allclose(ours[..., :n_slots], theirs[..., :n_slots], atol=1e-4)
-    for ours, theirs in zip(session._cache.v_LBKSH, fresh._cache.v_LBKSH, strict=True):
+    for ours, theirs in zip(found.v_LBKSH, expected.v_LBKSH, strict=True):
         np.testing.assert_allclose(ours[:, :, :n_slots], theirs[:, :, :n_slots], atol=1e-4)
-    np.testing.assert_array_equal(session._cache.length_B, fresh._cache.length_B)
+    np.testing.assert_array_equal(found.length_B, expected.length_B)
 
 
 @pytest.mark.parametrize("distance", [1, 5])

@@ -5,10 +5,11 @@ import math
 import re
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from entropix import decode, request, samplers, session
+from entropix import decode, request, samplers, text_cache
 from entropix.config import GenerateConfig, SamplerConfig
 from entropix.generation import generate
 from entropix.session import Session
@@ -54,26 +55,29 @@ def test_fifty_configs_seeds_and_lengths_compile_nothing_new(toy_model):
 
 
 def test_growing_past_a_bucket_compiles_once_and_never_again(toy_model, monkeypatch):
-    monkeypatch.setattr(session, "MIN_CAPACITY", 64)
+    monkeypatch.setattr(text_cache, "MIN_CAPACITY", 64)
     generate(toy_model, [[1, 2, 3]], max_new_tokens=5, sampler="greedy")
     small = decode.decode_chunk._cache_size()
-    generate(toy_model, [[1, 2, 3]], max_new_tokens=40, sampler="greedy")
+    generate(toy_model, [[1, 2, 3]], max_new_tokens=70, sampler="greedy")
     assert decode.decode_chunk._cache_size() == small + 1
     for seed in range(3):
-        generate(toy_model, [[seed] * (10 * seed + 1)], max_new_tokens=40, seed=seed, sampler="greedy")
+        generate(toy_model, [[seed] * (10 * seed + 1)], max_new_tokens=70, seed=seed, sampler="greedy")
     assert decode.decode_chunk._cache_size() == small + 1
 
 
-def lowered_chunk(model, prompts):
-    """The loop as `Session` runs it, and the cache it reads."""
+def lowered_chunk(model, prompts, shared=False):
+    """The loop as `Session` runs it, and the cache it reads; in which all rows may share the first one's."""
     rule = samplers.get("entropix")
     rows = Session(model, len(prompts))
     rows.start(prompts, rule, SamplerConfig(), GenerateConfig())
+    if shared:
+        rows.fork([0] * len(prompts))
+        rows.start(prompts, rule, SamplerConfig(), GenerateConfig())
     run, cfg = rows._run, request.device_config(SamplerConfig())
     lowered = decode.decode_chunk.lower(
-        model.weights, run.request, rows._cache, run.state, run.n_steps, cfg, model.config, rule
+        model.weights, run.request, rows._cache.kv, run.state, run.n_steps, cfg, model.config, rule
     )
-    return lowered, rows._cache
+    return lowered, rows._cache.kv
 
 
 def made_of_size(program, n_elements):
@@ -98,6 +102,14 @@ def test_no_step_copies_or_rewrites_a_cache_array(toy_model, batch):
         jax.jit(lambda cache: jax.tree.map(lambda x: x.at[0].set(0), cache)).lower(cache).compile()
     )
     assert made_of_size(kept_and_changed, size), "this test would not see a copy"
+
+
+def test_no_step_copies_what_rows_share_for_each_of_them(toy_model):
+    lowered, cache = lowered_chunk(toy_model, [[1, 2]] * 3, shared=True)
+    size, program = cache.prefix.k_LKHS[0].size, lowered.compile()
+    assert (made_of_size(program, size), made_of_size(program, 3 * size)) == ([], [])
+    spread = jax.jit(lambda k_KHS: jnp.repeat(k_KHS[None], 3, axis=0)).lower(cache.prefix.k_LKHS[0]).compile()
+    assert made_of_size(spread, 3 * size), "this test would not see a copy"
 
 
 def test_the_compiled_loop_never_calls_the_host(toy_model):

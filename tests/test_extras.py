@@ -13,8 +13,8 @@ from entropix.config import GenerateConfig, read_preset
 from entropix.decode import DecodeState
 from entropix.drawing import Extras, Rows, StepRecord
 from entropix.generation import generate
+from entropix.kv import empty_cache, empty_tail
 from entropix.metrics import Metrics
-from entropix.model import empty_cache, empty_tail
 from entropix.samplers.base import Candidates, SampleInfo
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import toy
 
-from entropix import decode, session
+from entropix import decode, session, text_cache
 from entropix.config import SamplerConfig
 from entropix.drawing import Finish
 from entropix.generation import collect, generate, prepare, run, stream
@@ -43,7 +43,7 @@ def test_greedy_tokens_are_the_argmax_of_one_pass_over_the_whole_text(toy_model,
 
 def test_text_that_outgrows_the_cache_is_continued_exactly(toy_model, monkeypatch):
     [large] = generate(toy_model, [[3, 1, 4]], max_new_tokens=75, seed=5)
-    monkeypatch.setattr(session, "MIN_CAPACITY", 64)
+    monkeypatch.setattr(text_cache, "MIN_CAPACITY", 64)
     [small] = generate(toy_model, [[3, 1, 4]], max_new_tokens=75, seed=5)
     assert len(small.token_ids) == 75
     assert small.token_ids == large.token_ids

@@ -132,7 +132,7 @@ def compiled_chunk(rows: Session) -> Any:
     model, run = rows._model, rows._run
     lower = session._on_mesh(
         lambda self: decode.decode_chunk.lower(
-            model.weights, run.request, rows._cache, run.state, run.n_steps, run.sampler_cfg, model.config,
+            model.weights, run.request, rows._cache.kv, run.state, run.n_steps, run.sampler_cfg, model.config,
             run.sampler,
         )
     )  # fmt: skip
@@ -141,10 +141,9 @@ def compiled_chunk(rows: Session) -> Any:
 
 def test_a_step_sends_neither_logits_nor_keys(wide: Session) -> None:
     """What comes to a device is less than one row's logits, and less than it holds of the keys of one layer."""
-    assert wide._cache is not None
     arrays = meshes.made(compiled_chunk(wide))
     sent = meshes.collectives(arrays)
-    held = np.prod(meshes.shard_shape(wide._cache.k_LBKHS[0]))
+    held = np.prod(meshes.shard_shape(wide._cache.kv.k_LBKHS[0]))
     assert held == WIDE.config.vocab_size == 4096
     assert 0 < max(one.size for one in sent) < 4096
     assert [one for one in arrays if 4096 in one.shape and one.operation != "iota"] == []
@@ -172,12 +171,12 @@ def test_keys_and_values_stay_where_they_are(wide: Session) -> None:
     """By rows and heads, from the prefill on, through chunks and commits: 4 rows of 4 heads on 2 x 4 devices. What the
     host reads is whole everywhere."""
     while wide.running:
-        assert wide._cache is not None and wide._run is not None
-        cache, state = wide._cache, wide._run.state
-        for (k, v, length_B), slots in ((cache, cache.capacity), (state.tail, state.tail.size)):
+        assert wide._run is not None
+        cache, state = wide._cache.kv, wide._run.state
+        for (k, v, length_B), slots in ((cache[:3], cache.capacity), (state.tail, state.tail.size)):
             assert {meshes.shard_shape(k_BKHS) for k_BKHS in k} == {(2, 1, 8, slots)}
             assert {meshes.shard_shape(v_BKSH) for v_BKSH in v} == {(2, 1, slots, 8)}
             assert length_B.is_fully_replicated
         assert {leaf.is_fully_replicated for leaf in jax.tree.leaves(state.rows)} == {True}
         wide.advance()
-    assert wide._cache is not None and wide._cache.length_B.tolist() > [32] * 4
+    assert wide._cache.kv.length_B.tolist() > [32] * 4

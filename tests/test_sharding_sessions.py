@@ -7,7 +7,7 @@ import meshes
 import pytest
 import toy
 
-from entropix import scoring, session
+from entropix import scoring, text_cache
 from entropix.drawing import Finish
 from entropix.generation import Result, collect, generate, prepare, run
 from entropix.session import Session
@@ -33,11 +33,11 @@ def warm() -> list[Result]:
 
 
 def test_a_growing_cache_changes_nothing(warm: list[Result], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(session, "MIN_CAPACITY", 64)
+    monkeypatch.setattr(text_cache, "MIN_CAPACITY", 64)
     rows = Session(HERE, 4)
     job = prepare(HERE, PROMPTS, **WARM)
     results = collect(job, run(job, rows))
-    assert rows._cache is not None and rows._cache.capacity == 128
+    assert rows._cache.kv.capacity == 128
     assert meshes.tokens(results) == meshes.tokens(warm)
 
 

@@ -10,11 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 import tiktoken
 
-from entropix import metrics, model, weights
+from entropix import kv, metrics, model, weights
 from entropix.config import ModelConfig, RopeScaling, read_model
+from entropix.kv import KVCache, KVTail
 from entropix.loading import Model
 from entropix.metrics import Metrics
-from entropix.model import Attention, KVCache, KVTail
+from entropix.model import Attention
 from entropix.tokenizer import Tokenizer
 from entropix.weights import Weights, fan_in
 
@@ -91,7 +92,7 @@ def random_tokens(cfg: ModelConfig, *shape: int, seed: int = 0) -> np.ndarray:
 
 _forward = jax.jit(model.forward, static_argnames="cfg")
 _measure = jax.jit(metrics.measure)
-commit = jax.jit(model.commit)
+commit = jax.jit(kv.commit)
 
 
 def forward(
@@ -112,8 +113,8 @@ def read(
 ) -> tuple[jax.Array, KVTail, Attention, Metrics]:
     """A whole text in one go, from an empty cache; `spare` slots of the tail stay empty."""
     batch, length = tokens_BT.shape
-    cache = model.empty_cache(cfg, batch, capacity, dtype)
-    return forward(weights, tokens_BT, cache, model.empty_tail(cfg, batch, length + spare, dtype), cfg)
+    cache = kv.empty_cache(cfg, batch, capacity, dtype)
+    return forward(weights, tokens_BT, cache, kv.empty_tail(cfg, batch, length + spare, dtype), cfg)
 
 
 def read_in_pieces(
@@ -122,10 +123,10 @@ def read_in_pieces(
     """(logits_BTV, metrics) of the same text when it is read and committed piece by piece."""
     batch, length = tokens_BT.shape
     assert sum(pieces) == length
-    cache = model.empty_cache(cfg, batch, capacity, jnp.float32)
+    cache = kv.empty_cache(cfg, batch, capacity, jnp.float32)
     logits, measured, start = [], [], 0
     for size in pieces:
-        tail = model.empty_tail(cfg, batch, size, jnp.float32)
+        tail = kv.empty_tail(cfg, batch, size, jnp.float32)
         logits_BTV, tail, _, metrics_BT = forward(
             weights, tokens_BT[:, start : start + size], cache, tail, cfg
         )

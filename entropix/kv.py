@@ -1,0 +1,262 @@
+"""Keys and values of the tokens so far: where they lie, and how they get there.
+
+The newest tokens are in a short `KVTail`, which a decode step writes. All others are in the `KVCache`, which it only
+*reads*: `commit` moves a full tail there. A decode loop that carries only the tail leaves the large cache untouched for
+many steps, so no compiler has a reason to copy it, and rows of different lengths need no padding: slot j of a row's
+cache always holds the j-th of the tokens that are there, and slot j of its tail the j-th after those.
+
+Rows whose texts begin alike, such as several paths of one prompt, may hold that beginning once: the `KVPrefix` of a
+cache. Keys and values are always in the order prefix, cache, tail.
+
+Letters in names are those of `model`; S is a slot of the cache or of the prefix, R one of the tail.
+"""
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from entropix.config import ModelConfig
+from entropix.sharding import DATA, MODEL, constrain
+
+NO_PATH = -1
+
+Pair = tuple[Array, Array]  # keys and values of one layer
+
+
+class KVPrefix(NamedTuple):
+    """Keys and values of a text that rows begin with, one array a layer; slot j is position j, and row b's text begins
+    with the first `length_B[b]` of its tokens."""
+
+    k_LKHS: tuple[Array, ...]
+    v_LKSH: tuple[Array, ...]
+    length_B: Array  # int32
+
+    @property
+    def capacity(self) -> int:
+        return self.k_LKHS[0].shape[-1]
+
+
+class KVCache(NamedTuple):
+    """Keys and values of the committed tokens, one array a layer; slots at `length_B` and beyond are 0.
+
+    Slot j of row b is position `shared_B[b] + j`.
+    """
+
+    k_LBKHS: tuple[Array, ...]
+    v_LBKSH: tuple[Array, ...]
+    length_B: Array  # int32: filled slots
+    prefix: KVPrefix | tuple[()] = ()
+
+    @property
+    def capacity(self) -> int:
+        return self.k_LBKHS[0].shape[3]
+
+    @property
+    def shared_B(self) -> Array:
+        """How many tokens of each row are in the prefix."""
+        return self.prefix.length_B if self.prefix else jnp.zeros_like(self.length_B)
+
+    @property
+    def end_B(self) -> Array:
+        """How many tokens each row has: the position of the first that is not here."""
+        return self.prefix.length_B + self.length_B if self.prefix else self.length_B
+
+    @property
+    def n_slots(self) -> int:
+        """Keys that a token looks at, or for which it is said that it may not."""
+        return self.capacity + (self.prefix.capacity if self.prefix else 0)
+
+    def layers(self) -> Iterator[tuple[Pair, ...]]:
+        """Keys and values of each layer: those of the prefix, if there is one, and the rows' own."""
+        own = zip(self.k_LBKHS, self.v_LBKSH, strict=True)
+        if not self.prefix:
+            return ((pair,) for pair in own)
+        return zip(zip(self.prefix.k_LKHS, self.prefix.v_LKSH, strict=True), own, strict=True)
+
+    def most_filled(self) -> tuple[Array, ...]:
+        """For each pair of `layers`, how many of its slots any row uses."""
+        lengths = (self.prefix.length_B, self.length_B) if self.prefix else (self.length_B,)
+        return tuple(map(jnp.max, lengths))
+
+
+class KVTail(NamedTuple):
+    """Keys and values of the newest tokens. Slot j of row b is position `end_B[b] + j` of the cache's, and `used_B[b]`
+    are filled."""
+
+    k_LBKHR: tuple[Array, ...]
+    v_LBKRH: tuple[Array, ...]
+    used_B: Array  # int32
+
+    @property
+    def size(self) -> int:
+        return self.k_LBKHR[0].shape[3]
+
+
+def empty_cache(cfg: ModelConfig, batch: int, capacity: int, dtype: jnp.dtype) -> KVCache:
+    """A cache of `capacity` slots a row, all empty."""
+
+    def empty(*shape: int) -> tuple[Array, ...]:
+        return tuple(jnp.zeros((batch, cfg.n_kv_heads, *shape), dtype) for _ in range(cfg.n_layers))
+
+    k, v = empty(cfg.head_dim, capacity), empty(capacity, cfg.head_dim)
+    return KVCache(k, v, jnp.zeros(batch, jnp.int32))
+
+
+def empty_tail(cfg: ModelConfig, batch: int, size: int, dtype: jnp.dtype) -> KVTail:
+    """A tail with room for `size` tokens."""
+    return KVTail(*empty_cache(cfg, batch, size, dtype)[:3])
+
+
+def lay_out(tree: Any, row_axis: int | None = None) -> Any:
+    """The same tree on a mesh: keys and values divided by rows and heads, all other arrays whole on every device.
+
+    row_axis: where the rows of those others are, which are divided too then. So they stay within a program.
+    """
+    rows = () if row_axis is None else (*(None,) * row_axis, DATA)
+
+    def keys_and_values(node: Any) -> bool:
+        return isinstance(node, KVCache | KVPrefix | KVTail)
+
+    def place(node: Any) -> Any:
+        if not keys_and_values(node):
+            return constrain(node, *rows)
+        k, v, count_B, *prefix = node
+        axes = (MODEL,) if isinstance(node, KVPrefix) else (DATA, MODEL)
+        k, v = (tuple(constrain(x, *axes) for x in arrays) for arrays in (k, v))
+        return type(node)(k, v, constrain(count_B, *rows), *lay_out(prefix, row_axis))
+
+    return jax.tree.map(place, tree, is_leaf=keys_and_values)
+
+
+def grow(cache: KVCache, capacity: int) -> KVCache:
+    """The same cache with room for `capacity` tokens a row."""
+    extra = capacity - cache.capacity
+    assert extra >= 0, (capacity, cache.capacity)
+    k = tuple(jnp.pad(k, ((0, 0), (0, 0), (0, 0), (0, extra))) for k in cache.k_LBKHS)
+    v = tuple(jnp.pad(v, ((0, 0), (0, 0), (0, extra), (0, 0))) for v in cache.v_LBKSH)
+    return cache._replace(k_LBKHS=k, v_LBKSH=v)
+
+
+@jax.named_scope("commit")
+def commit(cache: KVCache, tail: KVTail, count_B: Array) -> KVCache:
+    """The cache with the first `count_B` tail tokens of each row appended; what follows them becomes 0.
+
+    Every row needs `length + tail.size <= capacity`, or the write would be shifted onto live slots.
+    """
+    write_k, write_v = (
+        jax.vmap(partial(jax.lax.dynamic_update_slice_in_dim, axis=slot_axis)) for slot_axis in (2, 1)
+    )
+    tail_k, tail_v = clear_after(tail.k_LBKHR, tail.v_LBKRH, count_B)
+    k = tuple(write_k(old, new, cache.length_B) for old, new in zip(cache.k_LBKHS, tail_k, strict=True))
+    v = tuple(write_v(old, new, cache.length_B) for old, new in zip(cache.v_LBKSH, tail_v, strict=True))
+    return cache._replace(k_LBKHS=k, v_LBKSH=v, length_B=cache.length_B + count_B)
+
+
+def truncate(cache: KVCache, length_B: Array) -> KVCache:
+    """The cache of the first `length_B` tokens of each row, which are all there."""
+    shared_B = jnp.minimum(cache.shared_B, length_B)
+    own_B = length_B - shared_B
+    prefix = cache.prefix and cache.prefix._replace(length_B=shared_B)
+    return KVCache(*clear_after(cache.k_LBKHS, cache.v_LBKSH, own_B), own_B, prefix)
+
+
+def share(cache: KVCache, row: Array, n_rows: int) -> KVCache:
+    """A cache of `n_rows` rows, all with the tokens of this one, which are held once. They have no slots of their own.
+
+    The cache has no prefix yet.
+    """
+    assert not cache.prefix
+    k, v = (tuple(x[row] for x in arrays) for arrays in (cache.k_LBKHS, cache.v_LBKSH))
+    prefix = KVPrefix(k, v, jnp.full(n_rows, cache.length_B[row]))
+
+    def empty(like: tuple[Array, ...], axis: int) -> tuple[Array, ...]:
+        none = (jax.lax.slice_in_dim(x, 0, 0, axis=axis) for x in like)
+        return tuple(jnp.broadcast_to(x, (n_rows, *x.shape)) for x in none)
+
+    return KVCache(empty(k, 2), empty(v, 1), jnp.zeros(n_rows, jnp.int32), prefix)
+
+
+def take_rows(tree: Any, row_B: Array) -> Any:
+    """Copies of these rows of every array, whose first axis is the row; a row may come several times. What rows share
+    stays as it is."""
+
+    def taken(node: Any) -> Any:
+        return node._replace(length_B=node.length_B[row_B]) if isinstance(node, KVPrefix) else node[row_B]
+
+    return jax.tree.map(taken, tree, is_leaf=lambda node: isinstance(node, KVPrefix))
+
+
+def forget_unused(tail: KVTail) -> KVTail:
+    """The tail without what lies behind its `used_B` tokens: drafts that were wrong, or another row's padding."""
+    return KVTail(*clear_after(tail.k_LBKHR, tail.v_LBKRH, tail.used_B), tail.used_B)
+
+
+def is_finite(cache: KVCache) -> Array:
+    """Whether all keys and values are, a single bool."""
+    pairs = (pair for layer in cache.layers() for pair in layer)
+    return jnp.all(jnp.stack([jnp.isfinite(x).all() for pair in pairs for x in pair]))
+
+
+def clear_after(
+    k_LBKHS: tuple[Array, ...], v_LBKSH: tuple[Array, ...], count_B: Array
+) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
+    """Keys and values with 0 in the slots from `count_B` on.
+
+    No attention goes there, but 0 times a NaN, left behind by a text that went wrong, would still be NaN.
+    """
+    filled_BS = jnp.arange(v_LBKSH[0].shape[2], dtype=jnp.int32)[None, :] < count_B[:, None]
+    return (
+        tuple(jnp.where(filled_BS[:, None, None, :], k, 0) for k in k_LBKHS),
+        tuple(jnp.where(filled_BS[:, None, :, None], v, 0) for v in v_LBKSH),
+    )
+
+
+def place(buffer: Array, new: Array, start_B: Array, axis: int) -> Array:
+    """The buffer with `new` written at slots `start_B[b], start_B[b] + 1, …` of row b; what would lie outside is lost.
+
+    For a few new slots, a choice at every slot: rows write in different places, and a scatter would take them in turn.
+    """
+    if new.shape == buffer.shape:  # only slot 0 leaves room
+        return new
+    slot = jax.lax.broadcasted_iota(
+        jnp.int32, (1,) * axis + (buffer.shape[axis],) + (1,) * (buffer.ndim - axis - 1), axis
+    )
+    start = start_B.reshape(-1, *(1,) * (buffer.ndim - 1))
+    for t in range(new.shape[axis]):
+        buffer = jnp.where(slot == start + t, jax.lax.slice_in_dim(new, t, t + 1, axis=axis), buffer)
+    return buffer
+
+
+def widen(tail: KVTail, n_slots: int) -> KVTail:
+    """The tail with so many more slots behind the others."""
+    k = tuple(jnp.pad(k, ((0, 0), (0, 0), (0, 0), (0, n_slots))) for k in tail.k_LBKHR)
+    v = tuple(jnp.pad(v, ((0, 0), (0, 0), (0, n_slots), (0, 0))) for v in tail.v_LBKRH)
+    return KVTail(k, v, tail.used_B)
+
+
+def adopt(tail: KVTail, fanned: KVTail, path_B: Array, n_paths: int) -> KVTail:
+    """The tail with the keys and values of one path of each row, laid out by `layout.fan`, behind its `used_B` tokens.
+
+    `used_B` stays: how many of them are wanted is the caller's to say. A row whose path is `NO_PATH` stays as it is:
+    what lies ahead of a row is not seen, but 0 times a NaN there would still be NaN.
+    """
+    start_B = jnp.where(path_B == NO_PATH, tail.size, tail.used_B)  # outside, where it is lost
+
+    def chosen(slots: Array, axis: int) -> Array:
+        """[B, K, H, D] or [B, K, D, H] from all slots behind the stem."""
+        new = jax.lax.slice_in_dim(slots, tail.size, slots.shape[axis], axis=axis)
+        shape = (*new.shape[:axis], -1, n_paths, *new.shape[axis + 1 :])
+        index = jnp.maximum(path_B, 0).reshape(-1, *(1,) * (len(shape) - 1))
+        return jnp.take_along_axis(new.reshape(shape), index, axis=axis + 1).squeeze(axis + 1)
+
+    pairs_k = zip(tail.k_LBKHR, fanned.k_LBKHR, strict=True)
+    pairs_v = zip(tail.v_LBKRH, fanned.v_LBKRH, strict=True)
+    return KVTail(
+        tuple(place(old, chosen(new, 3), start_B, axis=3) for old, new in pairs_k),
+        tuple(place(old, chosen(new, 2), start_B, axis=2) for old, new in pairs_v),
+        tail.used_B,
+    )
