@@ -97,7 +97,8 @@ def _mix(weight_BKGTS: Array, v_BKSH: Array, dtype: jnp.dtype | None = None) -> 
 
 
 def _product(equation: str, x_BKGTI: Array, y_BKIJ: Array, dtype: jnp.dtype | None) -> Array:
-    """[B, K, G, T, J]. A y of all rows is read once, not once a row: their query heads are those of a single row."""
+    """[B, K, G, T, J]. A y of all rows is read once, not once a row: their query heads become those of a single one
+    (Juravsky et al. 2024, arXiv:2402.05099)."""
     product = partial(jnp.einsum, equation, preferred_element_type=dtype)
     if y_BKIJ.ndim == x_BKGTI.ndim - 1:
         return product(x_BKGTI, y_BKIJ)

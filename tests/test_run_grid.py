@@ -1,9 +1,8 @@
-"""Grids from files: what a file means, answers that no batch, part or interruption changes, and how parts merge."""
+"""Grids from files: what a file means, and answers that no batch, part or interruption changes."""
 
 import contextlib
 import dataclasses
 import json
-import shutil
 import signal
 import subprocess
 import sys
@@ -15,12 +14,13 @@ from typing import Any
 
 import pytest
 import screens
+from grid_files import HEAD, SAMPLED, TAIL, lines_of, tokens_of
 
 from entropix import config, distributed, request
 from entropix.config import SamplerConfig
 from entropix.generation import generate
 from entropix.grids import engine, file, running
-from entropix.grids.results import MANIFEST, Store, read_manifest
+from entropix.grids.results import MANIFEST, read_manifest
 from entropix.loading import Model, load
 
 ROOT = Path(__file__).parent.parent
@@ -28,22 +28,6 @@ sys.path.append(str(ROOT / "scripts"))
 import run_grid  # noqa: E402
 
 Command = Callable[..., tuple[int, str, str]]
-
-# Three prompts, two seeds, three variants: 18 answers.
-HEAD = """
-prompts = ["Why?", "How so?", "When was it?"]
-seeds = [3, 5]
-max_new_tokens = 10
-"""
-TAIL = """
-[[samplers]]
-sampler = "temperature"
-temp = [0.5, 1.5]
-
-[[samplers]]
-sampler = "greedy"
-"""
-SAMPLED = TAIL.partition("\n\n")[0]  # two variants, which share their programs
 
 
 @pytest.fixture
@@ -62,15 +46,6 @@ def command(run_command: Command, toy_folder: str, grid_file: Path) -> Command:
 @pytest.fixture(scope="module")
 def model(toy_folder: str) -> Model:
     return load(toy_folder)
-
-
-def lines_of(folder: Path) -> list[dict[str, Any]]:
-    return list(map(json.loads, (folder / "results.jsonl").read_text().splitlines()))
-
-
-def tokens_of(folder: Path) -> dict[tuple[str, int, int], list[int]]:
-    """The tokens of every answer, by what it answers."""
-    return {(line["variant"], line["prompt"], line["seed"]): line["token_ids"] for line in lines_of(folder)}
 
 
 # ----- files ------------------------------------------------------------------------------------------------
@@ -389,89 +364,3 @@ def test_other_processes_compute_the_same_batches_and_write_nothing(
         "",
         "error: not the grid of the first process: batch is 3 there, 4 now; give all of them the same files\n",
     )
-
-
-# ----- parts ------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def parts(tmp_path_factory: pytest.TempPathFactory, toy_folder: str) -> Path:
-    """A whole grid, and the same in parts 1, 2 and 3."""
-    folder = tmp_path_factory.mktemp("parts")
-    (folder / "grid.toml").write_text(HEAD.replace("[3, 5]", "5") + TAIL)
-    asked, toy = file.read(folder / "grid.toml"), load(toy_folder)
-    for name, part in {"whole": (1, 1), "1": (1, 3), "2": (2, 3), "3": (3, 3)}.items():
-        grid = file.grid(asked, toy, 4, part)
-        with Store(folder / name, engine.manifest(grid, toy), engine.keys(grid)) as store:
-            list(engine.run(toy, grid, store))
-    return folder
-
-
-def merge(run_command: Command, *folders: Path, out: Path) -> tuple[int, str, str]:
-    return run_command(run_grid.main, "--merge", *map(str, folders), "--out", str(out))
-
-
-def test_parts_have_every_answer_once_and_merge_into_the_bytes_of_the_whole(
-    run_command: Command, parts: Path, tmp_path: Path
-) -> None:
-    answers = [key for name in "123" for key in tokens_of(parts / name)]
-    assert len(answers) == len(set(answers)) == 45 and set(answers) == set(tokens_of(parts / "whole"))
-    out = tmp_path / "out"
-    code, table, _ = merge(run_command, parts / "3", parts / "1", parts / "2", out=out)
-    assert code == 0
-    assert table.splitlines()[1].split()[:4] == ["temperature", "temp=0.5", "15", "150"]
-    for name in ("results.jsonl", "manifest.json"):
-        assert (out / name).read_bytes() == (parts / "whole" / name).read_bytes()
-
-
-def test_a_merge_that_was_interrupted_goes_on(run_command: Command, parts: Path, tmp_path: Path) -> None:
-    shutil.copytree(parts / "whole", tmp_path / "out")
-    whole = (tmp_path / "out" / "results.jsonl").read_bytes()
-    (tmp_path / "out" / "results.jsonl").write_bytes(whole[: len(whole) // 3])
-    assert merge(run_command, *(parts / name for name in "123"), out=tmp_path / "out")[0] == 0
-    assert (tmp_path / "out" / "results.jsonl").read_bytes() == whole
-
-
-def test_what_is_no_whole_set_of_parts_is_not_merged(
-    run_command: Command, parts: Path, tmp_path: Path
-) -> None:
-    one, two, three = (parts / name for name in "123")
-    half, other, torn = tmp_path / "half", tmp_path / "other", tmp_path / "torn"
-    for copy in (half, other, torn):
-        shutil.copytree(two, copy)
-    text = (half / "results.jsonl").read_text()
-    (half / "results.jsonl").write_text("".join(text.splitlines(keepends=True)[:7]))
-    manifest = json.loads((other / "manifest.json").read_text())
-    (other / "manifest.json").write_text(json.dumps(manifest | {"seeds": [0, 1]}))
-    (torn / "manifest.json").write_text("[]")
-    out = tmp_path / "out"
-    for folders, message in (
-        ((one, three), "part 2/3 is missing; name its folder too"),
-        ((one, two, three, two), f"part 2/3 is there twice, in {two} and {two}; drop one of them"),
-        ((one, half, three), f"{half}: 4 of 12 answers are there; complete part 2/3 first"),
-        ((one, other), f"{other} is not of the same grid as {one}: seeds is a list of 5 there, a list of 2 here"),
-        ((one, parts / "whole"), f"{parts / 'whole'} is not of the same grid as {one}: parts is 3 there, 1 here"),
-        ((one, torn, three), f"{torn / 'manifest.json'}: not a JSON object"),
-        ((one, tmp_path / "none"), f"{tmp_path / 'none' / 'manifest.json'}: cannot be read (No such file"),
-    ):  # fmt: skip
-        code, table, errors = merge(run_command, *folders, out=out)
-        assert (code, table) == (1, "")
-        assert errors.startswith(f"error: {message}") and errors.count("\n") == 1
-        assert not out.exists()
-
-
-def test_a_merge_takes_no_flags_of_a_run(run_command: Command, parts: Path) -> None:
-    flags = ("--merge", str(parts / "1"), "--out", "out", "--batch", "3")
-    message = "error: --batch changes nothing with --merge, which computes nothing\n"
-    assert run_command(run_grid.main, *flags) == (1, "", message)
-
-
-def test_a_part_that_is_still_running_is_not_merged(
-    run_command: Command, parts: Path, tmp_path: Path
-) -> None:
-    manifest = json.loads((parts / "3" / "manifest.json").read_text())
-    keys = [[{"variant": line["variant"]}] for line in lines_of(parts / "3")]
-    keys = [[key for [key] in keys[start : start + 4]] for start in range(0, 12, 4)]
-    with Store(parts / "3", manifest, keys):
-        code, _, errors = merge(run_command, *(parts / name for name in "123"), out=tmp_path / "out")
-    assert (code, errors) == (1, f"error: {parts / '3'}: another process is working in this folder\n")
