@@ -207,6 +207,7 @@ class Session:
         waiting = np.flatnonzero(run.finish_B == Finish.RETREATING)
         if not len(waiting):
             return
+        self._run = None  # in case an interrupt comes between here and the end
         rows = jax.tree.map(np.array, run.state.rows)
         used_B, length_B = np.array(run.state.tail.used_B), [len(tokens) for tokens in self._cache.tokens]
         for place in waiting:
@@ -227,8 +228,8 @@ class Session:
         state = run.state._replace(
             rows=jax.tree.map(jnp.asarray, rows), tail=run.state.tail._replace(used_B=jnp.asarray(used_B))
         )
-        self._run = run._replace(state=state, finish_B=rows.finish_B)
         self._cache.cut(length_B)
+        self._run = run._replace(state=state, finish_B=rows.finish_B)
 
     @_on_mesh
     def end(self, rows: Iterable[int], reason: Finish = Finish.STOP_STRING) -> None:

@@ -17,16 +17,14 @@ MIN_CAPACITY = 256  # slots; doubled as the text grows, up to what the context n
 class TextCache:
     """What each row of a batch holds.
 
-    `prefill` makes that given texts and computes only what is new in them; `append` adds what a decode loop has
-    computed; `cut` and `take` keep a part of it.
+    `prefill` brings it to given texts and computes only what is new in them; `append` adds what a decode loop has
+    computed; `cut` keeps the beginnings of texts, `take` some of the rows.
     """
 
     def __init__(self, model: Model, batch: int) -> None:
         self._model = model
         self._kv: KVCache | None = None
-        self.tokens: list[list[int]] = [
-            [] for _ in range(batch)
-        ]  # of whose keys and values there are, by row
+        self.tokens: list[list[int]] = [[] for _ in range(batch)]  # by row
 
     @property
     def kv(self) -> KVCache:
@@ -60,7 +58,8 @@ class TextCache:
             self.tokens = [before + tokens for before, tokens in zip(held, new, strict=True)]
 
     def append(self, tail: KVTail, new: Sequence[Sequence[int]]) -> None:
-        """Adds the first tokens of a tail to the rows: these."""
+        """Adds the first tokens of a tail, which are these, to the rows."""
+        assert self._kv is not None
         self._reserve(max(self._own()) + tail.size)
         kv, held = self._release()
         self._kv = decode.commit(kv, tail, jnp.asarray([len(tokens) for tokens in new], jnp.int32))

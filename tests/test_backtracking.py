@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import toy
 
-from entropix import samplers
+from entropix import decode, samplers
 from entropix.config import BacktrackConfig, GenerateConfig, read_preset
 from entropix.drawing import Finish, Purpose
 from entropix.generation import collect, generate, prepare, run
@@ -149,14 +149,22 @@ def test_drafts_change_nothing_of_it() -> None:
     assert [taken_back(r) for r in drafted] == [taken_back(r) for r in plain]
 
 
-def test_the_cache_is_that_of_the_text_that_is_left() -> None:
-    """With more tokens taken back than a tail may still hold, so that some come out of the cache."""
+def test_the_cache_is_that_of_the_text_that_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With more tokens taken back than the tail holds, so that some come out of the cache."""
     job = prepare(
-        MODEL, PROMPTS, sampler="placebo", max_new_tokens=80, seed=3, backtracking={"tokens": 16, "budget": 9}
+        MODEL,
+        PROMPTS,
+        sampler="placebo",
+        max_new_tokens=80,
+        seed=3,
+        backtracking={"tokens": 16, "budget": 60},
     )
+    cuts = []
+    truncate = decode.truncate
+    monkeypatch.setattr(decode, "truncate", lambda *args: cuts.append(1) or truncate(*args))
     session, fresh = Session(MODEL, len(PROMPTS)), Session(MODEL, len(PROMPTS))
     results = collect(job, run(job, session))
-    assert sum(len(taken_back(result)) for result in results) >= 3
+    assert cuts
     whole = [[*prompt, *result.token_ids, 0] for prompt, result in zip(PROMPTS, results, strict=True)]
     for one in (session, fresh):
         one.start(whole, job.sampler, job.sampler_config, GenerateConfig(max_new_tokens=1))
@@ -165,6 +173,28 @@ def test_the_cache_is_that_of_the_text_that_is_left() -> None:
         jax.tree.leaves(session._cache.kv), jax.tree.leaves(fresh._cache.kv), strict=True
     ):
         np.testing.assert_allclose(ours[..., : ours.shape[-1]], theirs, atol=2e-5)
+
+
+def test_a_session_recovers_from_an_interrupt_while_tokens_are_taken_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The device already owns the cache, and the host's account of a row is that of before or after."""
+    options: dict[str, Any] = {"sampler": "placebo", "max_new_tokens": 80, "seed": 3}
+    job = prepare(MODEL, PROMPTS, **options, backtracking={"tokens": 16, "budget": 60})
+    session = Session(MODEL, len(PROMPTS))
+
+    def torn(*args: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(decode, "truncate", torn)
+        with pytest.raises(KeyboardInterrupt):
+            collect(job, run(job, session))
+    assert not session.running
+    again = prepare(MODEL, PROMPTS, **options)
+    found = collect(again, run(again, session))
+    expected = generate(MODEL, PROMPTS, **options)
+    assert [r.token_ids for r in found] == [r.token_ids for r in expected]
 
 
 def test_nothing_that_was_shown_is_taken_back() -> None:
