@@ -125,11 +125,7 @@ def _check_branching(cfg: GenerateConfig, sampler: Sampler) -> None:
     wish = cfg.branching
     if not branching.plan(wish, sampler.strategies).is_on:
         return
-    known = {name for other in samplers.SAMPLERS.values() for name in other.strategies}
-    if unknown := [name for name in wish.strategies if name not in known]:
-        raise ValueError(
-            f"branching: unknown strategy {unknown[0]!r}; {sampler.name} has {', '.join(sampler.strategies)}"
-        )
+    _check_strategies("branching", wish.strategies, sampler)
     if not (wish.entropy or wish.margin or set(wish.strategies) & set(sampler.strategies)):
         raise ValueError(
             f"branching: {sampler.name} never does {' or '.join(wish.strategies) or 'anything that branches'}; it has "
@@ -144,10 +140,22 @@ def _check_branching(cfg: GenerateConfig, sampler: Sampler) -> None:
 def _check_backtracking(cfg: GenerateConfig, sampler: Sampler) -> None:
     """Raises a ValueError for backtracking that would never happen."""
     wish = cfg.backtracking
-    if backtracking.is_on(wish) and not set(wish.strategies) & set(sampler.strategies):
+    if not backtracking.is_on(wish):
+        return
+    _check_strategies("backtracking", wish.strategies, sampler)
+    if not set(wish.strategies) & set(sampler.strategies):
         raise ValueError(
             f"backtracking: {sampler.name} never does {' or '.join(wish.strategies) or 'what asks for it'}; it has "
             f"{', '.join(sampler.strategies)}"
+        )
+
+
+def _check_strategies(what: str, names: Sequence[str], sampler: Sampler) -> None:
+    """Raises a ValueError for strategies that no sampler has."""
+    known = {name for other in samplers.SAMPLERS.values() for name in other.strategies}
+    if unknown := [name for name in names if name not in known]:
+        raise ValueError(
+            f"{what}: unknown strategy {unknown[0]!r}; {sampler.name} has {', '.join(sampler.strategies)}"
         )
 
 

@@ -94,7 +94,7 @@ class Flags:
     live: Annotated[
         bool, flag("no line of strategies and speed below the answer while it comes (only on terminals)")
     ] = True
-    stats: Annotated[bool, flag("print speed, strategy counts and mean metrics on stderr")] = False
+    stats: Annotated[bool, flag("print cost, strategy counts and mean metrics on stderr")] = False
     trace: Annotated[
         Text,
         flag("write every token with all its metrics to this file (see docs/trace.md)", "FILE.jsonl"),

@@ -72,6 +72,6 @@ def read_backtracking(flags: BacktrackFlags) -> BacktrackConfig:
     wish = config.from_mapping(BacktrackConfig, values, "--backtrack")
     if wish.tokens == 0 and wish != BacktrackConfig():
         raise ValueError(
-            "--backtrack-on and --backtrack-budget change nothing without --backtrack M, M at least 1"
+            "flags of --backtrack change nothing without it; give --backtrack M too, M at least 1"
         )
     return wish

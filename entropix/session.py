@@ -67,8 +67,8 @@ class Session:
     computes what is new. `fork` makes a batch of copies of rows.
 
     shrinks: rows that have ended leave the batch when at most half of it still runs. What is left is the next power of
-    two, so that a batch of B compiles at most log2 B more programs. Nobody outside sees it, but for what the caches of
-    the rows that left held: it is computed anew if it is asked for again.
+    two, so that a batch of B compiles at most log2 B more programs for each capacity. Nobody outside sees it, but for
+    what the caches of the rows that left held: it is computed anew if it is asked for again.
     """
 
     def __init__(self, model: Model, batch: int, shrinks: bool = False) -> None:
@@ -247,7 +247,8 @@ class Session:
     def fork(self, rows: Sequence[int]) -> None:
         """The batch becomes these of its rows; one may come several times. Ends the current run.
 
-        What is in their caches is copied, not computed; copies of a single row hold it together.
+        What is in their caches is copied, not computed; copies of a single row hold it together, if it shares nothing
+        yet.
         """
         self._flush()
         self._bring_back()

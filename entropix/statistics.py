@@ -10,6 +10,8 @@ from entropix.generation import Result
 from entropix.metrics import Metrics
 from entropix.samplers import backtracking, branching
 
+Line = tuple[str, str, str]  # of `--stats`: what, how much, in which unit
+
 
 class Timing(NamedTuple):
     """How long a generation took, in seconds from its start. None where it did not get so far."""
@@ -68,24 +70,36 @@ def stats(results: Sequence[Result], strategies: Sequence[str], timing: Timing, 
         )
     if backtracking.is_on(asked.backtracking):
         searched.append(("retreats", str(retreats(results)), "times that tokens were taken back"))
-    counts = strategy_counts(results, strategies)
-    total = sum(counts.values())
     rows = [
         ("prompt tokens", str(sum(len(result.prompt_ids) for result in results)), ""),
-        ("new tokens", str(total), ""),
+        ("new tokens", str(sum(len(result.records) for result in results)), ""),
         ("computed tokens", str(timing.computed_tokens), "with those that are in no answer"),
         ("time to first token", _number(timing.first_token), "s, compilation included"),
         ("forward passes", str(timing.forward_passes), ""),
         *searched,
         ("total time", _number(timing.total), "s"),
         ("speed", _number(timing.tokens_per_second), "tokens/s after the first chunk"),
+        *of_tokens(results, strategies),
+    ]
+    return as_text(rows)
+
+
+def of_tokens(results: Sequence[Result], strategies: Sequence[str]) -> list[Line]:
+    """Strategy counts with their share, and mean metrics."""
+    counts = strategy_counts(results, strategies)
+    total = sum(counts.values())
+    return [
         *(
             (name, str(count), f"{100 * count / total:.1f} %" if total else "")
             for name, count in counts.items()
         ),
         *((f"mean {name}", _number(mean), "") for name, mean in mean_metrics(results).items()),
     ]
-    return "\n".join(f"{name:30}{value:>10}  {unit}".rstrip() for name, value, unit in rows)
+
+
+def as_text(lines: Sequence[Line]) -> str:
+    """In columns."""
+    return "\n".join(f"{name:30}{value:>10}  {unit}".rstrip() for name, value, unit in lines)
 
 
 def _number(value: float | None) -> str:

@@ -73,8 +73,8 @@ class TextCache:
             self.tokens = [tokens[:n] for tokens, n in zip(held, length_B, strict=True)]
 
     def take(self, rows: Sequence[int | None]) -> None:
-        """The rows become copies of these, and rows that hold nothing for None. Copies of a single row hold together
-        what it holds."""
+        """The rows become copies of these, and rows that hold nothing for None. Copies of a single row, which shares
+        nothing yet, hold together what it holds."""
         if self._kv is None:
             self.tokens = [[] for _ in rows]
             return

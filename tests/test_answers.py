@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from entropix.cot.answers import EXTRACTORS, Answer, extractor, token_span
+from entropix.cot.answers import EXTRACTORS, Answer, extractor, is_cut, token_span
 
 
 def value(spec: str, text: str) -> str | None:
@@ -127,6 +127,25 @@ def test_the_whole_text_in_single_spaces() -> None:
 def test_what_names_no_extractor_is_an_error(spec: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         extractor(spec)
+
+
+@pytest.mark.parametrize(
+    ("spec", "text", "cut"),
+    [
+        ("number", "17 + 26 = 4", True),
+        ("number", "17 + 26 = 43.", False),
+        ("number", "it is 43 \n", True),
+        ("phrase", "The answer is forty", True),
+        ("phrase", "The answer is forty-three. So", False),
+        ("regex:b+", "abb", True),
+        ("regex:b+", "abba", False),
+        ("text", "all of it", False),
+    ],
+)
+def test_an_answer_is_cut_where_its_text_may_go_on(spec: str, text: str, cut: bool) -> None:
+    found = extractor(spec)(text)
+    assert found is not None
+    assert is_cut(found, text, spec) == cut
 
 
 def test_every_extractor_says_what_it_finds_and_spans_lie_in_the_text() -> None:

@@ -249,6 +249,17 @@ def test_the_answer_margin_is_that_of_the_answers_tokens(model: Model) -> None:
         assert path.scores["answer-margin"] == pytest.approx(np.mean(margins))
 
 
+def test_an_answer_that_the_limit_cut_off_does_not_count(model: Model) -> None:
+    """It might have gone on: "2" may be the beginning of "26". The same in the middle of the text counts."""
+    options = {**OPTIONS, "max_new_tokens": 12}
+    found = parallel.decode(model, PROMPT, paths=6, extract=r"regex:(?s)\S(?=\s*$)", **options)
+    limited = [path for path in found.paths if path.result.finish == Finish.LENGTH]
+    assert limited and all(path.answer is None for path in limited)
+    assert all(path.answer for path in found.paths if path not in limited and path.result.text.strip())
+    earlier = parallel.decode(model, PROMPT, paths=6, extract=r"regex:(?s)^\s*(\S)", **options)
+    assert all(path.answer for path in earlier.paths if len(path.result.text.strip()) > 1)
+
+
 def test_confidence_is_minus_the_mean_logprob_of_the_20_likeliest(
     model: Model, from_start: CotResult
 ) -> None:
@@ -335,7 +346,8 @@ def test_logits_that_are_not_finite_leave_one_path_that_says_so() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"paths": 0}, "at least 1, got 0"),
+        ({"paths": 0}, "between 1 and 1024, got 0"),
+        ({"paths": 100_000}, "between 1 and 1024, got 100000"),
         ({"fork": "end"}, "start, explore or none, got 'end'"),
         ({"select": "best"}, "no selector 'best'"),
         ({"extract": "regex:("}, "no regular expression"),

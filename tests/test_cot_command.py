@@ -49,6 +49,8 @@ def test_the_chosen_text_is_printed_and_the_table_goes_to_stderr(
     assert chosen["finish"] == "length"
     for name, number in (("tokens kept", "kept_tokens"), ("tokens computed", "computed_tokens")):
         assert any(line.split()[:3] == [*name.split(), str(told[number])] for line in err.splitlines())
+    assert f"{'top-p':30}{len(chosen['token_ids']):>10}  100.0 %\n" in err  # of the chosen path
+    assert f"\n{'mean logits_entropy':30}" in err
 
     read = trace.read(traced)
     assert read.header["selection"] == {
@@ -62,6 +64,14 @@ def test_the_chosen_text_is_printed_and_the_table_goes_to_stderr(
         assert list(path) == list(trace.PATH)
         assert path == {name: row[name] for name in trace.PATH}
         assert (result.text, result.token_ids) == (row["text"], row["token_ids"])
+
+
+def test_it_says_what_decided_where_no_path_has_an_answer(toy_folder: str, run_command: Run) -> None:
+    words = ("--prompt", "Why?", "--weights", toy_folder, "--cot", "3", *SMALL[:-1], "phrase")
+    for select, reason in ((), "mean-logprob"), (("--select", "self-certainty"), "self-certainty"):
+        _, _, err = run_command(main, *words, *select)
+        assert f" of 3 by {reason}; kept" in err
+        assert "no path has an answer that 'phrase' finds" in err
 
 
 @pytest.mark.parametrize("select", SELECTORS)
@@ -153,7 +163,7 @@ def test_flags_make_a_plan(words: tuple[str, ...], plan: Plan | None) -> None:
         (("--cot", "2", "--cot-at", "none"), "--cot-at must be start or explore, got 'none'"),
         (("--cot", "2", "--cot-entropy", "1"), "--cot-entropy is for --cot-at explore"),
         (("--self-consistency", "2", "--select", "borda"), "is a majority vote; --select borda"),
-        (("--cot", "0"), "number of paths must be at least 1, got 0"),
+        (("--cot", "0"), "number of paths must be between 1 and 1024, got 0"),
         (("--cot", "2", "--select", "best"), "no selector 'best'"),
         (("--cot", "2", "--extract", "regex:("), "no regular expression"),
     ],

@@ -94,7 +94,7 @@ def assert_refused(ended: Ended, message: str) -> None:
             "--branch: score must be logprob or margin or certainty or entropy, got 'luck'",
         ),
         (["--backtrack", "17"], "--backtrack: tokens must be between 0 and 16, got 17"),
-        (["--backtrack-budget", "3"], "change nothing without --backtrack M"),
+        (["--backtrack-budget", "3"], "change nothing without it; give --backtrack M"),
         (["--branch-depth", "3"], "--branch-depth changes nothing without branching, which takes --branch C"),
         (["--branch", "3", "--branch-depth", "0"], "--branch changes nothing without branching"),
         (["--head-entropies"], "--head-entropies goes into the trace; give --trace"),

@@ -31,7 +31,7 @@ class Extractor(NamedTuple):
     build: Callable[[str], Extract]
 
 
-PHRASE = "the answer is"
+PHRASE, WHOLE = "the answer is", "text"
 
 # A sign belongs to the number unless something stands before it that it may subtract from; thousands are set apart by
 # commas in groups of three throughout, or not at all. Letters may follow (5km), but not go before (x2).
@@ -110,9 +110,13 @@ def _build_regex(source: str) -> Extract:
 
 EXTRACTORS = {
     "number": Extractor("the last number", None, lambda _: last_number),
-    "phrase": Extractor("what follows a phrase, to the end of the sentence or line", PHRASE, _build_phrase),
+    "phrase": Extractor(
+        f"what follows a phrase ({PHRASE!r} by default), to the end of the sentence or line",
+        PHRASE,
+        _build_phrase,
+    ),
     "regex": Extractor("the last match of a regular expression, or its group 1", "", _build_regex),
-    "text": Extractor("the whole text", None, lambda _: whole_text),
+    WHOLE: Extractor("the whole text", None, lambda _: whole_text),
 }
 
 
@@ -127,6 +131,14 @@ def extractor(spec: str) -> Extract:
     if not colon and kind.default == "":
         raise ValueError(f"extractor {name!r} needs an argument: {name}:ARGUMENT")
     return kind.build(argument if colon else kind.default or "")
+
+
+def is_cut(answer: Answer, text: str, spec: str) -> bool:
+    """Whether an answer reaches the end of a text that was cut off, so that it may be the beginning of another one.
+
+    spec: the extractor's. The whole text is what it is.
+    """
+    return spec != WHOLE and answer.end >= len(text.rstrip())
 
 
 def token_span(token_bytes: Sequence[bytes], start: int, end: int) -> tuple[int, int]:

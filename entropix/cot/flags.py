@@ -6,19 +6,23 @@ from typing import Annotated
 
 from entropix.cli import Text, flag
 from entropix.cot import answers, selection
-from entropix.cot.plan import EXPLORE, NONE, START, VOTE, Plan
+from entropix.cot.plan import EXPLORE, MAX_PATHS, NONE, START, VOTE, Plan
+
+_RANGE = f"[1 to {MAX_PATHS}]"
 
 
 @dataclass(frozen=True)
 class PathFlags:
     """Several answers to one prompt, computed as one batch, of which the chosen one is printed."""
 
-    cot: Annotated[int | None, flag("decode this many paths that part at uncertain tokens", "C")] = None
+    cot: Annotated[
+        int | None, flag(f"decode this many paths that part at uncertain tokens {_RANGE}", "C")
+    ] = None
     cot_at: Annotated[
         Text,
         flag(
             "where they part: at the first token, the C most likely ones (start), or at the first C - 1 uncertain "
-            "positions of a first pass (explore): those of that strategy, or above --cot-entropy without one",
+            "positions of a first answer (explore): those of that strategy, or above --cot-entropy without one",
             "start|explore",
             f"(default: {START})",
         ),
@@ -27,9 +31,10 @@ class PathFlags:
         float | None,
         flag("for --cot-at explore [bits, at least 0]", "BITS", f"(default: {Plan.entropy})"),
     ] = None
-    best_of: Annotated[int | None, flag("draw this many independent samples instead", "N")] = None
+    best_of: Annotated[int | None, flag(f"draw this many independent samples instead {_RANGE}", "N")] = None
     self_consistency: Annotated[
-        int | None, flag("as --best-of with --select majority; ends when the vote is decided", "N")
+        int | None,
+        flag(f"as --best-of with --select majority; ends when the vote is decided {_RANGE}", "N"),
     ] = None
     select: Annotated[
         Text,

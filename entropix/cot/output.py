@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
 
-from entropix import terminal, trace
+from entropix import statistics, terminal, trace
 from entropix.cot import parallel, selection
 from entropix.cot.parallel import CotPath, CotResult
 from entropix.cot.plan import Plan
@@ -147,7 +147,7 @@ def notes(result: CotResult, n_scores: int) -> Iterator[str]:
     if n_scores < len(selection.SELECTORS):
         yield f"{n_scores} of {len(selection.SELECTORS)} scores fit here; --json or a wider terminal has all"
     yield (
-        f"chose path {result.chosen} of {len(result.paths)} by {result.plan.select}; kept {result.kept_tokens} of "
+        f"chose path {result.chosen} of {len(result.paths)} by {_reason(result)}; kept {result.kept_tokens} of "
         f"{result.computed_tokens} tokens"
     )
     if len(result.paths) < result.plan.paths:
@@ -158,8 +158,14 @@ def notes(result: CotResult, n_scores: int) -> Iterator[str]:
         yield "paths were ended early, as they could not change the vote any more"
 
 
+def _reason(result: CotResult) -> str:
+    """The selector, or what it falls back on where no path has a score of its own."""
+    scored = any(path.scores[result.plan.select] is not None for path in result.paths)
+    return result.plan.select if scored else selection.FALLBACK
+
+
 def stats(result: CotResult, seconds: float) -> str:
-    """Lines of cost, as `--stats` prints them."""
+    """Lines of cost, and of the chosen path's strategies and metrics, as `--stats` prints them."""
     prompt, kept, computed = len(result.winner.result.prompt_ids), result.kept_tokens, result.computed_tokens
     rows = [
         ("prompt tokens", str(prompt), ""),
@@ -169,8 +175,9 @@ def stats(result: CotResult, seconds: float) -> str:
         ("forward passes", str(result.forward_passes), ""),
         ("total time", f"{seconds:.4g}", "s, compilation included"),
         ("speed", f"{computed / seconds:.4g}", "tokens/s of all paths"),
+        *statistics.of_tokens([result.winner.result], result.job.sampler.strategies),
     ]
-    return "\n".join(f"{name:30}{value:>10}  {unit}".rstrip() for name, value, unit in rows)
+    return statistics.as_text(rows)
 
 
 def _short(path: CotPath) -> str:

@@ -253,8 +253,12 @@ class _Search:
         return selection.is_decided(found, unfinished)
 
     def path_of(self, result: Result) -> Path:
-        """What selectors look at. A path that was cut off has no answer: it might have been another one."""
+        """What selectors look at. A path that was interrupted has no answer, and one that its limit cut off in the
+        middle of the answer neither: it might have been another one."""
         found = None if result.finish in (Finish.INTERRUPTED, Finish.NAN) else self.extract(result.text)
+        limited = result.finish in (Finish.LENGTH, Finish.CONTEXT)
+        if found is not None and limited and answers.is_cut(found, result.text, self.plan.extract):
+            found = None
         pieces = [bytes(record["bytes"]) for record in result.records]
         return Path(
             answer=None if found is None else found.value,

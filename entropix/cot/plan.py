@@ -6,6 +6,7 @@ from entropix.cot import answers, selection
 
 START, EXPLORE, NONE = "start", "explore", "none"  # what `fork` may be
 VOTE = "majority"  # the selector that may be decided before all paths have ended
+MAX_PATHS = 1024  # of one batch: a row each, with logits and scores
 
 
 @dataclass(frozen=True)
@@ -20,8 +21,8 @@ class Plan:
     stop_early: bool = True  # end paths that can no longer change a majority vote; see `selection.is_decided`
 
     def __post_init__(self) -> None:
-        if self.paths < 1:
-            raise ValueError(f"the number of paths must be at least 1, got {self.paths}")
+        if not 1 <= self.paths <= MAX_PATHS:
+            raise ValueError(f"the number of paths must be between 1 and {MAX_PATHS}, got {self.paths}")
         if self.fork not in (START, EXPLORE, NONE):
             raise ValueError(f"paths fork at {START}, {EXPLORE} or {NONE}, got {self.fork!r}")
         if not self.entropy >= 0:

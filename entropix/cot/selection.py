@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 TAIL_WINDOW = 2048  # tokens at a path's end whose confidence counts: that of Fu et al. 2025
 BORDA_POWER = 0.5
+FALLBACK = "mean-logprob"  # the selector that has the say where no path has a score of the other
 
 
 @dataclass(frozen=True)
