@@ -35,9 +35,8 @@ def scored(q_BKGTH: Array, past: Sequence[Pair], newest: Pair, visible_BTS: Arra
     keys, values = zip(*past, newest, strict=True)
     score_BKGTS = jnp.concatenate([_scores(q_BKGTH, k) for k in keys], axis=-1)
     prob_BKGTS = jax.nn.softmax(jnp.where(visible_BTS[:, None, None], score_BKGTS, -jnp.inf), axis=-1)
-    probs = _split(prob_BKGTS.astype(newest[1].dtype), keys)
-    mix_BKGTH = reduce(operator.add, map(_mix, probs, values))
-    return mix_BKGTH, score_BKGTS
+    mix_BKGTH = reduce(operator.add, map(_mix, _split(prob_BKGTS, keys), values))
+    return mix_BKGTH.astype(q_BKGTH.dtype), score_BKGTS
 
 
 def blocked(
@@ -87,19 +86,19 @@ def query_blocks(n_new: int) -> int:
 
 def _scores(q_BKGTH: Array, k_BKHS: Array) -> Array:
     """q·k/√H in float32."""
-    product = _product("BKGTH,BKHS->BKGTS", q_BKGTH, k_BKHS, jnp.float32)
+    product = _product("BKGTH,BKHS->BKGTS", q_BKGTH, k_BKHS)
     return product * (1 / math.sqrt(q_BKGTH.shape[-1]))
 
 
-def _mix(weight_BKGTS: Array, v_BKSH: Array, dtype: jnp.dtype | None = None) -> Array:
-    """The values, weighed and added up."""
-    return _product("BKGTS,BKSH->BKGTH", weight_BKGTS, v_BKSH, dtype)
+def _mix(weight_BKGTS: Array, v_BKSH: Array) -> Array:
+    """The values, weighed, in their dtype, and added up in float32."""
+    return _product("BKGTS,BKSH->BKGTH", weight_BKGTS.astype(v_BKSH.dtype), v_BKSH)
 
 
-def _product(equation: str, x_BKGTI: Array, y_BKIJ: Array, dtype: jnp.dtype | None) -> Array:
-    """[B, K, G, T, J]. A y of all rows is read once, not once a row: their query heads become those of a single one
-    (Juravsky et al. 2024, arXiv:2402.05099)."""
-    product = partial(jnp.einsum, equation, preferred_element_type=dtype)
+def _product(equation: str, x_BKGTI: Array, y_BKIJ: Array) -> Array:
+    """[B, K, G, T, J] in float32. A y of all rows is read once, not once a row: their query heads become those of a
+    single one (Juravsky et al. 2024, arXiv:2402.05099)."""
+    product = partial(jnp.einsum, equation, preferred_element_type=jnp.float32)
     if y_BKIJ.ndim == x_BKGTI.ndim - 1:
         return product(x_BKGTI, y_BKIJ)
     batch, heads, group, n_queries, width = x_BKGTI.shape
@@ -121,7 +120,7 @@ def _part(q_BKGTH: Array, k_BKHS: Array, v_BKSH: Array, visible_BTS: Array) -> _
     score_BKGTS = jnp.where(visible_BTS[:, None, None], _scores(q_BKGTH, k_BKHS), -jnp.inf)
     peak_BKGT = jnp.max(score_BKGTS, axis=-1, initial=lowest)
     exp_BKGTS = jnp.exp(score_BKGTS - peak_BKGT[..., None])
-    mix_BKGTH = _mix(exp_BKGTS.astype(v_BKSH.dtype), v_BKSH, jnp.float32)
+    mix_BKGTH = _mix(exp_BKGTS, v_BKSH)
     return peak_BKGT, jnp.sum(exp_BKGTS, axis=-1), mix_BKGTH
 
 

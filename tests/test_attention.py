@@ -146,3 +146,19 @@ def test_bfloat16_values_are_added_up_in_float32(shared: bool) -> None:
     found = blocked(zero, past, newest, visible_BTS, (jnp.asarray(capacity),) * len(past))
     assert found.dtype == jnp.bfloat16
     np.testing.assert_array_equal(found, jnp.ones_like(found))
+
+
+def test_what_the_parts_add_is_rounded_once_in_bfloat16() -> None:
+    """Half a unit in the last of 8 bits, and no more: a rounding for each part would be as much again for some."""
+    half = jnp.bfloat16
+    q_BKGTH, past, newest, visible_BTS, _ = inputs(1, 64, (64, 64), shared=(64, (64, 64)))
+    pairs = [tuple(x.astype(half) for x in pair) for pair in (*past, newest)]
+    mix_BKGTH, score_BKGTS = scored(q_BKGTH.astype(half), tuple(pairs[:-1]), pairs[-1], visible_BTS)
+    prob_BKGTS = np.asarray(jax.nn.softmax(score_BKGTS, axis=-1).astype(half), np.float64)
+    v_BKSH = np.concatenate(
+        [np.broadcast_to(np.asarray(v, np.float64), (B, *v.shape[-3:])) for _, v in pairs], 2
+    )
+    expected = np.einsum("BKGTS,BKSH->BKGTH", prob_BKGTS, v_BKSH)
+    assert mix_BKGTH.dtype == half
+    unit = 2.0 ** (np.floor(np.log2(np.abs(expected))) - 7)
+    assert np.all(np.abs(np.asarray(mix_BKGTH, np.float64) - expected) <= 0.51 * unit)
