@@ -67,7 +67,7 @@ class KVCache(NamedTuple):
 
     @property
     def n_slots(self) -> int:
-        """Keys that a token looks at, or for which it is said that it may not."""
+        """Of each row, those that it shares included: as many as there are scores for a token, without the tail's."""
         return self.capacity + (self.prefix.capacity if self.prefix else 0)
 
     def layers(self) -> Iterator[tuple[Pair, ...]]:

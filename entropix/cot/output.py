@@ -151,7 +151,7 @@ def notes(result: CotResult, n_scores: int) -> Iterator[str]:
         f"{result.computed_tokens} tokens"
     )
     if len(result.paths) < result.plan.paths:
-        yield f"the first pass had no more than {len(result.paths) - 1} places to fork at"
+        yield f"the first answer had no more than {len(result.paths) - 1} places to fork at"
     if all(path.answer is None for path in result.paths):
         yield f"no path has an answer that {result.plan.extract!r} finds; --extract says what to look for"
     if result.decided_early:
