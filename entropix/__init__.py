@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from entropix.checkpoint.loading import Model, load
     from entropix.config import GenerateConfig, SamplerConfig
-    from entropix.drawing import Finish
+    from entropix.decoding.sample_step import Finish
     from entropix.generation import Event, Result, generate, stream
-    from entropix.loading import Model, load
 
 __version__ = "0.1.0"
 __all__ = [

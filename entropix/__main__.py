@@ -2,7 +2,7 @@
 
 import sys
 
-from entropix import cli
+from entropix.console import cli
 from entropix.main import main
 
 if __name__ == "__main__":

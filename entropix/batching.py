@@ -4,10 +4,11 @@ import dataclasses
 import math
 from collections.abc import Iterator, Sequence
 
-from entropix import generation, request
+from entropix import generation
 from entropix.config import BATCH_ROWS
+from entropix.decoding import inputs
+from entropix.decoding.session import Session
 from entropix.generation import Event, Job
-from entropix.session import Session
 from entropix.sharding import DATA
 
 
@@ -24,7 +25,7 @@ class Batches:
         if most_rows < 1:
             raise ValueError(f"a batch needs at least one row, got {most_rows}")
         n_prompts = len(job.prompt_ids)
-        counted = tuple(request.occurrences(job.prompt_ids, job.config))
+        counted = tuple(inputs.occurrences(job.prompt_ids, job.config))
         self._job = dataclasses.replace(job, config=dataclasses.replace(job.config, occurrences=counted))
         groups = 1 if job.model.mesh is None else job.model.mesh.shape[DATA]
         even = math.ceil(n_prompts / math.ceil(n_prompts / most_rows))

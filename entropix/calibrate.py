@@ -23,9 +23,10 @@ from typing import Annotated
 
 from tyro.conf import arg
 
-from entropix import cli, config, distributed
-from entropix.calibration.targets import Targets, check_targets
-from entropix.cli import DeviceFlags, Dtype, Text, Weights, flag
+from entropix import config, distributed
+from entropix.console import cli
+from entropix.console.cli import DeviceFlags, Dtype, Text, Weights, flag
+from entropix.lab.calibration.targets import Targets, check_targets
 from entropix.main import Flags as MainFlags
 from entropix.main import read_prompts
 
@@ -70,8 +71,9 @@ def main(args: Sequence[str] | None = None) -> None:
     prompts_file = config.shipped(PROMPTS) if both else flags.prompts
 
     # These take their time to import; --help and bad flags do not wait for them.
-    from entropix import backend, scoring, terminal
-    from entropix.calibration import fitting
+    from entropix import backend, scoring
+    from entropix.console import terminal
+    from entropix.lab.calibration import fitting
 
     text = None if text_file is None else distributed.from_first(lambda: scoring.read_text(text_file))
     prompts = None

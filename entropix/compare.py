@@ -15,12 +15,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
-from entropix import cli, config
-from entropix.cli import flag
-from entropix.grids import command
+from entropix import config
+from entropix.console import cli
+from entropix.console.cli import flag
+from entropix.lab.experiments import command
 
 if TYPE_CHECKING:
-    from entropix.grids.engine import Variant
+    from entropix.lab.experiments.engine import Variant
 
 _PROG = "python -m entropix.compare"
 _DESCRIPTION = "Let several samplers answer the same prompts, and compare the answers."
@@ -45,7 +46,7 @@ def main(args: Sequence[str] | None = None) -> None:
 
 def variant(name: str) -> "Variant":
     """The sampler of a preset or TOML file, under that name. Raises a ValueError for numbers that its rule ignores."""
-    from entropix.grids.engine import Variant
+    from entropix.lab.experiments.engine import Variant
     from entropix.samplers import knobs
 
     rule, numbers = config.read_preset(name)

@@ -10,15 +10,16 @@ import jax
 import numpy as np
 
 from entropix import config, samplers
-from entropix.chat import Message, encode_chat
+from entropix.checkpoint.chat import Message, encode_chat
+from entropix.checkpoint.loading import Model
+from entropix.checkpoint.tokenizer import Tokenizer
 from entropix.config import GenerateConfig, SamplerConfig
-from entropix.drawing import Finish, StepRecord
-from entropix.loading import Model
-from entropix.request import check_prompts
-from entropix.samplers import Sampler, backtracking, branching
-from entropix.samplers.branching import Paths
-from entropix.session import Session
-from entropix.tokenizer import Tokenizer
+from entropix.decoding import backtracking, branching
+from entropix.decoding.branching import Paths
+from entropix.decoding.inputs import check_prompts
+from entropix.decoding.sample_step import Finish, StepRecord
+from entropix.decoding.session import Session
+from entropix.samplers import Sampler
 
 Prompt = str | Sequence[Message] | Sequence[int]
 TokenRecord = dict[str, Any]

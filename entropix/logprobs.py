@@ -16,8 +16,9 @@ from typing import Annotated, Any
 
 import tyro
 
-from entropix import cli, trace
-from entropix.drawing import Finish
+from entropix import trace
+from entropix.console import cli
+from entropix.decoding.sample_step import Finish
 from entropix.generation import Result
 from entropix.trace import Trace
 

@@ -20,12 +20,13 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, get_type_hints
 import tyro
 from tyro.conf import UseAppendAction, arg
 
-from entropix import cli, coloring, config, distributed
-from entropix.cli import DeviceFlags, Dtype, Text, Weights, flag
+from entropix import config, distributed
 from entropix.config import GenerateConfig, SamplerConfig
+from entropix.console import cli, coloring
+from entropix.console.cli import DeviceFlags, Dtype, Text, Weights, flag
+from entropix.console.search_flags import BacktrackFlags, BranchFlags, read_backtracking, read_branching
 from entropix.cot.flags import PathFlags, read_plan
 from entropix.cot.plan import Plan
-from entropix.search_flags import BacktrackFlags, BranchFlags, read_backtracking, read_branching
 
 if TYPE_CHECKING:
     from entropix.generation import Job
@@ -163,7 +164,8 @@ def main(args: Sequence[str] | None = None, prog: str = _PROG) -> None:
     }
 
     # These compile and load; what is wrong so far was said without waiting for them.
-    from entropix import backend, generation, samplers, terminal
+    from entropix import backend, generation, samplers
+    from entropix.console import terminal
 
     try:
         samplers.get(config.read_preset(command.sampler)[0])

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from entropix.model import Attention
+from entropix.model.transformer import Attention
 
 
 class Metrics(NamedTuple):

@@ -17,12 +17,14 @@ from typing import Annotated, Any, NamedTuple
 import jax
 import tyro
 
-from entropix import backend, cli, loading, sharding, trace
+from entropix import backend, sharding, trace
 from entropix.batching import Batches
-from entropix.drawing import Finish
+from entropix.checkpoint import loading
+from entropix.checkpoint.loading import Model
+from entropix.console import cli
+from entropix.decoding.sample_step import Finish
+from entropix.decoding.session import Session
 from entropix.generation import Event, Result, add, prepare
-from entropix.loading import Model
-from entropix.session import Session
 from entropix.trace import Trace
 
 TOLERANCE = 1e-3

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import arg
 
-from entropix import cli, distributed, palette
-from entropix.cli import DeviceFlags, Dtype, Weights, flag
+from entropix import distributed, palette
+from entropix.console import cli
+from entropix.console.cli import DeviceFlags, Dtype, Weights, flag
 
 if TYPE_CHECKING:
     from entropix.scoring import Scored
@@ -51,7 +52,8 @@ def main(args: Sequence[str] | None = None) -> None:
     cli.join(flags)
 
     # These take their time to import; --help and bad flags do not wait for them.
-    from entropix import backend, scoring, terminal
+    from entropix import backend, scoring
+    from entropix.console import terminal
 
     text = distributed.from_first(lambda: scoring.read_text(flags.text))
     backend.use_compilation_cache()

@@ -15,9 +15,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from entropix import decode, sharding
+from entropix import sharding
+from entropix.checkpoint.loading import Model
 from entropix.config import ModelConfig
-from entropix.loading import Model
+from entropix.decoding import loop
 from entropix.metrics import Metrics
 
 Record = dict[str, Any]
@@ -154,10 +155,10 @@ def _read(model: Model, rows: Sequence[list[int]]) -> list[Scored]:
     for row, tokens in enumerate(rows):
         text_BS[row, : len(tokens)] = tokens
         length_B[row] = len(tokens)
-    cache = decode.empty_cache(cfg, batch, capacity, model.dtype)
+    cache = loop.empty_cache(cfg, batch, capacity, model.dtype)
     pieces = []
     for start in range(0, longest, width):
-        cache, *piece = decode.read(
+        cache, *piece = loop.read(
             model.weights,
             jnp.asarray(text_BS[:, start : start + width]),
             jnp.asarray(text_BS[:, start + 1 : start + 1 + width]),

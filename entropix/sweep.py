@@ -24,11 +24,12 @@ from typing import Annotated, Any, get_type_hints
 import numpy as np
 from tyro.conf import UseAppendAction
 
-from entropix import cli, config
-from entropix.cli import flag
+from entropix import config
 from entropix.config import SamplerConfig
-from entropix.grids import command
-from entropix.grids.variants import expand
+from entropix.console import cli
+from entropix.console.cli import flag
+from entropix.lab.experiments import command
+from entropix.lab.experiments.variants import expand
 
 _PROG = "python -m entropix.sweep"
 _DESCRIPTION = (

@@ -27,11 +27,11 @@ import jax
 
 import entropix
 from entropix import config, distributed, sharding
-from entropix.checkpoint import DTYPES, read_config, stored_tensors
+from entropix.checkpoint.hf_folder import DTYPES, read_config, stored_tensors
+from entropix.checkpoint.loading import Model
 from entropix.config import GenerateConfig, SamplerConfig
-from entropix.drawing import Finish
+from entropix.decoding.sample_step import Finish
 from entropix.generation import Job, Result
-from entropix.loading import Model
 from entropix.metrics import Metrics
 
 FORMAT, VERSION = "entropix-trace", 1

@@ -22,9 +22,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from entropix import cli, generation, loading
+from entropix import generation
+from entropix.checkpoint import loading
+from entropix.checkpoint.loading import Model
+from entropix.console import cli
 from entropix.cot import answers, parallel
-from entropix.loading import Model
 
 OPTIONS: dict[str, Any] = {"raw": True, "stop": ("\n",)}
 EXTRACT = "phrase"

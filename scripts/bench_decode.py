@@ -33,14 +33,18 @@ from bench_timing import HEADING, Case, Compilations, Round, Row, bandwidth, rou
 from jax import Array
 
 import entropix
-from entropix import cli, decode, kv, loading, metrics, model, samplers
+from entropix import metrics, samplers
+from entropix.checkpoint import loading
+from entropix.checkpoint.loading import Model
 from entropix.config import GenerateConfig, SamplerConfig
-from entropix.decode import TAIL_SIZE
+from entropix.console import cli
+from entropix.decoding import loop
+from entropix.decoding.inputs import device_config
+from entropix.decoding.loop import TAIL_SIZE
+from entropix.decoding.prefix_cache import MIN_CAPACITY, PREFILL_WIDTHS
+from entropix.decoding.session import Session
 from entropix.generation import encode_prompt
-from entropix.loading import Model
-from entropix.request import device_config
-from entropix.session import Session
-from entropix.text_cache import MIN_CAPACITY, PREFILL_WIDTHS
+from entropix.model import kv_cache, transformer
 
 PROMPT = "It was the best of times, it was the worst of times, it was the age of wisdom, it was"
 STEPS = TAIL_SIZE - 2  # of one timed chunk: it must not fill the tail
@@ -129,9 +133,9 @@ def prefill_case(loaded: Model, length: int) -> Case:
     tokens_BT, count_B = jnp.ones((1, width), jnp.int32), jnp.full(1, width, jnp.int32)
 
     def run() -> Any:
-        cache = kv.empty_cache(loaded.config, 1, capacity(length), loaded.dtype)
+        cache = kv_cache.empty_cache(loaded.config, 1, capacity(length), loaded.dtype)
         for start in range(0, length, width):
-            cache = decode.prefill(
+            cache = loop.prefill(
                 loaded.weights, tokens_BT, count_B, cache, loaded.config, from_empty=start == 0
             )
         return cache
@@ -182,10 +186,10 @@ def chunk_case(
 
 def bare_cases(name: str, loaded: Model, batch: int, context: int) -> Iterator[Case]:
     """As many steps of nothing but the forward pass and an argmax; then metrics and sampler, each on its own."""
-    cache = kv.empty_cache(loaded.config, batch, capacity(context), loaded.dtype)
+    cache = kv_cache.empty_cache(loaded.config, batch, capacity(context), loaded.dtype)
     cache = cache._replace(length_B=jnp.full(batch, context, jnp.int32))
-    tail = kv.empty_tail(loaded.config, batch, TAIL_SIZE, loaded.dtype)
-    forward = jax.jit(partial(model.forward, cfg=loaded.config))
+    tail = kv_cache.empty_tail(loaded.config, batch, TAIL_SIZE, loaded.dtype)
+    forward = jax.jit(partial(transformer.forward, cfg=loaded.config))
     token_B = jnp.ones(batch, jnp.int32)
 
     @jax.jit
@@ -329,7 +333,7 @@ def measure(args: Args) -> Iterator[Row]:
 def memory_row(peak: Row, loaded: Model, n_tokens: int) -> Row:
     """What the command takes for an answer beside what it cannot do without."""
     slots = capacity(len(encode_prompt(loaded, PROMPT, raw=True)) + n_tokens)
-    cache = jax.eval_shape(partial(kv.empty_cache, loaded.config, 1, slots, loaded.dtype))
+    cache = jax.eval_shape(partial(kv_cache.empty_cache, loaded.config, 1, slots, loaded.dtype))
     needed = tree_bytes(loaded.weights) + tree_bytes(cache)
     return Row("command: peak beyond weights and cache", peak.value - needed / 1e6, "MB")
 

@@ -13,9 +13,11 @@ from collections.abc import Iterator
 from statistics import median
 from typing import Any, NamedTuple
 
-from entropix import cli, generation, loading
+from entropix import generation
+from entropix.checkpoint import loading
+from entropix.console import cli
+from entropix.decoding.session import Session
 from entropix.generation import Job
-from entropix.session import Session
 
 PROMPT = "The history of the lighthouse begins"
 EVERYWHERE = {"entropy": 1e-6, "among": "all", "budget": 2**31 - 1}

@@ -22,7 +22,7 @@ import gguf
 import numpy as np
 from bench_timing import Case
 
-from entropix.download import read_manifest
+from entropix.checkpoint.download import read_manifest
 
 LLAMA_FLOAT32 = "llama.cpp float32"
 

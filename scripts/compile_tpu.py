@@ -19,9 +19,10 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from entropix import ahead, cli, roofline
-from entropix.hlo import Collective
-from entropix.roofline import Report
+from entropix.console import cli
+from entropix.tpu import ahead, roofline
+from entropix.tpu.hlo import Collective
+from entropix.tpu.roofline import Report
 
 # Heads, and how the first five are found again in a row.
 HEADS = (

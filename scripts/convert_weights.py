@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from entropix.cli import parse, run
+from entropix.console.cli import parse, run
 from entropix.paths import is_complete, weights_root
 
 
@@ -34,8 +34,8 @@ def main() -> None:
     if is_complete(args.source):
         print(f"{args.source} is a Hugging Face folder: use it as it is, with --weights {args.source}")
         return
-    from entropix.convert import convert  # after the quick answers: it imports jax
-    from entropix.tokenizer_files import read_vocabulary
+    from entropix.checkpoint.convert import convert
+    from entropix.checkpoint.tokenizer_files import read_vocabulary
 
     folder = args.out_dir or weights_root() / args.source.name.removesuffix(".gguf").lower()
     convert(args.source, folder, args.dtype, args.chat_template, args.force)

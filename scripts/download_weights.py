@@ -12,8 +12,8 @@ from typing import Annotated
 
 import tyro
 
-from entropix.cli import parse, run
-from entropix.download import download_repository, download_wheel, read_manifest
+from entropix.checkpoint.download import download_repository, download_wheel, read_manifest
+from entropix.console.cli import parse, run
 from entropix.paths import is_complete, weights_root
 
 

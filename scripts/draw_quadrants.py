@@ -15,8 +15,9 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.colors import ListedColormap
 
-from entropix import cli, trace
+from entropix import trace
 from entropix.config import read_preset
+from entropix.console import cli
 from entropix.metrics import Metrics
 from entropix.samplers.entropix import STRATEGIES, THRESHOLDS, choose
 

@@ -12,7 +12,8 @@ from rich.console import Console
 from rich.text import Text
 
 import entropix
-from entropix import backend, cli, coloring, samplers, statistics
+from entropix import backend, run_statistics, samplers
+from entropix.console import cli, coloring
 
 COLORS = ColorSystem.TRUECOLOR
 
@@ -57,7 +58,7 @@ def svg(result: entropix.Result, what: str, title: str, columns: int) -> str:
         if result.finish != entropix.Finish.STOP_TOKEN or record is not result.records[-1]
     )
     inserted = any(record["injected"] for record in result.records)
-    legend = coloring.legend(what, statistics.strategy_counts([result], strategies), COLORS, inserted)
+    legend = coloring.legend(what, run_statistics.strategy_counts([result], strategies), COLORS, inserted)
     console = Console(record=True, width=columns, file=io.StringIO())
     console.print(Text.from_ansi(f"$ {title}\n\n{''.join(tokens)}\n\n{legend}"))
     picture = console.export_svg(title="entropix", unique_id="entropix")

@@ -21,8 +21,8 @@ from typing import Annotated
 import tyro
 from tyro.conf import arg
 
-from entropix import cli
-from entropix.cli import DeviceFlags, Dtype, Weights, flag
+from entropix.console import cli
+from entropix.console.cli import DeviceFlags, Dtype, Weights, flag
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,8 +54,9 @@ def main(words: Sequence[str] | None = None) -> None:
             raise ValueError(f"{cli.spelled(name)} changes nothing with --merge, which computes nothing")
     part = read_part(args.part)
     cli.join(args, sigterm_ends=False)
-    from entropix import backend, terminal  # after the quick answers: they import jax
-    from entropix.grids import command, file, merging
+    from entropix import backend
+    from entropix.console import terminal
+    from entropix.lab.experiments import command, file, merging
 
     if args.grid is None:
         command.show(merging.merge(args.merge, args.out))

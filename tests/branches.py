@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import toy
 
 from entropix import generation, samplers
+from entropix.checkpoint.loading import Model
+from entropix.decoding.session import Session
 from entropix.generation import Result, collect, prepare, run
-from entropix.loading import Model
 from entropix.metrics import Metrics, entropy_bits, second_shift, self_certainty, softmax_parts
 from entropix.samplers.base import Context, SampleInfo
-from entropix.session import Session
 
 V = 16
 STRATEGIES = samplers.get("entropix").strategies

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from entropix import cli, generation
+from entropix import generation
+from entropix.console import cli
 from entropix.generation import Event
 from entropix.main import main
 

@@ -28,8 +28,9 @@ import pytest
 import toy
 from playwright.sync_api import Browser
 
-from entropix import cli, loading
-from entropix.loading import Model
+from entropix.checkpoint import loading
+from entropix.checkpoint.loading import Model
+from entropix.console import cli
 
 # Shells start background jobs with Ctrl-C ignored, which processes inherit; what is tested here is a terminal's.
 signal.signal(signal.SIGINT, signal.default_int_handler)

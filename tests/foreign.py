@@ -11,8 +11,8 @@ import numpy as np
 import toy
 from gguf import GGMLQuantizationType as Kind
 
+from entropix.checkpoint.tokenizer_files import CHAR_OF_BYTE
 from entropix.config import ModelConfig
-from entropix.tokenizer_files import CHAR_OF_BYTE
 
 Tensors = dict[str, np.ndarray]
 

@@ -14,10 +14,10 @@ import meshes
 import toy
 
 import entropix
+from entropix.checkpoint.loading import Model
 from entropix.config import preset_names
 from entropix.cot import parallel
 from entropix.cot.parallel import CotResult
-from entropix.loading import Model
 
 FILE = Path(__file__).with_name("golden.jsonl")
 

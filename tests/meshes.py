@@ -12,10 +12,10 @@ import pytest
 from jax.sharding import Mesh
 
 from entropix import sharding
+from entropix.checkpoint.loading import Model
 from entropix.config import ModelConfig
 from entropix.generation import Result
-from entropix.loading import Model
-from entropix.weights import LayerWeights, Weights
+from entropix.model.weights import LayerWeights, Weights
 
 # fmt: off
 _COLLECTIVES = (

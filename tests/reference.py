@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from entropix.config import ModelConfig
-from entropix.weights import Weights
+from entropix.model.weights import Weights
 
 Tensors = Mapping[str, np.ndarray]
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from entropix import attention
+from entropix.model import attention
 
 B, K, G, H = 2, 2, 3, 8
 blocked, scored = jax.jit(attention.blocked), jax.jit(attention.scored)

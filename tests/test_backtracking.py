@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 import toy
 
-from entropix import decode, samplers
+from entropix import samplers
 from entropix.config import BacktrackConfig, GenerateConfig, read_preset
-from entropix.drawing import Finish, Purpose
+from entropix.decoding import backtracking, loop
+from entropix.decoding.inputs import device_config, make_request
+from entropix.decoding.sample_step import Finish, Purpose
+from entropix.decoding.session import Session
 from entropix.generation import collect, generate, prepare, run
-from entropix.request import device_config, make_request
-from entropix.samplers import backtracking
 from entropix.samplers.base import Context
-from entropix.session import Session
 
 MODEL = toy.model_of()
 PROMPTS = [[1, 2, 3, 4, 5], [200, 7], [9] * 40]
@@ -160,8 +160,8 @@ def test_the_cache_is_that_of_the_text_that_is_left(monkeypatch: pytest.MonkeyPa
         backtracking={"tokens": 16, "budget": 60},
     )
     cuts = []
-    truncate = decode.truncate
-    monkeypatch.setattr(decode, "truncate", lambda *args: cuts.append(1) or truncate(*args))
+    truncate = loop.truncate
+    monkeypatch.setattr(loop, "truncate", lambda *args: cuts.append(1) or truncate(*args))
     session, fresh = Session(MODEL, len(PROMPTS)), Session(MODEL, len(PROMPTS))
     results = collect(job, run(job, session))
     assert cuts
@@ -187,7 +187,7 @@ def test_a_session_recovers_from_an_interrupt_while_tokens_are_taken_back(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(decode, "truncate", torn)
+        patch.setattr(loop, "truncate", torn)
         with pytest.raises(KeyboardInterrupt):
             collect(job, run(job, session))
     assert not session.running
@@ -294,12 +294,12 @@ def test_a_stop_string_in_tokens_that_were_taken_back_stops_nothing() -> None:
 
 
 def test_other_numbers_are_the_same_program() -> None:
-    from entropix import decode
+    from entropix.decoding import loop
 
     backtracked(PROMPTS)
-    compiled = decode.decode_chunk._cache_size()
+    compiled = loop.decode_chunk._cache_size()
     backtracked(PROMPTS, backtracking={"tokens": 5, "budget": 2, "strategies": ("flow", "adaptive")})
-    assert decode.decode_chunk._cache_size() == compiled
+    assert loop.decode_chunk._cache_size() == compiled
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,8 @@ import pytest
 import entropix
 from entropix import generation, trace
 from entropix.batching import Batches
+from entropix.checkpoint.loading import Model
 from entropix.generation import Job, Result, collect
-from entropix.loading import Model
 from entropix.main import main
 from entropix.replay import first_difference
 

@@ -6,8 +6,8 @@ import sys
 import pytest
 
 from entropix import PACKAGE_ROOT
+from entropix.checkpoint.loading import Model
 from entropix.config import BranchConfig
-from entropix.loading import Model
 
 sys.path.append(str(PACKAGE_ROOT.parent / "scripts"))
 bench_forks = importlib.import_module("bench_forks")

@@ -13,11 +13,11 @@ from branches import STRATEGIES, V, context_of, info
 
 from entropix import samplers
 from entropix.config import BranchConfig, SamplerConfig
-from entropix.drawing import Finish, Request, Rows, draw_token
+from entropix.decoding import branching
+from entropix.decoding.branching import Paths, Plan
+from entropix.decoding.sample_step import Finish, Request, Rows, draw_token
 from entropix.metrics import Metrics
-from entropix.samplers import branching
 from entropix.samplers.base import Context, everything
-from entropix.samplers.branching import Paths, Plan
 
 # The dynamics: after each token the likeliest next one and its probability; all others are equally likely. After token
 # 0, the fork, 1, 2 and 3 may follow. The product of a path's probabilities is largest for the path of token 1 at depth

@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 from branches import EVERYWHERE, MODEL, PLAIN, PROMPTS, SMALL, branched, forks, tokens, unbranched
 
-from entropix import decode, samplers, scoring
-from entropix.drawing import Finish
+from entropix import samplers, scoring
+from entropix.checkpoint.loading import Model
+from entropix.decoding import loop
+from entropix.decoding.sample_step import Finish
+from entropix.decoding.session import Session
 from entropix.generation import Result, collect, prepare, run
-from entropix.loading import Model
 from entropix.metrics import Metrics
-from entropix.session import Session
 
 
 @pytest.fixture(scope="module")
@@ -212,7 +213,7 @@ def test_chunk_length_does_not_change_tokens(results: list[Result], chunk_length
 
 
 def test_other_numbers_compile_nothing_new(results: list[Result]) -> None:
-    before = decode.decode_chunk._cache_size()
+    before = loop.decode_chunk._cache_size()
     seen = set()
     for numbers in (
         {"entropy": 6.0},
@@ -224,7 +225,7 @@ def test_other_numbers_compile_nothing_new(results: list[Result]) -> None:
     ):
         again, _ = branched(branching=numbers, seed=len(seen), max_new_tokens=20 + len(seen))
         seen.add(str(tokens(again)))
-    assert decode.decode_chunk._cache_size() == before
+    assert loop.decode_chunk._cache_size() == before
     assert len(seen) == 6
 
 
@@ -249,9 +250,9 @@ def test_one_path_or_none_rolled_forward_is_the_sampler_itself(name: str, off: d
 @pytest.mark.parametrize("off", [{"paths": 1, "depth": 5}, {"paths": 7, "depth": 0}])
 def test_thresholds_without_branching_change_no_token_and_no_program(off: dict[str, int]) -> None:
     plain = unbranched()
-    before = decode.decode_chunk._cache_size()
+    before = loop.decode_chunk._cache_size()
     assert tokens(branched(branching=off)[0]) == tokens(plain)
-    assert decode.decode_chunk._cache_size() == before
+    assert loop.decode_chunk._cache_size() == before
 
 
 # ----- ends -------------------------------------------------------------------------------------------------

@@ -10,9 +10,9 @@ import pytest
 from branches import STRATEGIES, V, context_of, info
 
 from entropix.config import BranchConfig
-from entropix.samplers import branching
+from entropix.decoding import branching
+from entropix.decoding.branching import Forks, Plan
 from entropix.samplers.base import Candidates
-from entropix.samplers.branching import Forks, Plan
 
 # ----- what is tried ----------------------------------------------------------------------------------------
 

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 
 import entropix
-from entropix import calibrate, config, statistics
-from entropix.calibration import fitting, solver
-from entropix.calibration.solver import Thresholds, occupancy, thresholds
-from entropix.calibration.targets import Targets
+from entropix import calibrate, config, run_statistics
+from entropix.checkpoint.loading import Model
 from entropix.config import SamplerConfig
-from entropix.loading import Model
+from entropix.lab.calibration import fitting, solver
+from entropix.lab.calibration.solver import Thresholds, occupancy, thresholds
+from entropix.lab.calibration.targets import Targets
 from entropix.metrics import Metrics
 from entropix.samplers.entropix import STRATEGIES
 
@@ -296,7 +296,7 @@ def test_the_rule_itself_is_counted_while_it_generates(
     in_preset = out.read_text().split("# generated: the rule's own answers")[1].splitlines()
     for column, sampler in ((1, "entropix"), (2, str(out))):
         results = entropix.generate(model, ["One", "Two"], sampler=sampler, max_new_tokens=30, seed=5)
-        counts = statistics.strategy_counts(results, STRATEGIES)
+        counts = run_statistics.strategy_counts(results, STRATEGIES)
         total = sum(counts.values())
         assert f"{total} {'tokens' if sampler == 'entropix' else 'with the fitted'}" in in_report[0]
         for table in (in_report[1:7], in_preset[2:8]):

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from vocabularies import written
 
-from entropix.chat import ChatTemplate, Message, encode_chat, load_chat_template
-from entropix.tokenizer import Tokenizer, load_tokenizer
+from entropix.checkpoint.chat import ChatTemplate, Message, encode_chat, load_chat_template
+from entropix.checkpoint.tokenizer import Tokenizer, load_tokenizer
 
 # As shipped with SmolLM2-135M-Instruct, and by Meta with Llama 3.
 SMOLLM2 = (

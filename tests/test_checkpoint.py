@@ -10,7 +10,8 @@ import pytest
 import toy
 from safetensors.numpy import save_file
 
-from entropix import checkpoint, paths
+from entropix import paths
+from entropix.checkpoint import hf_folder
 from entropix.config import RopeScaling
 
 # ----- config.json ------------------------------------------------------------------------------------------
@@ -18,25 +19,25 @@ from entropix.config import RopeScaling
 
 def test_every_number_of_config_json_arrives(tmp_path: Path) -> None:
     folders.write_config(tmp_path)
-    assert checkpoint.read_config(tmp_path) == toy.config()
+    assert hf_folder.read_config(tmp_path) == toy.config()
 
 
 @pytest.mark.parametrize("name", toy.VARIANTS)
 def test_a_written_config_reads_back_equal(tmp_path: Path, name: str) -> None:
     cfg = toy.config(**toy.VARIANTS[name])
-    checkpoint.write_config(tmp_path / "config.json", cfg, "float32", 1, (2,))
-    assert checkpoint.read_config(tmp_path) == cfg
+    hf_folder.write_config(tmp_path / "config.json", cfg, "float32", 1, (2,))
+    assert hf_folder.read_config(tmp_path) == cfg
 
 
 def test_absent_keys_have_the_defaults_of_transformers(tmp_path: Path) -> None:
     folders.write_config(tmp_path, num_key_value_heads=None, rope_theta=None, tie_word_embeddings=None)
-    cfg = checkpoint.read_config(tmp_path)
+    cfg = hf_folder.read_config(tmp_path)
     assert (cfg.n_kv_heads, cfg.head_dim, cfg.rope_theta, cfg.tied_embeddings) == (4, 8, 10_000.0, False)
 
 
 def test_a_given_head_width_wins_over_the_quotient(tmp_path: Path) -> None:
     folders.write_config(tmp_path, head_dim=16)
-    assert checkpoint.read_config(tmp_path).head_dim == 16
+    assert hf_folder.read_config(tmp_path).head_dim == 16
 
 
 @pytest.mark.parametrize(
@@ -51,7 +52,7 @@ def test_a_given_head_width_wins_over_the_quotient(tmp_path: Path) -> None:
 )
 def test_llama3_scaling_is_read_wherever_it_is_written(tmp_path: Path, keys: dict[str, Any]) -> None:
     folders.write_config(tmp_path, **keys)
-    cfg = checkpoint.read_config(tmp_path)
+    cfg = hf_folder.read_config(tmp_path)
     assert (cfg.rope_theta, cfg.rope_scaling) == (5e5, RopeScaling(8.0, 1.0, 4.0, 8192))
 
 
@@ -59,7 +60,7 @@ def test_default_rotary_parameters_mean_no_scaling(tmp_path: Path) -> None:
     folders.write_config(
         tmp_path, rope_theta=None, rope_parameters={"rope_type": "default", "rope_theta": 5e5}
     )
-    cfg = checkpoint.read_config(tmp_path)
+    cfg = hf_folder.read_config(tmp_path)
     assert (cfg.rope_theta, cfg.rope_scaling) == (5e5, None)
 
 
@@ -67,7 +68,7 @@ def test_mistral_without_sliding_window_is_a_llama(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(
         json.dumps(folders.CONFIG | {"model_type": "mistral", "sliding_window": None})
     )
-    assert checkpoint.read_config(tmp_path) == toy.config()
+    assert hf_folder.read_config(tmp_path) == toy.config()
 
 
 @pytest.mark.parametrize(
@@ -112,7 +113,7 @@ def test_mistral_without_sliding_window_is_a_llama(tmp_path: Path) -> None:
 def test_what_is_no_llama_is_refused_by_name(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     folders.write_config(tmp_path, **changes)
     with pytest.raises(ValueError, match=message) as raised:
-        checkpoint.read_config(tmp_path)
+        hf_folder.read_config(tmp_path)
     assert str(raised.value).startswith(f"{tmp_path}/config.json: ")
 
 
@@ -129,7 +130,7 @@ def test_an_unreadable_config_is_named(tmp_path: Path, content: bytes | None, me
     if content is not None:
         (tmp_path / "config.json").write_bytes(content)
     with pytest.raises(ValueError, match=f"config.json: .*{message}"):
-        checkpoint.read_config(tmp_path)
+        hf_folder.read_config(tmp_path)
 
 
 # ----- where folders are ------------------------------------------------------------------------------------
@@ -197,30 +198,30 @@ def special(**ids: int) -> dict[str, Any]:
 def test_stop_tokens(tmp_path: Path, files: dict[str, Any], expected: tuple[int, ...]) -> None:
     for name, content in files.items():
         (tmp_path / name).write_text(json.dumps(content))
-    assert checkpoint.stop_token_ids(tmp_path) == expected
+    assert hf_folder.stop_token_ids(tmp_path) == expected
 
 
 @pytest.mark.parametrize("value", ["2", -1, [1, None], True, 2.0])
 def test_a_stop_token_that_is_no_id_is_refused(tmp_path: Path, value: Any) -> None:
     (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": value}))
     with pytest.raises(ValueError, match=r"generation_config.json: eos_token_id must be a token id"):
-        checkpoint.stop_token_ids(tmp_path)
+        hf_folder.stop_token_ids(tmp_path)
 
 
 def test_a_damaged_token_list_is_refused(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text(json.dumps({"added_tokens": ["<|eot_id|>"]}))
     with pytest.raises(ValueError, match=r"tokenizer.json: added_tokens must list tokens with their id"):
-        checkpoint.stop_token_ids(tmp_path)
+        hf_folder.stop_token_ids(tmp_path)
 
 
 # ----- tensors ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dtype", checkpoint.DTYPES.values(), ids=str)
+@pytest.mark.parametrize("dtype", hf_folder.DTYPES.values(), ids=str)
 def test_a_mapped_tensor_has_the_values_that_were_stored(tmp_path: Path, dtype: np.dtype) -> None:
     arrays = {"a": np.arange(6).reshape(2, 3).astype(dtype), "b": np.array([7, 8], dtype)}
     save_file(arrays, tmp_path / "model.safetensors")
-    stored = checkpoint.stored_tensors(tmp_path)
+    stored = hf_folder.stored_tensors(tmp_path)
     for name, array in arrays.items():
         values = stored[name].read()
         assert values.dtype == dtype
@@ -231,7 +232,7 @@ def test_a_mapped_tensor_has_the_values_that_were_stored(tmp_path: Path, dtype: 
 def test_the_index_names_the_files_that_are_read(tmp_path: Path) -> None:
     folders.write_tensors(tmp_path, {name: np.zeros(2, np.float32) for name in "abc"}, n_files=2)
     save_file({"d": np.zeros(2, np.float32)}, tmp_path / "consolidated.safetensors")
-    assert sorted(checkpoint.stored_tensors(tmp_path)) == ["a", "b", "c"]
+    assert sorted(hf_folder.stored_tensors(tmp_path)) == ["a", "b", "c"]
 
 
 def test_one_whole_file_is_all_that_is_read(tmp_path: Path) -> None:
@@ -239,7 +240,7 @@ def test_one_whole_file_is_all_that_is_read(tmp_path: Path) -> None:
     save_file(
         {"a": np.ones(3, np.float32)}, tmp_path / "consolidated.safetensors"
     )  # as in Mistral's repositories
-    stored = checkpoint.stored_tensors(tmp_path)
+    stored = hf_folder.stored_tensors(tmp_path)
     assert {name: tensor.shape for name, tensor in stored.items()} == {"a": (2,)}
 
 
@@ -249,25 +250,25 @@ def test_a_file_that_the_index_names_must_be_there(tmp_path: Path) -> None:
     with pytest.raises(
         ValueError, match=r"model-00002-of-00002.safetensors: no such file, but the index names it"
     ):
-        checkpoint.stored_tensors(tmp_path)
+        hf_folder.stored_tensors(tmp_path)
 
 
 def test_an_index_without_a_map_is_refused(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors.index.json").write_text("{}")
     with pytest.raises(ValueError, match=r"index\.json: expected an object 'weight_map'"):
-        checkpoint.stored_tensors(tmp_path)
+        hf_folder.stored_tensors(tmp_path)
 
 
 def test_a_tensor_in_two_files_is_refused(tmp_path: Path) -> None:
     for name in ("one", "two"):
         save_file({"a": np.zeros(2, np.float32)}, tmp_path / f"{name}.safetensors")
     with pytest.raises(ValueError, match=r"tensor a is both in .*one\.safetensors and in .*two\.safetensors"):
-        checkpoint.stored_tensors(tmp_path)
+        hf_folder.stored_tensors(tmp_path)
 
 
 def test_a_folder_without_tensors_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"no \.safetensors file here"):
-        checkpoint.stored_tensors(tmp_path)
+        hf_folder.stored_tensors(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -278,10 +279,10 @@ def test_a_truncated_file_is_named(tmp_path: Path, keep: int) -> None:
     save_file({"a": np.zeros((4, 4), np.float32)}, file)
     file.write_bytes(file.read_bytes()[:keep])
     with pytest.raises(ValueError, match=r"model\.safetensors: empty, truncated or no safetensors file"):
-        checkpoint.stored_tensors(tmp_path)
+        hf_folder.stored_tensors(tmp_path)
 
 
 def test_a_file_of_something_else_is_named(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"version https://git-lfs.github.com/spec/v1\n" * 3)
     with pytest.raises(ValueError, match=r"model\.safetensors: empty, truncated or no safetensors file"):
-        checkpoint.stored_tensors(tmp_path)
+        hf_folder.stored_tensors(tmp_path)

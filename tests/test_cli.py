@@ -9,8 +9,9 @@ from typing import Annotated
 import pytest
 import tyro
 
-from entropix import PACKAGE_ROOT, cli
-from entropix.cli import run
+from entropix import PACKAGE_ROOT
+from entropix.console import cli
+from entropix.console.cli import run
 
 
 @pytest.mark.parametrize(
@@ -159,7 +160,7 @@ from entropix import {command}
 try:
     {command}.main(["--help"])
 finally:
-    print([name for name in sys.modules if name in ("entropix.decode", "entropix.loading")], file=sys.stderr)
+    print([name for name in sys.modules if name in ("entropix.decoding.loop", "jax")], file=sys.stderr)
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stderr == "[]\n" and "usage: " in done.stdout

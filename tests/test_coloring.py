@@ -9,8 +9,9 @@ from results import record
 from rich.color import Color, ColorSystem
 from rich.style import Style
 
-from entropix import coloring, palette
-from entropix.coloring import Choice
+from entropix import palette
+from entropix.console import coloring
+from entropix.console.coloring import Choice
 from entropix.metrics import Metrics
 from entropix.samplers import SAMPLERS
 from entropix.samplers.entropix import STRATEGIES

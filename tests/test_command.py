@@ -16,10 +16,10 @@ import pytest
 
 import entropix
 from entropix import trace
+from entropix.checkpoint.loading import Model
 from entropix.config import SamplerConfig
-from entropix.drawing import Finish
+from entropix.decoding.sample_step import Finish
 from entropix.generation import Result
-from entropix.loading import Model
 from entropix.trace import Trace
 
 pytestmark = pytest.mark.real

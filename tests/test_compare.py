@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from entropix import compare, config, loading
-from entropix.decode import Finish
-from entropix.grids import summary
+from entropix import compare, config
+from entropix.checkpoint import loading
+from entropix.decoding.loop import Finish
+from entropix.lab.experiments import summary
 
 Command = Callable[..., tuple[int, str, str]]
 FLAGS = ("--seeds", "2", "--max-new-tokens", "18", "--batch", "3")
@@ -189,7 +190,7 @@ def test_ctrl_c_without_a_folder_says_that_nothing_is_kept(
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("entropix.grids.engine.generate_batch", interrupted)
+    monkeypatch.setattr("entropix.lab.experiments.engine.generate_batch", interrupted)
     code, out, notes = command("--samplers", "greedy")
     assert (code, out) == (130, "")
     assert notes == "nothing was kept; with --out DIR the same command could go on\ninterrupted\n"

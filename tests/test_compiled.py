@@ -9,10 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from entropix import decode, request, samplers, text_cache
+from entropix import samplers
 from entropix.config import GenerateConfig, SamplerConfig
+from entropix.decoding import inputs, loop, prefix_cache
+from entropix.decoding.session import Session
 from entropix.generation import generate
-from entropix.session import Session
 
 
 def test_fifty_configs_seeds_and_lengths_compile_nothing_new(toy_model):
@@ -24,7 +25,7 @@ def test_fifty_configs_seeds_and_lengths_compile_nothing_new(toy_model):
                 max_new_tokens=5,
                 sampler_config=SamplerConfig(repetition_penalty=penalty),
             )
-    before = decode.decode_chunk._cache_size(), decode.prefill._cache_size()
+    before = loop.decode_chunk._cache_size(), loop.prefill._cache_size()
     rng = np.random.default_rng(0)
     fields = [field for field in dataclasses.fields(SamplerConfig) if isinstance(field.default, float)]
     for seed in range(50):
@@ -51,18 +52,18 @@ def test_fifty_configs_seeds_and_lengths_compile_nothing_new(toy_model):
             stop=["~"],
             chunk_length=int(rng.integers(1, 9)),
         )
-    assert (decode.decode_chunk._cache_size(), decode.prefill._cache_size()) == before
+    assert (loop.decode_chunk._cache_size(), loop.prefill._cache_size()) == before
 
 
 def test_growing_past_a_bucket_compiles_once_and_never_again(toy_model, monkeypatch):
-    monkeypatch.setattr(text_cache, "MIN_CAPACITY", 64)
+    monkeypatch.setattr(prefix_cache, "MIN_CAPACITY", 64)
     generate(toy_model, [[1, 2, 3]], max_new_tokens=5, sampler="greedy")
-    small = decode.decode_chunk._cache_size()
+    small = loop.decode_chunk._cache_size()
     generate(toy_model, [[1, 2, 3]], max_new_tokens=70, sampler="greedy")
-    assert decode.decode_chunk._cache_size() == small + 1
+    assert loop.decode_chunk._cache_size() == small + 1
     for seed in range(3):
         generate(toy_model, [[seed] * (10 * seed + 1)], max_new_tokens=70, seed=seed, sampler="greedy")
-    assert decode.decode_chunk._cache_size() == small + 1
+    assert loop.decode_chunk._cache_size() == small + 1
 
 
 def lowered_chunk(model, prompts, shared=False):
@@ -73,8 +74,8 @@ def lowered_chunk(model, prompts, shared=False):
     if shared:
         rows.fork([0] * len(prompts))
         rows.start(prompts, rule, SamplerConfig(), GenerateConfig())
-    run, cfg = rows._run, request.device_config(SamplerConfig())
-    lowered = decode.decode_chunk.lower(
+    run, cfg = rows._run, inputs.device_config(SamplerConfig())
+    lowered = loop.decode_chunk.lower(
         model.weights, run.request, rows._cache.kv, run.state, run.n_steps, cfg, model.config, rule
     )
     return lowered, rows._cache.kv

@@ -12,9 +12,11 @@ import pytest
 import toy
 from safetensors.numpy import load_file
 
-from entropix import PACKAGE_ROOT, checkpoint, weights
+from entropix import PACKAGE_ROOT
+from entropix.checkpoint import hf_folder
+from entropix.checkpoint.convert import convert, folder
 from entropix.config import ModelConfig
-from entropix.convert import convert, folder
+from entropix.model import weights
 
 
 def opened(cfg: ModelConfig, tensors: foreign.Tensors) -> folder.Foreign:
@@ -38,7 +40,7 @@ def test_large_models_are_split_into_files_with_an_index(
         28_928,
         33_152,
     ]  # embedding 33,152, layer 37,120, in the order of the folder
-    index = checkpoint.read_json(tmp_path / "out" / "model.safetensors.index.json")
+    index = hf_folder.read_json(tmp_path / "out" / "model.safetensors.index.json")
     assert index["metadata"]["total_size"] == sum(array.nbytes for array in tensors.values())
     folders.assert_tensors(tmp_path / "out", tensors)
     assert weights.check(tmp_path / "out", cfg).keys() == tensors.keys()
@@ -52,7 +54,7 @@ def test_the_dtype_asked_for_is_written(tmp_path: Path, dtype: str) -> None:
     folders.assert_tensors(
         tmp_path / "out", tensors, np.dtype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
     )
-    assert checkpoint.read_json(tmp_path / "out" / "config.json")["torch_dtype"] == dtype
+    assert hf_folder.read_json(tmp_path / "out" / "config.json")["torch_dtype"] == dtype
 
 
 def test_an_unknown_dtype_is_refused(tmp_path: Path) -> None:

@@ -7,14 +7,15 @@ import numpy as np
 import pytest
 import toy
 
-from entropix import decode, generation
+from entropix import generation
+from entropix.checkpoint.loading import Model
 from entropix.cot import parallel
 from entropix.cot.parallel import CotResult
 from entropix.cot.plan import Plan
-from entropix.drawing import Finish
+from entropix.decoding import loop
+from entropix.decoding.sample_step import Finish
+from entropix.decoding.session import Session
 from entropix.generation import generate, prepare
-from entropix.loading import Model
-from entropix.session import Session
 
 PROMPT = [17, 4, 200, 31, 8]
 LONG = [17, 4, 200, 31, 20]  # whose answer is not too short
@@ -130,13 +131,13 @@ def test_samples_are_those_of_their_seeds_and_the_first_is_that_of_generate(mode
 @pytest.mark.parametrize("fork", [parallel.START, parallel.EXPLORE, parallel.NONE])
 def test_the_prompt_is_read_once(model: Model, monkeypatch: pytest.MonkeyPatch, fork: str) -> None:
     fed = []
-    prefill = decode.prefill
+    prefill = loop.prefill
 
     def counted(weights: Any, tokens_BT: Any, count_B: Any, *rest: Any, **options: Any) -> Any:
         fed.append(count_B.tolist())
         return prefill(weights, tokens_BT, count_B, *rest, **options)
 
-    monkeypatch.setattr(decode, "prefill", counted)
+    monkeypatch.setattr(loop, "prefill", counted)
     parallel.run(prepare(model, PROMPT, **OPTIONS), Plan(4, fork, entropy=0.0))
     assert fed == [[len(PROMPT) - 1]]
 
@@ -168,13 +169,13 @@ def test_no_path_has_more_tokens_than_allowed(from_start: CotResult, from_positi
 def widths(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The batch of every chunk from now on."""
     seen: list[int] = []
-    chunk = decode.decode_chunk
+    chunk = loop.decode_chunk
 
     def watched(weights: Any, request: Any, *rest: Any, **options: Any) -> Any:
         seen.append(len(request.key_B))
         return chunk(weights, request, *rest, **options)
 
-    monkeypatch.setattr(decode, "decode_chunk", watched)
+    monkeypatch.setattr(loop, "decode_chunk", watched)
     return seen
 
 

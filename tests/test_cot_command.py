@@ -9,12 +9,12 @@ import pytest
 from rich.console import Console
 
 from entropix import replay, trace
+from entropix.checkpoint.loading import load
 from entropix.cot import output
 from entropix.cot.flags import read_plan
 from entropix.cot.parallel import decode
 from entropix.cot.plan import Plan
 from entropix.cot.selection import SELECTORS
-from entropix.loading import load
 from entropix.main import main, parse
 
 Run = Callable[..., tuple[int, str, str]]

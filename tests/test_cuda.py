@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from entropix import decode, generation
-from entropix.loading import Model
+from entropix import generation
+from entropix.checkpoint.loading import Model
+from entropix.decoding import loop
 
 
 def custom_calls(text: str) -> list[str]:
@@ -23,7 +24,7 @@ def test_every_program_of_a_generation_lowers_for_cuda_and_calls_nothing_but_xla
     lowered: dict[str, str] = {}
 
     def recording(name: str) -> Any:
-        program = getattr(decode, name)
+        program = getattr(loop, name)
 
         def run(*args: Any, **options: Any) -> Any:
             if name not in lowered:
@@ -35,7 +36,7 @@ def test_every_program_of_a_generation_lowers_for_cuda_and_calls_nothing_but_xla
 
     names = ("prefill", "decode_chunk", "commit")
     for name in names:
-        monkeypatch.setattr(decode, name, recording(name))
+        monkeypatch.setattr(loop, name, recording(name))
     [result] = generation.generate(toy_model, [[1, 2, 3]], seed=1, max_new_tokens=40)
     assert len(result.token_ids) == 40
     assert set(lowered) == set(names)

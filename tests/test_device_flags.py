@@ -10,17 +10,8 @@ import commands
 import jax
 import pytest
 
-from entropix import (
-    calibrate,
-    compare,
-    distributed,
-    generation,
-    loading,
-    score,
-    sharding,
-    sweep,
-    trace,
-)
+from entropix import calibrate, compare, distributed, generation, score, sharding, sweep, trace
+from entropix.checkpoint import loading
 from entropix.metrics import Metrics
 
 RunCommand = Callable[..., tuple[int, str, str]]

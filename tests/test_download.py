@@ -15,8 +15,10 @@ import hub
 import pytest
 import toy
 
-from entropix import PACKAGE_ROOT, checkpoint, download, weights
-from entropix.tokenizer_files import read_vocabulary, write_tokenizer_json
+from entropix import PACKAGE_ROOT
+from entropix.checkpoint import download, hf_folder
+from entropix.checkpoint.tokenizer_files import read_vocabulary, write_tokenizer_json
+from entropix.model import weights
 
 MEMBER = "toy_weights/toy.gguf"
 
@@ -83,7 +85,7 @@ def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> download.WheelSou
 def test_a_wheel_becomes_a_folder(tmp_path: Path, source: download.WheelSource) -> None:
     download.download_wheel(source, tmp_path / "weights" / "toy")
     assert names(tmp_path / "weights") == ["toy"]
-    assert checkpoint.read_config(tmp_path / "weights" / "toy") == toy.config()
+    assert hf_folder.read_config(tmp_path / "weights" / "toy") == toy.config()
     loaded = weights.load(tmp_path / "weights" / "toy", toy.config(), "float32")
     assert (loaded.norm_D == folders.random_tensors(toy.config())["model.norm.weight"]).all()
     assert read_vocabulary(tmp_path / "weights" / "toy").special == {"<|im_start|>": 257, "<|im_end|>": 258}
@@ -117,7 +119,7 @@ def test_an_interrupted_download_leaves_nothing(
     def interrupted(*args: object, **kwargs: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("entropix.convert.folder._cast", interrupted)
+    monkeypatch.setattr("entropix.checkpoint.convert.folder._cast", interrupted)
     with pytest.raises(KeyboardInterrupt):
         download.download_wheel(source, tmp_path / "weights" / "toy")
     assert names(tmp_path / "weights") == []
@@ -176,9 +178,7 @@ def test_a_repository_becomes_a_folder(tmp_path: Path, repository: hub.Hub) -> N
     assert names(tmp_path / "weights" / "toy") == WANTED
     for name in WANTED:
         assert (tmp_path / "weights" / "toy" / name).read_bytes() == repository.files[name]
-    weights.load(
-        tmp_path / "weights" / "toy", checkpoint.read_config(tmp_path / "weights" / "toy"), "float32"
-    )
+    weights.load(tmp_path / "weights" / "toy", hf_folder.read_config(tmp_path / "weights" / "toy"), "float32")
 
 
 def test_metas_own_files_come_when_asked_for(tmp_path: Path, repository: hub.Hub) -> None:

@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 import toy
 
-from entropix import decode, drawing, request, samplers
+from entropix import samplers
 from entropix.config import GenerateConfig, read_preset
-from entropix.decode import DecodeState
-from entropix.drawing import Extras, Rows, StepRecord
+from entropix.decoding import inputs, loop, sample_step
+from entropix.decoding.loop import DecodeState
+from entropix.decoding.sample_step import Extras, Rows, StepRecord
 from entropix.generation import generate
-from entropix.kv import empty_cache, empty_tail
 from entropix.metrics import Metrics
+from entropix.model.kv_cache import empty_cache, empty_tail
 from entropix.samplers.base import Candidates, SampleInfo
 
 
@@ -47,7 +48,7 @@ def test_candidates_may_be_few_and_in_any_order():
     logits_BV = rng.permuted(np.tile(np.arange(40) / 4, (3, 1)), axis=1).astype(np.float32)
     token_BC = np.stack([rng.choice(40, 8, replace=False) for _ in range(3)]).astype(np.int32)
     logits_BC = np.take_along_axis(logits_BV, token_BC, axis=1) * 2
-    found = drawing._alternatives(jnp.asarray(logits_BV), Candidates(logits_BC, token_BC), 12)
+    found = sample_step._alternatives(jnp.asarray(logits_BV), Candidates(logits_BC, token_BC), 12)
     before_BV = log_softmax(logits_BV.astype(np.float64))
     after_BV = np.full((3, 40), -np.inf)
     np.put_along_axis(after_BV, token_BC, log_softmax(logits_BC.astype(np.float64)), axis=1)
@@ -62,7 +63,7 @@ def test_candidates_may_be_few_and_in_any_order():
 
 def test_a_vocabulary_smaller_than_the_alternatives_is_told_whole():
     logits_BV = jnp.asarray([[0.0, 2.0, 1.0]])
-    found = drawing._alternatives(logits_BV, samplers.base.everything(logits_BV), 20)
+    found = sample_step._alternatives(logits_BV, samplers.base.everything(logits_BV), 20)
     assert found.token_BA.tolist() == [[1, 2, 0]]
 
 
@@ -73,15 +74,15 @@ def traced(model, extras: Extras) -> tuple[StepRecord, str]:
     state = DecodeState(rows, empty_tail(cfg, 2, 8, jnp.float32), jnp.zeros((2, 0), jnp.int32))
     arguments = (
         model.weights,
-        request.make_request(prompts, model, samplers.get("top-p"), GenerateConfig()),
+        inputs.make_request(prompts, model, samplers.get("top-p"), GenerateConfig()),
         empty_cache(cfg, 2, 16, jnp.float32),
         state,
         jnp.asarray(4, jnp.int32),
-        request.device_config(read_preset("top-p")[1]),
+        inputs.device_config(read_preset("top-p")[1]),
     )
 
     def chunk(*arguments):
-        return decode.decode_chunk(*arguments, cfg, samplers.get("top-p"), extras=extras)
+        return loop.decode_chunk(*arguments, cfg, samplers.get("top-p"), extras=extras)
 
     return jax.eval_shape(chunk, *arguments)[1], str(jax.make_jaxpr(chunk)(*arguments))
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import toy
 
-from entropix import decode, session, text_cache
 from entropix.config import SamplerConfig
-from entropix.drawing import Finish
+from entropix.decoding import loop, prefix_cache, session
+from entropix.decoding.sample_step import Finish
 from entropix.generation import collect, generate, prepare, run, stream
 from entropix.samplers.entropix import Strategy
 
@@ -43,7 +43,7 @@ def test_greedy_tokens_are_the_argmax_of_one_pass_over_the_whole_text(toy_model,
 
 def test_text_that_outgrows_the_cache_is_continued_exactly(toy_model, monkeypatch):
     [large] = generate(toy_model, [[3, 1, 4]], max_new_tokens=75, seed=5)
-    monkeypatch.setattr(text_cache, "MIN_CAPACITY", 64)
+    monkeypatch.setattr(prefix_cache, "MIN_CAPACITY", 64)
     [small] = generate(toy_model, [[3, 1, 4]], max_new_tokens=75, seed=5)
     assert len(small.token_ids) == 75
     assert small.token_ids == large.token_ids
@@ -157,7 +157,7 @@ def test_a_full_context_ends_a_row_with_its_own_reason():
     ],
 )
 def test_a_prompt_that_cannot_be_continued_is_refused_before_any_work(toy_model, monkeypatch, prompts, words):
-    monkeypatch.setattr(decode, "prefill", lambda *_: pytest.fail("work was done"))
+    monkeypatch.setattr(loop, "prefill", lambda *_: pytest.fail("work was done"))
     with pytest.raises(ValueError, match=words):
         generate(toy_model, prompts)
 

@@ -10,10 +10,10 @@ import pytest
 
 import entropix
 from entropix import generation, samplers
+from entropix.checkpoint.loading import Model
 from entropix.config import GenerateConfig, SamplerConfig
-from entropix.drawing import Finish, StepRecord
+from entropix.decoding.sample_step import Finish, StepRecord
 from entropix.generation import Event, Job, Result, StopStrings, add, encode_prompt, prepare, token_record
-from entropix.loading import Model
 from entropix.metrics import Metrics
 from entropix.samplers import SampleInfo
 

@@ -14,10 +14,11 @@ import toy
 from gguf import GGMLQuantizationType as Kind
 from gguf.quants import dequantize
 
-from entropix import checkpoint, weights
+from entropix.checkpoint import hf_folder
+from entropix.checkpoint.convert import convert
+from entropix.checkpoint.tokenizer_files import read_vocabulary
 from entropix.config import ModelConfig, RopeScaling
-from entropix.convert import convert
-from entropix.tokenizer_files import read_vocabulary
+from entropix.model import weights
 
 
 def from_gguf(
@@ -33,7 +34,7 @@ def test_a_gguf_file_becomes_the_folder_it_came_from(tmp_path: Path, name: str) 
     cfg = toy.config(**toy.VARIANTS[name])
     tensors = folders.random_tensors(cfg)
     out = from_gguf(tmp_path, foreign.gguf_tensors(tensors, cfg), foreign.gguf_metadata(cfg))
-    assert checkpoint.read_config(out) == cfg
+    assert hf_folder.read_config(out) == cfg
     folders.assert_tensors(out, tensors)
     weights.load(out, cfg, np.float32)
 
@@ -44,7 +45,7 @@ def test_half_precision_stays_what_it_is(tmp_path: Path, kind: Kind, dtype: type
     tensors = folders.random_tensors(cfg)
     out = from_gguf(tmp_path, foreign.gguf_tensors(tensors, cfg), foreign.gguf_metadata(cfg), kind)
     folders.assert_tensors(out, tensors, dtype)
-    assert checkpoint.read_json(out / "config.json")["torch_dtype"] == np.dtype(dtype).name
+    assert hf_folder.read_json(out / "config.json")["torch_dtype"] == np.dtype(dtype).name
 
 
 def dequantisable() -> list[Kind]:
@@ -122,7 +123,7 @@ def test_llama3_scaling_is_recovered_from_its_factors(tmp_path: Path, factor: fl
     assert len(set(factors.tolist())) > 3  # 1, the factor, and some in between
     tensors = foreign.gguf_tensors(folders.random_tensors(cfg), cfg) | {"rope_freqs.weight": factors}
     out = from_gguf(tmp_path, tensors, foreign.gguf_metadata(cfg))
-    assert checkpoint.read_config(out) == cfg
+    assert hf_folder.read_config(out) == cfg
 
 
 def test_rotary_factors_of_one_are_no_scaling(tmp_path: Path) -> None:
@@ -130,7 +131,7 @@ def test_rotary_factors_of_one_are_no_scaling(tmp_path: Path) -> None:
     tensors = foreign.gguf_tensors(folders.random_tensors(cfg), cfg) | {
         "rope_freqs.weight": np.ones(4, np.float32)
     }
-    assert checkpoint.read_config(from_gguf(tmp_path, tensors, foreign.gguf_metadata(cfg))) == cfg
+    assert hf_folder.read_config(from_gguf(tmp_path, tensors, foreign.gguf_metadata(cfg))) == cfg
 
 
 def test_absent_metadata_has_its_default(tmp_path: Path) -> None:
@@ -144,7 +145,7 @@ def test_absent_metadata_has_its_default(tmp_path: Path) -> None:
         "llama.vocab_size": None,
     }
     tensors = foreign.gguf_tensors(folders.random_tensors(cfg), cfg)
-    assert checkpoint.read_config(from_gguf(tmp_path, tensors, foreign.gguf_metadata(cfg) | absent)) == cfg
+    assert hf_folder.read_config(from_gguf(tmp_path, tensors, foreign.gguf_metadata(cfg) | absent)) == cfg
 
 
 def test_vocabulary_and_template_are_carried_over(tmp_path: Path) -> None:
@@ -152,19 +153,19 @@ def test_vocabulary_and_template_are_carried_over(tmp_path: Path) -> None:
     vocabulary = read_vocabulary(tmp_path / "out")
     assert vocabulary.special == {"<|im_start|>": 257, "<|im_end|>": 258}
     assert vocabulary.ranks[b"ab"] == 256
-    tokenizer_config = checkpoint.read_json(tmp_path / "out" / "tokenizer_config.json")
+    tokenizer_config = hf_folder.read_json(tmp_path / "out" / "tokenizer_config.json")
     assert tokenizer_config["chat_template"] == foreign.TEMPLATE
     assert (tokenizer_config["bos_token"], tokenizer_config["eos_token"]) == ("<|im_start|>", "<|im_end|>")
     assert tokenizer_config["add_bos_token"] is False
-    assert checkpoint.read_json(tmp_path / "out" / "generation_config.json")["eos_token_id"] == [258]
-    assert checkpoint.stop_token_ids(tmp_path / "out") == (258,)
+    assert hf_folder.read_json(tmp_path / "out" / "generation_config.json")["eos_token_id"] == [258]
+    assert hf_folder.stop_token_ids(tmp_path / "out") == (258,)
 
 
 def test_a_given_template_replaces_the_one_inside(tmp_path: Path) -> None:
     (tmp_path / "mine.jinja").write_text("{{ messages }}")
     convert(foreign.toy_gguf(tmp_path), tmp_path / "out", chat_template=tmp_path / "mine.jinja")
     assert (
-        checkpoint.read_json(tmp_path / "out" / "tokenizer_config.json")["chat_template"] == "{{ messages }}"
+        hf_folder.read_json(tmp_path / "out" / "tokenizer_config.json")["chat_template"] == "{{ messages }}"
     )
 
 
@@ -175,13 +176,13 @@ def test_every_end_that_the_file_knows_stops(tmp_path: Path) -> None:
         "tokenizer__ggml__eom_token_id": 7,
     }
     convert(foreign.toy_gguf(tmp_path, **changes), tmp_path / "out")
-    assert checkpoint.stop_token_ids(tmp_path / "out") == (3, 5, 7, 258)  # 258 is <|im_end|>
+    assert hf_folder.stop_token_ids(tmp_path / "out") == (3, 5, 7, 258)  # 258 is <|im_end|>
 
 
 def test_ordinary_text_that_looks_like_an_end_does_not_stop(tmp_path: Path) -> None:
     changes = {"tokenizer__ggml__eos_token_id": 3, "tokenizer__ggml__token_type": [1] * 259}
     convert(foreign.toy_gguf(tmp_path, **changes), tmp_path / "out")
-    assert checkpoint.stop_token_ids(tmp_path / "out") == (3,)
+    assert hf_folder.stop_token_ids(tmp_path / "out") == (3,)
 
 
 @pytest.mark.parametrize(

@@ -12,14 +12,15 @@ import pytest
 import scipy.stats
 
 import entropix
-from entropix import config, decode, trace
+from entropix import config, trace
+from entropix.checkpoint.loading import Model
 from entropix.config import GenerateConfig, SamplerConfig
+from entropix.decoding import loop
 from entropix.generation import generate
-from entropix.grids import engine, results, summary
-from entropix.grids.engine import Batch, Cell, Grid, Variant
-from entropix.grids.results import Store, difference
-from entropix.grids.summary import Difference, paired_difference, summarize
-from entropix.loading import Model
+from entropix.lab.experiments import engine, results, summary
+from entropix.lab.experiments.engine import Batch, Cell, Grid, Variant
+from entropix.lab.experiments.results import Store, difference
+from entropix.lab.experiments.summary import Difference, paired_difference, summarize
 
 PROMPTS = [[17, 4, 200, 31, 8], [9] * 20, [3, 1, 4]]
 NEW_TOKENS = 20  # more than one chunk, so that there is a speed
@@ -151,7 +152,7 @@ def test_variants_that_agree_on_every_distribution_draw_the_same_tokens(model: M
 
 
 def test_a_grid_compiles_once_for_each_sampler(model: Model, tmp_path: Path) -> None:
-    before = decode.decode_chunk._cache_size()
+    before = loop.decode_chunk._cache_size()
     whole = grid_of(
         *(
             variant(f"{sampler} {temp}", sampler, temp=temp)
@@ -161,7 +162,7 @@ def test_a_grid_compiles_once_for_each_sampler(model: Model, tmp_path: Path) -> 
         max_rows=2,
     )
     complete(tmp_path, model, whole)
-    assert decode.decode_chunk._cache_size() == before + 2
+    assert loop.decode_chunk._cache_size() == before + 2
 
 
 def test_logits_that_are_not_finite_leave_a_line_without_numbers(model: Model, tmp_path: Path) -> None:

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from grid_files import HEAD, TAIL, lines_of, tokens_of
 
-from entropix.grids import engine, file
-from entropix.grids.results import Store
-from entropix.loading import load
+from entropix.checkpoint.loading import load
+from entropix.lab.experiments import engine, file
+from entropix.lab.experiments.results import Store
 
 ROOT = Path(__file__).parent.parent
 sys.path.append(str(ROOT / "scripts"))

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from entropix import hlo
+from entropix.tpu import hlo
 
 # A loop of unknown length around one of 32 rounds, as XLA's TPU backend writes it, cut down to what matters.
 TEXT = """\

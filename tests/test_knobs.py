@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from entropix import cli, config, samplers
+from entropix import config, samplers
 from entropix.config import SamplerConfig
+from entropix.console import cli
 from entropix.metrics import Metrics
 from entropix.samplers import SAMPLERS, knobs
 from entropix.samplers.base import Context

@@ -13,16 +13,17 @@ import pytest
 import reference
 import test_samplers as conformance
 
-from entropix import cli, config, samplers
+from entropix import config, samplers
 from entropix.config import SamplerConfig
+from entropix.console import cli
 from entropix.main import main
-from entropix.samplers import SAMPLERS, Context, Sampler, guard, truncation
-from entropix.samplers.guard import WINDOW, guarded
+from entropix.samplers import SAMPLERS, Context, Sampler, repetition, truncation
+from entropix.samplers.repetition import WINDOW, guarded
 
 CFG = SamplerConfig(temp=1.0, clarifier="")
 BREAKER = [[-1] * 4]
-penalty = jax.jit(guard.repetition_penalty)
-dry = jax.jit(guard.dry_penalty)
+penalty = jax.jit(repetition.repetition_penalty)
+dry = jax.jit(repetition.dry_penalty)
 kept = jax.jit(truncation.top_n_sigma)
 
 
@@ -44,7 +45,7 @@ def slow_dry(text: list[int], cfg: SamplerConfig, vocabulary: int = 12) -> np.nd
         while n < place and text[place - 1 - n] == text[len(text) - 1 - n]:
             n += 1
         if n >= cfg.dry_allowed_length:
-            cost = cfg.dry_multiplier * cfg.dry_base ** (min(n, guard.LONGEST) - cfg.dry_allowed_length)
+            cost = cfg.dry_multiplier * cfg.dry_base ** (min(n, repetition.LONGEST) - cfg.dry_allowed_length)
             out[token] = max(out[token], cost)
     return out
 
@@ -97,7 +98,7 @@ def test_a_long_repetition_costs_no_more_than_the_largest_cost() -> None:
     np.testing.assert_array_equal(dry_of([1] * WINDOW, cfg), np.zeros(12))
     for multiplier in (1e-6, 100.0):
         cost_V = dry_of([1] * WINDOW, dataclasses.replace(cfg, dry_multiplier=multiplier))
-        assert cost_V.tolist() == [0.0, guard.LARGEST_COST, *[0.0] * 10]
+        assert cost_V.tolist() == [0.0, repetition.LARGEST_COST, *[0.0] * 10]
 
 
 def test_a_guarded_token_does_not_widen_top_n_sigma() -> None:
@@ -269,4 +270,4 @@ def test_presets_of_one_rule_are_told_apart_by_their_own_first_comment(tmp_path:
 
 
 def test_arrays_of_the_guard_do_not_mix_dtypes() -> None:
-    assert guard.init(CFG, [[1]], conformance.encode, SAMPLERS["greedy"]).recent_BW.dtype == jnp.int32
+    assert repetition.init(CFG, [[1]], conformance.encode, SAMPLERS["greedy"]).recent_BW.dtype == jnp.int32

@@ -12,7 +12,8 @@ import pytest
 from rich.color import ColorSystem
 from screens import Terminal
 
-from entropix import cli, generation, live
+from entropix import generation
+from entropix.console import cli, live
 from entropix.generation import Event
 from entropix.main import main
 from entropix.samplers.entropix import STRATEGIES

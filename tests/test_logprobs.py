@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from entropix import cli
-from entropix.drawing import Finish
+from entropix.console import cli
+from entropix.decoding.sample_step import Finish
 from entropix.generation import Result
 from entropix.logprobs import convert, main
 from entropix.trace import Trace

@@ -8,10 +8,11 @@ import commands
 import pytest
 from commands import Command, type_in
 
-from entropix import config, loading
+from entropix import config
+from entropix.checkpoint import loading
 from entropix.config import BacktrackConfig, BranchConfig, SamplerConfig
+from entropix.console.search_flags import read_backtracking, read_branching
 from entropix.main import Flags, parse, read_prompts
-from entropix.search_flags import read_backtracking, read_branching
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from commands import Command, Ended, type_in
 
-from entropix import loading
+from entropix.checkpoint import loading
 
 
 @pytest.fixture

@@ -14,10 +14,12 @@ import numpy as np
 import pytest
 import toy
 
-from entropix import PACKAGE_ROOT, checkpoint, weights
+from entropix import PACKAGE_ROOT
+from entropix.checkpoint import hf_folder
+from entropix.checkpoint.convert import convert, folder, meta
+from entropix.checkpoint.tokenizer_files import read_vocabulary
 from entropix.config import ModelConfig, RopeScaling
-from entropix.convert import convert, folder, meta
-from entropix.tokenizer_files import read_vocabulary
+from entropix.model import weights
 
 
 def llama3_tokenizer() -> bytes:
@@ -50,7 +52,7 @@ def test_llama3_shards_become_the_folder_they_came_from(
     cast = {name: array.astype(dtype) for name, array in foreign.meta_tensors(stored, cfg).items()}
     opened = from_meta(tmp_path, cfg, foreign.shards(cast, n_shards, embedding_axis=0), llama3_tokenizer())
     folder.write_folder(opened, tmp_path / "out")
-    assert checkpoint.read_config(tmp_path / "out") == cfg
+    assert hf_folder.read_config(tmp_path / "out") == cfg
     folders.assert_tensors(tmp_path / "out", tensors, dtype)
     weights.load(tmp_path / "out", cfg, np.float32)
 
@@ -71,9 +73,9 @@ def test_llama2_shards_become_the_folder_they_came_from(
     parts = [part | {"rope.freqs": np.ones(4, np.float32)} for part in parts]
     opened = from_meta(tmp_path, cfg, parts, SENTENCEPIECE, vocab_size=-1)
     folder.write_folder(opened, tmp_path / "out")
-    assert checkpoint.read_config(tmp_path / "out") == cfg
+    assert hf_folder.read_config(tmp_path / "out") == cfg
     folders.assert_tensors(tmp_path / "out", tensors)
-    assert checkpoint.stop_token_ids(tmp_path / "out") == (2,)
+    assert hf_folder.stop_token_ids(tmp_path / "out") == (2,)
 
 
 @pytest.mark.parametrize(
@@ -98,8 +100,8 @@ def test_llama3_folders_stop_at_every_end_token(tmp_path: Path, template: str | 
     folder.write_folder(meta.open_meta(tmp_path, template, lambda path: stored), tmp_path / "out")
     # <|end_of_text|>, <|eom_id|> and <|eot_id|> are the 2nd, 9th and 10th special token: 128001, 128008 and
     # 128009 after the 128,000 ranks of the released file.
-    assert checkpoint.stop_token_ids(tmp_path / "out") == (257, 264, 265)
-    tokenizer_config = checkpoint.read_json(tmp_path / "out" / "tokenizer_config.json")
+    assert hf_folder.stop_token_ids(tmp_path / "out") == (257, 264, 265)
+    tokenizer_config = hf_folder.read_json(tmp_path / "out" / "tokenizer_config.json")
     assert tokenizer_config["bos_token"] == "<|begin_of_text|>"
     assert tokenizer_config["eos_token"] == ("<|eot_id|>" if template else "<|end_of_text|>")
     assert tokenizer_config.get("chat_template") == template
@@ -224,7 +226,7 @@ def test_the_script_says_when_the_vocabulary_is_not_for_this_package(
     foreign.write_meta(tmp_path, cfg, 1, SENTENCEPIECE)
     stored = foreign.meta_tensors(folders.random_tensors(cfg), cfg)
     monkeypatch.setattr(
-        "entropix.convert.open_meta",
+        "entropix.checkpoint.convert.open_meta",
         lambda source, template: meta.open_meta(source, template, lambda path: stored),
     )
     monkeypatch.setattr(

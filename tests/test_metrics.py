@@ -11,7 +11,7 @@ from jax import Array
 
 from entropix import metrics
 from entropix.metrics import Metrics
-from entropix.model import Attention
+from entropix.model.transformer import Attention
 
 measure = jax.jit(metrics.measure)
 

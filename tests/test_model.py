@@ -11,15 +11,16 @@ import reference
 import toy
 from safetensors.numpy import load_file
 
-from entropix import config, kv, metrics, model
+from entropix import config, metrics
+from entropix.checkpoint.loading import Model
 from entropix.config import ModelConfig, RopeScaling
-from entropix.loading import Model
 from entropix.metrics import Metrics
+from entropix.model import kv_cache, transformer
 
 CFG = toy.config()
 WEIGHTS = toy.random_weights(CFG)
 TOKENS = toy.random_tokens(CFG, 2, 17)
-EMPTY = kv.empty_cache(CFG, 2, 32, jnp.float32)
+EMPTY = kv_cache.empty_cache(CFG, 2, 32, jnp.float32)
 
 # Logits of the toy are about ±4 and scores about ±6; float32 keeps 7 digits through two layers.
 CLOSE = {"rtol": 0, "atol": 2e-5}
@@ -64,7 +65,7 @@ def test_rms_norm_in_closed_form() -> None:
     x_BTD, weight_D = jnp.asarray([[[3.0, 4.0], [0.0, 0.0]]]), jnp.asarray([1.0, 2.0])
     scale = 1 / math.sqrt(12.5 + 0.25)
     expected = [[[3 * scale, 8 * scale], [0.0, 0.0]]]
-    np.testing.assert_allclose(model.rms_norm(x_BTD, weight_D, cfg), expected, rtol=1e-6)
+    np.testing.assert_allclose(transformer.rms_norm(x_BTD, weight_D, cfg), expected, rtol=1e-6)
 
 
 @pytest.mark.real
@@ -106,7 +107,7 @@ def test_steps_that_share_a_tail_equal_one_pass() -> None:
     """As a decode loop runs: the cache holds the prompt, the tail fills token by token without a commit."""
     whole_BTV, tail, _, whole = toy.read(WEIGHTS, TOKENS, CFG)
     cache = toy.commit(EMPTY, tail, jnp.full(2, 9, jnp.int32))
-    tail = kv.empty_tail(CFG, 2, 12, jnp.float32)
+    tail = kv_cache.empty_tail(CFG, 2, 12, jnp.float32)
     for t in range(9, 17):
         logits_BTV, tail, _, measured = toy.forward(WEIGHTS, TOKENS[:, t : t + 1], cache, tail, CFG)
         np.testing.assert_allclose(logits_BTV[:, 0], whole_BTV[:, t], **CLOSE)
@@ -130,12 +131,12 @@ def test_leftovers_in_empty_slots_are_never_seen() -> None:
     empty_BS = np.arange(cache.capacity)[None] >= np.asarray(count_B)[:, None]
 
     def outcome(leftover: float) -> tuple[jax.Array, Metrics]:
-        dirty = kv.KVCache(
+        dirty = kv_cache.KVCache(
             tuple(jnp.where(empty_BS[:, None, None, :], leftover, k) for k in cache.k_LBKHS),
             tuple(jnp.where(empty_BS[:, None, :, None], leftover, v) for v in cache.v_LBKSH),
             count_B,
         )
-        tail = kv.empty_tail(CFG, 2, 12, jnp.float32)
+        tail = kv_cache.empty_tail(CFG, 2, 12, jnp.float32)
         tail = jax.tree.map(lambda x: jnp.full_like(x, leftover) if x.ndim > 1 else x, tail)
         logits_BTV, _, _, measured = toy.forward(WEIGHTS, TOKENS[:, :1], dirty, tail, CFG)
         return logits_BTV, measured
@@ -150,7 +151,7 @@ def test_rows_of_different_lengths_each_go_on_at_their_own_place() -> None:
     lengths = [5, 16]
     cache = toy.commit(EMPTY, tail, jnp.asarray(lengths, jnp.int32))
     newest_BT = np.stack([TOKENS[row, n : n + 1] for row, n in enumerate(lengths)])
-    tail = kv.empty_tail(CFG, 2, 12, jnp.float32)
+    tail = kv_cache.empty_tail(CFG, 2, 12, jnp.float32)
     logits_BTV, _, attention, measured = toy.forward(WEIGHTS, newest_BT, cache, tail, CFG)
     assert np.asarray(attention.visible_BTS).sum(-1).tolist() == [[6], [17]]
     for row, n in enumerate(lengths):
@@ -200,10 +201,10 @@ def test_later_tokens_change_nothing_before_them() -> None:
 def test_grow_keeps_what_is_visible() -> None:
     tail = toy.read(WEIGHTS, TOKENS, CFG)[1]
     small = toy.commit(EMPTY, tail, jnp.asarray([16, 11], jnp.int32))
-    large = kv.grow(small, 50)
+    large = kv_cache.grow(small, 50)
     assert (small.capacity, large.capacity) == (32, 50)
     np.testing.assert_array_equal(large.length_B, small.length_B)
-    tail = kv.empty_tail(CFG, 2, 12, jnp.float32)
+    tail = kv_cache.empty_tail(CFG, 2, 12, jnp.float32)
     expected, actual = (toy.forward(WEIGHTS, TOKENS[:, 16:], cache, tail, CFG) for cache in (small, large))
     np.testing.assert_allclose(actual[0], expected[0], **CLOSE)
     assert_metrics_close(actual[3], expected[3])
@@ -211,7 +212,7 @@ def test_grow_keeps_what_is_visible() -> None:
 
 def test_grow_refuses_to_shrink() -> None:
     with pytest.raises(AssertionError):
-        kv.grow(EMPTY, EMPTY.capacity - 1)
+        kv_cache.grow(EMPTY, EMPTY.capacity - 1)
 
 
 def test_commit_appends_at_each_rows_own_length() -> None:
@@ -221,7 +222,7 @@ def test_commit_appends_at_each_rows_own_length() -> None:
     start = np.zeros(2, np.int32)
     for count in counts:
         piece_BT = np.stack([TOKENS[row, at : at + 4] for row, at in enumerate(start)])
-        tail = toy.forward(WEIGHTS, piece_BT, cache, kv.empty_tail(CFG, 2, 4, jnp.float32), CFG)[1]
+        tail = toy.forward(WEIGHTS, piece_BT, cache, kv_cache.empty_tail(CFG, 2, 4, jnp.float32), CFG)[1]
         cache = toy.commit(cache, tail, jnp.asarray(count, jnp.int32))
         start += count
     assert cache.length_B.tolist() == [7, 9]
@@ -241,7 +242,7 @@ def test_commit_appends_at_each_rows_own_length() -> None:
 
 def test_rotary_frequencies_are_powers_of_theta() -> None:
     cfg = toy.config(head_dim=8, rope_theta=10_000.0)
-    np.testing.assert_allclose(model.rope_frequencies(cfg), [1.0, 0.1, 0.01, 0.001], rtol=1e-12)
+    np.testing.assert_allclose(transformer.rope_frequencies(cfg), [1.0, 0.1, 0.01, 0.001], rtol=1e-12)
 
 
 def test_scaled_rotary_frequencies_by_hand() -> None:
@@ -251,14 +252,14 @@ def test_scaled_rotary_frequencies_by_hand() -> None:
     assert math.isclose(keep, 0.20991, rel_tol=1e-4)
     expected = [1.0, 0.1, 0.01 * (keep + (1 - keep) / 8), 0.001 / 8]
     np.testing.assert_allclose(
-        model.rope_frequencies(toy.config(rope_scaling=toy.SCALING)), expected, rtol=1e-12
+        transformer.rope_frequencies(toy.config(rope_scaling=toy.SCALING)), expected, rtol=1e-12
     )
 
 
 @pytest.mark.parametrize("name", config.preset_names("models"))
 def test_rotary_frequencies_of_every_model_follow_the_published_rule(name: str) -> None:
     cfg = config.read_model(name)
-    np.testing.assert_allclose(model.rope_frequencies(cfg), reference.frequencies(cfg), rtol=1e-12)
+    np.testing.assert_allclose(transformer.rope_frequencies(cfg), reference.frequencies(cfg), rtol=1e-12)
 
 
 def test_a_scaled_pair_exactly_on_a_boundary_is_on_both_sides() -> None:
@@ -268,7 +269,7 @@ def test_a_scaled_pair_exactly_on_a_boundary_is_on_both_sides() -> None:
             wavelength = 2 * math.pi * 10_000.0 ** (2 / 4)  # of the second pair of four components
             scaling = RopeScaling(factor, low, high, original_context_length=round(border * wavelength))
             cfg = toy.config(head_dim=4, rope_scaling=scaling)
-            np.testing.assert_allclose(model.rope_frequencies(cfg)[1], 0.01 * kept, rtol=5e-3)
+            np.testing.assert_allclose(transformer.rope_frequencies(cfg)[1], 0.01 * kept, rtol=5e-3)
 
 
 def test_rotation_makes_scores_depend_on_distance_alone() -> None:
@@ -277,7 +278,7 @@ def test_rotation_makes_scores_depend_on_distance_alone() -> None:
 
     def score(query_at: int, key_at: int) -> float:
         rotated = [
-            model.rotate(x, *model.rope_table(jnp.asarray([[at]], jnp.int32), CFG))
+            transformer.rotate(x, *transformer.rope_table(jnp.asarray([[at]], jnp.int32), CFG))
             for x, at in ((q, query_at), (k, key_at))
         ]
         return float(jnp.sum(rotated[0] * rotated[1]))
@@ -304,13 +305,13 @@ def test_other_tokens_and_lengths_do_not_compile_anew() -> None:
     traces = []
 
     @jax.jit
-    def step(tokens_BT: jax.Array, cache: kv.KVCache, tail: kv.KVTail) -> kv.KVTail:
+    def step(tokens_BT: jax.Array, cache: kv_cache.KVCache, tail: kv_cache.KVTail) -> kv_cache.KVTail:
         traces.append(tokens_BT.shape)
-        return model.forward(WEIGHTS, tokens_BT, cache, tail, CFG)[1]
+        return transformer.forward(WEIGHTS, tokens_BT, cache, tail, CFG)[1]
 
-    cache = kv.empty_cache(CFG, 2, 32, jnp.float32)
+    cache = kv_cache.empty_cache(CFG, 2, 32, jnp.float32)
     for length in (0, 3, 20):
-        tail = kv.empty_tail(CFG, 2, 4, jnp.float32)
+        tail = kv_cache.empty_tail(CFG, 2, 4, jnp.float32)
         for t in range(4):
             tail = step(
                 jnp.asarray(TOKENS[:, t : t + 1]),

@@ -10,9 +10,10 @@ import pytest
 import reference
 import toy
 
-from entropix import decode, kv, model
+from entropix.decoding import loop
+from entropix.decoding.session import Session
 from entropix.generation import Result, collect, generate, prepare, run
-from entropix.session import Session
+from entropix.model import kv_cache, transformer
 
 CFG = toy.config()
 WEIGHTS = toy.random_weights(CFG)
@@ -24,11 +25,11 @@ TEXTS = [np.concatenate([BEGINNING[:n], toy.random_tokens(CFG, 9, seed=2 + n)]) 
 STEPS = range(len(TEXTS[0]) - SHARED[0])
 
 
-def shared_cache() -> kv.KVCache:
+def shared_cache() -> kv_cache.KVCache:
     """Of three rows that have nothing but their shares."""
     tail = toy.read(WEIGHTS, BEGINNING[None], CFG)[1]
-    whole = toy.commit(kv.empty_cache(CFG, 1, 16, jnp.float32), tail, jnp.asarray([12], jnp.int32))
-    return kv.truncate(kv.share(whole, jnp.asarray(0), 3), jnp.asarray(SHARED, jnp.int32))
+    whole = toy.commit(kv_cache.empty_cache(CFG, 1, 16, jnp.float32), tail, jnp.asarray([12], jnp.int32))
+    return kv_cache.truncate(kv_cache.share(whole, jnp.asarray(0), 3), jnp.asarray(SHARED, jnp.int32))
 
 
 def own_tokens(first: int, last: int) -> np.ndarray:
@@ -36,11 +37,13 @@ def own_tokens(first: int, last: int) -> np.ndarray:
     return np.stack([text[n + first : n + last] for text, n in zip(TEXTS, SHARED, strict=True)])
 
 
-def own_slots(cache: kv.KVCache, first: int, last: int) -> kv.KVCache:
+def own_slots(cache: kv_cache.KVCache, first: int, last: int) -> kv_cache.KVCache:
     """With these own tokens committed, read without scores as a prompt is."""
-    tail = kv.empty_tail(CFG, 3, last - first, jnp.float32)
-    tail = jax.jit(model.extend, static_argnames="cfg")(WEIGHTS, own_tokens(first, last), cache, tail, CFG)
-    return kv.commit(cache, tail, jnp.full(3, last - first, jnp.int32))
+    tail = kv_cache.empty_tail(CFG, 3, last - first, jnp.float32)
+    tail = jax.jit(transformer.extend, static_argnames="cfg")(
+        WEIGHTS, own_tokens(first, last), cache, tail, CFG
+    )
+    return kv_cache.commit(cache, tail, jnp.full(3, last - first, jnp.int32))
 
 
 def assert_is_the_reference(found: tuple[Any, ...], first: int) -> None:
@@ -62,7 +65,7 @@ def assert_is_the_reference(found: tuple[Any, ...], first: int) -> None:
 
 def test_every_row_sees_its_share_and_what_is_its_own() -> None:
     """Step by step into the tail, behind shares of different lengths and no slots of their own."""
-    cache, tail = shared_cache(), kv.empty_tail(CFG, 3, 12, jnp.float32)
+    cache, tail = shared_cache(), kv_cache.empty_tail(CFG, 3, 12, jnp.float32)
     for step in STEPS:
         found = toy.forward(WEIGHTS, own_tokens(step, step + 1), cache, tail, CFG)
         assert_is_the_reference(found, step)
@@ -71,24 +74,26 @@ def test_every_row_sees_its_share_and_what_is_its_own() -> None:
 
 @pytest.mark.parametrize("pieces", [(5,), (2, 3)])
 def test_own_tokens_may_be_read_and_committed_behind_a_share(pieces: tuple[int, ...]) -> None:
-    cache, first = kv.grow(shared_cache(), 16), 0
+    cache, first = kv_cache.grow(shared_cache(), 16), 0
     for size in pieces:
         cache, first = own_slots(cache, first, first + size), first + size
     assert cache.end_B.tolist() == [n + first for n in SHARED]
-    found = toy.forward(WEIGHTS, own_tokens(first, 9), cache, kv.empty_tail(CFG, 3, 6, jnp.float32), CFG)
+    found = toy.forward(
+        WEIGHTS, own_tokens(first, 9), cache, kv_cache.empty_tail(CFG, 3, 6, jnp.float32), CFG
+    )
     assert_is_the_reference(found, first)
 
 
 def test_rows_may_be_taken_and_cut_back_into_what_they_share() -> None:
     """The row that is cut into its share has no own token left, and goes on from there with other ones."""
-    cache = kv.take_rows(own_slots(kv.grow(shared_cache(), 16), 0, 5), jnp.asarray([1, 0, 0]))
+    cache = kv_cache.take_rows(own_slots(kv_cache.grow(shared_cache(), 16), 0, 5), jnp.asarray([1, 0, 0]))
     assert cache.end_B.tolist() == [12, 17, 17]
-    cache = kv.truncate(cache, jnp.asarray([10, 17, 4], jnp.int32))
+    cache = kv_cache.truncate(cache, jnp.asarray([10, 17, 4], jnp.int32))
     assert (cache.shared_B.tolist(), cache.length_B.tolist()) == ([7, 12, 4], [3, 5, 0])
     assert cache.prefix and cache.prefix.capacity == 16
     kept = [TEXTS[1][:10], TEXTS[0][:17], TEXTS[0][:4]]
     newest = np.asarray([[7], [8], [9]])
-    tail = kv.empty_tail(CFG, 3, 4, jnp.float32)
+    tail = kv_cache.empty_tail(CFG, 3, 4, jnp.float32)
     logits_BTV = toy.forward(WEIGHTS, newest, cache, tail, CFG)[0]
     for row, text in enumerate(kept):
         expected = reference.forward(TENSORS, np.concatenate([text, newest[row]]), CFG)
@@ -97,13 +102,13 @@ def test_rows_may_be_taken_and_cut_back_into_what_they_share() -> None:
 
 def test_what_lies_behind_a_share_is_never_seen() -> None:
     """Bit by bit: other rows may have it, this one does not."""
-    cache = kv.truncate(shared_cache(), jnp.asarray([7, 7, 0], jnp.int32))
+    cache = kv_cache.truncate(shared_cache(), jnp.asarray([7, 7, 0], jnp.int32))
     assert cache.prefix
     dirty = cache.prefix._replace(
         k_LKHS=tuple(k.at[..., 7:].set(3e4) for k in cache.prefix.k_LKHS),
         v_LKSH=tuple(v.at[..., 7:, :].set(-3e4) for v in cache.prefix.v_LKSH),
     )
-    tail = kv.empty_tail(CFG, 3, 4, jnp.float32)
+    tail = kv_cache.empty_tail(CFG, 3, 4, jnp.float32)
     clean, found = (
         toy.forward(WEIGHTS, own_tokens(0, 2), one, tail, CFG)
         for one in (cache, cache._replace(prefix=dirty))
@@ -171,13 +176,13 @@ def test_a_later_text_may_begin_anywhere_in_what_was_shared(toy_model, monkeypat
     """With more of it, less of it and nothing at all; only what is new is computed."""
     rows, found = forked(toy_model, 3)
     fed = []
-    prefill = decode.prefill
+    prefill = loop.prefill
 
     def counted(weights, tokens_BT, count_B, *rest, **options):
         fed.append(count_B.tolist())
         return prefill(weights, tokens_BT, count_B, *rest, **options)
 
-    monkeypatch.setattr(decode, "prefill", counted)
+    monkeypatch.setattr(loop, "prefill", counted)
     texts = [[*PROMPT, *found[0].token_ids[:40], 5], [*PROMPT[:20], 5], [5] * 4]
     for prompts, new in ((texts, [0, 0, 3]), ([[*text[:3], 9] for text in texts[::-1]], [3, 0, 3])):
         job = prepare(toy_model, prompts, **OPTIONS)
@@ -206,7 +211,7 @@ def test_a_session_recovers_from_an_interrupt_of_a_fork(toy_model, monkeypatch, 
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(decode, broken, torn)
+        patch.setattr(loop, broken, torn)
         with pytest.raises(KeyboardInterrupt):
             rows.fork(fork)
     assert rows._cache.tokens == [[]]

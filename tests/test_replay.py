@@ -10,12 +10,13 @@ import folders
 import pytest
 
 import entropix
-from entropix import cli, generation, replay, trace
+from entropix import generation, replay, trace
+from entropix.checkpoint.loading import Model
 from entropix.config import SamplerConfig
-from entropix.drawing import Finish
-from entropix.loading import Model
+from entropix.console import cli
+from entropix.decoding.sample_step import Finish
+from entropix.decoding.session import Session
 from entropix.replay import first_difference, main
-from entropix.session import Session
 from entropix.sharding import Shape
 from entropix.trace import Trace
 

@@ -16,12 +16,13 @@ import pytest
 import screens
 from grid_files import HEAD, SAMPLED, TAIL, lines_of, tokens_of
 
-from entropix import config, distributed, request
+from entropix import config, distributed
+from entropix.checkpoint.loading import Model, load
 from entropix.config import SamplerConfig
+from entropix.decoding import inputs
 from entropix.generation import generate
-from entropix.grids import engine, file, running
-from entropix.grids.results import MANIFEST, read_manifest
-from entropix.loading import Model, load
+from entropix.lab.experiments import engine, file, running
+from entropix.lab.experiments.results import MANIFEST, read_manifest
 
 ROOT = Path(__file__).parent.parent
 sys.path.append(str(ROOT / "scripts"))
@@ -201,7 +202,7 @@ def test_prompts_with_one_digest_draw_the_same_wherever_they_are(
     model: Model, grid_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Digests have 32 bits: two of 10,000 prompts have the same one in about one set of a hundred."""
-    monkeypatch.setattr(request, "_digests", lambda prompts: [7] * len(prompts))
+    monkeypatch.setattr(inputs, "_digests", lambda prompts: [7] * len(prompts))
     whole = file.grid(file.read(grid_file), model)
     lines, _ = engine.generate_batch(model, whole, engine.plan(whole)[1])
     assert [line["variant"] for line in lines] == ["temperature temp=1.5"] * 6

@@ -15,9 +15,9 @@ from jax import Array
 
 from entropix import config, filters, samplers
 from entropix.config import SamplerConfig
+from entropix.decoding.inputs import device_config
 from entropix.filters import Settings
 from entropix.metrics import Metrics
-from entropix.request import device_config
 from entropix.samplers import SAMPLERS, Context, SampleInfo, Sampler
 
 VOCABULARY = 300

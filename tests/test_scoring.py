@@ -13,9 +13,11 @@ import numpy as np
 import pytest
 import toy
 
-from entropix import decode, loading, score, scoring
+from entropix import score, scoring
+from entropix.checkpoint import loading
+from entropix.checkpoint.loading import Model
+from entropix.decoding import loop
 from entropix.generation import generate
-from entropix.loading import Model
 from entropix.metrics import Metrics
 from entropix.scoring import Record, Scored
 
@@ -72,8 +74,8 @@ def test_the_width_of_a_pass_changes_nothing(
         shapes.add(tokens_BT.shape)
         return original(weights, tokens_BT, *args)
 
-    original = decode.read
-    monkeypatch.setattr(decode, "read", read)
+    original = loop.read
+    monkeypatch.setattr(loop, "read", read)
     monkeypatch.setattr(scoring, "PASS_BYTES", 1)
     for scored, wide in zip(scoring.score(toy_model, texts(*LENGTHS[:5])), alone, strict=False):
         for ours, theirs in zip(scored.records, wide.records, strict=True):
@@ -82,10 +84,10 @@ def test_the_width_of_a_pass_changes_nothing(
 
 
 def test_a_new_length_compiles_nothing(toy_model: Model, alone: list[Scored]) -> None:
-    programs = decode.read._cache_size()
+    programs = loop.read._cache_size()
     scoring.score(toy_model, texts(200))
     scoring.score(toy_model, texts(300))
-    assert decode.read._cache_size() == programs
+    assert loop.read._cache_size() == programs
 
 
 def test_what_follows_does_not_change_what_came_before(toy_model: Model) -> None:

@@ -11,9 +11,10 @@ import pytest
 import toy
 
 import entropix
-from entropix import decode, drawing, generation, replay, trace
+from entropix import generation, replay, trace
+from entropix.checkpoint.loading import Model
+from entropix.decoding import loop, sample_step
 from entropix.generation import Result, generate
-from entropix.loading import Model
 
 PROMPT, OTHER = [17, 4, 200, 31, 8], [9] * 40
 
@@ -59,7 +60,7 @@ def test_the_key_of_a_row_is_folded_from_seed_prompt_and_repeat(seed: int) -> No
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), 4_000_000_000), 3)
     numbers = (jnp.asarray([number], jnp.uint32) for number in (seed, 4_000_000_000, 3))
     np.testing.assert_array_equal(
-        jax.random.key_data(drawing.row_keys(*numbers))[0], jax.random.key_data(key)
+        jax.random.key_data(sample_step.row_keys(*numbers))[0], jax.random.key_data(key)
     )
 
 
@@ -101,9 +102,9 @@ def test_a_trace_from_before_there_were_seeds_has_none(toy_folder: str, tmp_path
 
 def test_more_seeds_compile_nothing_new(toy_model: Model) -> None:
     generate(toy_model, [PROMPT] * 3, max_new_tokens=3, sampler="greedy")
-    before = decode.decode_chunk._cache_size()
+    before = loop.decode_chunk._cache_size()
     generate(toy_model, [PROMPT] * 3, max_new_tokens=3, sampler="greedy", seeds=[4, 5, 6])
-    assert decode.decode_chunk._cache_size() == before
+    assert loop.decode_chunk._cache_size() == before
 
 
 def test_with_a_blank_model_rows_of_different_seeds_are_independent() -> None:

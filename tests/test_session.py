@@ -6,11 +6,12 @@ import jax
 import pytest
 import toy
 
-from entropix import decode, samplers
+from entropix import samplers
 from entropix.config import GenerateConfig, SamplerConfig
-from entropix.drawing import Finish
+from entropix.decoding import loop
+from entropix.decoding.sample_step import Finish
+from entropix.decoding.session import Session
 from entropix.generation import collect, generate, prepare, run
-from entropix.session import Session
 
 
 def tokens(results):
@@ -19,13 +20,13 @@ def tokens(results):
 
 def test_a_conversation_reuses_its_cache_and_says_the_same(toy_model, monkeypatch):
     fed = []
-    prefill = decode.prefill
+    prefill = loop.prefill
 
     def counted(weights, tokens_BT, count_B, *rest, **options):
         fed.append(int(count_B[0]))
         return prefill(weights, tokens_BT, count_B, *rest, **options)
 
-    monkeypatch.setattr(decode, "prefill", counted)
+    monkeypatch.setattr(loop, "prefill", counted)
     rows = Session(toy_model, 1)
     history: list[int] = toy.random_tokens(toy_model.config, 50).tolist()
     for turn in range(4):
@@ -64,14 +65,14 @@ def test_a_session_recovers_from_an_interrupt_that_took_its_cache(toy_model, mon
         return token_ids
 
     expected = answer()
-    whole = getattr(decode, broken)
+    whole = getattr(loop, broken)
 
     def torn(*args, **kwargs):
         jax.block_until_ready(whole(*args, **kwargs))
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(decode, broken, torn)
+        patch.setattr(loop, broken, torn)
         with pytest.raises(KeyboardInterrupt):
             rows.start([[77] * 40], rule, SamplerConfig(), cfg)
             while rows.running:

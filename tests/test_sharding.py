@@ -11,9 +11,11 @@ import toy
 from jax import Array
 from meshes import Made
 
-from entropix import config, drawing, loading, request, samplers, sharding
+from entropix import config, samplers, sharding
+from entropix.checkpoint import loading
 from entropix.config import SamplerConfig
-from entropix.drawing import Request, Rows
+from entropix.decoding import inputs, sample_step
+from entropix.decoding.sample_step import Request, Rows
 from entropix.metrics import Metrics
 from entropix.samplers.base import Context
 from entropix.sharding import Shape
@@ -227,7 +229,7 @@ def draw_all(context: Context, states: Any, key_B: Array, cfg: SamplerConfig) ->
     for name, sampler in RULES.items():
         rows = Rows(nothing_B, nothing_B, nothing_B, states[name])
         with jax.named_scope(f"<{name}>"):
-            drawn[name] = drawing.draw_token(asked, rows, nothing_B == 0, context, cfg, sampler, 5)[:2]
+            drawn[name] = sample_step.draw_token(asked, rows, nothing_B == 0, context, cfg, sampler, 5)[:2]
     return sharding.replicate(drawn)
 
 
@@ -244,7 +246,7 @@ def compiled_draws(shape: str | None) -> tuple[Any, Any]:
     with sharding.on(meshes.mesh_of(shape) if shape else None):
         states = {name: rule.init(NUMBERS, prompts, lambda text: [7, 9]) for name, rule in RULES.items()}
         key_B = jax.random.split(jax.random.key(1), len(ENTROPY))
-        given = contexts(), states, key_B, request.device_config(NUMBERS)
+        given = contexts(), states, key_B, inputs.device_config(NUMBERS)
         program = jax.jit(draw_all).lower(*given).compile()
         return program, jax.device_get(program(*given))
 

@@ -15,9 +15,10 @@ import pytest
 import toy
 from jax.sharding import NamedSharding
 
-from entropix import sharding, weights
-from entropix.checkpoint import StoredTensor, tensor_shapes
-from entropix.weights import Weights
+from entropix import sharding
+from entropix.checkpoint.hf_folder import StoredTensor, tensor_shapes
+from entropix.model import weights
+from entropix.model.weights import Weights
 
 VARIANTS: dict[str, dict[str, Any]] = {
     **toy.VARIANTS,

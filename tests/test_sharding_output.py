@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 import toy
 
-from entropix import decode, hlo, samplers, session
+from entropix import samplers
 from entropix.config import GenerateConfig, SamplerConfig
+from entropix.decoding import loop, session
+from entropix.decoding.session import Session
 from entropix.generation import Result, collect, generate, prepare, run
-from entropix.session import Session
+from entropix.tpu import hlo
 
 # Two key/value heads, which four and eight devices have twice and four times; all else is divided.
 MODEL = toy.model_of(n_heads=8, n_kv_heads=2, vocab_size=264, tied_embeddings=False)
@@ -131,7 +133,7 @@ def compiled_chunk(rows: Session) -> Any:
     assert rows._run is not None
     model, run = rows._model, rows._run
     lower = session._on_mesh(
-        lambda self: decode.decode_chunk.lower(
+        lambda self: loop.decode_chunk.lower(
             model.weights, run.request, rows._cache.kv, run.state, run.n_steps, run.sampler_cfg, model.config,
             run.sampler,
         )

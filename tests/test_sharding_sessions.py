@@ -7,10 +7,11 @@ import meshes
 import pytest
 import toy
 
-from entropix import scoring, text_cache
-from entropix.drawing import Finish
+from entropix import scoring
+from entropix.decoding import prefix_cache
+from entropix.decoding.sample_step import Finish
+from entropix.decoding.session import Session
 from entropix.generation import Result, collect, generate, prepare, run
-from entropix.session import Session
 
 # Two key/value heads, of which four devices have two copies each; all else is divided.
 MODEL = toy.model_of(n_heads=8, n_kv_heads=2, vocab_size=264, tied_embeddings=False)
@@ -33,7 +34,7 @@ def warm() -> list[Result]:
 
 
 def test_a_growing_cache_changes_nothing(warm: list[Result], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(text_cache, "MIN_CAPACITY", 64)
+    monkeypatch.setattr(prefix_cache, "MIN_CAPACITY", 64)
     rows = Session(HERE, 4)
     job = prepare(HERE, PROMPTS, **WARM)
     results = collect(job, run(job, rows))

@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 import toy
 
-from entropix import decode, samplers
+from entropix import samplers
+from entropix.checkpoint.loading import Model
 from entropix.config import GenerateConfig, preset_names, read_preset
-from entropix.drawing import Finish
+from entropix.decoding import loop
+from entropix.decoding.sample_step import Finish
+from entropix.decoding.session import Session
+from entropix.decoding.speculation import NO_TOKEN, lookup
 from entropix.generation import collect, generate, prepare, run
-from entropix.loading import Model
-from entropix.session import Session
-from entropix.speculation import NO_TOKEN, lookup
 
 PROMPTS = [[1, 2, 3, 4, 5, 6, 1, 2, 3, 4], [200], [7, 8] * 20, list(range(40, 75))]
 
@@ -158,10 +159,10 @@ def test_without_drafts_every_token_is_a_pass_of_its_own() -> None:
 
 def test_speculation_compiles_once_for_all_texts() -> None:
     generate(MODEL, [PROMPTS[0]], max_new_tokens=5, sampler="greedy", speculate=4)
-    before = decode.decode_chunk._cache_size()
+    before = loop.decode_chunk._cache_size()
     for seed in range(10):
         generate(MODEL, [[seed + 1, 2] * (seed + 1)], max_new_tokens=seed + 2, sampler="greedy", speculate=4)
-    assert decode.decode_chunk._cache_size() == before
+    assert loop.decode_chunk._cache_size() == before
 
 
 def test_a_conversation_goes_on_after_speculation() -> None:

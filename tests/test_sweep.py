@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from entropix import config, decode, sweep
-from entropix.report import comparison
+from entropix import config, sweep
+from entropix.decoding import loop
+from entropix.lab import comparison_page
 from entropix.sweep import expand, parse_axes, parse_values
 
 Command = Callable[..., tuple[int, str, str]]
@@ -113,7 +114,7 @@ def test_a_field_of_the_guard_may_be_varied_with_the_guard() -> None:
 
 
 def test_a_sweep_compiles_one_program(command: Command, tmp_path: Path) -> None:
-    before = decode.decode_chunk._cache_size()
+    before = loop.decode_chunk._cache_size()
     flags = (
         "--sampler",
         "xtc",
@@ -127,23 +128,23 @@ def test_a_sweep_compiles_one_program(command: Command, tmp_path: Path) -> None:
     code, out, _ = command(*flags, "--json")
     assert code == 0
     assert len(json.loads(out)["variants"]) == 9
-    assert decode.decode_chunk._cache_size() == before + 1
+    assert loop.decode_chunk._cache_size() == before + 1
 
 
 def test_a_guard_that_is_on_and_off_makes_two_programs(command: Command) -> None:
-    before = decode.decode_chunk._cache_size()
+    before = loop.decode_chunk._cache_size()
     code, _, _ = command(
         "--sampler", "top-n-sigma", "--batch", "3", "--grid", "repetition_penalty=1,1.1,1.2,1.3"
     )
     assert code == 0
-    assert decode.decode_chunk._cache_size() == before + 2
+    assert loop.decode_chunk._cache_size() == before + 2
 
 
 def test_the_page_draws_lines_over_one_field_and_heat_maps_over_two(
     command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    drawn, usual = [], comparison.sweep
-    monkeypatch.setattr(comparison, "sweep", lambda *args: drawn.append(usual(*args)) or drawn[-1])
+    drawn, usual = [], comparison_page.sweep
+    monkeypatch.setattr(comparison_page, "sweep", lambda *args: drawn.append(usual(*args)) or drawn[-1])
     temps = "temp=0.5,1.0,2.0"
     for number, grid in enumerate(
         ((temps,), (temps, "min_p=0.1,0.2"), (temps, "min_p=0,1", "repetition_penalty=1,2"))

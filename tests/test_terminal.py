@@ -14,10 +14,13 @@ import pytest
 from commands import MIXED, STOPPED, Command, type_in
 
 import entropix
-from entropix import decode, generation, loading, statistics, terminal, trace
-from entropix.drawing import Finish
+from entropix import generation, run_statistics, trace
+from entropix.checkpoint import loading
+from entropix.checkpoint.loading import Model
+from entropix.console import terminal
+from entropix.decoding import loop
+from entropix.decoding.sample_step import Finish
 from entropix.generation import Event
-from entropix.loading import Model
 from entropix.main import main
 from entropix.samplers.entropix import STRATEGIES
 
@@ -157,7 +160,7 @@ def test_json_is_an_object_a_prompt(command: Command, model: Model, prompt_file:
             "seed": 1,
             "prompt_tokens": len(result.prompt_ids),
             "new_tokens": 12,
-            "strategies": statistics.strategy_counts([result], STRATEGIES),
+            "strategies": run_statistics.strategy_counts([result], STRATEGIES),
         }
         for row, result in enumerate(results)
     ]
@@ -196,7 +199,7 @@ def test_statistics_go_to_stderr(command: Command) -> None:
     assert sum(counts.values()) == 12 and counts["adaptive"] > 0
     assert lines["adaptive"] == f"{counts['adaptive']}  {100 * counts['adaptive'] / 12:.1f} %"
     assert float(lines["speed"].split()[0]) > 0
-    assert {f"mean {name}" for name in decode.Metrics._fields} < lines.keys()
+    assert {f"mean {name}" for name in loop.Metrics._fields} < lines.keys()
 
 
 def test_statistics_tell_what_was_computed_in_vain(command: Command, tmp_path: Path) -> None:

@@ -14,9 +14,11 @@ import pytest
 from commands import STOPPED, Command, interrupt_after, type_in
 
 import entropix
-from entropix import decode, generation, terminal, trace
-from entropix.drawing import Finish
-from entropix.loading import Model
+from entropix import generation, trace
+from entropix.checkpoint.loading import Model
+from entropix.console import terminal
+from entropix.decoding import loop
+from entropix.decoding.sample_step import Finish
 
 
 @pytest.fixture(scope="module")
@@ -120,13 +122,13 @@ def test_a_chat_computes_only_what_is_new(
     command: Command, model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And its answers are those of computing everything anew."""
-    usual, computed = decode.prefill, []
+    usual, computed = loop.prefill, []
 
     def prefill(weights: Any, tokens_BT: Any, count_B: Any, *rest: Any, **how: Any) -> Any:
         computed.append(int(count_B[0]))
         return usual(weights, tokens_BT, count_B, *rest, **how)
 
-    monkeypatch.setattr(decode, "prefill", prefill)
+    monkeypatch.setattr(loop, "prefill", prefill)
     type_in(monkeypatch, "Hi\nAnd you?\n")
     command("--chat", "--trace", str(tmp_path / "t.jsonl"))
     read = trace.read(tmp_path / "t.jsonl")
@@ -157,7 +159,7 @@ def test_a_cache_torn_by_ctrl_c_is_not_used_again(
     command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Here the signal comes when the old cache was given away and the new one is not yet in its place."""
-    usual, calls = decode.prefill, []
+    usual, calls = loop.prefill, []
 
     def prefill(*args: Any, **how: Any) -> Any:
         calls.append(1)
@@ -166,7 +168,7 @@ def test_a_cache_torn_by_ctrl_c_is_not_used_again(
             raise KeyboardInterrupt
         return cache
 
-    monkeypatch.setattr(decode, "prefill", prefill)
+    monkeypatch.setattr(loop, "prefill", prefill)
     type_in(monkeypatch, "Hi\nAnd you?\nAgain?\n")
     assert command("--chat", "--trace", str(tmp_path / "t.jsonl")).code == 0
     counts = [len(result.token_ids) for result in trace.read(tmp_path / "t.jsonl").results]

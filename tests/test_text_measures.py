@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from entropix.grids.measures import bleu, distinct, ngrams, repetition, self_bleu
+from entropix.lab.experiments.measures import bleu, distinct, ngrams, repetition, self_bleu
 
 # (candidate, references, BLEU) by sacrebleu 2.6.0: BLEU(tokenize="none", smooth_method="floor", smooth_value=0.1,
 # effective_order=True).sentence_score, divided by 100.

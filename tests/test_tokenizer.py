@@ -9,9 +9,9 @@ import vocabularies
 from tokenizers import Tokenizer as Reference
 from vocabularies import BYTES, edit, random_texts
 
+from entropix.checkpoint.tokenizer import LONGEST_WHITE_SPACE, Tokenizer, load_tokenizer
+from entropix.checkpoint.tokenizer_files import write_tokenizer_json
 from entropix.paths import weights_folder
-from entropix.tokenizer import LONGEST_WHITE_SPACE, Tokenizer, load_tokenizer
-from entropix.tokenizer_files import write_tokenizer_json
 
 KINDS = [("gpt-2", False), ("smollm", False), ("llama-bpe", False), ("llama-bpe", True)]
 

@@ -10,7 +10,7 @@ import vocabularies
 from tokenizers import Tokenizer as Reference
 from vocabularies import BYTES, edit, written
 
-from entropix.tokenizer_files import (
+from entropix.checkpoint.tokenizer_files import (
     GPT2_PATTERN,
     LLAMA3_PATTERN,
     SMOLLM_PATTERN,

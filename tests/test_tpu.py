@@ -16,9 +16,11 @@ from pathlib import Path
 import jax
 import pytest
 
-from entropix import PACKAGE_ROOT, ahead, attention, hlo
-from entropix.hlo import Collective, Instruction
-from entropix.roofline import Report, Usage
+from entropix import PACKAGE_ROOT
+from entropix.model import attention
+from entropix.tpu import ahead, hlo
+from entropix.tpu.hlo import Collective, Instruction
+from entropix.tpu.roofline import Report, Usage
 
 sys.path.append(str(PACKAGE_ROOT.parent / "scripts"))
 compile_tpu = importlib.import_module("compile_tpu")

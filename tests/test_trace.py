@@ -15,11 +15,12 @@ import pytest
 from traces import lines_of, rewrite
 
 import entropix
-from entropix import generation, loading, trace
+from entropix import generation, trace
+from entropix.checkpoint import loading
+from entropix.checkpoint.loading import Model
 from entropix.config import GenerateConfig, SamplerConfig
-from entropix.drawing import Finish
+from entropix.decoding.sample_step import Finish
 from entropix.generation import Job, Result
-from entropix.loading import Model
 from entropix.metrics import Metrics
 from entropix.sharding import Shape
 

@@ -8,9 +8,9 @@ from traces import lines_of, rewrite
 
 import entropix
 from entropix import generation, trace
+from entropix.checkpoint.loading import Model
 from entropix.config import BranchConfig
 from entropix.generation import Result
-from entropix.loading import Model
 from entropix.replay import first_difference
 
 

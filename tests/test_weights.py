@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import toy
 
-from entropix import weights
 from entropix.config import ModelConfig
-from entropix.weights import Weights
+from entropix.model import weights
+from entropix.model.weights import Weights
 
 
 def assert_places(loaded: Weights, tensors: dict[str, np.ndarray], cfg: ModelConfig) -> None:
@@ -189,7 +189,7 @@ def test_a_value_beyond_float16_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.real
 def test_the_default_model_is_smollm2() -> None:
-    from entropix.checkpoint import read_config, stop_token_ids
+    from entropix.checkpoint.hf_folder import read_config, stop_token_ids
     from entropix.config import read_model
     from entropix.paths import weights_folder
 

@@ -10,14 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 import tiktoken
 
-from entropix import kv, metrics, model, weights
+from entropix import metrics
+from entropix.checkpoint.loading import Model
+from entropix.checkpoint.tokenizer import Tokenizer
 from entropix.config import ModelConfig, RopeScaling, read_model
-from entropix.kv import KVCache, KVTail
-from entropix.loading import Model
 from entropix.metrics import Metrics
-from entropix.model import Attention
-from entropix.tokenizer import Tokenizer
-from entropix.weights import Weights, fan_in
+from entropix.model import kv_cache, transformer, weights
+from entropix.model.kv_cache import KVCache, KVTail
+from entropix.model.transformer import Attention
+from entropix.model.weights import Weights, fan_in
 
 # Of the toy's four wavelengths (6 to 6,283 tokens) this leaves two alone, blends one, divides one in full.
 SCALING = RopeScaling(factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_context_length=1024)
@@ -90,9 +91,9 @@ def random_tokens(cfg: ModelConfig, *shape: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, cfg.vocab_size, shape, np.int32)
 
 
-_forward = jax.jit(model.forward, static_argnames="cfg")
+_forward = jax.jit(transformer.forward, static_argnames="cfg")
 _measure = jax.jit(metrics.measure)
-commit = jax.jit(kv.commit)
+commit = jax.jit(kv_cache.commit)
 
 
 def forward(
@@ -113,8 +114,8 @@ def read(
 ) -> tuple[jax.Array, KVTail, Attention, Metrics]:
     """A whole text in one go, from an empty cache; `spare` slots of the tail stay empty."""
     batch, length = tokens_BT.shape
-    cache = kv.empty_cache(cfg, batch, capacity, dtype)
-    return forward(weights, tokens_BT, cache, kv.empty_tail(cfg, batch, length + spare, dtype), cfg)
+    cache = kv_cache.empty_cache(cfg, batch, capacity, dtype)
+    return forward(weights, tokens_BT, cache, kv_cache.empty_tail(cfg, batch, length + spare, dtype), cfg)
 
 
 def read_in_pieces(
@@ -123,10 +124,10 @@ def read_in_pieces(
     """(logits_BTV, metrics) of the same text when it is read and committed piece by piece."""
     batch, length = tokens_BT.shape
     assert sum(pieces) == length
-    cache = kv.empty_cache(cfg, batch, capacity, jnp.float32)
+    cache = kv_cache.empty_cache(cfg, batch, capacity, jnp.float32)
     logits, measured, start = [], [], 0
     for size in pieces:
-        tail = kv.empty_tail(cfg, batch, size, jnp.float32)
+        tail = kv_cache.empty_tail(cfg, batch, size, jnp.float32)
         logits_BTV, tail, _, metrics_BT = forward(
             weights, tokens_BT[:, start : start + size], cache, tail, cfg
         )

@@ -11,7 +11,7 @@ from typing import Any
 from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 from tokenizers import Tokenizer as Reference
 
-from entropix.tokenizer_files import CHAR_OF_BYTE, LLAMA3_PATTERN, write_tokenizer_json
+from entropix.checkpoint.tokenizer_files import CHAR_OF_BYTE, LLAMA3_PATTERN, write_tokenizer_json
 
 BYTES = [CHAR_OF_BYTE[byte] for byte in range(256)]
 SPECIAL = ["<|begin|>", "<|end|>", "<|end|>of"]

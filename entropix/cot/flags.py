@@ -4,7 +4,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Annotated
 
-from entropix.cli import Text, flag
+from entropix.console.cli import Text, flag
 from entropix.cot import answers, selection
 from entropix.cot.plan import EXPLORE, MAX_PATHS, NONE, START, VOTE, Plan
 

@@ -11,13 +11,14 @@ from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
 
-from entropix import statistics, terminal, trace
+from entropix import run_statistics, trace
+from entropix.console import terminal
+from entropix.console.terminal import Show
 from entropix.cot import parallel, selection
 from entropix.cot.parallel import CotPath, CotResult
 from entropix.cot.plan import Plan
-from entropix.drawing import Finish
+from entropix.decoding.sample_step import Finish
 from entropix.generation import Job
-from entropix.terminal import Show
 
 _SHOWN = 24  # characters of an answer in the table
 _WIDTH = 160  # characters of the table where stderr is no terminal
@@ -175,9 +176,9 @@ def stats(result: CotResult, seconds: float) -> str:
         ("forward passes", str(result.forward_passes), ""),
         ("total time", f"{seconds:.4g}", "s, compilation included"),
         ("speed", f"{computed / seconds:.4g}", "tokens/s of all paths"),
-        *statistics.of_tokens([result.winner.result], result.job.sampler.strategies),
+        *run_statistics.of_tokens([result.winner.result], result.job.sampler.strategies),
     ]
-    return statistics.as_text(rows)
+    return run_statistics.as_text(rows)
 
 
 def _short(path: CotPath) -> str:

@@ -22,14 +22,14 @@ from typing import Any
 import numpy as np
 
 from entropix import generation
+from entropix.checkpoint.loading import Model
 from entropix.cot import answers, selection
 from entropix.cot.answers import Extract
 from entropix.cot.plan import EXPLORE, NONE, START, VOTE, Plan
 from entropix.cot.selection import Path
-from entropix.drawing import Finish
+from entropix.decoding.sample_step import Finish
+from entropix.decoding.session import Session
 from entropix.generation import Event, Job, Prompt, Result, TokenRecord
-from entropix.loading import Model
-from entropix.session import Session
 
 CONFIDENCE_TOKENS = 20  # likeliest tokens whose log-probabilities make a token's confidence (Fu et al. 2025)
 

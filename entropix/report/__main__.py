@@ -16,10 +16,11 @@ from typing import Annotated
 import tyro
 from tyro.conf import arg
 
-from entropix import cli, trace
-from entropix.cli import flag
+from entropix import trace
+from entropix.console import cli
+from entropix.console.cli import flag
+from entropix.console.terminal import note
 from entropix.report import figures, page
-from entropix.terminal import note
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from entropix import palette, statistics
+from entropix import palette, run_statistics
 from entropix.generation import Result
 from entropix.report import shell
 from entropix.report.page import Named
@@ -129,7 +129,7 @@ def timeline(header: dict[str, Any], result: Result) -> "Figure":
     strategies = header["strategies"]
     figure = _figure(0.7 + 0.32 * len(strategies))
     axes = figure.subplots()
-    counts = statistics.strategy_counts([result], strategies)
+    counts = run_statistics.strategy_counts([result], strategies)
     for lane, name in enumerate(strategies):
         steps = [step for step, r in enumerate(result.records, start=1) if r["strategy"] == name]
         axes.vlines(

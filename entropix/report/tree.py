@@ -6,7 +6,7 @@ All words and numbers of the page's sections "Paths" and "Branches" come from he
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from entropix import statistics
+from entropix import run_statistics
 from entropix.generation import Result
 from entropix.report.packing import rounded
 from entropix.trace import Trace
@@ -126,7 +126,7 @@ def _kept(branches: Sequence[Mapping[str, Any]], keep: str) -> int:
 def computed_tokens(result: Result, keep: str, start: int = 0) -> int:
     """Tokens that a row took from its `start` on: its own, those of discarded paths and those that were taken back."""
     own = Result(result.prompt_ids, records=result.records[start:])
-    return len(own.records) + statistics.discarded_tokens([own], keep)
+    return len(own.records) + run_statistics.discarded_tokens([own], keep)
 
 
 def summary(result: Result, keep: str) -> str:

@@ -4,13 +4,13 @@ import difflib
 
 from entropix import config
 from entropix.config import SamplerConfig
-from entropix.samplers import guard
+from entropix.samplers import repetition
 from entropix.samplers.adaptive import DYNAMIC_TEMPERATURE, EDT, GREEDY_THRESHOLD, MIROSTAT, XTC
 from entropix.samplers.base import Candidates, Context, SampleInfo, Sampler
 from entropix.samplers.baselines import GREEDY, MIN_P, TEMPERATURE, TOP_K, TOP_P
 from entropix.samplers.controls import ENTROPIX_LOGITS, PLACEBO
 from entropix.samplers.entropix import ENTROPIX, ENTROPIX_TORCH
-from entropix.samplers.guard import guarded
+from entropix.samplers.repetition import guarded
 from entropix.samplers.truncation import EPSILON, ETA, P_LESS, TOP_H, TOP_N_SIGMA, TYPICAL
 
 # fmt: off
@@ -34,7 +34,7 @@ def get(name: str) -> Sampler:
 
 def configured(name: str, cfg: SamplerConfig) -> Sampler:
     """The sampler of that name, guarded against repetition if the config asks for it."""
-    return guarded(get(name)) if guard.is_on(cfg) else get(name)
+    return guarded(get(name)) if repetition.is_on(cfg) else get(name)
 
 
 def about(preset: str) -> str:

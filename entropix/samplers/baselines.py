@@ -9,16 +9,7 @@ from jax import Array
 from entropix import filters
 from entropix.config import SamplerConfig
 from entropix.filters import Settings
-from entropix.samplers.base import (
-    Candidates,
-    Context,
-    SampleInfo,
-    Sampler,
-    best,
-    draw,
-    everything,
-    stateless,
-)
+from entropix.samplers.base import Candidates, Context, SampleInfo, Sampler, best, draw, everything, stateless
 
 
 def step(

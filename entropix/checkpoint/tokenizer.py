@@ -1,0 +1,195 @@
+"""Text to token ids and back, exactly as the checkpoint was trained, by tiktoken."""
+
+import codecs
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import tiktoken
+
+from entropix.checkpoint.tokenizer_files import read_json, read_vocabulary
+
+# What an id without a token decodes to: models often have more rows in their embedding than there are tokens.
+NO_TOKEN = "\N{REPLACEMENT CHARACTER}".encode()
+
+# Some hundred thousand white space characters in a row exhaust the stack of tiktoken's regex engine.
+LONGEST_WHITE_SPACE = 100_000
+
+
+@dataclass(frozen=True, eq=False)
+class Tokenizer:
+    """A tokenizer; made by `load_tokenizer`.
+
+    Attributes:
+        encoding: tiktoken's encoding of plain text, without any special token.
+        texts: the bytes of every id; `NO_TOKEN` where an id has none.
+        special_tokens: control tokens by name. Text becomes one only where `allow_special` is given.
+        added_tokens: further tokens that text always becomes wherever it contains them.
+        missing_bytes: bytes for which the vocabulary has no token.
+        bos_id: the token that begins a text, if the checkpoint names one.
+        bos_ids: what belongs in front of a raw prompt; often nothing. `encode` never adds it.
+    """
+
+    encoding: tiktoken.Encoding
+    texts: tuple[bytes, ...]
+    special_tokens: dict[str, int]
+    added_tokens: dict[str, int]
+    missing_bytes: frozenset[int]
+    bos_id: int | None
+    bos_ids: tuple[int, ...]
+
+    @property
+    def vocab_size(self) -> int:
+        """One more than the highest id; a model's own vocabulary may be padded beyond it."""
+        return len(self.texts)
+
+    def encode(self, text: str, allow_special: bool = False) -> list[int]:
+        """The ids of `text`. The names of special tokens are plain text in it unless `allow_special`.
+
+        Raises:
+            ValueError: a character, named with its position, has no tokens, since it contains one of
+                `missing_bytes` or is half of one in text that was not UTF-8; or white space without end.
+        """
+        ids: list[int] = []
+        for start, piece in self.pieces(text, allow_special):
+            if isinstance(piece, int):
+                ids.append(piece)
+            else:
+                self.check(piece, start)
+                ids.extend(self.encoding.encode_ordinary(piece))
+        return ids
+
+    def pieces(self, text: str, allow_special: bool = False) -> Iterator[tuple[int, str | int]]:
+        """`text` cut at its added tokens, and at its special ones if allowed: (position, id or text between).
+
+        Of tokens that begin at the same place the longest is taken. A special token that is not allowed stays
+        part of the text around it, with all that it contains.
+        """
+        start = 0
+        for match in self._names.finditer(text):
+            if match[0] in self.special_tokens and not allow_special:
+                continue
+            if match.start() > start:
+                yield start, text[start : match.start()]
+            yield match.start(), (self.added_tokens | self.special_tokens)[match[0]]
+            start = match.end()
+        if start < len(text):
+            yield start, text[start:]
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """The bytes of one token: maybe only a part of a character. `NO_TOKEN` for an id that has none."""
+        return self.texts[token_id] if 0 <= token_id < len(self.texts) else NO_TOKEN
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of `ids`, special tokens by their names; bytes that are no UTF-8 become U+FFFD."""
+        return b"".join(self.token_bytes(i) for i in ids).decode("utf-8", errors="replace")
+
+    def stream_decoder(self) -> "StreamDecoder":
+        """A decoder that takes one token after the other."""
+        return StreamDecoder(self)
+
+    def check(self, text: str, start: int = 0) -> None:
+        """Raises the ValueError of `encode` if plain text has no ids; it begins at character `start`."""
+        try:
+            missing = self.missing_bytes.intersection(text.encode())
+        except UnicodeEncodeError as error:
+            raise ValueError(
+                f"character {start + error.start} of the text is {text[error.start]!a}, half a character; "
+                "the text was not valid UTF-8"
+            ) from None
+        if missing:
+            i = next(i for i, char in enumerate(text) if not missing.isdisjoint(char.encode()))
+            raise ValueError(
+                f"character {start + i} of the text is {text[i]!r} (U+{ord(text[i]):04X}), "
+                "for which this model's vocabulary has no tokens; remove or replace it"
+            )
+        if len(text) > LONGEST_WHITE_SPACE:
+            longest = max(map(len, re.findall(r"\s+", text)), default=0)
+            if longest > LONGEST_WHITE_SPACE:
+                raise ValueError(
+                    f"the text has {longest} white space characters in a row; at most {LONGEST_WHITE_SPACE} "
+                    "can be tokenised"
+                )
+
+    @cached_property
+    def _names(self) -> re.Pattern[str]:
+        names = sorted([*self.special_tokens, *self.added_tokens], key=len, reverse=True)
+        return re.compile("|".join(map(re.escape, names)) or r"(?!)")
+
+
+class StreamDecoder:
+    """Decodes token by token and never gives out half a character.
+
+    Whatever the ids, what `push` returned and `flush` returns add up to `decode` of all of them.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
+
+    def push(self, token_id: int) -> str:
+        """The text that is certain after one more token; "" in the middle of a character."""
+        return self._utf8.decode(self._tokenizer.token_bytes(token_id))
+
+    def flush(self) -> str:
+        """What is held back, as U+FFFD; ends the text, after which another may begin."""
+        rest = self._utf8.decode(b"", final=True)
+        self._utf8.reset()
+        return rest
+
+
+def load_tokenizer(folder: Path) -> Tokenizer:
+    """The tokenizer of a checkpoint folder: `tokenizer.json`, else Llama 3's `tokenizer.model`.
+
+    Where `tokenizer_config.json` has `bos_token` and `add_bos_token`, they overrule the tokenizer file.
+
+    Raises:
+        ValueError: there is none, it cannot be read, or tiktoken could not give exactly its ids.
+    """
+    vocabulary = read_vocabulary(folder)
+    config = read_tokenizer_config(folder)
+    bos_ids = vocabulary.bos_ids
+    bos_id = bos_ids[0] if bos_ids else None
+    if name := special_token(config, "bos_token"):
+        bos_id = (vocabulary.special | vocabulary.added).get(name)
+        if bos_id is None:
+            raise ValueError(
+                f"{folder / 'tokenizer_config.json'}: bos_token {name!r} is no token of the vocabulary"
+            )
+    if config.get("add_bos_token") is False:
+        bos_ids = ()
+    elif config.get("add_bos_token"):
+        bos_ids = () if bos_id is None else (bos_id,)
+
+    try:
+        encoding = tiktoken.Encoding(
+            str(folder), pat_str=vocabulary.pattern, mergeable_ranks=vocabulary.ranks, special_tokens={}
+        )
+    except ValueError as error:
+        raise ValueError(
+            f"{folder}: tiktoken does not accept the pattern of its pre-tokenizer ({error})"
+        ) from None
+    return Tokenizer(
+        encoding=encoding,
+        texts=tuple(vocabulary.texts.get(i, NO_TOKEN) for i in range(max(vocabulary.texts) + 1)),
+        special_tokens=vocabulary.special,
+        added_tokens=vocabulary.added,
+        missing_bytes=frozenset(b for b in range(256) if bytes([b]) not in vocabulary.ranks),
+        bos_id=bos_id,
+        bos_ids=bos_ids,
+    )
+
+
+def read_tokenizer_config(folder: Path) -> dict[str, Any]:
+    """`tokenizer_config.json` of a checkpoint folder; empty when it has none."""
+    path = folder / "tokenizer_config.json"
+    return read_json(path) if path.is_file() else {}
+
+
+def special_token(config: dict[str, Any], name: str) -> str:
+    """The text of a special token of `tokenizer_config.json` (`bos_token`, ...); "" where there is none."""
+    value = config.get(name) or ""
+    return value["content"] if isinstance(value, dict) else value

@@ -1,0 +1,389 @@
+"""Vocabulary files of byte-level BPE tokenizers: reading, refusing and writing them.
+
+Read are `tokenizer.json` (of the `tokenizers` library) and Meta's Llama 3 `tokenizer.model` (lines of a
+base64 token and its rank). Both become a `Vocabulary`, from which tokenizer.py makes a tiktoken encoding. A
+vocabulary for which tiktoken would not give exactly the ids of the original is refused, with the reason.
+"""
+
+import base64
+import itertools
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from entropix.checkpoint.bpe import unreachable_tokens
+from entropix.checkpoint.hf_folder import read_json
+
+# GPT-2's published pattern. `tokenizers` applies the same one in its ByteLevel step.
+GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+# SmolLM isolates each digit before that pattern runs. So a digit never takes the space before it along, and
+# white space in front of a digit is at the end of what the pattern sees, where it stays in one piece.
+SMOLLM_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?![^\s\p{N}])|\s+"
+LLAMA3_PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+# Special tokens that follow the ranks of `tokenizer.model`, in order, as published with Llama 3.1 and later.
+_LLAMA3_NAMES = [
+    *("begin_of_text", "end_of_text", "reserved_special_token_0", "reserved_special_token_1"),
+    *("finetune_right_pad_id", "reserved_special_token_2", "start_header_id", "end_header_id"),
+    *("eom_id", "eot_id", "python_tag"),
+    *(f"reserved_special_token_{i}" for i in range(3, 248)),
+]
+_LLAMA3_SPECIAL = [f"<|{name}|>" for name in _LLAMA3_NAMES]
+
+# Byte-level vocabularies are spelt in 256 printable characters, one a byte (GPT-2's published table): bytes
+# that print in Latin-1 stand for themselves, the others count up from U+0100.
+_PRINTABLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+_OTHERS = [byte for byte in range(256) if byte not in _PRINTABLE]
+CHAR_OF_BYTE = {byte: chr(byte) for byte in _PRINTABLE} | {
+    byte: chr(256 + i) for i, byte in enumerate(_OTHERS)
+}
+_BYTE_OF_CHAR = {char: byte for byte, char in CHAR_OF_BYTE.items()}
+
+# What means the same to Oniguruma (in `tokenizers`) and to Rust's fancy-regex (in tiktoken): no anchors, no
+# nested classes, no escapes but these.
+_ESCAPE = r"\\[pP]\{[A-Z][a-z]?\}|\\[sSdDrnt]|\\[^\w\s]"
+_PORTABLE = re.compile(
+    rf"(?:{_ESCAPE}|\[\^?(?:{_ESCAPE}|[^\\\[\]&])+\]|\((?!\?)|\(\?(?:i?:|!|=)|\}}(?!\+)|[^\\\[\](}}^$])*"
+)
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """What a tokenizer file says.
+
+    Attributes:
+        pattern: regular expression that cuts text into the pieces inside which bytes are merged.
+        ranks: id of every token that plain text can become; lower ids are merged first.
+        texts: the bytes of every id.
+        special: id of each control token, by its name. Plain text never becomes one.
+        added: id of each further token that is cut out of any text first, wherever it occurs.
+        bos_ids: tokens that the file puts in front of a text.
+    """
+
+    pattern: str
+    ranks: dict[bytes, int]
+    texts: dict[int, bytes]
+    special: dict[str, int]
+    added: dict[str, int]
+    bos_ids: tuple[int, ...]
+
+
+def read_vocabulary(folder: Path) -> Vocabulary:
+    """The vocabulary of a checkpoint folder: its `tokenizer.json`, else its `tokenizer.model`.
+
+    Raises a ValueError that names the file and what about it is damaged or beyond tiktoken.
+    """
+    for name, read in (("tokenizer.json", read_tokenizer_json), ("tokenizer.model", read_tokenizer_model)):
+        if (folder / name).is_file():
+            return read(folder / name)
+    raise ValueError(f"{folder}: no tokenizer; expected a tokenizer.json or a tokenizer.model")
+
+
+def _refusal(path: Path, why: str) -> ValueError:
+    return ValueError(
+        f"{path}: {why}. tiktoken would not give exactly the ids of this tokenizer, so this checkpoint is refused"
+    )
+
+
+def _short(part: Any) -> str:
+    text = json.dumps(part)
+    return text if len(text) <= 200 else f"{text[:200]}..."
+
+
+# ----- Meta's tokenizer.model -----------------------------------------------------------------------------
+
+
+def read_tokenizer_model(path: Path) -> Vocabulary:
+    """The vocabulary of Meta's Llama 3: ranked tokens, then 256 special ones. Texts begin with begin_of_text.
+
+    Raises a ValueError for a damaged file, and for the SentencePiece file of this name of Llama 1 and 2.
+    """
+    ranks: dict[bytes, int] = {}
+    lines = path.read_bytes().splitlines()
+    for number, line in enumerate(lines, start=1):
+        try:
+            token, rank = line.split()
+            ranks[base64.b64decode(token, validate=True)] = int(rank)
+        except ValueError:
+            raise _refusal(
+                path,
+                f"line {number} is not a base64 token and its rank, the format of Llama 3 (Llama 1, Llama 2 "
+                "and TinyLlama have a SentencePiece file of this name)",
+            ) from None
+    if not lines or sorted(ranks.values()) != list(range(len(lines))):
+        raise ValueError(
+            f"{path}: expected the ranks 0, 1, 2, ... once each; the file is damaged or incomplete"
+        )
+    special = {name: len(ranks) + i for i, name in enumerate(_LLAMA3_SPECIAL)}
+    texts = {i: token for token, i in ranks.items()} | {i: name.encode() for name, i in special.items()}
+    return Vocabulary(LLAMA3_PATTERN, ranks, texts, special, {}, (special["<|begin_of_text|>"],))
+
+
+# ----- tokenizer.json -------------------------------------------------------------------------------------
+
+
+def read_tokenizer_json(path: Path) -> Vocabulary:
+    """The vocabulary of a byte-level BPE `tokenizer.json`; a ValueError says what any other one is."""
+    file = read_json(path)
+    _refuse_other_kinds(path, file)
+    pattern = _pattern(path, file.get("pre_tokenizer"))
+    special, added = _added_tokens(path, file.get("added_tokens") or ())
+    vocab, merges = file["model"].get("vocab"), file["model"].get("merges")
+    if not isinstance(vocab, dict) or not all(type(i) is int and i >= 0 for i in vocab.values()):
+        raise ValueError(f"{path}: expected model.vocab to be an object of tokens and their ids")
+    ids = vocab | special | added
+    if len(set(ids.values())) < len(ids) or any(ids[token] != i for token, i in vocab.items()):
+        raise ValueError(
+            f"{path}: expected every token of model.vocab and added_tokens to have one id of its own"
+        )
+
+    # A token spelt in other characters than the 256 is out of reach of any text.
+    spelt = {token: raw for token in vocab if (raw := _spelt_bytes(token))}
+    try:
+        pairs = [pair.split(" ", 1) if isinstance(pair, str) else pair for pair in merges]
+        pairs_in_bytes = [(spelt[left], spelt[right]) for left, right in pairs]
+        made = {left + right for left, right in pairs}
+        ranks = {spelt[token]: vocab[token] for token in made}
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{path}: expected model.merges to be pairs of tokens of model.vocab ({error})"
+        ) from None
+    if clash := special.keys() & made.union(itertools.chain.from_iterable(pairs)):
+        raise _refusal(path, f"its special token {min(clash)!r} takes part in merging plain text")
+
+    whole = bool(file["model"].get("ignore_merges"))
+    for token, raw in spelt.items():
+        if token not in special and (len(raw) == 1 or (whole and token not in added)):
+            ranks[raw] = vocab[token]
+    try:
+        unreachable = unreachable_tokens(ranks, pairs_in_bytes)
+    except ValueError as error:
+        raise _refusal(path, str(error)) from None
+    if not whole:
+        # tiktoken would return these for a piece that is one of them. Merging never makes them, so that
+        # nothing else changes without them.
+        ranks = {raw: i for raw, i in ranks.items() if raw not in unreachable}
+
+    texts = {i: spelt.get(token) or token.encode() for token, i in vocab.items()}
+    texts |= {i: token.encode() for token, i in (special | added).items()}
+    return Vocabulary(pattern, ranks, texts, special, added, _bos_ids(path, file.get("post_processor")))
+
+
+def _refuse_other_kinds(path: Path, file: Mapping[str, Any]) -> None:
+    """Raises unless the file is byte-level BPE, without anything that alters the text or the merging."""
+    model, normalizer, decoder = file.get("model"), file.get("normalizer"), file.get("decoder")
+    if not isinstance(model, dict):
+        raise ValueError(f"{path}: expected an object `model`, as the tokenizers library writes it")
+    if model.get("type", "BPE") != "BPE":
+        raise _refusal(path, f"its model is {model['type']}, not BPE")
+    if model.get("byte_fallback"):
+        raise _refusal(path, "it is a SentencePiece vocabulary (byte_fallback), not a byte-level one")
+    for option in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
+        if model.get(option):
+            raise _refusal(path, f"its model has {option} {model[option]!r}")
+    match normalizer:
+        case None | {"type": "Sequence", "normalizers": []}:
+            pass
+        case _:
+            raise _refusal(path, f"it alters the text first, by the normalizer {_short(normalizer)}")
+    match decoder:
+        case {"type": "ByteLevel"}:
+            pass
+        case _:
+            raise _refusal(path, f"its decoder is {_short(decoder)}, not ByteLevel")
+
+
+def _pattern(path: Path, pre_tokenizer: Any) -> str:
+    """The one regular expression that cuts text as the file's pre-tokenizer does.
+
+    Letters and digits are what the Unicode version of each library counts as such: tiktoken may not know the
+    newest of them, or know them earlier.
+    """
+    steps = [pre_tokenizer]
+    match pre_tokenizer:
+        case {"type": "Sequence", "pretokenizers": [*steps]}:
+            pass
+    # Files written before ByteLevel had `use_regex` mean true.
+    match [{"use_regex": True, **step} if isinstance(step, dict) else step for step in steps]:
+        case [{"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}]:
+            return GPT2_PATTERN
+        case [
+            {"type": "Digits", "individual_digits": True},
+            {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True},
+        ]:
+            return SMOLLM_PATTERN
+        case [
+            {"type": "Split", "pattern": {"Regex": str(regex)}, "behavior": "Isolated", "invert": False},
+            {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False},
+        ]:
+            if not _PORTABLE.fullmatch(regex):
+                raise _refusal(path, f"its pattern {regex!r} may mean something else to tiktoken")
+            # What lies between two matches is a piece too; tiktoken alone would drop it.
+            return rf"{regex}|(?:(?!{regex})[\s\S])+"
+    raise _refusal(
+        path, f"its pre-tokenizer is not like GPT-2's, SmolLM's or Llama 3's, but {_short(pre_tokenizer)}"
+    )
+
+
+def _added_tokens(path: Path, entries: Iterable[Any]) -> tuple[dict[str, int], dict[str, int]]:
+    """(special, other) added tokens and their ids."""
+    special: dict[str, int] = {}
+    other: dict[str, int] = {}
+    for entry in entries:
+        match entry:
+            case {"content": str(text), "id": int(i)} if text and i >= 0:
+                (special if entry.get("special") else other)[text] = i
+            case _:
+                raise ValueError(
+                    f"{path}: expected each of added_tokens to have a content and an id, got {entry}"
+                )
+        for flag in ("lstrip", "rstrip", "single_word"):
+            if entry.get(flag):
+                raise _refusal(path, f"its added token {text!r} is marked {flag}")
+    return special, other
+
+
+def _spelt_bytes(token: str) -> bytes:
+    """The bytes that a token of `vocab` spells; none if it is not written in their 256 characters."""
+    try:
+        return bytes([_BYTE_OF_CHAR[char] for char in token])
+    except KeyError:
+        return b""
+
+
+def _bos_ids(path: Path, post_processor: Any) -> tuple[int, ...]:
+    """The tokens that the file's post-processor puts in front of a text on its own."""
+    match post_processor:
+        case None | {"type": "ByteLevel"}:
+            return ()
+        case {"type": "Sequence", "processors": [*steps]}:
+            return tuple(i for step in steps for i in _bos_ids(path, step))
+        case {"type": "TemplateProcessing", "single": [*items], "special_tokens": dict(tokens)}:
+            front = itertools.takewhile(lambda item: "SpecialToken" in item, items)
+            try:
+                return tuple(i for item in front for i in tokens[item["SpecialToken"]["id"]]["ids"])
+            except (KeyError, TypeError):
+                raise ValueError(
+                    f"{path}: the post_processor names a token that it does not define"
+                ) from None
+    raise _refusal(path, f"its post-processor is {_short(post_processor)}")
+
+
+# ----- writing --------------------------------------------------------------------------------------------
+
+
+# `tokenizer.ggml.pre` of GGUF files -> what goes before the ByteLevel step.
+_DIGITS = {"type": "Digits", "individual_digits": True}
+_SPLIT = {"type": "Split", "pattern": {"Regex": LLAMA3_PATTERN}, "behavior": "Isolated", "invert": False}
+_GGUF_PRE: dict[str, list[dict[str, Any]]] = {
+    "gpt-2": [],
+    "gpt2": [],
+    "smollm": [_DIGITS],
+    "llama-bpe": [_SPLIT],
+    "llama3": [_SPLIT],
+    "llama-v3": [_SPLIT],
+}
+_NORMAL, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = 1, 3, 4, 5, 6  # gguf.TokenType
+
+
+def write_tokenizer_json(
+    path: Path,
+    tokens: Sequence[str],
+    merges: Sequence[str],
+    token_types: Sequence[int],
+    pre: str,
+    bos_id: int | None,
+    eos_id: int | None,
+    add_bos: bool,
+) -> None:
+    """Writes the `tokenizer.json` that says what a GGUF file of tokenizer model `gpt2` says.
+
+    The `tokenizers` library and `read_tokenizer_json` give the same ids from it.
+
+    Args:
+        path: destination; replaced only when the new file is complete.
+        tokens: every token, in the byte alphabet, in the order of the ids (`tokenizer.ggml.tokens`).
+        merges: pairs separated by a space, most urgent first (`tokenizer.ggml.merges`).
+        token_types: what each token is, as a `gguf.TokenType` (`tokenizer.ggml.token_type`).
+        pre: name of the pre-tokenizer (`tokenizer.ggml.pre`).
+        bos_id: token that begins a text, if any; it and `eos_id` are special whatever their type says.
+        eos_id: token that ends a text, if any.
+        add_bos: a text begins with `bos_id` (`tokenizer.ggml.add_bos_token`).
+
+    Raises:
+        ValueError: an unknown pre-tokenizer or token type, a repeated token, or `add_bos` without a `bos_id`.
+    """
+    if pre not in _GGUF_PRE:
+        raise ValueError(f"tokenizer.ggml.pre is {pre!r}; expected one of {', '.join(sorted(_GGUF_PRE))}")
+    if len(token_types) != len(tokens):
+        raise ValueError(f"{len(tokens)} tokens, but {len(token_types)} token types")
+    if unknown := set(token_types) - {_NORMAL, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE}:
+        raise ValueError(f"token type {min(unknown)} has no meaning in a byte-level vocabulary")
+    ends = {"bos": bos_id, "eos": eos_id}
+    if add_bos and bos_id is None:
+        raise ValueError("add_bos is set, but there is no bos_id to add")
+    for name, i in ends.items():
+        if i is not None and not 0 <= i < len(tokens):
+            raise ValueError(f"{name}_id is {i}, but there are {len(tokens)} tokens")
+
+    vocab: dict[str, int] = {}
+    added = []
+    for i, (token, kind) in enumerate(zip(tokens, token_types, strict=True)):
+        if kind == _UNUSED:
+            continue
+        if vocab.setdefault(token, i) != i:
+            raise ValueError(f"token {token!r} has two ids, {vocab[token]} and {i}")
+        special = kind == _CONTROL or i in ends.values()
+        if special or kind == _USER_DEFINED:
+            flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+            added.append({"id": i, "content": token, **flags, "special": special})
+
+    llama3 = _SPLIT in _GGUF_PRE[pre]
+    byte_level = {
+        "type": "ByteLevel",
+        "add_prefix_space": False,
+        "trim_offsets": True,
+        "use_regex": not llama3,
+    }
+    file = {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": added,
+        "normalizer": None,
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [*_GGUF_PRE[pre], byte_level]},
+        "post_processor": _bos_processor(tokens[bos_id], bos_id) if add_bos and bos_id is not None else None,
+        "decoder": byte_level,
+        "model": {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": None,
+            "continuing_subword_prefix": None,
+            "end_of_word_suffix": None,
+            "fuse_unk": False,
+            "byte_fallback": False,
+            "ignore_merges": llama3,
+            "vocab": vocab,
+            "merges": list(merges),
+        },
+    }
+    part = path.with_name(path.name + ".part")
+    part.write_text(json.dumps(file, ensure_ascii=False, indent=1), encoding="utf-8")
+    part.replace(path)
+
+
+def _bos_processor(token: str, i: int) -> dict[str, Any]:
+    bos = {"SpecialToken": {"id": token, "type_id": 0}}
+    text_a, text_b = ({"Sequence": {"id": name, "type_id": kind}} for kind, name in enumerate("AB"))
+    return {
+        "type": "TemplateProcessing",
+        "single": [bos, text_a],
+        "pair": [bos, text_a, text_b],
+        "special_tokens": {token: {"id": token, "ids": [i], "tokens": [token]}},
+    }

@@ -1,0 +1,78 @@
+"""The flags that ask for branching and backtracking, and the configurations they amount to."""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from entropix import config
+from entropix.config import BacktrackConfig, BranchConfig
+from entropix.console import cli
+from entropix.console.cli import Text, flag
+
+# Flags that are not named after their field.
+_FIELDS = {
+    "branch": "paths",
+    "branch_on": "strategies",
+    "backtrack": "tokens",
+    "backtrack_on": "strategies",
+    "backtrack_budget": "budget",
+}
+
+
+def _help(name: str, config_type: type = BranchConfig) -> str:
+    return cli.describe(config_type.__dataclass_fields__[name].metadata)  # type: ignore[attr-defined]
+
+
+@dataclass(frozen=True)
+class BranchFlags:
+    """Where the next token is in doubt, try several, see how each goes on, and keep the best."""
+
+    branch: Annotated[int, flag(_help("paths"), "C", None)] = BranchConfig.paths
+    branch_depth: Annotated[int, flag(_help("depth"), "D", None)] = BranchConfig.depth
+    branch_on: Annotated[tuple[str, ...], flag(_help("strategies"), "NAME", None)] = BranchConfig.strategies
+    branch_entropy: Annotated[float, flag(_help("entropy"), "BITS", None)] = BranchConfig.entropy
+    branch_margin: Annotated[float, flag(_help("margin"), "P", None)] = BranchConfig.margin
+    branch_budget: Annotated[int, flag(_help("budget"), "N", None)] = BranchConfig.budget
+    branch_distance: Annotated[int, flag(_help("distance"), "N", None)] = BranchConfig.distance
+    branch_growth: Annotated[float, flag(_help("growth"), "BITS", None)] = BranchConfig.growth
+    branch_score: Annotated[Text, flag(_help("score"), "NAME", None)] = BranchConfig.score
+    branch_penalty: Annotated[float, flag(_help("penalty"), "X", None)] = BranchConfig.penalty
+    branch_keep: Annotated[Text, flag(_help("keep"), "path|token", None)] = BranchConfig.keep
+    branch_among: Annotated[Text, flag(_help("among"), "kept|all", None)] = BranchConfig.among
+
+
+def read_branching(flags: BranchFlags) -> BranchConfig:
+    """What the flags say about branching. Raises a ValueError for bad values, and for flags that change nothing."""
+    values = {_FIELDS.get(name, name.removeprefix("branch_")): value for name, value in vars(flags).items()}
+    wish = config.from_mapping(BranchConfig, values, "--branch")
+    given = [name for name, value in vars(flags).items() if value != getattr(BranchFlags, name)]
+    if given and (wish.paths == 1 or wish.depth == 0):
+        typed = "--" + given[0].replace("_", "-")
+        raise ValueError(
+            f"{typed} changes nothing without branching, which takes --branch C with C of at least 2 and a depth of "
+            "at least 1"
+        )
+    return wish
+
+
+@dataclass(frozen=True)
+class BacktrackFlags:
+    """Where the model has lost its way, take the newest tokens back and forbid the choice they began with."""
+
+    backtrack: Annotated[int, flag(_help("tokens", BacktrackConfig), "M", None)] = BacktrackConfig.tokens
+    backtrack_on: Annotated[tuple[str, ...], flag(_help("strategies", BacktrackConfig), "NAME", None)] = (
+        BacktrackConfig.strategies
+    )
+    backtrack_budget: Annotated[int, flag(_help("budget", BacktrackConfig), "N", None)] = (
+        BacktrackConfig.budget
+    )
+
+
+def read_backtracking(flags: BacktrackFlags) -> BacktrackConfig:
+    """What the flags say about backtracking. Raises a ValueError for bad values, and for flags that change nothing."""
+    values = {_FIELDS[name]: value for name, value in vars(flags).items()}
+    wish = config.from_mapping(BacktrackConfig, values, "--backtrack")
+    if wish.tokens == 0 and wish != BacktrackConfig():
+        raise ValueError(
+            "flags of --backtrack change nothing without it; give --backtrack M too, M at least 1"
+        )
+    return wish

@@ -1,0 +1,314 @@
+"""What the command line shows: the answer on stdout, everything else on stderr."""
+
+import contextlib
+import dataclasses
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jax
+from rich.console import Console
+
+from entropix import batching, run_statistics, sharding, trace
+from entropix.checkpoint import loading
+from entropix.checkpoint.chat import Message
+from entropix.checkpoint.loading import Model
+from entropix.config import BATCH_ROWS
+from entropix.console import coloring, live
+from entropix.console.cli import DeviceFlags
+from entropix.decoding.sample_step import Finish
+from entropix.decoding.session import Session
+from entropix.generation import Event, Job, Result, add, prepare
+
+STREAM_CHUNK = 4  # tokens printed at once: small enough to look like typing, large enough to cost no speed
+
+
+@dataclass(frozen=True)
+class Show:
+    """What to show of a generation, besides its text."""
+
+    color: coloring.Choice = field(default_factory=coloring.Choice)
+    live: bool = True  # a line below the answer while it comes, where stderr is a terminal
+    stats: bool = False
+    json: bool = False
+    trace: Path | None = None
+
+
+def answer(job: Job, show: Show, session: Session | None = None, most_rows: int = BATCH_ROWS) -> list[Result]:
+    """Generates, at most so many rows at a time, and prints.
+
+    Ctrl-C ends it early: rows that were running get `Finish.INTERRUPTED`. Whatever happens, what was produced so far
+    is printed and its trace written. Raises a ValueError, after all, for rows whose logits were not finite.
+    """
+    results = [Result(ids) for ids in job.prompt_ids]
+    batches = batching.Batches(job, most_rows, session)
+    bar = _bar(job, show)
+    page, clock = _Page(job, show, bar), _Clock(batches)
+    try:
+        for event in until_ctrl_c(_after_wait(batches.run(), "compiling and reading the prompt")):
+            add(results, event)
+            clock.tick(event)
+            page.show(event, results)
+            bar.draw(clock.tokens_per_second)
+    finally:
+        bar.erase()
+        for result in results:
+            if result.finish == Finish.RUNNING:
+                result.finish = Finish.INTERRUPTED
+        if show.trace is not None:
+            trace.write(show.trace, job, results)
+        page.close(results)
+        _report(job, show, results, clock.timing())
+    for row, result in enumerate(results):
+        if result.finish == Finish.NAN:
+            raise ValueError(f"prompt {row + 1}: {Finish.NAN.sentence}")
+    return results
+
+
+def chat(model: Model, system: str | None, options: dict[str, Any], show: Show) -> None:
+    """A conversation, line by line from stdin, until /exit or its end.
+
+    Ctrl-C stops an answer, or, while the user is asked, the conversation. The cache is kept from turn to
+    turn; after a Ctrl-C it is computed anew, since it may have been torn. The trace has one row a turn.
+    `options` are those of `generation.prepare`.
+    """
+    if model.chat_template is None:
+        raise ValueError(
+            f"{model.folder} has no chat template, so there is no --chat; --prompt continues plain text"
+        )
+    messages: list[Message] = [] if system is None else [{"role": "system", "content": system}]
+    session, prompt_ids, results = Session(model, 1), [], []
+    note(f"seed: {options['seed']}")
+    note(f"chatting with {model.folder.name}; /exit or Ctrl-D ends, Ctrl-C stops an answer")
+    try:
+        while (line := _next_line()) is not None:
+            messages.append({"role": "user", "content": line})
+            job = prepare(model, messages, **options)
+            [result] = answer(job, dataclasses.replace(show, trace=None), session)
+            messages.append({"role": "assistant", "content": result.text})
+            prompt_ids.append(result.prompt_ids)
+            results.append(result)
+            if result.finish == Finish.INTERRUPTED:
+                session = Session(model, 1)
+    finally:
+        if show.trace is not None and results:
+            trace.write(show.trace, dataclasses.replace(job, prompt_ids=prompt_ids), results, turns=True)
+
+
+def note(text: str) -> None:
+    """A line on stderr."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def note_devices(model: Model) -> None:
+    """A line for `--stats`: on how many devices the model is, if on several."""
+    if (mesh := model.mesh) is not None:
+        shape = ",".join(f"{axis}={n}" for axis, n in mesh.shape.items())
+        processes = f", in {n} processes" if (n := jax.process_count()) > 1 else ""
+        note(f"{'devices':30}{mesh.size:>10}  {mesh.devices.flat[0].device_kind}, as {shape}{processes}")
+
+
+def status(text: str) -> contextlib.AbstractContextManager[Any]:
+    """A moving sign of life on stderr, if that is a terminal."""
+    return Console(stderr=True).status(text) if sys.stderr.isatty() else contextlib.nullcontext()
+
+
+def load(weights: str | None, dtype: str | None, devices: DeviceFlags) -> Model:
+    """The model that a command's flags ask for. Raises the ValueErrors of `loading.load`, and one for a bad mesh."""
+    shape = sharding.read_shape(devices.mesh)
+    with status("loading the weights"):
+        return loading.load(loading.DEFAULT_MODEL if weights is None else weights, dtype, shape)
+
+
+class _Page:
+    """The answers on stdout. One is streamed; several come whole, in the order of the prompts."""
+
+    def __init__(self, job: Job, show: Show, bar: live.Bar) -> None:
+        self._job, self._json, self._bar = job, show.json, bar
+        self._streams = len(job.prompt_ids) == 1 and not show.json
+        self._painted = [""] * len(job.prompt_ids)
+        self._printed = 0
+        self._what = show.color.what
+        self._colors = coloring.color_system(show.color.when, sys.stdout, os.environ)
+
+    def show(self, event: Event, results: Sequence[Result]) -> None:
+        """Prints what an event adds."""
+        text = event.text
+        if event.record is not None:
+            self._bar.count(event.record["strategy"])
+            style = coloring.token_style(event.record, self._what, self._job.sampler.strategies, self._colors)
+            text = coloring.paint(text, style, self._colors)
+        if self._streams:
+            self._print(text, event.text)
+            return
+        self._painted[event.row] += text
+        while self._printed < len(results) and results[self._printed].finish != Finish.RUNNING:
+            self._print_next(results)
+
+    def close(self, results: Sequence[Result]) -> None:
+        """Prints what is left."""
+        if self._streams:
+            self._print("\n", "\n")
+            return
+        while self._printed < len(results):
+            self._print_next(results)
+
+    def _print_next(self, results: Sequence[Result]) -> None:
+        row = self._printed
+        self._printed += 1
+        if self._json:
+            text = json.dumps(json_object(self._job, row, results[row]), ensure_ascii=False) + "\n"
+        else:
+            between = "\n" if row else ""
+            text = f"{between}==> prompt {row + 1} <==\n{self._painted[row]}\n"
+        self._print(text, "\n")
+
+    def _print(self, painted: str, text: str) -> None:
+        """`text` is what moves the cursor, or the end of it from a line's end on."""
+        if not painted:
+            return
+        if not sys.stdout.isatty():
+            _write(painted)
+            return
+        self._bar.erase()
+        _write(painted)
+        self._bar.moved(text)
+
+
+def _bar(job: Job, show: Show) -> live.Bar:
+    """Lives only on terminals that understand its codes."""
+    wanted = show.live and sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+    colors = coloring.color_system("never" if show.color.when == "never" else "auto", sys.stderr, os.environ)
+    return live.Bar(sys.stderr if wanted else None, job.sampler.strategies, colors)
+
+
+def json_object(job: Job, row: int, result: Result) -> dict[str, Any]:
+    """A result as `--json` prints it; the names are those of a trace."""
+    return {
+        "row": row,
+        "text": result.text,
+        "token_ids": result.token_ids,
+        "finish": result.finish.name.lower(),
+        "reason": result.finish.sentence,
+        "seed": job.config.seed,
+        "prompt_tokens": len(result.prompt_ids),
+        "new_tokens": len(result.token_ids),
+        "strategies": run_statistics.strategy_counts([result], job.sampler.strategies),
+    }
+
+
+class _Clock:
+    """When tokens arrived. Those of a chunk come together: speed is measured from the end of the first."""
+
+    def __init__(self, batches: batching.Batches) -> None:
+        self._start = time.perf_counter()
+        self._batches = batches
+        self._first_chunk: int | None = None  # the number of forward passes after it
+        self._early: list[float] = []
+        self._late: list[float] = []
+
+    def tick(self, event: Event) -> None:
+        """Notes an event that has just come."""
+        if event.record is not None:
+            if self._first_chunk is None:
+                self._first_chunk = self._batches.n_passes
+            in_first = self._batches.n_passes == self._first_chunk
+            (self._early if in_first else self._late).append(time.perf_counter() - self._start)
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """Of the steady state so far."""
+        return len(self._late) / (self._late[-1] - self._early[-1]) if self._late else None
+
+    def timing(self) -> run_statistics.Timing:
+        """How long it took until now."""
+        return run_statistics.Timing(
+            first_token=self._early[0] if self._early else None,
+            total=time.perf_counter() - self._start,
+            tokens_per_second=self.tokens_per_second,
+            computed_tokens=self._batches.n_computed,
+            forward_passes=self._batches.n_passes,
+        )
+
+
+def _report(job: Job, show: Show, results: Sequence[Result], timing: run_statistics.Timing) -> None:
+    """Endings other than the model's own, the legend and the statistics, on stderr."""
+    for row, result in enumerate(results):
+        if result.finish not in (Finish.STOP_TOKEN, Finish.NAN):
+            which = f"prompt {row + 1}: " if len(results) > 1 else ""
+            note(f"{which}stopped: {result.finish.sentence}")
+    if not show.json and coloring.color_system(show.color.when, sys.stdout, os.environ):
+        colors = coloring.color_system(show.color.when, sys.stderr, os.environ)
+        counts = run_statistics.strategy_counts(results, job.sampler.strategies)
+        inserted = any(record["injected"] for result in results for record in result.records)
+        note(coloring.legend(show.color.what, counts, colors, inserted))
+    if show.stats:
+        note(run_statistics.stats(results, job.sampler.strategies, timing, job.config))
+        note_devices(job.model)
+
+
+def _after_wait(events: Iterator[Event], text: str) -> Iterator[Event]:
+    """The same events, with a sign of life until the first."""
+    with status(text):
+        first = next(events)
+    yield first
+    yield from events
+
+
+def until_ctrl_c(events: Iterator[Event]) -> Iterator[Event]:
+    """The events up to a Ctrl-C, which interrupts waiting for one but nothing that is done with one.
+
+    Where Ctrl-C is ignored, as in a shell's background jobs, it stays ignored.
+    """
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        yield from events
+        return
+    pressed = waiting = False
+
+    def press(*_: Any) -> None:
+        nonlocal pressed
+        pressed = True
+        if waiting:
+            raise KeyboardInterrupt
+
+    usual = signal.signal(signal.SIGINT, press)
+    try:
+        while not pressed:
+            waiting = True
+            event = next(events, None)
+            waiting = False
+            if event is None:
+                return
+            yield event
+    except KeyboardInterrupt:
+        return
+    finally:
+        signal.signal(signal.SIGINT, usual)
+
+
+def _next_line() -> str | None:
+    """What the user says next, which is no empty line; None for /exit, Ctrl-C and the end of stdin."""
+    asking = sys.stdin.isatty() and sys.stdout.isatty()
+    if asking:
+        with contextlib.suppress(ImportError):  # there is none on Windows
+            import readline  # noqa: F401 - line editing and history for input()
+    while True:
+        try:
+            line = input("> " if asking else "").strip()
+        except (EOFError, KeyboardInterrupt):
+            if asking:
+                note("")
+            return None
+        if line:
+            return None if line == "/exit" else line
+
+
+def _write(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()

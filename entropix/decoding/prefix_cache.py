@@ -1,0 +1,156 @@
+"""The cache of a batch's texts: their keys and values on the device and, on the host, the tokens that these are of."""
+
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+import numpy as np
+
+from entropix.checkpoint.loading import Model
+from entropix.decoding import loop
+from entropix.decoding.loop import TAIL_SIZE
+from entropix.model.kv_cache import KVCache, KVTail
+
+PREFILL_WIDTHS = (8, 64, 128, 512)  # tokens in one prefill call; each compiles once for each capacity
+MIN_CAPACITY = 256  # slots; doubled as the text grows, up to what the context needs
+
+
+class TextCache:
+    """What each row of a batch holds.
+
+    `prefill` brings it to given texts and computes only what is new in them; `append` adds what a decode loop has
+    computed; `cut` keeps the beginnings of texts, `take` some of the rows.
+    """
+
+    def __init__(self, model: Model, batch: int) -> None:
+        self._model = model
+        self._kv: KVCache | None = None
+        self.tokens: list[list[int]] = [[] for _ in range(batch)]  # by row
+
+    @property
+    def kv(self) -> KVCache:
+        """The keys and values; there are some after the first `prefill`."""
+        assert self._kv is not None
+        return self._kv
+
+    def prefill(self, rows: Sequence[list[int]]) -> None:
+        """Makes every row hold exactly these tokens, computing only those that it does not hold yet."""
+        self._rewind([_common_prefix(*pair) for pair in zip(self.tokens, rows, strict=True)])
+        common = [len(held) for held in self.tokens]
+        widths = _prefill_widths(max(len(row) - n for row, n in zip(rows, common, strict=True)))
+        if widths or self._kv is None:
+            wanted = [len(row) - n for row, n in zip(rows, self._shared(), strict=True)]
+            self._reserve(_slots_needed(self._own(), wanted, widths))
+        for width in widths:
+            kv, held = self._release()
+            new = [row[len(tokens) : len(tokens) + width] for row, tokens in zip(rows, held, strict=True)]
+            tokens_BT = np.zeros((len(rows), width), np.int32)
+            for row, tokens in enumerate(new):
+                tokens_BT[row] = rows[row][0] if rows[row] else 0  # padding: a token that the row has anyway
+                tokens_BT[row, : len(tokens)] = tokens
+            self._kv = loop.prefill(
+                self._model.weights,
+                jnp.asarray(tokens_BT),
+                jnp.asarray([len(tokens) for tokens in new], jnp.int32),
+                kv,
+                self._model.config,
+                from_empty=not any(held),
+            )
+            self.tokens = [before + tokens for before, tokens in zip(held, new, strict=True)]
+
+    def append(self, tail: KVTail, new: Sequence[Sequence[int]]) -> None:
+        """Adds the first tokens of a tail, which are these, to the rows."""
+        assert self._kv is not None
+        self._reserve(max(self._own()) + tail.size)
+        kv, held = self._release()
+        self._kv = loop.commit(kv, tail, jnp.asarray([len(tokens) for tokens in new], jnp.int32))
+        self.tokens = [[*before, *tokens] for before, tokens in zip(held, new, strict=True)]
+
+    def cut(self, length_B: Sequence[int]) -> None:
+        """Keeps the first tokens of each row."""
+        if list(length_B) != [len(held) for held in self.tokens]:
+            kv, held = self._release()
+            self._kv = loop.truncate(kv, jnp.asarray(length_B, jnp.int32))
+            self.tokens = [tokens[:n] for tokens, n in zip(held, length_B, strict=True)]
+
+    def take(self, rows: Sequence[int | None]) -> None:
+        """The rows become copies of these, and rows that hold nothing for None. Copies of a single row, which shares
+        nothing yet, hold together what it holds."""
+        if self._kv is None:
+            self.tokens = [[] for _ in rows]
+            return
+        kv, held = self._release()
+        if len(rows) > 1 and len(set(rows)) == 1 and not kv.prefix:
+            self._kv = loop.share(kv, jnp.asarray(rows[0], jnp.int32), len(rows))
+        else:
+            self._kv = loop.take_rows(kv, jnp.asarray([row or 0 for row in rows], jnp.int32))
+        self.tokens = [[] if row is None else [*held[row]] for row in rows]
+
+    def _rewind(self, length_B: Sequence[int]) -> None:
+        """Keeps the first tokens of each row, or nothing at all if a text that went wrong has left NaN among them."""
+        if not any(length_B):
+            self._forget()
+        else:
+            kv, held = self._release()
+            kv = loop.truncate(kv, jnp.asarray(length_B, jnp.int32))
+            if bool(loop.is_finite(kv)):
+                self._kv = kv
+                self.tokens = [tokens[:n] for tokens, n in zip(held, length_B, strict=True)]
+
+    def _release(self) -> tuple[KVCache, list[list[int]]]:
+        """Keys, values and tokens, to be donated. Should an exception come before they are put back, nothing is held,
+        rather than what is gone."""
+        kv, held = self.kv, self.tokens
+        self._forget()
+        return kv, held
+
+    def _forget(self) -> None:
+        self._kv, self.tokens = None, [[] for _ in self.tokens]
+
+    def _shared(self) -> list[int]:
+        """How many tokens of each row are in the prefix of them all."""
+        if self._kv is None or not self._kv.prefix:
+            return [0] * len(self.tokens)
+        return [int(n) for n in np.asarray(self._kv.prefix.length_B)]
+
+    def _own(self) -> list[int]:
+        """How many are in slots of the row's own."""
+        return [len(held) - n for held, n in zip(self.tokens, self._shared(), strict=True)]
+
+    def _reserve(self, slots: int) -> None:
+        """Makes room for so many own tokens in every row."""
+        capacity = MIN_CAPACITY
+        while capacity < slots:
+            capacity *= 2
+        if self._kv is None:
+            self._kv = loop.empty_cache(self._model.config, len(self.tokens), capacity, self._model.dtype)
+        elif capacity > self._kv.capacity:
+            self._kv = loop.grow(self._kv, capacity)
+
+
+def _prefill_widths(pending: int) -> list[int]:
+    """Widths that take so many tokens: the narrowest that takes all that is left, or, where that would be mostly
+    padding, the widest that is filled. The first width is for a few tokens more, as after a fork, and not repeated."""
+    widths = []
+    while pending > 0:
+        enough = next((width for width in PREFILL_WIDTHS if width >= pending), PREFILL_WIDTHS[-1])
+        filled = max((width for width in PREFILL_WIDTHS[1:] if width <= pending), default=enough)
+        widths.append(enough if 2 * pending > enough else filled)
+        pending -= widths[-1]
+    return widths
+
+
+def _slots_needed(held: Sequence[int], wanted: Sequence[int], widths: Sequence[int]) -> int:
+    """Slots a row so that no write of a whole width, nor of a whole tail afterwards, reaches past the end.
+
+    held: tokens in the cache, by row; wanted: tokens that shall be in it.
+    """
+    slots = max(wanted) + TAIL_SIZE
+    for width in widths:
+        slots = max(slots, max(held) + width)
+        held = [min(n + width, end) for n, end in zip(held, wanted, strict=True)]
+    return slots
+
+
+def _common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many tokens two rows begin with in common."""
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))

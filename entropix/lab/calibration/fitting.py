@@ -1,0 +1,246 @@
+"""Observes a model and fits the entropix rule's thresholds to it: the report and the preset of a calibration."""
+
+import hashlib
+import json
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from entropix import config, palette, scoring, trace
+from entropix.checkpoint.loading import Model
+from entropix.config import SamplerConfig
+from entropix.generation import TokenRecord, generate
+from entropix.lab.calibration import solver
+from entropix.lab.calibration.solver import QUANTILES
+from entropix.lab.calibration.targets import Targets
+from entropix.metrics import Metrics
+from entropix.report.figures import shade
+from entropix.report.regions import regions
+from entropix.samplers.entropix import STRATEGIES
+
+RULE = "entropix"
+WINDOW = 512  # tokens of the text that the model reads from an empty context
+MAX_ROWS = 16  # prompts answered in one batch
+
+
+class Source(NamedTuple):
+    """Where observations came from, in words, and what they are: arrays `[n]`."""
+
+    description: str
+    metrics: Metrics
+
+
+class Loop(NamedTuple):
+    """How often each strategy was used while the rule itself drew the tokens, whose text leads to the next ones."""
+
+    description: str
+    before: dict[str, float]
+    after: dict[str, float]
+
+
+class Fit(NamedTuple):
+    """What came out."""
+
+    sources: list[Source]
+    metrics: Metrics  # of all sources together
+    targets: Targets
+    before: SamplerConfig
+    after: SamplerConfig
+    loop: Loop | None = None
+
+
+# ----- observing --------------------------------------------------------------------------------------------
+
+
+def observe_text(model: Model, text: str, note: str) -> Source:
+    """The model reading the text, in windows of `WINDOW` tokens: shorter than any context, and quick."""
+    tokens = [*model.tokenizer.bos_ids, *model.tokenizer.encode(text)]
+    width = min(WINDOW, model.config.context_length)
+    windows = [tokens[start : start + width] for start in range(0, len(tokens), width)]
+    records = [record for scored in scoring.score(model, windows) for record in scored.records]
+    return Source(f"text {note}, {len(records)} positions in windows of {width}", _gather(records))
+
+
+def observe_answers(
+    model: Model, prompts: Sequence[Any], note: str, max_new_tokens: int, seed: int
+) -> Source:
+    """The model's own answers, drawn from its whole distribution."""
+    records = _answers(model, prompts, sampler="temperature", max_new_tokens=max_new_tokens, seed=seed)
+    return Source(
+        f"answers to the {len(prompts)} prompts of {note}, {len(records)} tokens drawn at temperature 1, at most "
+        f"{max_new_tokens} an answer, seed {seed}",
+        _gather(records),
+    )
+
+
+def observe_rule(model: Model, prompts: Sequence[Any], result: Fit, max_new_tokens: int, seed: int) -> Loop:
+    """The rule answering the prompts, with the reference thresholds and with the fitted ones."""
+    used = [
+        Counter(
+            record["strategy"]
+            for record in _answers(
+                model, prompts, sampler=RULE, sampler_config=cfg, max_new_tokens=max_new_tokens, seed=seed
+            )
+        )
+        for cfg in (result.before, result.after)
+    ]
+    before, after = ({name: counts[name] / counts.total() for name in STRATEGIES} for counts in used)
+    totals = [counts.total() for counts in used]
+    return Loop(
+        f"the rule's own answers to these prompts, {totals[0]} tokens with the reference and {totals[1]} with the "
+        "fitted thresholds",
+        before,
+        after,
+    )
+
+
+def _answers(model: Model, prompts: Sequence[Any], **options: Any) -> list[TokenRecord]:
+    return [
+        record
+        for start in range(0, len(prompts), MAX_ROWS)
+        for result in generate(model, prompts[start : start + MAX_ROWS], **options)
+        for record in result.records
+    ]
+
+
+def file_note(path: str | Path) -> str:
+    """The name of a file, quoted, and the SHA-256 of what is in it."""
+    return f"{json.dumps(Path(path).name)} (sha256 {hashlib.sha256(Path(path).read_bytes()).hexdigest()})"
+
+
+def _gather(records: Sequence[Mapping[str, Any]]) -> Metrics:
+    """Arrays `[n]` from n records. Raises a ValueError if the model's logits went wrong somewhere."""
+    metrics = Metrics(
+        *(jnp.asarray([_number(record[name]) for record in records], jnp.float32) for name in Metrics._fields)
+    )
+    if not all(jnp.isfinite(values).all() for values in metrics):
+        raise ValueError(
+            "the model's metrics are not finite everywhere; try --dtype float32, or other weights"
+        )
+    return metrics
+
+
+def _number(value: float | None) -> float:
+    """What a record has: None stands for what is not finite."""
+    return math.nan if value is None else value
+
+
+# ----- fitting and telling ----------------------------------------------------------------------------------
+
+
+def fit(sources: Sequence[Source], targets: Targets) -> Fit:
+    """The thresholds of the reference preset, and those fitted to all sources together."""
+    metrics = Metrics(*(jnp.concatenate(parts) for parts in zip(*(s.metrics for s in sources), strict=True)))
+    before = config.read_preset(RULE)[1]
+    observed = (np.asarray(metrics.logits_entropy), np.asarray(metrics.logits_varentropy))
+    fitted = solver.thresholds(*observed, targets)
+    return Fit(list(sources), metrics, targets, before, solver.apply(fitted, before))
+
+
+def report(result: Fit) -> Iterator[str]:
+    """Where the numbers come from, thresholds and occupancy before and after, quantiles."""
+    yield from (f"observed: {source.description}" for source in result.sources)
+    yield ""
+    yield from _before_and_after(result)
+    yield ""
+    yield from _notes(result)
+    for source in result.sources if len(result.sources) > 1 else ():
+        yield f"strategies in the {source.description.split()[0]} alone:"
+        yield from _occupancies(result, source.metrics)
+        yield ""
+    if result.loop is not None:
+        yield f"strategies in {result.loop.description}:"
+        yield from _occupancy_table(result, result.loop.before, result.loop.after)
+        yield ""
+    yield f"{'quantile':26}" + "".join(f"{quantile:>9g}" for quantile in QUANTILES)
+    for name, values in solver.quantiles(result.metrics).items():
+        yield f"{name:26}" + "".join(f"{value:9.4f}" for value in values)
+
+
+def preset(result: Fit, model: Model) -> Iterator[str]:
+    """The lines of a TOML file: the fitted thresholds, and what they were fitted to."""
+    yield f"# entropix with thresholds fitted to {model.folder.resolve().name} (python -m entropix.calibrate)"
+    yield "# Entropies in bits, varentropies in bits². Every other number is that of the entropix preset."
+    yield "#"
+    yield f"# model: {json.dumps(model.folder.resolve().name)}, {model.dtype.name}"
+    yield f"# fingerprint, as in a trace: {trace.fingerprint(model.folder)}"
+    yield from (f"# observed: {source.description}" for source in result.sources)
+    yield "#"
+    yield from (f"# {line}".rstrip() for line in _before_and_after(result))
+    yield from (f"# {line}" for line in _notes(result))
+    if result.loop is not None:
+        yield "#"
+        yield f"# generated: {result.loop.description}"
+        yield "#"
+        yield from (f"# {line}" for line in _occupancy_table(result, result.loop.before, result.loop.after))
+    yield f'sampler = "{RULE}"'
+    yield ""
+    yield from (f"{name} = {value!r}" for name, value in _thresholds(result.after).items())
+
+
+def _thresholds(cfg: SamplerConfig) -> dict[str, float]:
+    return {name: getattr(cfg, name) for name in solver.Thresholds._fields}
+
+
+def _before_and_after(result: Fit) -> Iterator[str]:
+    yield f"{'threshold':18}{'reference':>10}{'fitted':>10}"
+    after = _thresholds(result.after)
+    for name, value in _thresholds(result.before).items():
+        yield f"{name:18}{value:10g}{after[name]:10g}"
+    yield ""
+    yield from _occupancies(result, result.metrics)
+
+
+def _occupancies(result: Fit, metrics: Metrics) -> Iterator[str]:
+    before, after = (solver.occupancy(metrics, cfg) for cfg in (result.before, result.after))
+    yield from _occupancy_table(result, before, after)
+
+
+def _occupancy_table(result: Fit, before: Mapping[str, float], after: Mapping[str, float]) -> Iterator[str]:
+    wished = result.targets._asdict()
+    wished["adaptive"] = 1 - sum(wished.values())
+    yield f"{'strategy':18}{'reference':>10}{'fitted':>10}{'wished':>10}"
+    for name in STRATEGIES:
+        yield f"{name:18}{before[name]:10.2%}{after[name]:10.2%}{wished[name]:10.2%}"
+
+
+def _notes(result: Fit) -> Iterator[str]:
+    """What was not reached, each with its reason."""
+    achieved = solver.occupancy(result.metrics, result.after)
+    for sentence in solver.notes(achieved, result.targets, len(result.metrics.logits_entropy)):
+        yield f"note: {sentence}"
+
+
+def draw(result: Fit, path: Path) -> None:
+    """A PNG: every observation by entropy and varentropy, over the regions of the strategies, before and after."""
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
+
+    entropy_n, varentropy_n = result.metrics.logits_entropy, result.metrics.logits_varentropy
+    right, top = (1.05 * max(float(values.max()), 1.0) for values in (entropy_n, varentropy_n))
+    figure = Figure(figsize=(12, 5.5), layout="constrained")
+    for axes, cfg, title in zip(
+        figure.subplots(1, 2, sharey=True),
+        (result.before, result.after),
+        ("reference", "fitted"),
+        strict=True,
+    ):
+        shade(axes, regions(RULE, cfg, right, top), alpha=0.35)
+        axes.scatter(entropy_n, varentropy_n, s=3, color="black", alpha=0.4, linewidths=0)
+        shares = solver.occupancy(result.metrics, cfg)
+        axes.legend(
+            handles=[
+                Patch(color=color, alpha=0.35, label=f"{name} {shares[name]:.1%}")
+                for name, color in zip(STRATEGIES, palette.STRATEGIES, strict=True)
+            ],
+            loc="upper right",
+        )
+        axes.set(
+            title=f"{title} thresholds", xlabel="logits entropy (bits)", ylabel="logits varentropy (bits²)"
+        )
+    figure.savefig(path, dpi=150)

@@ -1,0 +1,132 @@
+"""What `entropix.compare` and `entropix.sweep` share: flags, and the way from a grid to its table and page."""
+
+import contextlib
+import importlib.util
+import json
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from tyro.conf import arg
+
+from entropix import config, distributed
+from entropix.config import GenerateConfig
+from entropix.console.cli import DeviceFlags, Dtype, Text, Weights, flag
+from entropix.main import Flags as MainFlags
+from entropix.main import read_prompts
+
+if TYPE_CHECKING:
+    from entropix.checkpoint.loading import Model
+    from entropix.lab.experiments.engine import Grid, Variant
+    from entropix.lab.experiments.summary import Summary
+
+PAGE = "report.html"
+_CHUNKS = 4  # of an answer that is as long as it may be, at least
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flags:
+    """What can be asked of any grid."""
+
+    prompts: Annotated[str, flag("the prompts, as for --prompt-file of entropix.main", "FILE", None)]
+    seeds: Annotated[int, flag("answers of each variant to each prompt", "N", None)] = 4
+    seed: Annotated[int, flag("the first seed; the others follow it", "N", None)] = 0
+    max_new_tokens: Annotated[int, flag("most tokens of an answer", "N", None)] = 128
+    batch: Annotated[int, flag("most answers to generate together", "N", None)] = 16
+    weights: Weights = None
+    dtype: Dtype = None
+    devices: Annotated[DeviceFlags, arg(name="devices")] = field(default_factory=DeviceFlags)
+    system: Annotated[Text, flag("a system message before every prompt")] = None
+    raw: Annotated[bool, flag("continue the prompts as plain text, without a chat template")] = False
+    out: Annotated[
+        Text, flag("keep results.jsonl and report.html here; the same command resumes what is there", "DIR")
+    ] = None
+    json: Annotated[bool, flag("print the table as one JSON object")] = False
+
+
+def perform(flags: Flags, variants: "Sequence[Variant]", title: str, fields: Sequence[str] = ()) -> None:
+    """Generates what is missing, then prints the table and writes the page. Raises a ValueError for bad input.
+
+    fields: the fields of the config that are varied, for the plots of a sweep.
+    """
+    asked = MainFlags(prompt_file=flags.prompts, system=flags.system, raw=flags.raw)
+    texts = distributed.from_first(lambda: read_prompts(asked))
+    seeds = range(flags.seed, flags.seed + flags.seeds)
+    most = flags.max_new_tokens
+    wanted = {"max_new_tokens": most, "seeds": seeds, "chunk_length": chunk_length(most)}
+    options = config.from_mapping(GenerateConfig, wanted, "flags")
+
+    # These take their time to import; bad flags do not wait for them.
+    from entropix import backend
+    from entropix.console import terminal
+    from entropix.generation import encode_prompt
+    from entropix.lab.experiments import engine
+
+    backend.use_compilation_cache()
+    model = terminal.load(flags.weights, flags.dtype, flags.devices)
+    whole = engine.Grid(
+        variants=variants,
+        prompts=[encode_prompt(model, text, system=flags.system, raw=flags.raw) for text in texts],
+        texts=[shown(text) for text in texts],
+        seeds=seeds,
+        options=options,
+        max_rows=flags.batch,
+        groups=engine.groups(model),
+    )
+    page = None if flags.out is None else Path(flags.out) / PAGE
+    complete(model, whole, flags.out, page, title, fields, flags.json)
+
+
+def complete(
+    model: "Model",
+    whole: "Grid",
+    out: str | None,
+    page: Path | None,
+    title: str,
+    fields: Sequence[str] = (),
+    as_json: bool = False,
+) -> None:
+    """Generates what is missing in the folder `out`, prints the table and, where it has a place, writes the page."""
+    from entropix.console import terminal
+    from entropix.lab import comparison_page
+    from entropix.lab.experiments import engine, running, summary
+    from entropix.lab.experiments.results import Follower
+
+    engine.check(whole, model)
+    with contextlib.ExitStack() as stack:
+        folder = out or stack.enter_context(tempfile.TemporaryDirectory())
+        store = stack.enter_context(running.opened(folder, whole, model))
+        running.generate(model, whole, store, out)
+        if isinstance(store, Follower):
+            return
+        summaries = summary.summarize([v.label for v in whole.variants], store.lines, store.timings)
+        show(summaries, as_json)
+        if page is not None and importlib.util.find_spec("plotly") is None:
+            terminal.note(
+                f"no {page}: it needs plotly (pip install -e '.[plot]'), then the same command again"
+            )
+        elif page is not None:
+            comparison_page.write(page, title, whole, model, summaries, store.lines, fields)
+            terminal.note(f"{page}: the same with plots, and all answers side by side")
+
+
+def show(summaries: "Sequence[Summary]", as_json: bool = False) -> None:
+    """Prints the table, or one JSON object."""
+    from entropix.lab.experiments import summary
+
+    if as_json:
+        print(json.dumps({"variants": [found.as_json() for found in summaries]}, ensure_ascii=False))
+    else:
+        print("\n".join(summary.tables(summaries)))
+
+
+def shown(prompt: str | Sequence[Mapping[str, str]]) -> str:
+    """A prompt, or the last message of a conversation, as people see it."""
+    return prompt if isinstance(prompt, str) else prompt[-1]["content"]
+
+
+def chunk_length(max_new_tokens: int) -> int:
+    """Steps on the device at a time: fewer for short answers, since speed is counted after the first chunk."""
+    return max(1, min(GenerateConfig.chunk_length, max_new_tokens // _CHUNKS))

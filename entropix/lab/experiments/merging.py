@@ -1,0 +1,99 @@
+"""The parts of a grid, computed by machines that know nothing of each other, made one."""
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from entropix import config
+from entropix.config import GenerateConfig, SamplerConfig
+from entropix.lab.experiments import engine
+from entropix.lab.experiments.engine import FORMAT, Grid, Variant
+from entropix.lab.experiments.results import MANIFEST, Line, Store, difference, read_manifest
+from entropix.lab.experiments.summary import Summary, summarize
+
+Manifest = dict[str, Any]
+
+
+def merge(folders: Sequence[str], out: str) -> list[Summary]:
+    """Writes the folder of the whole grid, and returns what it says about each variant.
+
+    The folder is, to the byte, what a single machine would have written, and may be resumed like one; timings apart,
+    which are those of the parts. Merging that was interrupted goes on with the same call. Raises a ValueError for parts
+    of different grids, for one that is missing, there twice, still running or not finished.
+    """
+    manifests = [read_manifest(Path(folder)) for folder in folders]
+    _check_parts(folders, manifests)
+    entire = manifests[0] | {"part": 1, "parts": 1}
+    whole = _grid(entire, folders[0])
+    batches = list(_batches(folders, manifests))
+    assert len(batches) == len(engine.plan(whole))
+    with Store(out, entire, engine.keys(whole)) as store:
+        for lines, timing in batches[store.n_batches :]:
+            store.append(lines, timing)
+        return summarize([variant.label for variant in whole.variants], store.lines, store.timings)
+
+
+def _check_parts(folders: Sequence[str], manifests: Sequence[Manifest]) -> None:
+    """Raises a ValueError unless these are all parts of one grid."""
+    for folder, manifest in zip(folders, manifests, strict=True):
+        if manifest.get("format") != FORMAT or "parts" not in manifest:
+            raise ValueError(f"{folder}: its {MANIFEST} is not that of a grid's results")
+    places: dict[int, str] = {}
+    first = manifests[0]
+    for folder, manifest in zip(folders, manifests, strict=True):
+        number, parts = manifest["part"], manifest["parts"]
+        if change := difference(first | {"part": number}, manifest):
+            raise ValueError(
+                f"{folder} is not of the same grid as {folders[0]}: {change.removesuffix(' now')} here; merge parts "
+                "that were computed from one file in one way"
+            )
+        if number in places:
+            raise ValueError(
+                f"part {number}/{parts} is there twice, in {places[number]} and {folder}; drop one of them"
+            )
+        places[number] = folder
+    if missing := sorted(set(range(1, first["parts"] + 1)) - set(places)):
+        raise ValueError(f"part {missing[0]}/{first['parts']} is missing; name its folder too")
+
+
+def _batches(
+    folders: Sequence[str], manifests: Sequence[Manifest]
+) -> Iterator[tuple[list[Line], Mapping[str, Any]]]:
+    """The batches of the whole, in its order: the parts take turns, and what all variants do is one turn."""
+    turns: dict[int, Iterator[tuple[list[Line], Mapping[str, Any]]]] = {}
+    for folder, manifest in zip(folders, manifests, strict=True):
+        number, parts = manifest["part"], manifest["parts"]
+        keys = engine.keys(_grid(manifest, folder))
+        with Store(folder, manifest, keys) as store:
+            if store.n_batches < len(keys):
+                raise ValueError(
+                    f"{folder}: {len(store.lines)} of {sum(map(len, keys))} answers are there; complete part "
+                    f"{number}/{parts} first"
+                )
+            lines = iter(store.lines)
+            cut = [list(itertools.islice(lines, len(batch))) for batch in keys]
+            turns[number] = iter(list(zip(cut, store.timings, strict=True)))
+    n_variants = len(manifests[0]["variants"])
+    for number in itertools.cycle(sorted(turns)):
+        turn = list(itertools.islice(turns[number], n_variants))
+        if not turn:
+            return
+        yield from turn
+
+
+def _grid(manifest: Manifest, where: str) -> Grid:
+    """The grid that a manifest describes."""
+    return Grid(
+        variants=[
+            Variant(v["label"], v["sampler"], config.from_mapping(SamplerConfig, v["config"], where))
+            for v in manifest["variants"]
+        ],
+        prompts=[prompt["token_ids"] for prompt in manifest["prompts"]],
+        texts=[prompt["text"] for prompt in manifest["prompts"]],
+        seeds=manifest["seeds"],
+        options=config.from_mapping(GenerateConfig, manifest["generation"], where),
+        max_rows=manifest["batch"],
+        groups=manifest["groups"],
+        part=(manifest["part"], manifest["parts"]),
+    )

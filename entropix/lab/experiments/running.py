@@ -1,0 +1,166 @@
+"""The work of a grid, with its progress on stderr, and ends that lose nothing.
+
+Where several processes run one program over their devices (`entropix.distributed`), all of them compute every batch;
+the first alone opens the folder and writes.
+"""
+
+import contextlib
+import itertools
+import json
+import signal
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Hashable, Iterator
+from datetime import timedelta
+from typing import Any
+
+import jax
+from jax.experimental import multihost_utils
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+from entropix import distributed, samplers
+from entropix.checkpoint.loading import Model
+from entropix.console import terminal
+from entropix.lab.experiments import engine
+from entropix.lab.experiments.engine import Grid, Variant
+from entropix.lab.experiments.results import Follower, Store, difference
+
+TERMINATED = 128 + signal.SIGTERM  # the exit code after SIGTERM, as shells count it
+_RECENT = 8  # batches from which speed and time left are reckoned
+
+
+@contextlib.contextmanager
+def opened(folder: str, whole: Grid, model: Model) -> Iterator[Store | Follower]:
+    """The folder of a grid, in the first process; in the others what follows it.
+
+    Raises a ValueError, in all of them, where the folder cannot be used, and in those that have another grid.
+    """
+    manifest, stores = engine.manifest(whole, model), []
+    with contextlib.ExitStack() as stack:
+
+        def find() -> tuple[int, dict[str, Any]]:
+            stores.append(stack.enter_context(Store(folder, manifest, engine.keys(whole))))
+            return stores[0].n_batches, manifest
+
+        n_batches, of_first = distributed.from_first(find)
+        if stores:
+            yield stores[0]
+            return
+        if change := difference(of_first, json.loads(json.dumps(manifest))):
+            raise ValueError(f"not the grid of the first process: {change}; give all of them the same files")
+        yield Follower(n_batches)
+
+
+def generate(model: Model, whole: Grid, store: Store | Follower, out: str | None) -> None:
+    """Fills the store. After Ctrl-C, or SIGTERM and the end of the batch, a sentence tells how to go on.
+
+    SIGTERM is what a machine sends that is about to be taken away. It ends the process with the exit code `TERMINATED`
+    unless that batch was the last.
+    """
+    batches = engine.plan(whole)
+    n_answers = sum(len(batch.cells) for batch in batches)
+    done = sum(len(batch.cells) for batch in batches[: store.n_batches])
+
+    def leave(why: str) -> None:
+        kept = f"{why}{done} of {n_answers} answers are in {out}; the same command goes on from there"
+        terminal.note(kept if out else f"{why}nothing was kept; with --out DIR the same command could go on")
+
+    if done:
+        terminal.note(f"{out}: {done} answers are there already")
+    pace = Pace()
+    try:
+        with _notice() as stopping, _progress(n_answers, done) as advance:
+            for batch in engine.run(model, whole, store):
+                lines = store.lines[-len(batch.cells) :]
+                variant = whole.variants[batch.variant]
+                done += len(lines)
+                pace.add(program(variant), len(lines), sum(line["new_tokens"] for line in lines))
+                advance(len(lines), variant.label, pace.tell(n_answers - done))
+                if stopping():
+                    break
+    except KeyboardInterrupt:
+        leave("")
+        raise
+    if done < n_answers:
+        leave("stopped by SIGTERM after a whole batch: ")
+        sys.exit(TERMINATED)
+
+
+def program(variant: Variant) -> Hashable:
+    """What is compiled anew for it, of all that variants differ in; a clarifier of another length is."""
+    sampler, config = samplers.configured(variant.sampler, variant.config), variant.config
+    return sampler, jax.tree.structure(config), config.clarifier
+
+
+class Pace:
+    """How fast the newest batches were, without the first of each program, which waits for the compiler."""
+
+    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
+        """Time is counted from now."""
+        self._clock, self._now = clock, clock()
+        self._compiled: set[Hashable] = set()
+        self._done: deque[tuple[float, int, int]] = deque(maxlen=_RECENT)  # seconds, answers, tokens
+
+    def add(self, program: Hashable, answers: int, tokens: int) -> None:
+        """One more batch is done."""
+        began, self._now = self._now, self._clock()
+        if program in self._compiled:
+            self._done.append((self._now - began, answers, tokens))
+        self._compiled.add(program)
+
+    def tell(self, answers_left: int) -> str:
+        """Speed, and how long the rest takes at that speed; nothing as long as there is no batch to go by."""
+        if not self._done:
+            return ""
+        seconds, answers, tokens = map(sum, zip(*self._done, strict=True))
+        left = timedelta(seconds=round(answers_left * seconds / answers))
+        return f"{tokens / max(seconds, 1e-9):.1f} tokens/s, {left} left"
+
+
+@contextlib.contextmanager
+def _notice() -> Iterator[Callable[[], bool]]:
+    """Within it SIGTERM ends nothing by itself; the function, to be called after each batch, says whether to end.
+
+    Several processes come to the same answer after the same batch, whichever of them got the signal: JAX sees to that.
+    """
+    if jax.process_count() > 1:
+        number = itertools.count()
+        yield lambda: multihost_utils.reached_preemption_sync_point(next(number))
+        return
+    received: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: received.append(number))
+    try:
+        yield lambda: bool(received)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextlib.contextmanager
+def _progress(total: int, done: int) -> Iterator[Callable[[int, str, str], None]]:
+    """A function to call with how many more answers there are, of which variant, and the pace.
+
+    On a terminal it moves a bar; elsewhere it writes a line.
+    """
+    if not sys.stderr.isatty():
+        count = done
+
+        def write(n: int, label: str, pace: str) -> None:
+            nonlocal count
+            count += n
+            line = f"{count}/{total} answers ({label})"
+            print(f"{line}, {pace}" if pace else line, file=sys.stderr, flush=True)
+
+        yield write
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("answers"),
+        TextColumn("{task.fields[pace]}"),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("compiling", total=total, completed=done, pace="")
+        yield lambda n, label, pace: progress.update(task, advance=n, description=label, pace=pace)

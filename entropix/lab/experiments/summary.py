@@ -1,0 +1,228 @@
+"""What the answers of a grid say about its variants: numbers, intervals and tables.
+
+Every measure is a number for each prompt, made of that prompt's answers from all seeds; a variant has the mean over
+prompts. Prompts differ more than variants do, so variants are compared prompt by prompt: the 95 % interval of a mean
+difference is Student's, over prompts.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from entropix.lab.experiments.measures import distinct, repetition, self_bleu
+from entropix.lab.experiments.results import Line
+
+# The 97.5 % quantiles of Student's t with 1, 2, 3, … degrees of freedom.
+_STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
+REPEATED = 4  # length of the n-grams whose repetition is counted
+
+
+def content(line: Line) -> list[int]:
+    """The tokens of an answer without the one that ended it."""
+    return line["token_ids"][:-1] if line["finish"] == "stop_token" else line["token_ids"]
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    there = [value for value in values if value is not None]
+    return math.fsum(there) / len(there) if there else None
+
+
+def _distinct(n: int) -> Callable[[Sequence[Line]], float | None]:
+    return lambda lines: distinct([content(line) for line in lines], n)
+
+
+# By name, from a prompt's answers; None where there is no such number.
+MEASURES: dict[str, Callable[[Sequence[Line]], float | None]] = {
+    "length": lambda lines: _mean([line["new_tokens"] for line in lines]),
+    "logprob": lambda lines: _mean([line["mean_logprob"] for line in lines]),
+    "distinct-1": _distinct(1),
+    "distinct-2": _distinct(2),
+    "distinct-3": _distinct(3),
+    f"rep-{REPEATED}": lambda lines: _mean([repetition(content(line), REPEATED) for line in lines]),
+    "self-BLEU": lambda lines: self_bleu([content(line) for line in lines]),
+}
+UNTIMED = "no speed: all answers ended within the first chunk of a batch, whose time includes compilation"
+MEANING = {
+    "length": "tokens of an answer, the stop token included",
+    "logprob": "nats: mean log-probability of an answer's tokens under the model (temperature 1, unfiltered)",
+    "distinct-1": "different tokens as a share of all tokens, over all answers to a prompt",
+    "distinct-2": "different pairs of tokens as a share of all pairs, over all answers to a prompt",
+    "distinct-3": "different runs of three tokens as a share of all such runs, over all answers to a prompt",
+    f"rep-{REPEATED}": f"share of runs of {REPEATED} tokens that stood earlier in the same answer",
+    "self-BLEU": "BLEU-4 of each answer against the other answers to its prompt: 1 where all are the same",
+}
+
+
+class Difference(NamedTuple):
+    """A mean difference to the first variant, and its 95 % interval; None where there are fewer than two prompts."""
+
+    mean: float
+    low: float | None
+    high: float | None
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A variant. None stands for what there is no number for."""
+
+    label: str
+    answers: int
+    tokens: int
+    tokens_per_second: float | None  # of all rows together, after the first chunk; median over batches
+    length_sd: float | None  # over answers
+    finishes: dict[str, int]
+    strategies: dict[str, float]  # shares of the tokens
+    means: dict[str, float | None]  # of every measure
+    differences: dict[str, Difference | None]  # to the first variant
+
+    def as_json(self) -> dict[str, Any]:
+        """The same as JSON has it."""
+        differences = {name: found and found._asdict() for name, found in self.differences.items()}
+        return {**vars(self), "differences": differences}
+
+
+def summarize(
+    labels: Sequence[str], lines: Sequence[Line], timings: Sequence[Mapping[str, Any]]
+) -> list[Summary]:
+    """A summary of each variant, in this order; the first is what the others are compared with."""
+    summaries: list[Summary] = []
+    first: dict[str, list[float | None]] = {}
+    for label in labels:
+        mine = [line for line in lines if line["variant"] == label]
+        answers = by_prompt(mine).values()
+        values = {name: [measure(given) for given in answers] for name, measure in MEASURES.items()}
+        first = first or values
+        of_label = [timing for timing in timings if timing["variant"] == label]
+        summaries.append(_summary(label, mine, of_label, values, first))
+    return summaries
+
+
+def by_prompt(lines: Sequence[Line]) -> dict[int, list[Line]]:
+    """Answers to each prompt."""
+    return {
+        prompt: [line for line in lines if line["prompt"] == prompt]
+        for prompt in sorted({line["prompt"] for line in lines})
+    }
+
+
+def _summary(
+    label: str,
+    lines: Sequence[Line],
+    timings: Sequence[Mapping[str, Any]],
+    values: Mapping[str, Sequence[float | None]],
+    first: Mapping[str, Sequence[float | None]],
+) -> Summary:
+    counts: Counter[str] = Counter()
+    for line in lines:
+        counts.update(line["strategies"])
+    lengths = [line["new_tokens"] for line in lines]
+    speeds = [timing["tokens"] / timing["seconds"] for timing in timings if timing["seconds"] > 0]
+    return Summary(
+        label=label,
+        answers=len(lines),
+        tokens=sum(lengths),
+        tokens_per_second=float(np.median(speeds)) if speeds else None,
+        length_sd=float(np.std(lengths, ddof=1)) if len(lengths) > 1 else None,
+        finishes=dict(Counter(line["finish"] for line in lines)),
+        strategies={name: count / max(counts.total(), 1) for name, count in counts.items()},
+        means={name: _mean(numbers) for name, numbers in values.items()},
+        differences={name: paired_difference(values[name], first[name]) for name in MEASURES},
+    )
+
+
+def paired_difference(values: Sequence[float | None], before: Sequence[float | None]) -> Difference | None:
+    """The mean of values - before over the prompts that have both, and its interval."""
+    pairs = zip(values, before, strict=True)
+    change_P = np.array([a - b for a, b in pairs if a is not None and b is not None])
+    if len(change_P) == 0:
+        return None
+    mean = float(np.mean(change_P))
+    if len(change_P) == 1:
+        return Difference(mean, None, None)
+    half = student(len(change_P) - 1) * float(np.std(change_P, ddof=1)) / math.sqrt(len(change_P))
+    return Difference(mean, mean - half, mean + half)
+
+
+def student(freedom: int) -> float:
+    """The 97.5 % quantile of Student's t, to 10⁻³; beyond the table by its expansion in powers of 1/freedom."""
+    if freedom <= len(_STUDENT):
+        return _STUDENT[freedom - 1]
+    return 1.95996 + 2.37227 / freedom + 2.8227 / freedom**2
+
+
+# ----- tables -----------------------------------------------------------------------------------------------
+
+
+def tables(summaries: Sequence[Summary]) -> list[str]:
+    """Lines of text: a line a variant, then the intervals of the differences, then the strategies."""
+    first, *others = summaries
+    timed = was_timed(summaries)
+    rows = [["", "answers", "tokens", *["tokens/s"] * timed, "length", "± sd", *list(MEASURES)[1:]]]
+    rows += [
+        [
+            found.label,
+            str(found.answers),
+            str(found.tokens),
+            *[number(found.tokens_per_second, 1)] * timed,
+            number(found.means["length"], 1),
+            number(found.length_sd, 1),
+            *(number(found.means[name]) for name in list(MEASURES)[1:]),
+        ]
+        for found in summaries
+    ]
+    lines = _aligned(rows)
+    if not timed:
+        lines.append(UNTIMED)
+    if others:
+        rows = [[f"minus {first.label}", *MEASURES]]
+        rows += [[found.label, *(interval(found, name) for name in MEASURES)] for found in others]
+        lines += ["", "95 % intervals of the mean difference, over prompts:", *_aligned(rows)]
+    if chosen := strategy_names(summaries):
+        rows = [["strategies", *chosen]]
+        rows += [
+            [
+                found.label,
+                *(f"{found.strategies[name]:.1%}" if name in found.strategies else "-" for name in chosen),
+            ]
+            for found in summaries
+            if len(found.strategies) > 1
+        ]
+        lines += ["", *_aligned(rows)]
+    return lines
+
+
+def was_timed(summaries: Sequence[Summary]) -> bool:
+    """Whether there is a speed to show."""
+    return any(found.tokens_per_second is not None for found in summaries)
+
+
+def strategy_names(summaries: Sequence[Summary]) -> list[str]:
+    """What variants with a choice choose from."""
+    return list(dict.fromkeys(name for s in summaries if len(s.strategies) > 1 for name in s.strategies))
+
+
+def interval(found: Summary, name: str) -> str:
+    """From .. to, with the digits of the table."""
+    change = found.differences[name]
+    if change is None or change.low is None or change.high is None:
+        return "-"
+    decimals = 1 if name == "length" else 3
+    return f"{change.low:+.{decimals}f}..{change.high:+.{decimals}f}"
+
+
+def number(value: float | None, decimals: int = 3) -> str:
+    """With so many decimals; a dash for none."""
+    return "-" if value is None else f"{value:.{decimals}f}"
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Columns, the first to the left and the others to the right."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return [
+        "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))])
+        for row in rows
+    ]

@@ -1,0 +1,140 @@
+"""Attention: what new tokens take from the values of the keys that they see.
+
+There are two ways to the same numbers. `scored` computes every score at once and returns them all: the attention
+metrics are made of them. `blocked` is for a pass whose scores nobody asks for, the reading of a prompt. It never holds
+more of them than those of a block of queries with a block of keys, which stay in the fast memory of a core, and leaves
+out the blocks of the cache that no row has filled yet.
+
+Keys and values come as pairs: `past`, the k_BKHS and v_BKSH of each part of the cache, and `newest`, k_BKHR and v_BKRH
+of the tail. A pair without the axis B is the same for all rows: k_KHS and v_KSH. Keys are counted through all pairs,
+hence visible_BTS. Letters are those of `model`.
+"""
+
+import math
+import operator
+from collections.abc import Sequence
+from functools import partial, reduce
+from itertools import accumulate
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from entropix.model.kv_cache import Pair
+
+QUERIES, KEYS = 64, 512  # of a block
+
+_Found = tuple[Array, Array, Array]  # what `_part` returns
+
+
+def scored(q_BKGTH: Array, past: Sequence[Pair], newest: Pair, visible_BTS: Array) -> tuple[Array, Array]:
+    """(mix_BKGTH, score_BKGTS): the values, weighed by a softmax over the visible keys; and all scores.
+
+    Scores are q·k/√H in float32, unmasked.
+    """
+    keys, values = zip(*past, newest, strict=True)
+    score_BKGTS = jnp.concatenate([_scores(q_BKGTH, k) for k in keys], axis=-1)
+    prob_BKGTS = jax.nn.softmax(jnp.where(visible_BTS[:, None, None], score_BKGTS, -jnp.inf), axis=-1)
+    mix_BKGTH = reduce(operator.add, map(_mix, _split(prob_BKGTS, keys), values))
+    return mix_BKGTH.astype(q_BKGTH.dtype), score_BKGTS
+
+
+def blocked(
+    q_BKGTH: Array, past: Sequence[Pair], newest: Pair, visible_BTS: Array, filled: Sequence[Array]
+) -> Array:
+    """mix_BKGTH as of `scored`, from blocks of keys one after the other (Milakov & Gimelshein 2018, arXiv:1805.02867;
+    Rabe & Staats 2021, arXiv:2112.05682).
+
+    filled: how many slots of each pair of the past are in use by any row; those behind them are not looked at.
+    """
+    n_queries = q_BKGTH.shape[3]
+    height = _block(n_queries, QUERIES)
+
+    def rows(start: Array) -> Array:
+        """[B, K, G, height, H] of the queries from this one on."""
+        q_BKGtH = jax.lax.dynamic_slice_in_dim(q_BKGTH, start, height, axis=3)
+        visible_BtS = jax.lax.dynamic_slice_in_dim(visible_BTS, start, height, axis=1)
+
+        def of_block(i: Array, so_far: _Found, pair: Pair, visible_BtS: Array, width: int) -> _Found:
+            block = partial(jax.lax.dynamic_slice_in_dim, start_index=i * width, slice_size=width)
+            k_BKHs, v_BKsH = block(pair[0], axis=-1), block(pair[1], axis=-2)
+            return _merge(so_far, _part(q_BKGtH, k_BKHs, v_BKsH, block(visible_BtS, axis=2)))
+
+        *seen, seen_newest_BtR = _split(visible_BtS, [k for k, _ in (*past, newest)])
+        found = _part(q_BKGtH, *newest, seen_newest_BtR)
+        for pair, seen_BtS, count in zip(past, seen, filled, strict=True):
+            width = _block(seen_BtS.shape[-1], KEYS)
+            if width > 0:
+                go_on = partial(of_block, pair=pair, visible_BtS=seen_BtS, width=width)
+                found = jax.lax.fori_loop(0, -(-count // width), go_on, found)
+        _, total_BKGt, mix_BKGtH = found
+        return (mix_BKGtH / total_BKGt[..., None]).astype(q_BKGTH.dtype)
+
+    mix_NBKGtH = jax.lax.map(rows, jnp.arange(0, n_queries, height, dtype=jnp.int32))
+    return jnp.moveaxis(mix_NBKGtH, 0, 3).reshape(q_BKGTH.shape)
+
+
+def key_blocks(capacity: int) -> int:
+    """How many blocks of keys `blocked` makes of a cache of so many slots."""
+    return capacity // _block(capacity, KEYS)
+
+
+def query_blocks(n_new: int) -> int:
+    """How many blocks of queries it makes of so many new tokens."""
+    return n_new // _block(n_new, QUERIES)
+
+
+def _scores(q_BKGTH: Array, k_BKHS: Array) -> Array:
+    """q·k/√H in float32."""
+    product = _product("BKGTH,BKHS->BKGTS", q_BKGTH, k_BKHS)
+    return product * (1 / math.sqrt(q_BKGTH.shape[-1]))
+
+
+def _mix(weight_BKGTS: Array, v_BKSH: Array) -> Array:
+    """The values, weighed, in their dtype, and added up in float32."""
+    return _product("BKGTS,BKSH->BKGTH", weight_BKGTS.astype(v_BKSH.dtype), v_BKSH)
+
+
+def _product(equation: str, x_BKGTI: Array, y_BKIJ: Array) -> Array:
+    """[B, K, G, T, J] in float32. A y of all rows is read once, not once a row: their query heads become those of a
+    single one (Juravsky et al. 2024, arXiv:2402.05099)."""
+    product = partial(jnp.einsum, equation, preferred_element_type=jnp.float32)
+    if y_BKIJ.ndim == x_BKGTI.ndim - 1:
+        return product(x_BKGTI, y_BKIJ)
+    batch, heads, group, n_queries, width = x_BKGTI.shape
+    together = jnp.moveaxis(x_BKGTI, 0, 1).reshape(1, heads, batch * group, n_queries, width)
+    apart = product(together, y_BKIJ[None]).reshape(heads, batch, group, n_queries, -1)
+    return jnp.moveaxis(apart, 1, 0)
+
+
+def _split(x_BTS: Array, keys: Sequence[Array]) -> list[Array]:
+    """The parts of the last axis that belong to each of these arrays of keys."""
+    ends = list(accumulate(k.shape[-1] for k in keys))
+    return jnp.split(x_BTS, ends[:-1], axis=-1)
+
+
+def _part(q_BKGTH: Array, k_BKHS: Array, v_BKSH: Array, visible_BTS: Array) -> _Found:
+    """Over some keys, in float32: (peak_BKGT, the largest score; total_BKGT, the sum of exp(score - peak);
+    mix_BKGTH, the values weighed by these). A query that sees none of the keys has the lowest peak there is."""
+    lowest = jnp.finfo(jnp.float32).min
+    score_BKGTS = jnp.where(visible_BTS[:, None, None], _scores(q_BKGTH, k_BKHS), -jnp.inf)
+    peak_BKGT = jnp.max(score_BKGTS, axis=-1, initial=lowest)
+    exp_BKGTS = jnp.exp(score_BKGTS - peak_BKGT[..., None])
+    mix_BKGTH = _mix(exp_BKGTS, v_BKSH)
+    return peak_BKGT, jnp.sum(exp_BKGTS, axis=-1), mix_BKGTH
+
+
+def _merge(a: _Found, b: _Found) -> _Found:
+    """What `_part` finds over the keys of both."""
+    peak_BKGT = jnp.maximum(a[0], b[0])
+    weight_a, weight_b = jnp.exp(a[0] - peak_BKGT), jnp.exp(b[0] - peak_BKGT)
+    return (
+        peak_BKGT,
+        a[1] * weight_a + b[1] * weight_b,
+        a[2] * weight_a[..., None] + b[2] * weight_b[..., None],
+    )
+
+
+def _block(size: int, wanted: int) -> int:
+    """The wanted size of a block if it divides the axis, else the whole axis."""
+    return wanted if size % wanted == 0 and size > 0 else size

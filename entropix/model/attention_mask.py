@@ -1,0 +1,76 @@
+"""Where new tokens stand, and which keys each of them sees: one after the other, or side by side as paths that part."""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jax import Array
+
+from entropix.model.kv_cache import KVCache, KVTail
+
+
+class Layout(NamedTuple):
+    """Where new tokens stand, what they see, and where the tail takes their keys and values.
+
+    The last axis of keys is the slots of the prefix, if there is one, then the cache's, then the tail's.
+    """
+
+    query_BT: Array  # int32: positions of the new tokens
+    slot_B: Array  # int32: tail slot of the first; the others follow
+    visible_BTS: Array  # bool: keys that each may see
+    position_BS: Array  # int32: position of each key (meaningful where visible)
+
+
+def line(cache: KVCache, tail: KVTail, n_new: int) -> Layout:
+    """Tokens one after the other: token t stands at `cache.end_B + tail.used_B + t` and sees all up to itself.
+
+    What the tail does not hold yet lies in every token's future.
+    """
+    query_BT = (cache.end_B + tail.used_B)[:, None] + jnp.arange(n_new, dtype=jnp.int32)[None, :]
+    filled_BS, position_BS = _keys(cache, tail)
+    visible_BTS = filled_BS[:, None, :] & (position_BS[:, None, :] <= query_BT[:, :, None])
+    return Layout(query_BT, tail.used_B, visible_BTS, position_BS)
+
+
+def fan(cache: KVCache, tail: KVTail, stem: int, n_paths: int, depth: Array) -> Layout:
+    """One token of each of several paths that part after the tail's first `used_B` tokens.
+
+    The tail has `stem` slots for what the paths share; behind them the first tokens of all paths lie side by side, then
+    their second ones, and so on. These are the ones at `depth`, counted from 0. A path sees what it shares and its own.
+    """
+    batch, n_slots = len(cache.length_B), tail.size - stem
+    start_B = cache.end_B + tail.used_B
+    n_shared = cache.n_slots + stem
+    filled_BS, position_BS = _keys(cache, tail)
+    shared_BS = (filled_BS & (position_BS < start_B[:, None]))[:, :n_shared]
+    slot_P = jnp.arange(n_slots, dtype=jnp.int32)
+    path_T = jnp.arange(n_paths, dtype=jnp.int32)
+    own_TP = (slot_P[None, :] % n_paths == path_T[:, None]) & (slot_P[None, :] // n_paths <= depth)
+    return Layout(
+        query_BT=jnp.broadcast_to((start_B + depth)[:, None], (batch, n_paths)),
+        slot_B=jnp.full(batch, stem, jnp.int32) + depth * n_paths,
+        visible_BTS=jnp.concatenate(
+            [
+                jnp.broadcast_to(shared_BS[:, None, :], (batch, n_paths, shared_BS.shape[1])),
+                jnp.broadcast_to(own_TP[None], (batch, n_paths, n_slots)),
+            ],
+            axis=-1,
+        ),
+        position_BS=jnp.concatenate(
+            [position_BS[:, :n_shared], start_B[:, None] + slot_P[None, :] // n_paths], axis=1
+        ),
+    )
+
+
+def _keys(cache: KVCache, tail: KVTail) -> tuple[Array, Array]:
+    """(filled_BS, position_BS) where every slot of the tail is taken as filled, one position after the other."""
+    batch = len(cache.length_B)
+    everywhere_B = jnp.full(batch, tail.size, jnp.int32)
+    parts = [(cache.capacity, cache.shared_B, cache.length_B), (tail.size, cache.end_B, everywhere_B)]
+    if cache.prefix:
+        parts.insert(0, (cache.prefix.capacity, jnp.zeros(batch, jnp.int32), cache.prefix.length_B))
+    filled, position = [], []
+    for n_slots, start_B, count_B in parts:
+        slot_S = jnp.arange(n_slots, dtype=jnp.int32)[None, :]
+        filled.append(slot_S < count_B[:, None])
+        position.append(start_B[:, None] + slot_S)
+    return jnp.concatenate(filled, axis=1), jnp.concatenate(position, axis=1)
