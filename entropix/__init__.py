@@ -16,17 +16,17 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from entropix.checkpoint.loading import Model, load
     from entropix.config import GenerateConfig, SamplerConfig
-    from entropix.decoding.sample_step import Finish
-    from entropix.generation import Event, Result, generate, stream
+    from entropix.generation import generate, stream
+    from entropix.results import FinishReason, Result, TokenEvent
 
 __version__ = "0.1.0"
 __all__ = [
-    "Event",
-    "Finish",
+    "FinishReason",
     "GenerateConfig",
     "Model",
     "Result",
     "SamplerConfig",
+    "TokenEvent",
     "generate",
     "load",
     "stream",
@@ -37,13 +37,13 @@ PACKAGE_ROOT = Path(__file__).parent
 _HOME = {
     "GenerateConfig": "config",
     "SamplerConfig": "config",
-    "Finish": "drawing",
-    "Event": "generation",
+    "FinishReason": "decoding.sample_step",
+    "TokenEvent": "generation",
     "Result": "generation",
     "generate": "generation",
     "stream": "generation",
-    "Model": "loading",
-    "load": "loading",
+    "Model": "checkpoint.loading",
+    "load": "checkpoint.loading",
 }
 
 

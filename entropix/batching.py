@@ -8,7 +8,8 @@ from entropix import generation
 from entropix.config import BATCH_ROWS
 from entropix.decoding import inputs
 from entropix.decoding.session import Session
-from entropix.generation import Event, Job
+from entropix.generation import GenerationRequest
+from entropix.results import TokenEvent
 from entropix.sharding import DATA
 
 
@@ -20,7 +21,9 @@ class Batches:
     lacking repeat the last row, and nobody sees them.
     """
 
-    def __init__(self, job: Job, most_rows: int = BATCH_ROWS, session: Session | None = None) -> None:
+    def __init__(
+        self, job: GenerationRequest, most_rows: int = BATCH_ROWS, session: Session | None = None
+    ) -> None:
         """most_rows: of a batch, at least 1. session: for jobs of a single batch, one whose cache is to be used."""
         if most_rows < 1:
             raise ValueError(f"a batch needs at least one row, got {most_rows}")
@@ -45,7 +48,7 @@ class Batches:
         """Tokens computed so far; see `Session.computed_B`."""
         return self._computed + int(self._session.computed_B[: self._n_rows].sum())
 
-    def run(self) -> Iterator[Event]:
+    def run(self) -> Iterator[TokenEvent]:
         """All events."""
         n_prompts = len(self._job.prompt_ids)
         for start in range(0, n_prompts, self._size):
@@ -59,7 +62,7 @@ class Batches:
                     yield event._replace(row=start + event.row)
 
 
-def _part(job: Job, rows: Sequence[int]) -> Job:
+def _part(job: GenerationRequest, rows: Sequence[int]) -> GenerationRequest:
     """The job of some rows, each of which draws what it draws in the whole job."""
 
     def chosen(column: tuple[int, ...]) -> tuple[int, ...]:

@@ -12,23 +12,19 @@ are reported beside the others.
 Exit codes: 0 done; 1 bad input; 2 bad flags.
 """
 
-import contextlib
 import importlib.util
-import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
 from tyro.conf import arg
 
-from entropix import config, distributed
+from entropix import config, distributed, presets, prompts
 from entropix.console import cli
 from entropix.console.cli import DeviceFlags, Dtype, Text, Weights, flag
 from entropix.lab.calibration.targets import Targets, check_targets
-from entropix.main import Flags as MainFlags
-from entropix.main import read_prompts
 
 _PROG = "python -m entropix.calibrate"
 _DESCRIPTION = "Fit the thresholds of the entropix rule to a model, by how often each strategy shall be used."
@@ -67,19 +63,18 @@ def main(args: Sequence[str] | None = None) -> None:
     targets = Targets(flags.flow, flags.clarify, flags.explore, flags.resample)
     distributed.from_first(lambda: check(flags, targets))
     both = flags.text is None and flags.prompts is None
-    text_file = config.shipped(TEXT) if both else flags.text
-    prompts_file = config.shipped(PROMPTS) if both else flags.prompts
+    text_file = presets.shipped(TEXT) if both else flags.text
+    prompts_file = presets.shipped(PROMPTS) if both else flags.prompts
 
     # These take their time to import; --help and bad flags do not wait for them.
-    from entropix import backend, scoring
+    from entropix import backend, files
     from entropix.console import terminal
     from entropix.lab.calibration import fitting
 
-    text = None if text_file is None else distributed.from_first(lambda: scoring.read_text(text_file))
-    prompts = None
+    text = None if text_file is None else distributed.from_first(lambda: prompts.text_from_file(text_file))
+    asked = None
     if prompts_file is not None:
-        asked = MainFlags(prompt_file=str(prompts_file))
-        prompts = distributed.from_first(lambda: read_prompts(asked))
+        asked = distributed.from_first(lambda: prompts.from_file(prompts_file))
     backend.use_compilation_cache()
     model = terminal.load(flags.weights, flags.dtype, flags.devices)
     sources = []
@@ -87,23 +82,23 @@ def main(args: Sequence[str] | None = None) -> None:
         with terminal.status("reading the text"):
             note = distributed.from_first(lambda: fitting.file_note(text_file))
             sources.append(fitting.observe_text(model, text, note))
-    if prompts is not None and prompts_file is not None:
+    if asked is not None and prompts_file is not None:
         with terminal.status("answering the prompts"):
             note = distributed.from_first(lambda: fitting.file_note(prompts_file))
-            sources.append(fitting.observe_answers(model, prompts, note, flags.max_new_tokens, flags.seed))
+            sources.append(fitting.observe_answers(model, asked, note, flags.max_new_tokens, flags.seed))
     result = fitting.fit(sources, targets)
-    if prompts is not None:
+    if asked is not None:
         with terminal.status("answering the prompts with the rule"):
-            loop = fitting.observe_rule(model, prompts, result, flags.max_new_tokens, flags.seed)
+            loop = fitting.observe_rule(model, asked, result, flags.max_new_tokens, flags.seed)
         result = result._replace(loop=loop)
     print("\n".join(fitting.report(result)))
     if not distributed.is_first():
         return
     if flags.plot is not None:
-        with replacing(Path(flags.plot)) as temporary:
+        with files.replacing(flags.plot) as temporary:
             fitting.draw(result, temporary)
     if flags.out is not None:
-        with replacing(Path(flags.out)) as temporary:
+        with files.replacing(flags.out) as temporary:
             temporary.write_text("\n".join(fitting.preset(result, model)) + "\n", encoding="utf-8")
 
 
@@ -122,18 +117,6 @@ def check(flags: Flags, targets: Targets) -> None:
             raise ValueError(f"{name} {path}: the folder {Path(path).resolve().parent} does not exist")
     if flags.plot is not None and importlib.util.find_spec("matplotlib") is None:
         raise ValueError("--plot needs matplotlib: pip install -e '.[plot]'")
-
-
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A name beside the file, to be written to; it becomes the file when all went well."""
-    target = path.resolve()
-    temporary = target.with_name(f".{target.stem}.{os.getpid()}{target.suffix}")
-    try:
-        yield temporary
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
-from entropix import config
+from entropix import presets
 from entropix.console import cli
 from entropix.console.cli import flag
 from entropix.lab.experiments import command
@@ -49,7 +49,7 @@ def variant(name: str) -> "Variant":
     from entropix.lab.experiments.engine import Variant
     from entropix.samplers import knobs
 
-    rule, numbers = config.read_preset(name)
+    rule, numbers = presets.read_preset(name)
     knobs.check_preset(name)
     return Variant(name, rule, numbers)
 

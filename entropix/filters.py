@@ -12,11 +12,11 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from entropix.metrics import total
+from entropix.numerics import total
 from entropix.sharding import cumsum
 
 
-class Settings(NamedTuple):
+class SamplingParams(NamedTuple):
     """Parameters of one pass through the chain, one number a row; None leaves a filter out altogether."""
 
     temperature_B: Array | None = None
@@ -32,7 +32,7 @@ class Draw(NamedTuple):
     logprob_B: Array  # nats, under the distribution it was drawn from
 
 
-def chain(logits_BV: Array, settings: Settings) -> Array:
+def chain(logits_BV: Array, settings: SamplingParams) -> Array:
     """Temperature, min-p, top-k, top-p, in this order; each later filter sees what the earlier ones left."""
     in_order = (
         (temperature, settings.temperature_B),
@@ -60,7 +60,7 @@ def min_p(logits_BV: Array, ratio_B: Array | float) -> Array:
 def top_k(logits_BV: Array, k_B: Array | int) -> Array:
     """Keeps the k most likely tokens, k >= 1 (Fan 2018, arXiv:1805.04833); among equals the lower index."""
     k_B = jnp.clip(jnp.asarray(k_B, jnp.int32), 1, logits_BV.shape[-1]).astype(jnp.float32)
-    return keep(logits_BV, leading(logits_BV, jnp.ones_like(logits_BV), k_B))
+    return keep(logits_BV, top_mass(logits_BV, jnp.ones_like(logits_BV), k_B))
 
 
 def top_p(logits_BV: Array, mass_B: Array | float) -> Array:
@@ -70,7 +70,7 @@ def top_p(logits_BV: Array, mass_B: Array | float) -> Array:
     """
     mass_B = jnp.asarray(mass_B, jnp.float32)
     wanted_B = jnp.where(mass_B >= 1, jnp.inf, jnp.maximum(mass_B, jnp.finfo(jnp.float32).tiny))
-    return keep(logits_BV, leading(logits_BV, jax.nn.softmax(logits_BV, axis=-1), wanted_B))
+    return keep(logits_BV, top_mass(logits_BV, jax.nn.softmax(logits_BV, axis=-1), wanted_B))
 
 
 def keep(logits_BV: Array, kept_BV: Array) -> Array:
@@ -91,15 +91,15 @@ def draw(key_B: Array, logits_BV: Array) -> Draw:
     """
     categorical = jax.vmap(partial(jax.random.categorical, mode="high"))
     token_B = categorical(key_B, logits_BV).astype(jnp.int32)
-    return Draw(token_B, at(jax.nn.log_softmax(logits_BV, axis=-1), token_B))
+    return Draw(token_B, gather(jax.nn.log_softmax(logits_BV, axis=-1), token_B))
 
 
-def at(values_BV: Array, index_B: Array) -> Array:
+def gather(values_BV: Array, index_B: Array) -> Array:
     """values_BV[b, index_B[b]] for every row b."""
     return jnp.take_along_axis(values_BV, index_B[:, None], axis=-1)[:, 0]
 
 
-def leading(key_BV: Array, weight_BV: Array, wanted_B: Array) -> Array:
+def top_mass(key_BV: Array, weight_BV: Array, wanted_B: Array) -> Array:
     """Marks the largest keys, up to the one with which their weights sum to `wanted` > 0; all, if they never do.
 
     Of equal keys, which must have equal weights, the one with the lower index comes first. No sort: a binary search

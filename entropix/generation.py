@@ -3,57 +3,31 @@
 import dataclasses
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple, cast
+from dataclasses import dataclass
+from typing import Any, cast
 
 import jax
 import numpy as np
 
-from entropix import config, samplers
-from entropix.checkpoint.chat import Message, encode_chat
+from entropix import config, presets, samplers
+from entropix.checkpoint.chat import encode_chat
 from entropix.checkpoint.loading import Model
 from entropix.checkpoint.tokenizer import Tokenizer
 from entropix.config import GenerateConfig, SamplerConfig
 from entropix.decoding import backtracking, branching
 from entropix.decoding.branching import Paths
 from entropix.decoding.inputs import check_prompts
-from entropix.decoding.sample_step import Finish, StepRecord
+from entropix.decoding.sample_step import StepRecord
 from entropix.decoding.session import Session
+from entropix.prompts import Message
+from entropix.results import FinishReason, Result, TokenEvent, TokenRecord, add
 from entropix.samplers import Sampler
 
 Prompt = str | Sequence[Message] | Sequence[int]
-TokenRecord = dict[str, Any]
-
-
-class Event(NamedTuple):
-    """A row's next token, or, where `record` is None, an end that came without one or the text of given tokens."""
-
-    row: int
-    text: str  # what is now safe to print; empty while a character or a possible stop string is incomplete
-    record: TokenRecord | None
-    finish: Finish  # RUNNING until the row's last event
-
-
-@dataclass
-class Result:
-    """What became of one prompt.
-
-    `text` leaves out the stop token and the stop string. `token_ids` and `records` have one entry a generated token,
-    the stop token included. A record is a dict: `id`, `text`, `bytes`, `strategy`, `temperature`, `top_p`, `top_k`,
-    `min_p`, `kept`, `logprob`, `draw_logprob`, `score`, `injected`, every field of `metrics.Metrics` and, where
-    asked for, `alternatives` and `head_entropies`; where the row forked `branches`, and where tokens were taken back
-    `taken_back`. docs/trace.md says what each is.
-    """
-
-    prompt_ids: list[int]
-    text: str = ""
-    token_ids: list[int] = field(default_factory=list)
-    records: list[TokenRecord] = field(default_factory=list)
-    finish: Finish = Finish.RUNNING
 
 
 @dataclass(frozen=True)
-class Job:
+class GenerationRequest:
     """A checked request: what to continue, by which rule, how far. Nothing has been computed yet."""
 
     model: Model
@@ -74,7 +48,7 @@ def prepare(
     raw: bool = False,
     allow_special: bool = False,
     **options: Any,
-) -> Job:
+) -> GenerationRequest:
     """Checks everything that can be checked before work begins; raises a ValueError that names what is wrong.
 
     prompts: one prompt or several. A string is a user's message to a model with a chat template, or plain text to
@@ -87,7 +61,7 @@ def prepare(
     options: the fields of `GenerateConfig`, like max_new_tokens, seed, stop, speculate and alternatives. With `seeds`
         each row draws what its prompt alone would with that `seed`, so that one batch holds many samples of a prompt.
     """
-    rule, preset = config.read_preset(sampler)
+    rule, preset = presets.read_preset(sampler)
     if isinstance(sampler_config, SamplerConfig):
         chosen = sampler_config
     else:
@@ -112,7 +86,7 @@ def prepare(
     rule_or_guarded = samplers.configured(rule, chosen)
     _check_branching(cfg, rule_or_guarded)
     _check_backtracking(cfg, rule_or_guarded)
-    return Job(
+    return GenerationRequest(
         model=model,
         prompt_ids=prompt_ids,
         sampler=rule_or_guarded,
@@ -181,7 +155,7 @@ def encode_prompt(
     return encode_chat(model.chat_template, model.tokenizer, messages, allow_special=allow_special)
 
 
-def stream(model: Model, prompts: Prompt | Sequence[Prompt], **options: Any) -> Iterator[Event]:
+def stream(model: Model, prompts: Prompt | Sequence[Prompt], **options: Any) -> Iterator[TokenEvent]:
     """Yields every token of every row as soon as its chunk is done. Options: see `prepare`."""
     return run(prepare(model, prompts, **options))
 
@@ -192,7 +166,7 @@ def generate(model: Model, prompts: Prompt | Sequence[Prompt], **options: Any) -
     return collect(job, run(job))
 
 
-def collect(job: Job, events: Iterable[Event]) -> list[Result]:
+def collect(job: GenerationRequest, events: Iterable[TokenEvent]) -> list[Result]:
     """The stream of a job, joined into results."""
     results = [Result(prompt_ids) for prompt_ids in job.prompt_ids]
     for event in events:
@@ -200,23 +174,13 @@ def collect(job: Job, events: Iterable[Event]) -> list[Result]:
     return results
 
 
-def add(results: Sequence[Result], event: Event) -> None:
-    """Appends one event to its row's result."""
-    result = results[event.row]
-    result.text += event.text
-    result.finish = event.finish
-    if event.record is not None:
-        result.token_ids.append(event.record["id"])
-        result.records.append(event.record)
-
-
-def run(job: Job, session: Session | None = None) -> Iterator[Event]:
+def run(job: GenerationRequest, session: Session | None = None) -> Iterator[TokenEvent]:
     """The events of a job. A session of an earlier job keeps its cache for prompts that begin like its text."""
     session = session or Session(job.model, len(job.prompt_ids))
     session.start(job.prompt_ids, job.sampler, job.sampler_config, job.config, job.given)
     texts = [_RowText(job) for _ in job.prompt_ids]
-    for row, (text, n_given) in enumerate(zip(texts, job.given, strict=False)):
-        event = _opening(text, row, job.prompt_ids[row][-n_given:] if n_given else [])
+    for row, (text, n_forced) in enumerate(zip(texts, job.given, strict=False)):
+        event = _opening(text, row, job.prompt_ids[row][-n_forced:] if n_forced else [])
         yield event
         if text.ended:
             session.end([row])
@@ -228,7 +192,7 @@ def run(job: Job, session: Session | None = None) -> Iterator[Event]:
         for row, text in enumerate(texts):
             for event in _row_events(job, row, text, chunk):
                 yield event
-                if event.finish == Finish.STOP_STRING:
+                if event.finish == FinishReason.STOP_STRING:
                     stopped.add(row)
         if stopped:
             session.end(stopped)
@@ -270,7 +234,7 @@ class StopStrings:
 class _RowText:
     """The text of one row as its tokens come, and the tokens that may still be taken back."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: GenerationRequest) -> None:
         self._decoder = job.model.tokenizer.stream_decoder()
         self._stops = StopStrings(job.config.stop)
         self._n_back = job.config.backtracking.tokens if backtracking.is_on(job.config.backtracking) else 0
@@ -279,10 +243,10 @@ class _RowText:
         self.ended = False
 
     def settle(
-        self, record: TokenRecord | None, finish: Finish
-    ) -> Iterator[tuple[TokenRecord | None, Finish]]:
+        self, record: TokenRecord | None, finish: FinishReason
+    ) -> Iterator[tuple[TokenRecord | None, FinishReason]]:
         """The records that are final after one more step, the last of a row with its end."""
-        if finish == Finish.RETREATING:
+        if finish == FinishReason.BACKTRACKING:
             self._held, taken = self._held[: -self._n_back], self._held[-self._n_back :]
             self._taken_back += [ids for record in taken for ids in record.get("taken_back", [])]
             self._taken_back.append([record["id"] for record in taken])
@@ -291,10 +255,10 @@ class _RowText:
             if self._taken_back:
                 record["taken_back"], self._taken_back = self._taken_back, []
             self._held.append(record)
-        ended = finish != Finish.RUNNING
+        ended = finish != FinishReason.RUNNING
         while self._held and (ended or len(self._held) > self._n_back):
             settled = self._held.pop(0)
-            yield settled, finish if record is not None and not self._held else Finish.RUNNING
+            yield settled, finish if record is not None and not self._held else FinishReason.RUNNING
         if ended and record is None:
             yield None, finish
 
@@ -306,39 +270,39 @@ class _RowText:
         return (text, True) if found else (text + self._stops.flush(), False)
 
 
-def _opening(text: _RowText, row: int, tokens: Sequence[int]) -> Event:
+def _opening(text: _RowText, row: int, tokens: Sequence[int]) -> TokenEvent:
     """What a row shows before it draws its first token, which may be a stop string already."""
     shown = ""
     for token in tokens:
         piece, text.ended = text.push(token)
         shown += piece
         if text.ended:
-            return Event(row, shown, None, Finish.STOP_STRING)
-    return Event(row, shown, None, Finish.RUNNING)
+            return TokenEvent(row, shown, None, FinishReason.STOP_STRING)
+    return TokenEvent(row, shown, None, FinishReason.RUNNING)
 
 
-def _row_events(job: Job, row: int, text: _RowText, chunk: StepRecord) -> Iterator[Event]:
+def _row_events(job: GenerationRequest, row: int, text: _RowText, chunk: StepRecord) -> Iterator[TokenEvent]:
     """The events of one row in one chunk."""
     for i in range(len(chunk.token_B)):
-        finish = Finish(int(chunk.finish_B[i, row]))
+        finish = FinishReason(int(chunk.finish_B[i, row]))
         record = token_record(job, chunk, i, row) if chunk.live_B[i, row] else None
         for settled, ending in text.settle(record, finish):
             if text.ended:
                 return
             piece, found = "", False
-            if settled is not None and ending != Finish.STOP_TOKEN:
+            if settled is not None and ending != FinishReason.STOP_TOKEN:
                 piece, found = text.push(settled["id"])
-            if ending != Finish.RUNNING and not found:
+            if ending != FinishReason.RUNNING and not found:
                 rest, found = text.flush()
                 piece += rest
-            ending = Finish.STOP_STRING if found else ending
-            text.ended = ending != Finish.RUNNING
-            yield Event(row, piece, settled, ending)
-        if finish == Finish.RETREATING:
+            ending = FinishReason.STOP_STRING if found else ending
+            text.ended = ending != FinishReason.RUNNING
+            yield TokenEvent(row, piece, settled, ending)
+        if finish == FinishReason.BACKTRACKING:
             return
 
 
-def token_record(job: Job, chunk: StepRecord, i: int, row: int) -> TokenRecord:
+def token_record(job: GenerationRequest, chunk: StepRecord, i: int, row: int) -> TokenRecord:
     """Step i of a chunk as plain Python values. What is not finite becomes None, for which JSON has a word."""
     info = {name.removesuffix("_B"): _plain(value[i, row]) for name, value in chunk.info._asdict().items()}
     info["strategy"] = job.sampler.strategies[info["strategy"]]
@@ -359,7 +323,7 @@ def token_record(job: Job, chunk: StepRecord, i: int, row: int) -> TokenRecord:
     return record
 
 
-def _branches(job: Job, paths: Paths) -> list[dict[str, Any]]:
+def _branches(job: GenerationRequest, paths: Paths) -> list[dict[str, Any]]:
     """The paths that were tried at a fork, the drawn token's first."""
     lengths = paths.live_BCD.sum(axis=-1)
     ids = [paths.token_BCD[c, :n].tolist() for c, n in enumerate(lengths)]

@@ -16,10 +16,9 @@ from typing import Annotated, Any
 
 import tyro
 
-from entropix import trace
+from entropix import files, trace
 from entropix.console import cli
-from entropix.decoding.sample_step import Finish
-from entropix.generation import Result
+from entropix.results import FinishReason, Result
 from entropix.trace import Trace
 
 UNLIKELY = -9999.0  # the reference's number for what has no log-probability
@@ -45,12 +44,12 @@ def main(args: Sequence[str] | None = None) -> None:
     """Does what the flags (by default those of the process) say. Raises a ValueError for bad input."""
     flags = cli.parse(Flags, args, "python -m entropix.logprobs", __doc__)
     if flags.out is not None:
-        trace.check_not_read(flags.out, [flags.trace])
+        files.check_not_read(flags.out, [flags.trace])
     text = json.dumps(convert(trace.read(flags.trace)), ensure_ascii=False, allow_nan=False) + "\n"
     if flags.out is None:
         sys.stdout.write(text)
     else:
-        trace.write_file(flags.out, [text], "JSON")
+        files.write_text(flags.out, [text], "JSON")
         print(f"{flags.out}: the logprobs of {flags.trace}", file=sys.stderr)
 
 
@@ -78,8 +77,8 @@ def convert(recorded: Trace) -> dict[str, Any]:
 
 def _choice(row: int, result: Result) -> dict[str, Any]:
     """A row. The stop token, which is no part of the text, is left out; a row that was cut short ends in `length`."""
-    stopped = result.finish in (Finish.STOP_TOKEN, Finish.STOP_STRING)
-    records = result.records[:-1] if result.finish == Finish.STOP_TOKEN else result.records
+    stopped = result.finish in (FinishReason.STOP_TOKEN, FinishReason.STOP_STRING)
+    records = result.records[:-1] if result.finish == FinishReason.STOP_TOKEN else result.records
     content = [
         {**_token(record), "top_logprobs": [_token(other) for other in record.get("alternatives", [])]}
         for record in records

@@ -7,9 +7,7 @@ Exit codes: 0 all prompts were answered; 1 bad input, or logits that were not fi
 after printing what there was.
 """
 
-import codecs
 import dataclasses
-import json
 import secrets
 import sys
 from collections.abc import Sequence
@@ -20,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, get_type_hints
 import tyro
 from tyro.conf import UseAppendAction, arg
 
-from entropix import config, distributed
+from entropix import config, distributed, presets, prompts
 from entropix.config import GenerateConfig, SamplerConfig
 from entropix.console import cli, coloring
 from entropix.console.cli import DeviceFlags, Dtype, Text, Weights, flag
@@ -29,7 +27,7 @@ from entropix.cot.flags import PathFlags, read_plan
 from entropix.cot.plan import Plan
 
 if TYPE_CHECKING:
-    from entropix.generation import Job
+    from entropix.generation import GenerationRequest
 
 _PROG = "python -m entropix.main"
 _DESCRIPTION = "Answer prompts with a language model, each token chosen by how uncertain the model is."
@@ -120,7 +118,7 @@ class Preset:
     sampler: Annotated[
         Text,
         flag(
-            f"a rule with its preset: {', '.join(config.preset_names('samplers'))}; help describes them",
+            f"a rule with its preset: {', '.join(presets.preset_names('samplers'))}; help describes them",
             "NAME|help",
             f"(default: {_DEFAULT_SAMPLER})",
         ),
@@ -149,10 +147,10 @@ def main(args: Sequence[str] | None = None, prog: str = _PROG) -> None:
     flags, plan = command.flags, command.plan
     cli.join(flags, apart=["seed"])
     seed = distributed.from_first(lambda: flags.seed)
-    prompts = distributed.from_first(lambda: read_prompts(flags))
-    if plan is not None and len(prompts) > 1:
+    asked = distributed.from_first(lambda: _read_prompts(flags))
+    if plan is not None and len(asked) > 1:
         raise ValueError(
-            f"{flags.prompt_file} has {len(prompts)} prompts, but several paths start from one; "
+            f"{flags.prompt_file} has {len(asked)} prompts, but several paths start from one; "
             "give them one by one with --prompt"
         )
     options: dict[str, Any] = {
@@ -168,12 +166,12 @@ def main(args: Sequence[str] | None = None, prog: str = _PROG) -> None:
     from entropix.console import terminal
 
     try:
-        samplers.get(config.read_preset(command.sampler)[0])
+        samplers.get(presets.read_preset(command.sampler)[0])
     except ValueError as error:
         raise ValueError(f"{command.sampler}: {error}") from None
     backend.use_compilation_cache()
     _check_knobs(command)
-    if not flags.json and len(prompts) < 2 and plan is None:
+    if not flags.json and len(asked) < 2 and plan is None:
         options["chunk_length"] = terminal.STREAM_CHUNK
     show = terminal.Show(
         color=command.color,
@@ -187,7 +185,7 @@ def main(args: Sequence[str] | None = None, prog: str = _PROG) -> None:
     if flags.chat:
         terminal.chat(model, flags.system, options, show)
         return
-    job = generation.prepare(model, prompts, system=flags.system, raw=flags.raw, **options)
+    job = generation.prepare(model, asked, system=flags.system, raw=flags.raw, **options)
     terminal.note(f"seed: {seed}")
     if flags.profile is not None:
         with terminal.status("compiling"):
@@ -206,7 +204,17 @@ def main(args: Sequence[str] | None = None, prog: str = _PROG) -> None:
         raise KeyboardInterrupt
 
 
-def _generate_unseen(job: "Job", command: Command) -> None:
+def _read_prompts(flags: Flags) -> list[prompts.PromptText]:
+    """The prompts that the flags name; none for a chat."""
+    if flags.chat:
+        return []
+    if flags.prompt_file is not None:
+        return prompts.from_file(flags.prompt_file, flags.system, flags.raw)
+    assert flags.prompt is not None
+    return [prompts.from_stdin() if flags.prompt == "-" else flags.prompt]
+
+
+def _generate_unseen(job: "GenerationRequest", command: Command) -> None:
     """Compiles everything that the generation needs."""
     from entropix import batching
     from entropix.cot import parallel
@@ -220,11 +228,11 @@ def _generate_unseen(job: "Job", command: Command) -> None:
 
 def _check_outputs(flags: Flags) -> None:
     """Raises a ValueError where something could not be written in the end, or would replace what is read."""
-    from entropix import backend, trace
+    from entropix import backend, files
 
     if flags.trace is not None:
-        trace.check_writable(flags.trace)
-        trace.check_not_read(flags.trace, [flags.prompt_file] if flags.prompt_file else [])
+        files.check_writable(flags.trace, "a trace")
+        files.check_not_read(flags.trace, [flags.prompt_file] if flags.prompt_file else [])
     if flags.profile is not None:
         backend.make_profile_folder(flags.profile)
 
@@ -234,7 +242,7 @@ def _check_knobs(command: Command) -> None:
     from entropix import samplers
     from entropix.samplers import knobs
 
-    rule, preset = config.read_preset(command.sampler)
+    rule, preset = presets.read_preset(command.sampler)
     knobs.check_preset(command.sampler)
     changed = knobs.changed(command.sampler_config, preset)
     wanted = dict.fromkeys([*command.given, *changed])
@@ -255,7 +263,7 @@ def parse(args: Sequence[str], prog: str = _PROG) -> Command:
         print(_describe_samplers())
         sys.exit(0)
     source = choose_preset(preset)
-    _, defaults = config.read_preset(source)
+    _, defaults = presets.read_preset(source)
     flags: Any = cli.parse(_all_flags(source, defaults), args, prog, _DESCRIPTION)
     numbers = {f.name: getattr(flags.sampler, f.name) for f in dataclasses.fields(SamplerConfig)}
     sampler_config = config.from_mapping(SamplerConfig, numbers, "flags")
@@ -284,7 +292,7 @@ def choose_preset(preset: Preset) -> str:
             f"--sampler-config takes a .toml file, got {preset.sampler_config!r}; presets go to --sampler"
         )
     if preset.sampler is not None:
-        wanted, found = (config.read_preset(name)[0] for name in (preset.sampler, preset.sampler_config))
+        wanted, found = (presets.read_preset(name)[0] for name in (preset.sampler, preset.sampler_config))
         if wanted != found:
             raise ValueError(
                 f"--sampler {preset.sampler} contradicts {preset.sampler_config}, whose rule is {found!r}; "
@@ -313,7 +321,7 @@ def _describe_samplers() -> str:
     """A line for each preset, and where to read more."""
     from entropix import samplers
 
-    names = config.preset_names("samplers")
+    names = presets.preset_names("samplers")
     width = max(map(len, names))
     lines = [f"{name:{width}}  {samplers.about(name)}" for name in names]
     return "\n".join([*lines, "", "Formulas, numbers and sources: docs/samplers.md"])
@@ -356,81 +364,6 @@ def _check(flags: Flags, plan: Plan | None) -> None:
         raise ValueError("--raw completes plain text, but --chat is a conversation; drop one of them")
     if flags.raw and flags.system is not None:
         raise ValueError("--raw completes plain text, which has no --system message; drop one of them")
-
-
-# ----- prompts ----------------------------------------------------------------------------------------------
-
-
-def read_prompts(flags: Flags) -> list[Any]:
-    """The prompts that the flags name, each a text or a list of messages; none for a chat."""
-    if flags.chat:
-        return []
-    if flags.prompt == "-":
-        return [_decode(sys.stdin.buffer.read(), "standard input").removesuffix("\n").removesuffix("\r")]
-    if flags.prompt is not None:
-        return [flags.prompt]
-    assert flags.prompt_file is not None
-    path = Path(flags.prompt_file)
-    try:
-        text = _decode(path.read_bytes(), str(path))
-    except FileNotFoundError:
-        raise ValueError(f"{path}: no such file") from None
-    except OSError as error:
-        raise ValueError(f"{path}: cannot be read ({error.strerror})") from None
-    lines = [
-        (number, line.rstrip("\r")) for number, line in enumerate(text.split("\n"), start=1) if line.strip()
-    ]
-    if not lines:
-        raise ValueError(f"{path}: there is no prompt in this file")
-    if path.suffix != ".jsonl":
-        return [line for _, line in lines]
-    prompts = [_parse_line(line, f"{path}: line {number}") for number, line in lines]
-    for (number, _), prompt in zip(lines, prompts, strict=True):
-        if not isinstance(prompt, str) and (flags.raw or flags.system is not None):
-            raise ValueError(
-                f"{path}: line {number} is a conversation, to which --raw and --system do not apply"
-            )
-    return prompts
-
-
-def _decode(data: bytes, where: str) -> str:
-    """Strictly UTF-8, without a byte order mark."""
-    data = data.removeprefix(codecs.BOM_UTF8)
-    try:
-        return data.decode()
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        column = error.start - (data.rfind(b"\n", 0, error.start) + 1) + 1
-        raise ValueError(
-            f"{where}: line {line} is not UTF-8 (its byte {column} is 0x{data[error.start]:02x}); "
-            "save it as UTF-8"
-        ) from None
-
-
-def _parse_line(line: str, where: str) -> str | list[dict[str, str]]:
-    """The prompt in a line of a .jsonl file."""
-    try:
-        value = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{where}: not JSON ({error})") from None
-    found = [key for key in ("prompt", "messages") if isinstance(value, dict) and key in value]
-    if len(found) != 1:
-        raise ValueError(f'{where}: expected {{"prompt": "..."}} or {{"messages": [...]}}, got {line[:80]}')
-    prompt = value[found[0]]
-    if found == ["prompt"] and not isinstance(prompt, str):
-        raise ValueError(f"{where}: prompt must be a string, got {prompt!r}")
-    if found == ["messages"] and not _is_conversation(prompt):
-        raise ValueError(f'{where}: messages must be a list of {{"role": "...", "content": "..."}}')
-    if not prompt:
-        raise ValueError(f"{where}: the prompt is empty")
-    return prompt
-
-
-def _is_conversation(value: Any) -> bool:
-    return isinstance(value, list) and all(
-        isinstance(message, dict) and all(isinstance(message.get(key), str) for key in ("role", "content"))
-        for message in value
-    )
 
 
 if __name__ == "__main__":

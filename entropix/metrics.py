@@ -3,11 +3,29 @@
 import math
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jax import Array
 
-from entropix.model.transformer import Attention
+from entropix.numerics import (
+    SoftmaxParts,
+    contract,
+    entropy_bits,
+    mean_shift,
+    second_shift,
+    softmax_parts,
+    total,
+)
+
+
+class AttentionScores(NamedTuple):
+    """What a forward pass saw: the raw scores of every layer, and the keys that they are of. S counts these keys."""
+
+    scores_LBNTS: Array
+    """float32: q·k/√H of each layer and head, before masking and softmax."""
+    visible_BTS: Array
+    """bool: keys at or before the query's own position; never an empty, padded or future slot."""
+    position_BS: Array
+    """int32: the position of each key in its row's text; meaningful where visible."""
 
 
 class Metrics(NamedTuple):
@@ -52,7 +70,7 @@ class Metrics(NamedTuple):
     """
 
 
-def measure(logits_BTV: Array, attention: Attention) -> Metrics:
+def measure(logits_BTV: Array, attention: AttentionScores) -> Metrics:
     """All metrics at every query position, each `[B, T]`.
 
     Shapes: logits `[B, T, V]` float32 with at least two tokens in the vocabulary; attention as `model.forward`
@@ -93,32 +111,6 @@ def measure(logits_BTV: Array, attention: Attention) -> Metrics:
     )
 
 
-class SoftmaxParts(NamedTuple):
-    """softmax(x) = exp / total and log softmax(x) = shift - log total, over the last axis, not yet put together."""
-
-    shift: Array  # x - max x, in nats, at most 0; 0 where exp is 0
-    exp: Array  # e^shift; 0 for what is not visible
-    total: Array  # sum of exp, without the last axis
-
-
-def softmax_parts(x: Array, visible: Array | None = None) -> SoftmaxParts:
-    """The softmax of x in parts, over the visible entries if told which."""
-    masked = x if visible is None else jnp.where(visible, x, -jnp.inf)
-    shift = masked - jnp.max(masked, axis=-1, keepdims=True)
-    exp = jnp.exp(shift)
-    return SoftmaxParts(jnp.where(exp == 0, 0, shift), exp, total(exp))
-
-
-def mean_shift(parts: SoftmaxParts) -> Array:
-    """Σ p·shift, at most 0."""
-    return contract(parts.exp, parts.shift) / parts.total
-
-
-def entropy_bits(parts: SoftmaxParts) -> Array:
-    """-Σ p log2 p over the last axis, in bits; 0·log 0 = 0. Neither term is below 0, so nothing cancels."""
-    return (jnp.log(parts.total) - mean_shift(parts)) / math.log(2)
-
-
 def self_certainty(logits: Array, parts: SoftmaxParts) -> Array:
     """KL of the softmax of these logits, given in parts as well, from the uniform distribution, in nats.
 
@@ -130,28 +122,7 @@ def self_certainty(logits: Array, parts: SoftmaxParts) -> Array:
     return jnp.maximum(jnp.log(parts.total / n) - total(shift) / n, 0)
 
 
-def second_shift(parts: SoftmaxParts) -> Array:
-    """The shift of the second largest entry; 0 if it ties with the largest. Two passes, where sorting takes many."""
-    below = jnp.max(jnp.where(parts.shift < 0, parts.shift, -jnp.inf), axis=-1)
-    ties = total(jnp.where((parts.shift == 0) & (parts.exp > 0), 1.0, 0.0))
-    return jnp.where(ties > 1, 0, below)
-
-
-def contract(a: Array, b: Array) -> Array:
-    """Σ a·b over the last axis in full float32.
-
-    Written as a product of vectors because XLA's CPU backend adds up a plain `sum` one number after the other: over a
-    vocabulary the product is five times as fast.
-    """
-    return jnp.einsum("...i,...i->...", a, b, precision=jax.lax.Precision.HIGHEST)
-
-
-def total(a: Array) -> Array:
-    """Σ a over the last axis."""
-    return contract(a, jnp.ones_like(a))
-
-
-def previous_token_attention(mean_LBTS: Array, attention: Attention, count_BT: Array) -> Array:
+def previous_token_attention(mean_LBTS: Array, attention: AttentionScores, count_BT: Array) -> Array:
     """[B, T]: mean over layers and heads of a on the key at position n - 2; 0 where there is none.
 
     mean_LBTS: over heads. A sum with one term, not a gather: for the sake of that one number a gather makes XLA's TPU

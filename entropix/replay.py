@@ -22,9 +22,9 @@ from entropix.batching import Batches
 from entropix.checkpoint import loading
 from entropix.checkpoint.loading import Model
 from entropix.console import cli
-from entropix.decoding.sample_step import Finish
 from entropix.decoding.session import Session
-from entropix.generation import Event, Result, add, prepare
+from entropix.generation import prepare
+from entropix.results import FinishReason, Result, TokenEvent, add
 from entropix.trace import Trace
 
 TOLERANCE = 1e-3
@@ -106,7 +106,7 @@ def first_difference(model: Model, recorded: Trace) -> Difference | None:
         expected = [recorded.results[row] for row in group]
         if difference := _repeat(model, session, expected, recorded.options):
             return difference._replace(row=group[difference.row])
-        if is_chat and expected[0].finish == Finish.INTERRUPTED:
+        if is_chat and expected[0].finish == FinishReason.INTERRUPTED:
             session = Session(model, 1)
     return None
 
@@ -131,11 +131,11 @@ def _repeat(
 
 def _is_complete(expected: Result, repeated: Result) -> bool:
     """Whether all of a row has been compared."""
-    cut_short = expected.finish == Finish.INTERRUPTED and len(repeated.records) == len(expected.records)
-    return cut_short or repeated.finish != Finish.RUNNING
+    cut_short = expected.finish == FinishReason.INTERRUPTED and len(repeated.records) == len(expected.records)
+    return cut_short or repeated.finish != FinishReason.RUNNING
 
 
-def _compare(event: Event, expected: Result, repeated: Result) -> Difference | None:
+def _compare(event: TokenEvent, expected: Result, repeated: Result) -> Difference | None:
     """How a row's newest event, which `repeated` has already, differs from the trace."""
     n_tokens = len(repeated.records)
     if event.record is not None:
@@ -144,8 +144,8 @@ def _compare(event: Event, expected: Result, repeated: Result) -> Difference | N
         before = expected.records[n_tokens - 1]
         if field := _first_unequal(before, event.record):
             return Difference(event.row, n_tokens - 1, field, before, event.record)
-    was_cut_here = expected.finish == Finish.INTERRUPTED and n_tokens == len(expected.records)
-    if event.finish == Finish.RUNNING or was_cut_here:
+    was_cut_here = expected.finish == FinishReason.INTERRUPTED and n_tokens == len(expected.records)
+    if event.finish == FinishReason.RUNNING or was_cut_here:
         return None
     before, after = _end(expected), _end(repeated)
     field = _first_unequal(before, after)

@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 from entropix.config import GenerateConfig
 from entropix.decoding import backtracking, branching
-from entropix.generation import Result
 from entropix.metrics import Metrics
+from entropix.results import Result
 
 Line = tuple[str, str, str]  # of `--stats`: what, how much, in which unit
 

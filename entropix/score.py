@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import arg
 
-from entropix import distributed, palette
+from entropix import distributed, metric_labels, prompts
 from entropix.console import cli
 from entropix.console.cli import DeviceFlags, Dtype, Weights, flag
 
@@ -55,7 +55,7 @@ def main(args: Sequence[str] | None = None) -> None:
     from entropix import backend, scoring
     from entropix.console import terminal
 
-    text = distributed.from_first(lambda: scoring.read_text(flags.text))
+    text = distributed.from_first(lambda: prompts.text_from_file(flags.text))
     backend.use_compilation_cache()
     model = terminal.load(flags.weights, flags.dtype, flags.devices)
     with terminal.status("compiling and reading the text"):
@@ -79,7 +79,7 @@ def json_lines(scored: "Scored") -> Iterator[str]:
 
 def table_lines(scored: "Scored") -> Iterator[str]:
     """The records in columns, then the summary. Tokens are quoted, so that each stays on its line."""
-    numbers = ("logprob", *palette.METRICS)
+    numbers = ("logprob", *metric_labels.METRICS)
     heads = [f"{name:>{max(len(name), 8)}}" for name in numbers]
     yield "  ".join([f"{'position':>8}", f"{'token':{_TEXT_WIDTH}}", f"{'next':{_TEXT_WIDTH}}", *heads])
     for record in scored.records:

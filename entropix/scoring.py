@@ -4,11 +4,9 @@ The text is read, not generated ("teacher-forced"): in pieces, each with the cac
 a position's numbers are those that decoding would have found there.
 """
 
-import codecs
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -78,23 +76,6 @@ def score(
             for row, one in zip(batch, _read(model, [rows[row] for row in batch]), strict=True):
                 scored[row] = one
     return [one for one in scored if one is not None]
-
-
-def read_text(path: str | Path) -> str:
-    """The text in a UTF-8 file, without a byte order mark. Raises a ValueError if it cannot be read or is empty."""
-    try:
-        text = Path(path).read_bytes().removeprefix(codecs.BOM_UTF8).decode()
-    except FileNotFoundError:
-        raise ValueError(f"{path}: no such file") from None
-    except OSError as error:
-        raise ValueError(f"{path}: cannot be read ({error.strerror})") from None
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"{path}: not UTF-8 (byte {error.start} is 0x{error.object[error.start]:02x})"
-        ) from None
-    if not text.strip():
-        raise ValueError(f"{path}: there is no text in this file")
-    return text
 
 
 def _encode(model: Model, text: str | Sequence[int], allow_special: bool) -> list[int]:

@@ -18,21 +18,22 @@ import dataclasses
 import hashlib
 import json
 import math
-import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 
 import entropix
-from entropix import config, distributed, sharding
-from entropix.checkpoint.hf_folder import DTYPES, read_config, stored_tensors
+from entropix import config, sharding
+from entropix.checkpoint.hf_folder import read_config
 from entropix.checkpoint.loading import Model
+from entropix.checkpoint.tensors import DTYPES, stored_tensors
 from entropix.config import GenerateConfig, SamplerConfig
-from entropix.decoding.sample_step import Finish
-from entropix.generation import Job, Result
+from entropix.files import read_text, write_text
+from entropix.generation import GenerationRequest
 from entropix.metrics import Metrics
+from entropix.results import FinishReason, Result
 
 FORMAT, VERSION = "entropix-trace", 1
 SAMPLED_BYTES = 4096  # of each tensor; see `fingerprint`
@@ -155,39 +156,9 @@ class Trace(NamedTuple):
 # ----- writing ----------------------------------------------------------------------------------------------
 
 
-def check_writable(path: str | Path, what: str = "a trace") -> None:
-    """Raises a ValueError where writing would fail; for calling before the work whose outcome is to be written.
-
-    Of several processes only the first looks, as only it writes.
-    """
-    if not distributed.is_first():
-        return
-    path = Path(path)
-    try:
-        if path.exists() and not path.is_file():
-            raise ValueError(f"{path}: {what} needs a regular file to write to, and this is something else")
-        if not path.resolve().parent.is_dir():
-            folder = path.resolve().parent
-            raise ValueError(f"{path}: cannot write {what} there, the folder {folder} does not exist")
-        temporary = _temporary(path)
-        temporary.touch()
-        temporary.unlink()
-    except OSError as error:
-        raise ValueError(f"{path}: cannot write {what} there ({error.strerror})") from None
-
-
-def check_not_read(path: str | Path, sources: Iterable[str | Path]) -> None:
-    """Raises a ValueError for an output that is one of the files it is made of."""
-    for source in sources:
-        if Path(path).resolve() == Path(source).resolve():
-            raise ValueError(
-                f"{path} is read from and would be lost; choose another name for what is written"
-            )
-
-
 def write(
     path: str | Path,
-    job: Job,
+    job: GenerationRequest,
     results: Sequence[Result],
     turns: bool = False,
     selection: Mapping[str, Any] | None = None,
@@ -200,21 +171,8 @@ def write(
     """
     told = header(job, TURNS if turns else BATCH) | {"selection": selection or {}, "paths": list(paths)}
     lines = _lines(told, results)
-    write_file(path, (json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n" for line in lines))
-
-
-def write_file(path: str | Path, pieces: Iterable[str], what: str = "a trace") -> None:
-    """Writes text. Replaces a file of that name only when complete. Of several processes only the first writes."""
-    if not distributed.is_first():
-        return
-    check_writable(path, what)
-    temporary = _temporary(Path(path))
-    try:
-        with temporary.open("w", encoding="utf-8", newline="\n") as file:
-            file.writelines(pieces)
-        temporary.replace(Path(path).resolve())
-    finally:
-        temporary.unlink(missing_ok=True)
+    pieces = (json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n" for line in lines)
+    write_text(path, pieces, "a trace")
 
 
 def circumstances(model: Model) -> dict[str, Any]:
@@ -237,7 +195,7 @@ def circumstances(model: Model) -> dict[str, Any]:
     }
 
 
-def header(job: Job, rows: str = BATCH) -> dict[str, Any]:
+def header(job: GenerationRequest, rows: str = BATCH) -> dict[str, Any]:
     """The first line of a job's trace."""
     return {
         "format": FORMAT,
@@ -284,26 +242,13 @@ def _lines(told: dict[str, Any], results: Sequence[Result]) -> Iterator[dict[str
         }
 
 
-def _temporary(path: Path) -> Path:
-    """A name beside the file itself (not beside a link to it), so that replacing is atomic."""
-    target = path.resolve()
-    return target.with_name(f".{target.name}.{os.getpid()}.tmp")
-
-
 # ----- reading ----------------------------------------------------------------------------------------------
 
 
 def read(path: str | Path) -> Trace:
     """The trace in a file. Raises a ValueError that names the line and field when it is not a whole trace."""
     path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise ValueError(f"{path}: no such file") from None
-    except OSError as error:
-        raise ValueError(f"{path}: cannot be read ({error.strerror})") from None
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not a trace, which is UTF-8 text ({error.reason})") from None
+    text = read_text(path)
     if not text.strip():
         raise ValueError(f"{path}: this file is empty; a trace has at least its header")
     lines = text.removesuffix("\n").split("\n")
@@ -313,7 +258,7 @@ def read(path: str | Path) -> Trace:
     for number, line in enumerate(lines[1:], start=2):
         where = f"{path}: line {number}"
         _add_line(results, _object(line, where), head["strategies"], where)
-    if open_rows := [row for row, result in enumerate(results) if result.finish == Finish.RUNNING]:
+    if open_rows := [row for row, result in enumerate(results) if result.finish == FinishReason.RUNNING]:
         raise ValueError(f"{path}: truncated; the end of row {open_rows[0]} is missing")
     return Trace(head, results)
 
@@ -350,7 +295,7 @@ def _add_line(results: list[Result], line: dict[str, Any], strategies: Sequence[
     if not 0 <= row < len(results):
         raise ValueError(f"{where}: row {row}, but the header has {len(results)} prompts")
     result = results[row]
-    if result.finish != Finish.RUNNING:
+    if result.finish != FinishReason.RUNNING:
         raise ValueError(f"{where}: row {row} has already ended")
     if is_end:
         if line["new_tokens"] != len(result.records):
@@ -358,9 +303,12 @@ def _add_line(results: list[Result], line: dict[str, Any], strategies: Sequence[
                 f"{where}: row {row} has {len(result.records)} tokens, but ends after {line['new_tokens']}"
             )
         _check_choice(
-            line["finish"], [f.name.lower() for f in Finish if f != Finish.RUNNING], "finish", where
+            line["finish"],
+            [f.name.lower() for f in FinishReason if f != FinishReason.RUNNING],
+            "finish",
+            where,
         )
-        result.finish, result.text = Finish[line["finish"].upper()], line["text"]
+        result.finish, result.text = FinishReason[line["finish"].upper()], line["text"]
         return
     if line.pop("step") != len(result.records):
         raise ValueError(f"{where}: expected step {len(result.records)} of row {row}")

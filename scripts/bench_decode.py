@@ -40,14 +40,14 @@ from entropix.config import GenerateConfig, SamplerConfig
 from entropix.console import cli
 from entropix.decoding import loop
 from entropix.decoding.inputs import device_config
-from entropix.decoding.loop import TAIL_SIZE
+from entropix.decoding.loop import RECENT_SLOTS
 from entropix.decoding.prefix_cache import MIN_CAPACITY, PREFILL_WIDTHS
 from entropix.decoding.session import Session
 from entropix.generation import encode_prompt
 from entropix.model import kv_cache, transformer
 
 PROMPT = "It was the best of times, it was the worst of times, it was the age of wisdom, it was"
-STEPS = TAIL_SIZE - 2  # of one timed chunk: it must not fill the tail
+STEPS = RECENT_SLOTS - 2  # of one timed chunk: it must not fill the tail
 CALLS = 20  # of the metrics or the sampler alone: one is too short to time
 
 
@@ -188,7 +188,7 @@ def bare_cases(name: str, loaded: Model, batch: int, context: int) -> Iterator[C
     """As many steps of nothing but the forward pass and an argmax; then metrics and sampler, each on its own."""
     cache = kv_cache.empty_cache(loaded.config, batch, capacity(context), loaded.dtype)
     cache = cache._replace(length_B=jnp.full(batch, context, jnp.int32))
-    tail = kv_cache.empty_tail(loaded.config, batch, TAIL_SIZE, loaded.dtype)
+    tail = kv_cache.empty_recent(loaded.config, batch, RECENT_SLOTS, loaded.dtype)
     forward = jax.jit(partial(transformer.forward, cfg=loaded.config))
     token_B = jnp.ones(batch, jnp.int32)
 
@@ -208,7 +208,7 @@ def bare_cases(name: str, loaded: Model, batch: int, context: int) -> Iterator[C
     measure, rule = jax.jit(metrics.measure), samplers.get("entropix")
     measured = jax.tree.map(lambda metric_BT: metric_BT[:, 0], measure(logits_BTV, attention))
     seen, state = (
-        samplers.Context(logits_BTV[:, 0], measured),
+        samplers.SamplerInputs(logits_BTV[:, 0], measured),
         rule.init(SamplerConfig(), [[]] * batch, loaded.tokenizer.encode),
     )
     key_B = jax.random.split(jax.random.key(0), batch)
@@ -226,7 +226,7 @@ def call(function: Callable[[], Any]) -> None:
 def capacity(context: int) -> int:
     """Slots that a session's cache has in the middle of a text of so many tokens."""
     slots = MIN_CAPACITY
-    while slots < context + TAIL_SIZE:
+    while slots < context + RECENT_SLOTS:
         slots *= 2
     return slots
 

@@ -17,7 +17,7 @@ from entropix import generation
 from entropix.checkpoint import loading
 from entropix.console import cli
 from entropix.decoding.session import Session
-from entropix.generation import Job
+from entropix.generation import GenerationRequest
 
 PROMPT = "The history of the lighthouse begins"
 EVERYWHERE = {"entropy": 1e-6, "among": "all", "budget": 2**31 - 1}
@@ -84,14 +84,14 @@ def main() -> None:
     print(json.dumps({"options": dataclasses.asdict(args), "cases": lines}))
 
 
-def job(model: loading.Model, case: Case, new_tokens: int) -> Job:
+def job(model: loading.Model, case: Case, new_tokens: int) -> GenerationRequest:
     """A continuation of the prompt that never ends early."""
     options: dict[str, Any] = {"max_new_tokens": new_tokens, "ignore_stop_tokens": True, "raw": True}
     branching = {"paths": case.paths, "depth": case.depth, "keep": case.keep, **EVERYWHERE}
     return generation.prepare(model, PROMPT, sampler="min-p", branching=branching, **options)
 
 
-def measured(job: Job) -> Run:
+def measured(job: GenerationRequest) -> Run:
     """One generation of a job, from its first token on; the prompt is read before."""
     session = Session(job.model, 1)
     session.start(job.prompt_ids, job.sampler, job.sampler_config, job.config)

@@ -16,9 +16,9 @@ from matplotlib import pyplot as plt
 from matplotlib.colors import ListedColormap
 
 from entropix import trace
-from entropix.config import read_preset
 from entropix.console import cli
 from entropix.metrics import Metrics
+from entropix.presets import read_preset
 from entropix.samplers.entropix import STRATEGIES, THRESHOLDS, choose
 
 COLORS = ("#6baed6", "#fdd0a2", "#a1d99b", "#fb9a99", "#d9d9d9")

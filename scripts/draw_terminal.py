@@ -55,7 +55,7 @@ def svg(result: entropix.Result, what: str, title: str, columns: int) -> str:
     tokens = (
         coloring.paint(record["text"], coloring.token_style(record, what, strategies, COLORS), COLORS)
         for record in result.records
-        if result.finish != entropix.Finish.STOP_TOKEN or record is not result.records[-1]
+        if result.finish != entropix.FinishReason.STOP_TOKEN or record is not result.records[-1]
     )
     inserted = any(record["injected"] for record in result.records)
     legend = coloring.legend(what, run_statistics.strategy_counts([result], strategies), COLORS, inserted)

@@ -12,7 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from entropix.config import GenerateConfig, SamplerConfig, preset_names, read_preset
+from entropix.config import GenerateConfig, SamplerConfig
+from entropix.presets import preset_names, read_preset
 from entropix.samplers import SAMPLERS, about, guarded
 from entropix.samplers.knobs import traced
 

@@ -9,9 +9,11 @@ import toy
 from entropix import generation, samplers
 from entropix.checkpoint.loading import Model
 from entropix.decoding.session import Session
-from entropix.generation import Result, collect, prepare, run
-from entropix.metrics import Metrics, entropy_bits, second_shift, self_certainty, softmax_parts
-from entropix.samplers.base import Context, SampleInfo
+from entropix.generation import collect, prepare, run
+from entropix.metrics import Metrics, self_certainty
+from entropix.numerics import entropy_bits, second_shift, softmax_parts
+from entropix.results import Result
+from entropix.samplers.base import SampleInfo, SamplerInputs
 
 V = 16
 STRATEGIES = samplers.get("entropix").strategies
@@ -54,13 +56,13 @@ def forks(result: Result) -> list[int]:
     return [step for step, record in enumerate(result.records) if "branches" in record]
 
 
-def context_of(logits_BV: Any) -> Context:
+def context_of(logits_BV: Any) -> SamplerInputs:
     """What a sampler sees of these logits; the metrics of attention are 0."""
     logits_BV = jnp.asarray(logits_BV, jnp.float32)
     parts = softmax_parts(logits_BV)
     top_B = 1 / parts.total
     nothing = Metrics(*(jnp.zeros(len(logits_BV)) for _ in Metrics._fields))
-    return Context(
+    return SamplerInputs(
         logits_BV,
         nothing._replace(
             logits_entropy=entropy_bits(parts),

@@ -10,8 +10,8 @@ import pytest
 
 from entropix import generation
 from entropix.console import cli
-from entropix.generation import Event
 from entropix.main import main
+from entropix.results import TokenEvent
 
 # Thresholds amid what the toy's random weights give, so that there are several strategies.
 MIXED = ("--low-vent-thresh", "2.3", "--high-ent-thresh", "7.1", "--high-vent-thresh", "2.6")
@@ -60,7 +60,7 @@ def interrupt_after(monkeypatch: pytest.MonkeyPatch, n_events: int) -> None:
     """The next generation meets a Ctrl-C after so many events; those after it run as usual."""
     usual = generation.run
 
-    def run(*args: Any) -> Iterator[Event]:
+    def run(*args: Any) -> Iterator[TokenEvent]:
         monkeypatch.setattr(generation, "run", usual)
         for number, event in enumerate(usual(*args)):
             if number == n_events:

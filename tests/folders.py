@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
-from entropix.checkpoint.hf_folder import read_config, tensor_shapes
+from entropix.checkpoint.hf_folder import read_config
+from entropix.checkpoint.tensors import tensor_shapes
 from entropix.checkpoint.tokenizer_files import CHAR_OF_BYTE
 from entropix.config import ModelConfig
 

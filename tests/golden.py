@@ -15,9 +15,9 @@ import toy
 
 import entropix
 from entropix.checkpoint.loading import Model
-from entropix.config import preset_names
 from entropix.cot import parallel
 from entropix.cot.parallel import CotResult
+from entropix.presets import preset_names
 
 FILE = Path(__file__).with_name("golden.jsonl")
 

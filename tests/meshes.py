@@ -14,8 +14,8 @@ from jax.sharding import Mesh
 from entropix import sharding
 from entropix.checkpoint.loading import Model
 from entropix.config import ModelConfig
-from entropix.generation import Result
 from entropix.model.weights import LayerWeights, Weights
+from entropix.results import Result
 
 # fmt: off
 _COLLECTIVES = (

@@ -1,7 +1,7 @@
 """Results of generations that never took place."""
 
-from entropix.generation import Result
 from entropix.metrics import Metrics
+from entropix.results import Result
 
 
 def record(strategy: str, injected: bool = False, **metrics: float | None) -> dict[str, object]:

@@ -8,10 +8,10 @@ import pytest
 from entropix.model import attention
 
 B, K, G, H = 2, 2, 3, 8
-blocked, scored = jax.jit(attention.blocked), jax.jit(attention.scored)
+blocked, scored = jax.jit(attention.blockwise_attention), jax.jit(attention.attention_with_scores)
 
 
-Past = tuple[attention.Pair, ...]
+Past = tuple[attention.LayerKV, ...]
 
 
 def inputs(
@@ -20,7 +20,7 @@ def inputs(
     lengths: tuple[int, int],
     scale: float = 1.0,
     shared: tuple[int, tuple[int, int]] | None = None,
-) -> tuple[jax.Array, Past, attention.Pair, jax.Array, tuple[jax.Array, ...]]:
+) -> tuple[jax.Array, Past, attention.LayerKV, jax.Array, tuple[jax.Array, ...]]:
     """Random arguments of `blocked`, for new tokens that follow each other behind so many in the cache.
 
     shared: capacity and lengths of what both rows begin with.
@@ -30,7 +30,7 @@ def inputs(
     def normal(*shape: int) -> jax.Array:
         return jnp.asarray(rng.standard_normal(shape), jnp.float32)
 
-    past: list[attention.Pair] = [(normal(B, K, H, capacity), normal(B, K, capacity, H))]
+    past: list[attention.LayerKV] = [(normal(B, K, H, capacity), normal(B, K, capacity, H))]
     newest = normal(B, K, H, n_new), normal(B, K, n_new, H)
     parts = [(capacity, lengths)]
     if shared:
@@ -55,7 +55,7 @@ def inputs(
     )
 
 
-def exact(q_BKGTH: jax.Array, past: Past, newest: attention.Pair, visible_BTS: jax.Array) -> np.ndarray:
+def exact(q_BKGTH: jax.Array, past: Past, newest: attention.LayerKV, visible_BTS: jax.Array) -> np.ndarray:
     """softmax(q·k/√H) v over the visible keys, in float64."""
 
     def of_every_row(x: jax.Array) -> np.ndarray:
@@ -99,17 +99,21 @@ def test_blocks_find_what_the_formula_says(
     q_BKGTH, past, newest, visible_BTS, filled = inputs(n_new, capacity, lengths, scale, shared)
     expected = exact(q_BKGTH, past, newest, visible_BTS)
     close = {"rtol": 0, "atol": 2e-6 if scale <= 1 else 2e-4}  # a score of 700 has an error of 3e-5 itself
-    np.testing.assert_allclose(blocked(q_BKGTH, past, newest, visible_BTS, filled), expected, **close)
-    np.testing.assert_allclose(scored(q_BKGTH, past, newest, visible_BTS)[0], expected, **close)
+    np.testing.assert_allclose(
+        blockwise_attention(q_BKGTH, past, newest, visible_BTS, filled), expected, **close
+    )
+    np.testing.assert_allclose(
+        attention_with_scores(q_BKGTH, past, newest, visible_BTS)[0], expected, **close
+    )
 
 
 def test_blocks_that_no_row_has_filled_are_not_looked_at() -> None:
     """What they hold, even NaN, which would spoil every sum it is in, changes nothing."""
     q_BKGTH, past, newest, visible_BTS, filled = inputs(64, 2048, (500, 513))
-    expected = blocked(q_BKGTH, past, newest, visible_BTS, filled)
+    expected = blockwise_attention(q_BKGTH, past, newest, visible_BTS, filled)
     [(k_BKHS, v_BKSH)] = past
     past = ((k_BKHS.at[..., 1024:].set(jnp.nan), v_BKSH.at[:, :, 1024:].set(jnp.nan)),)
-    np.testing.assert_array_equal(blocked(q_BKGTH, past, newest, visible_BTS, filled), expected)
+    np.testing.assert_array_equal(blockwise_attention(q_BKGTH, past, newest, visible_BTS, filled), expected)
 
 
 def test_how_much_is_filled_does_not_compile_anew() -> None:
@@ -118,7 +122,7 @@ def test_how_much_is_filled_does_not_compile_anew() -> None:
     @jax.jit
     def counted(*args: jax.Array) -> jax.Array:
         traces.append(1)
-        return attention.blocked(*args)
+        return attention.blockwise_attention(*args)
 
     q_BKGTH, past, newest, visible_BTS, _ = inputs(8, 1024, (1, 1))
     for filled in (0, 1, 512, 1024):
@@ -128,8 +132,8 @@ def test_how_much_is_filled_does_not_compile_anew() -> None:
 
 def test_a_row_that_is_not_finite_spoils_no_other() -> None:
     q_BKGTH, past, newest, visible_BTS, filled = inputs(64, 512, (100, 400))
-    expected = blocked(q_BKGTH, past, newest, visible_BTS, filled)
-    found = blocked(q_BKGTH.at[1].set(jnp.nan), past, newest, visible_BTS, filled)
+    expected = blockwise_attention(q_BKGTH, past, newest, visible_BTS, filled)
+    found = blockwise_attention(q_BKGTH.at[1].set(jnp.nan), past, newest, visible_BTS, filled)
     np.testing.assert_array_equal(found[0], expected[0])
     assert np.isnan(found[1]).all()
 
@@ -143,7 +147,7 @@ def test_bfloat16_values_are_added_up_in_float32(shared: bool) -> None:
     past = (tuple(x[0] for x in own), own) if shared else (own,)
     newest = jnp.zeros((1, 1, H, 8), jnp.bfloat16), jnp.ones((1, 1, 8, H), jnp.bfloat16)
     visible_BTS = jnp.ones((1, 8, len(past) * capacity + 8), bool)
-    found = blocked(zero, past, newest, visible_BTS, (jnp.asarray(capacity),) * len(past))
+    found = blockwise_attention(zero, past, newest, visible_BTS, (jnp.asarray(capacity),) * len(past))
     assert found.dtype == jnp.bfloat16
     np.testing.assert_array_equal(found, jnp.ones_like(found))
 
@@ -153,7 +157,9 @@ def test_what_the_parts_add_is_rounded_once_in_bfloat16() -> None:
     half = jnp.bfloat16
     q_BKGTH, past, newest, visible_BTS, _ = inputs(1, 64, (64, 64), shared=(64, (64, 64)))
     pairs = [tuple(x.astype(half) for x in pair) for pair in (*past, newest)]
-    mix_BKGTH, score_BKGTS = scored(q_BKGTH.astype(half), tuple(pairs[:-1]), pairs[-1], visible_BTS)
+    mix_BKGTH, score_BKGTS = attention_with_scores(
+        q_BKGTH.astype(half), tuple(pairs[:-1]), pairs[-1], visible_BTS
+    )
     prob_BKGTS = np.asarray(jax.nn.softmax(score_BKGTS, axis=-1).astype(half), np.float64)
     v_BKSH = np.concatenate(
         [np.broadcast_to(np.asarray(v, np.float64), (B, *v.shape[-3:])) for _, v in pairs], 2

@@ -9,13 +9,15 @@ import pytest
 import toy
 
 from entropix import samplers
-from entropix.config import BacktrackConfig, GenerateConfig, read_preset
+from entropix.config import BacktrackConfig, GenerateConfig
 from entropix.decoding import backtracking, loop
 from entropix.decoding.inputs import device_config, make_request
-from entropix.decoding.sample_step import Finish, Purpose
+from entropix.decoding.sample_step import Purpose
 from entropix.decoding.session import Session
 from entropix.generation import collect, generate, prepare, run
-from entropix.samplers.base import Context
+from entropix.presets import read_preset
+from entropix.results import FinishReason
+from entropix.samplers.base import SamplerInputs
 
 MODEL = toy.model_of()
 PROMPTS = [[1, 2, 3, 4, 5], [200, 7], [9] * 40]
@@ -55,7 +57,7 @@ def without_a_cache(
         logits_BV = np.array(logits_BTV[:, here])
         if step == place:
             logits_BV[:, forbidden] = -np.inf
-        context = Context(
+        context = SamplerInputs(
             jnp.asarray(logits_BV), jax.tree.map(lambda leaf, here=here: leaf[:, here], metrics_BT)
         )
         token_B, state, info, _ = draw(fold(key, step)[None], states[-1], context, device_config(cfg))
@@ -205,7 +207,7 @@ def test_nothing_that_was_shown_is_taken_back() -> None:
     for event in run(job):
         pieces[event.row] += event.text
         counts[event.row] += event.record is not None
-        assert event.finish != Finish.RETREATING
+        assert event.finish != FinishReason.BACKTRACKING
     results = backtracked(PROMPTS)
     assert pieces == [result.text for result in results]
     assert counts == [len(result.token_ids) for result in results]

@@ -10,9 +10,10 @@ import entropix
 from entropix import generation, trace
 from entropix.batching import Batches
 from entropix.checkpoint.loading import Model
-from entropix.generation import Job, Result, collect
+from entropix.generation import GenerationRequest, collect
 from entropix.main import main
 from entropix.replay import first_difference
+from entropix.results import Result
 
 Run = Callable[..., tuple[int, str, str]]
 PROMPTS = [
@@ -38,7 +39,7 @@ def prompt_file(tmp_path: Path) -> str:
     return str(path)
 
 
-def job_of(model: Model, **options: object) -> Job:
+def job_of(model: Model, **options: object) -> GenerationRequest:
     return generation.prepare(model, PROMPTS, sampler="temperature", max_new_tokens=9, **options)
 
 

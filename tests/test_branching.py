@@ -15,9 +15,10 @@ from entropix import samplers
 from entropix.config import BranchConfig, SamplerConfig
 from entropix.decoding import branching
 from entropix.decoding.branching import Paths, Plan
-from entropix.decoding.sample_step import Finish, Request, Rows, draw_token
+from entropix.decoding.sample_step import BatchInputs, RowState, draw_token
 from entropix.metrics import Metrics
-from entropix.samplers.base import Context, everything
+from entropix.results import FinishReason
+from entropix.samplers.base import SamplerInputs, full_vocabulary
 
 # The dynamics: after each token the likeliest next one and its probability; all others are equally likely. After token
 # 0, the fork, 1, 2 and 3 may follow. The product of a path's probabilities is largest for the path of token 1 at depth
@@ -40,7 +41,7 @@ def table() -> np.ndarray:
     return np.log(p).astype(np.float32)
 
 
-def read(table_VV: jax.Array, token_BC: jax.Array, world: Any) -> tuple[Context, Any]:
+def read(table_VV: jax.Array, token_BC: jax.Array, world: Any) -> tuple[SamplerInputs, Any]:
     """The rollout function: the table at the newest token of every path. There is nothing to remember."""
     return context_of(table_VV[token_BC.reshape(-1)]), world
 
@@ -51,7 +52,7 @@ def tree(
     stop: int = 999,
     limit: int = 99,
     **options: Any,
-) -> tuple[Paths, Rows]:
+) -> tuple[Paths, RowState]:
     """(all paths of a fork after each row's token, the ends of the best ones), greedy from there on."""
     cfg = BranchConfig(**{"paths": 3, "depth": 2, "among": "all"} | options)
     plan, numbers = branching.plan(cfg, STRATEGIES), branching.numbers(cfg)
@@ -61,21 +62,23 @@ def tree(
 @partial(jax.jit, static_argnames="plan")
 def _tree(
     table_VV: jax.Array, row_B: jax.Array, stop: int, limit: int, numbers: branching.Numbers, plan: Plan
-) -> tuple[Paths, Rows]:
+) -> tuple[Paths, RowState]:
     context = context_of(table_VV[row_B])
     drawn_B = jnp.argmax(context.logits_BV, axis=-1).astype(jnp.int32)
-    token_BC, valid_BC = branching.openings(plan, numbers, drawn_B, everything(context.logits_BV), context)
+    token_BC, valid_BC = branching.first_tokens(
+        plan, numbers, drawn_B, full_vocabulary(context.logits_BV), context
+    )
     n = token_BC.size
-    request = Request(
+    request = BatchInputs(
         key_B=jax.random.split(jax.random.key(0), n),
         limit_B=jnp.full(n, limit),
-        limit_reason_B=jnp.full(n, Finish.LENGTH),
+        limit_reason_B=jnp.full(n, FinishReason.LENGTH),
         stop_E=jnp.asarray([stop], jnp.int32),
     )
-    opened = Rows(
+    opened = RowState(
         token_B=token_BC.reshape(-1),
         step_B=jnp.ones(n, jnp.int32),
-        finish_B=jnp.where(token_BC.reshape(-1) == stop, Finish.STOP_TOKEN, Finish.RUNNING),
+        finish_B=jnp.where(token_BC.reshape(-1) == stop, FinishReason.STOP_TOKEN, FinishReason.RUNNING),
         sampler=(),
     )
     draw = partial(draw_token, sampler_cfg=SamplerConfig(), sampler=samplers.get("greedy"), n_alternatives=0)
@@ -101,8 +104,8 @@ def _tree(
     )
     logprob_BCD = column(jnp.take_along_axis(log_p_BV, token_BC, axis=1), records.info.logprob_B)
     live_BCD = column(valid_BC, records.live_B) & valid_BC[..., None]
-    broken_BC = (ends.finish_B == Finish.NAN).reshape(-1, plan.paths)
-    score_BC, best_B = branching.judge(
+    broken_BC = (ends.finish_B == FinishReason.NAN).reshape(-1, plan.paths)
+    score_BC, best_B = branching.score_paths(
         plan, numbers, valid_BC, broken_BC, live_BCD, info()._replace(logprob_B=logprob_BCD), metrics
     )
     paths = Paths(
@@ -222,28 +225,28 @@ def test_a_path_that_stops_is_scored_by_the_tokens_it_has() -> None:
     assert texts(paths) == [[1, 4, 5, 6], [2, 7, 8, 9], [3, 10]]
     assert paths.score_BC[0, 2] == pytest.approx((math.log(0.2) + math.log(0.9)) / 2, rel=1e-6)
     assert paths.best_B.tolist() == [1]
-    assert ends.finish_B.tolist() == [Finish.RUNNING]
+    assert ends.finish_B.tolist() == [FinishReason.RUNNING]
 
 
 def test_a_path_that_opens_with_a_stop_token_has_one_token() -> None:
     paths, ends = tree(table(), depth=3, stop=1)
     assert texts(paths) == [[1], [2, 7, 8, 9], [3, 10, 11, 12]]
     assert paths.score_BC[0, 0] == pytest.approx(math.log(0.5), rel=1e-6)
-    assert (paths.best_B.tolist(), ends.finish_B.tolist()) == ([2], [Finish.RUNNING])
+    assert (paths.best_B.tolist(), ends.finish_B.tolist()) == ([2], [FinishReason.RUNNING])
 
 
 def test_a_kept_path_that_stopped_ends_its_row() -> None:
     paths, ends = tree(table(), depth=3, stop=11)
     assert texts(paths)[2] == [3, 10, 11]
     assert paths.best_B.tolist() == [2]
-    assert (ends.token_B.tolist(), ends.finish_B.tolist()) == ([11], [Finish.STOP_TOKEN])
+    assert (ends.token_B.tolist(), ends.finish_B.tolist()) == ([11], [FinishReason.STOP_TOKEN])
 
 
 def test_the_limit_ends_all_paths() -> None:
     paths, ends = tree(table(), depth=3, limit=3)
     assert texts(paths) == [[1, 4, 5], [2, 7, 8], [3, 10, 11]]
     assert paths.best_B.tolist() == [1], "the best at depth 2"
-    assert ends.finish_B.tolist() == [Finish.LENGTH]
+    assert ends.finish_B.tolist() == [FinishReason.LENGTH]
 
 
 def test_a_path_whose_logits_are_not_finite_is_never_kept() -> None:
@@ -252,7 +255,7 @@ def test_a_path_whose_logits_are_not_finite_is_never_kept() -> None:
     paths, ends = tree(broken, depth=3)
     assert paths.score_BC[0, 2] == -np.inf
     assert paths.best_B.tolist() == [1]
-    assert ends.finish_B.tolist() == [Finish.RUNNING]
+    assert ends.finish_B.tolist() == [FinishReason.RUNNING]
 
 
 def test_if_all_paths_broke_down_the_drawn_token_is_kept() -> None:

@@ -14,10 +14,10 @@ from branches import EVERYWHERE, MODEL, PLAIN, PROMPTS, SMALL, branched, forks, 
 from entropix import samplers, scoring
 from entropix.checkpoint.loading import Model
 from entropix.decoding import loop
-from entropix.decoding.sample_step import Finish
 from entropix.decoding.session import Session
-from entropix.generation import Result, collect, prepare, run
+from entropix.generation import collect, prepare, run
 from entropix.metrics import Metrics
+from entropix.results import FinishReason, Result
 
 
 @pytest.fixture(scope="module")
@@ -262,7 +262,7 @@ def test_thresholds_without_branching_change_no_token_and_no_program(off: dict[s
 def test_the_limit_ends_rows_and_paths(limit: int) -> None:
     results, _ = branched(max_new_tokens=limit)
     for result in results:
-        assert (len(result.token_ids), result.finish) == (limit, Finish.LENGTH)
+        assert (len(result.token_ids), result.finish) == (limit, FinishReason.LENGTH)
         for step in forks(result):
             assert step < limit - 1, "the last token has nothing after it"
             lengths = {len(branch["ids"]) for branch in result.records[step]["branches"]}
@@ -274,9 +274,9 @@ def test_a_stop_token_ends_a_path_and_if_it_is_kept_its_row(results: list[Result
     for stop in dict.fromkeys(results[0].token_ids):
         stopped, _ = branched(model=dataclasses.replace(MODEL, stop_ids=(stop,)))
         for result in stopped:
-            assert (result.token_ids[-1] == stop) == (result.finish == Finish.STOP_TOKEN)
+            assert (result.token_ids[-1] == stop) == (result.finish == FinishReason.STOP_TOKEN)
             assert stop not in result.token_ids[:-1]
-            ended_inside += result.finish == Finish.STOP_TOKEN and len(result.token_ids) % 3 == 2
+            ended_inside += result.finish == FinishReason.STOP_TOKEN and len(result.token_ids) % 3 == 2
             for step in forks(result):
                 for branch in result.records[step]["branches"]:
                     assert stop not in branch["ids"][:-1]

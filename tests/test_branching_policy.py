@@ -11,13 +11,13 @@ from branches import STRATEGIES, V, context_of, info
 
 from entropix.config import BranchConfig
 from entropix.decoding import branching
-from entropix.decoding.branching import Forks, Plan
+from entropix.decoding.branching import BranchState, Plan
 from entropix.samplers.base import Candidates
 
 # ----- what is tried ----------------------------------------------------------------------------------------
 
 
-def openings(
+def first_tokens(
     logits: Sequence[float],
     offered: Sequence[tuple[int, float]],
     token: int,
@@ -27,7 +27,7 @@ def openings(
     plan, numbers = branching.plan(cfg, STRATEGIES), branching.numbers(cfg)
     tokens, logits_C = zip(*offered, strict=True)
     candidates = Candidates(jnp.asarray([logits_C], jnp.float32), jnp.asarray([tokens], jnp.int32))
-    token_BC, valid_BC = branching.openings(
+    token_BC, valid_BC = branching.first_tokens(
         plan, numbers, jnp.asarray([token], jnp.int32), candidates, context_of([logits])
     )
     return token_BC[0].tolist(), valid_BC[0].tolist()
@@ -38,26 +38,26 @@ EIGHT = [0.0, 5.0, 1.0, 4.0, 3.0, 2.0, -1.0, -2.0]
 
 def test_the_drawn_token_comes_first_then_the_likeliest_others() -> None:
     offered = [(1, 5.0), (3, 4.0), (4, 3.0), (5, 2.0), (2, 1.0)]
-    assert openings(EIGHT, offered, token=4) == ([4, 1, 3, 5], [True] * 4)
+    assert first_tokens(EIGHT, offered, token=4) == ([4, 1, 3, 5], [True] * 4)
 
 
 def test_of_equally_likely_tokens_the_one_offered_first_is_tried() -> None:
     offered = [(6, 1.0), (2, 3.0), (7, 3.0), (5, 3.0), (1, 3.0)]
-    assert openings(EIGHT, offered, token=7) == ([7, 2, 5, 1], [True] * 4)
+    assert first_tokens(EIGHT, offered, token=7) == ([7, 2, 5, 1], [True] * 4)
 
 
 def test_only_what_the_filters_kept_is_tried_unless_all_may() -> None:
     offered = [(1, 5.0), (3, 4.0), (4, -np.inf), (5, -np.inf)]
-    tokens, valid = openings(EIGHT, offered, token=1)
+    tokens, valid = first_tokens(EIGHT, offered, token=1)
     assert (tokens[:2], valid) == ([1, 3], [True, True, False, False])
-    assert openings(EIGHT, offered, token=1, among="all") == ([1, 3, 4, 5], [True] * 4)
+    assert first_tokens(EIGHT, offered, token=1, among="all") == ([1, 3, 4, 5], [True] * 4)
 
 
 @pytest.mark.parametrize("n_offered", [1, 2, 3])
 def test_fewer_candidates_than_paths_are_fewer_paths(n_offered: int) -> None:
     """A path that there is not has the drawn token, whatever was filtered."""
     offered = [(1, 5.0), (3, 4.0), (4, 3.0)][:n_offered]
-    tokens, valid = openings(EIGHT, offered, token=1)
+    tokens, valid = first_tokens(EIGHT, offered, token=1)
     assert valid == [True] * n_offered + [False] * (4 - n_offered)
     assert tokens == [1, 3, 4][:n_offered] + [1] * (4 - n_offered)
 
@@ -72,7 +72,7 @@ def test_a_growing_fork_has_a_path_more_for_every_so_much_entropy(
     """2^bits tokens are equally likely, so that the entropy is exact."""
     logits = [0.0 if token < 2**bits else -np.inf for token in range(8)]
     offered = [(token, -float(token)) for token in range(8)]
-    assert sum(openings(logits, offered, token=0, growth=growth)[1]) == expected
+    assert sum(first_tokens(logits, offered, token=0, growth=growth)[1]) == expected
 
 
 # ----- where it forks ---------------------------------------------------------------------------------------
@@ -90,7 +90,7 @@ def forks_at(
     plan, numbers = branching.plan(cfg, STRATEGIES), branching.numbers(cfg)
     metrics = context_of(np.zeros((1, V))).metrics
     metrics = metrics._replace(logits_entropy=jnp.asarray([entropy]), margin=jnp.asarray([margin]))
-    forks = Forks(jnp.asarray([count], jnp.int32), jnp.asarray([latest], jnp.int32))
+    forks = BranchState(jnp.asarray([count], jnp.int32), jnp.asarray([latest], jnp.int32))
     fields = {name: [value] for name, value in fields.items()}
     [answer] = branching.wanted(plan, numbers, forks, info(**fields), metrics, jnp.asarray([step], jnp.int32))
     return bool(answer)

@@ -10,7 +10,8 @@ from branches import EVERYWHERE, MODEL, PROMPTS, SMALL, forks
 from entropix import generation
 from entropix.config import GenerateConfig, SamplerConfig
 from entropix.decoding.session import Session
-from entropix.generation import Result, collect, prepare, run
+from entropix.generation import collect, prepare, run
+from entropix.results import Result
 
 # ----- samplers that remember -------------------------------------------------------------------------------
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import entropix
-from entropix import calibrate, config, run_statistics
+from entropix import calibrate, config, files, presets, run_statistics
 from entropix.checkpoint.loading import Model
 from entropix.config import SamplerConfig
 from entropix.lab.calibration import fitting, solver
@@ -230,23 +230,23 @@ def test_a_fitted_preset_is_read_back_and_says_what_it_was_fitted_on(
     shipped.mkdir()
     (shipped / "calibration.txt").write_text("Some text, not long. " * 10)
     (shipped / "calibration-prompts.txt").write_text("One\nTwo\n")
-    found = config.shipped
+    found = presets.shipped
     ours = [file.name for file in shipped.iterdir()]
-    monkeypatch.setattr(config, "shipped", lambda name: shipped / name if name in ours else found(name))
+    monkeypatch.setattr(presets, "shipped", lambda name: shipped / name if name in ours else found(name))
     out = tmp_path / "fitted.toml"
     code, report, errors = command(
         *("--weights", toy_folder, "--max-new-tokens", "8", "--flow", "0.2", "--out", str(out))
     )
     assert (code, errors) == (0, "")
-    rule, cfg = config.read_preset(str(out))
+    rule, cfg = presets.read_preset(str(out))
     assert rule == "entropix"
-    reference = config.read_preset("entropix")[1]
+    reference = presets.read_preset("entropix")[1]
     fitted = {name: getattr(cfg, name) for name in Thresholds._fields}
     assert cfg == config.from_mapping(SamplerConfig, vars(reference) | fitted, "test")
     assert cfg != reference
     text = out.read_text()
     for name in ("calibration.txt", "calibration-prompts.txt"):
-        assert hashlib.sha256(config.shipped(name).read_bytes()).hexdigest() in text
+        assert hashlib.sha256(presets.shipped(name).read_bytes()).hexdigest() in text
     assert "210 positions" in text and "the 2 prompts of" in text  # the toy's tokens are bytes
     assert all(name in report for name in ("flow ", "clarify ", *Metrics._fields, *Thresholds._fields))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["configs", "fitted.toml"]
@@ -340,7 +340,7 @@ def test_a_plot_without_matplotlib_says_what_to_install(
 def test_a_file_appears_only_when_it_is_whole(tmp_path: Path) -> None:
     path = tmp_path / "preset.toml"
     path.write_text("old")
-    with pytest.raises(OSError, match="disk full"), calibrate.replacing(path) as temporary:
+    with pytest.raises(OSError, match="disk full"), files.replacing(path) as temporary:
         temporary.write_text("ne")
         raise OSError("disk full")
     assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("preset.toml", "old")]
@@ -350,16 +350,16 @@ def test_a_file_appears_only_when_it_is_whole(tmp_path: Path) -> None:
 
 
 def test_the_shipped_preset_was_fitted_on_the_shipped_files() -> None:
-    text = (config.shipped("samplers") / f"{SHIPPED}.toml").read_text()
+    text = (presets.shipped("samplers") / f"{SHIPPED}.toml").read_text()
     for name in ("calibration.txt", "calibration-prompts.txt"):
-        assert hashlib.sha256(config.shipped(name).read_bytes()).hexdigest() in text
+        assert hashlib.sha256(presets.shipped(name).read_bytes()).hexdigest() in text
 
 
 @pytest.mark.real
 def test_on_the_default_model_only_the_fitted_thresholds_clarify(real_model: Model) -> None:
     """The end of the corpus, a seventh of what the preset was fitted on. The reference never clarifies there."""
-    text = config.shipped("calibration.txt").read_text()[-2000:]
+    text = presets.shipped("calibration.txt").read_text()[-2000:]
     metrics = fitting.observe_text(real_model, text, "").metrics
-    assert occupancy(metrics, config.read_preset("entropix")[1])["clarify"] == 0
-    fitted = occupancy(metrics, config.read_preset(SHIPPED)[1])
+    assert occupancy(metrics, presets.read_preset("entropix")[1])["clarify"] == 0
+    fitted = occupancy(metrics, presets.read_preset(SHIPPED)[1])
     assert all(share > 0.01 for share in fitted.values()), fitted

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 from vocabularies import written
 
-from entropix.checkpoint.chat import ChatTemplate, Message, encode_chat, load_chat_template
+from entropix.checkpoint.chat import ChatTemplate, encode_chat, load_chat_template
 from entropix.checkpoint.tokenizer import Tokenizer, load_tokenizer
+from entropix.prompts import Message
 
 # As shipped with SmolLM2-135M-Instruct, and by Meta with Llama 3.
 SMOLLM2 = (
@@ -174,7 +175,7 @@ def test_a_damaged_template_names_its_file(tmp_path: Path) -> None:
     ):
         load_chat_template(tmp_path)
     (tmp_path / "chat_template.jinja").write_bytes(b"\xff")
-    with pytest.raises(ValueError, match=r"chat_template\.jinja: not UTF-8 text"):
+    with pytest.raises(ValueError, match=r"chat_template\.jinja: line 1 is not UTF-8"):
         load_chat_template(tmp_path)
 
 

@@ -11,7 +11,7 @@ import toy
 from safetensors.numpy import save_file
 
 from entropix import paths
-from entropix.checkpoint import hf_folder
+from entropix.checkpoint import hf_folder, tensors
 from entropix.config import RopeScaling
 
 # ----- config.json ------------------------------------------------------------------------------------------
@@ -217,11 +217,11 @@ def test_a_damaged_token_list_is_refused(tmp_path: Path) -> None:
 # ----- tensors ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dtype", hf_folder.DTYPES.values(), ids=str)
+@pytest.mark.parametrize("dtype", tensors.DTYPES.values(), ids=str)
 def test_a_mapped_tensor_has_the_values_that_were_stored(tmp_path: Path, dtype: np.dtype) -> None:
     arrays = {"a": np.arange(6).reshape(2, 3).astype(dtype), "b": np.array([7, 8], dtype)}
     save_file(arrays, tmp_path / "model.safetensors")
-    stored = hf_folder.stored_tensors(tmp_path)
+    stored = tensors.stored_tensors(tmp_path)
     for name, array in arrays.items():
         values = stored[name].read()
         assert values.dtype == dtype
@@ -232,7 +232,7 @@ def test_a_mapped_tensor_has_the_values_that_were_stored(tmp_path: Path, dtype: 
 def test_the_index_names_the_files_that_are_read(tmp_path: Path) -> None:
     folders.write_tensors(tmp_path, {name: np.zeros(2, np.float32) for name in "abc"}, n_files=2)
     save_file({"d": np.zeros(2, np.float32)}, tmp_path / "consolidated.safetensors")
-    assert sorted(hf_folder.stored_tensors(tmp_path)) == ["a", "b", "c"]
+    assert sorted(tensors.stored_tensors(tmp_path)) == ["a", "b", "c"]
 
 
 def test_one_whole_file_is_all_that_is_read(tmp_path: Path) -> None:
@@ -240,7 +240,7 @@ def test_one_whole_file_is_all_that_is_read(tmp_path: Path) -> None:
     save_file(
         {"a": np.ones(3, np.float32)}, tmp_path / "consolidated.safetensors"
     )  # as in Mistral's repositories
-    stored = hf_folder.stored_tensors(tmp_path)
+    stored = tensors.stored_tensors(tmp_path)
     assert {name: tensor.shape for name, tensor in stored.items()} == {"a": (2,)}
 
 
@@ -250,25 +250,25 @@ def test_a_file_that_the_index_names_must_be_there(tmp_path: Path) -> None:
     with pytest.raises(
         ValueError, match=r"model-00002-of-00002.safetensors: no such file, but the index names it"
     ):
-        hf_folder.stored_tensors(tmp_path)
+        tensors.stored_tensors(tmp_path)
 
 
 def test_an_index_without_a_map_is_refused(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors.index.json").write_text("{}")
     with pytest.raises(ValueError, match=r"index\.json: expected an object 'weight_map'"):
-        hf_folder.stored_tensors(tmp_path)
+        tensors.stored_tensors(tmp_path)
 
 
 def test_a_tensor_in_two_files_is_refused(tmp_path: Path) -> None:
     for name in ("one", "two"):
         save_file({"a": np.zeros(2, np.float32)}, tmp_path / f"{name}.safetensors")
     with pytest.raises(ValueError, match=r"tensor a is both in .*one\.safetensors and in .*two\.safetensors"):
-        hf_folder.stored_tensors(tmp_path)
+        tensors.stored_tensors(tmp_path)
 
 
 def test_a_folder_without_tensors_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"no \.safetensors file here"):
-        hf_folder.stored_tensors(tmp_path)
+        tensors.stored_tensors(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -279,10 +279,10 @@ def test_a_truncated_file_is_named(tmp_path: Path, keep: int) -> None:
     save_file({"a": np.zeros((4, 4), np.float32)}, file)
     file.write_bytes(file.read_bytes()[:keep])
     with pytest.raises(ValueError, match=r"model\.safetensors: empty, truncated or no safetensors file"):
-        hf_folder.stored_tensors(tmp_path)
+        tensors.stored_tensors(tmp_path)
 
 
 def test_a_file_of_something_else_is_named(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"version https://git-lfs.github.com/spec/v1\n" * 3)
     with pytest.raises(ValueError, match=r"model\.safetensors: empty, truncated or no safetensors file"):
-        hf_folder.stored_tensors(tmp_path)
+        tensors.stored_tensors(tmp_path)

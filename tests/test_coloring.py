@@ -9,7 +9,7 @@ from results import record
 from rich.color import Color, ColorSystem
 from rich.style import Style
 
-from entropix import palette
+from entropix import metric_labels
 from entropix.console import coloring
 from entropix.console.coloring import Choice
 from entropix.metrics import Metrics
@@ -98,7 +98,7 @@ def shown(color: Color | None, system: ColorSystem) -> Color:
     return color.downgrade(system)
 
 
-@pytest.mark.parametrize("color", palette.STRATEGIES)
+@pytest.mark.parametrize("color", metric_labels.STRATEGIES)
 def test_every_strategy_can_be_read_on_white_and_on_black(color: str) -> None:
     """Contrast of at least 3 to 1, WCAG's minimum for large text and for what is not text."""
     assert contrast(Color.parse(color), Color.parse("#ffffff")) >= 3
@@ -114,7 +114,7 @@ def test_letters_can_be_read_all_along_a_scale(system: ColorSystem) -> None:
         assert contrast(letters, behind) >= 4.5, step
 
 
-@pytest.mark.parametrize("color", palette.STRATEGIES)
+@pytest.mark.parametrize("color", metric_labels.STRATEGIES)
 @pytest.mark.parametrize("system", SYSTEMS)
 def test_letters_can_be_read_on_every_strategy(color: str, system: ColorSystem) -> None:
     style = coloring.on(Color.parse(color), system)
@@ -123,10 +123,13 @@ def test_letters_can_be_read_on_every_strategy(color: str, system: ColorSystem) 
 
 def test_a_scale_grows_lighter_from_end_to_end() -> None:
     """Strictly, so that it can be read without telling hues apart."""
-    lightness = [luminance(Color.parse(palette.scale_color(i / 64)).get_truecolor()) for i in range(65)]
+    lightness = [luminance(Color.parse(metric_labels.scale_color(i / 64)).get_truecolor()) for i in range(65)]
     assert all(a < b for a, b in itertools.pairwise(lightness))
-    assert (palette.scale_color(0), palette.scale_color(1)) == (palette.SCALE[0], palette.SCALE[-1])
-    assert palette.scale_color(0.5) == palette.SCALE[4]
+    assert (metric_labels.scale_color(0), metric_labels.scale_color(1)) == (
+        metric_labels.SCALE[0],
+        metric_labels.SCALE[-1],
+    )
+    assert metric_labels.scale_color(0.5) == metric_labels.SCALE[4]
 
 
 # ----- tokens -----------------------------------------------------------------------------------------------
@@ -135,7 +138,7 @@ def test_a_scale_grows_lighter_from_end_to_end() -> None:
 @pytest.mark.parametrize("system", SYSTEMS)
 def test_every_strategy_looks_different_on_every_terminal(system: ColorSystem) -> None:
     looks = {coloring.strategy_style(name, STRATEGIES, system).render("x") for name in STRATEGIES}
-    assert len(looks) == len(STRATEGIES) == len(palette.STRATEGIES)
+    assert len(looks) == len(STRATEGIES) == len(metric_labels.STRATEGIES)
 
 
 def test_a_sampler_with_one_strategy_is_not_coloured() -> None:
@@ -179,8 +182,8 @@ def test_sixteen_colours_show_four_steps_of_a_metric() -> None:
 
 
 def test_every_metric_has_a_scale() -> None:
-    assert palette.SPANS.keys() == palette.METRICS.keys() == set(Metrics._fields)
-    assert all(low < high for low, high, _ in palette.SPANS.values())
+    assert metric_labels.SPANS.keys() == metric_labels.METRICS.keys() == set(Metrics._fields)
+    assert all(low < high for low, high, _ in metric_labels.SPANS.values())
 
 
 @pytest.mark.parametrize(
@@ -216,7 +219,7 @@ def test_the_legend_of_a_metric_is_its_scale_with_ends_and_unit() -> None:
     legend = coloring.legend("logits_entropy", COUNTS, TRUE)
     assert ESCAPE.sub("", legend) == f"logits entropy  0 {' ' * 24} 8+ bits"
     behind = re.findall(r"48;2;(\d+);(\d+);(\d+)m \x1b", legend)
-    colors = [palette.scale_color((i + 0.5) / 24) for i in range(24)]
+    colors = [metric_labels.scale_color((i + 0.5) / 24) for i in range(24)]
     assert [f"#{int(r):02x}{int(g):02x}{int(b):02x}" for r, g, b in behind] == colors
     assert coloring.legend("logits_entropy", COUNTS, None) == "logits entropy  0 to 8+ bits"
     assert coloring.legend("margin", COUNTS, None) == "margin  0 to 1"

@@ -18,8 +18,7 @@ import entropix
 from entropix import trace
 from entropix.checkpoint.loading import Model
 from entropix.config import SamplerConfig
-from entropix.decoding.sample_step import Finish
-from entropix.generation import Result
+from entropix.results import FinishReason, Result
 from entropix.trace import Trace
 
 pytestmark = pytest.mark.real
@@ -177,7 +176,7 @@ def test_stdout_is_the_answer_and_stderr_the_rest(ran: Ran) -> None:
     [result] = ran.trace.results
     assert ran.out == result.text + "\n"
     assert ran.err.startswith("seed: 1\n")
-    assert ("stopped: " in ran.err) == (result.finish != Finish.STOP_TOKEN)
+    assert ("stopped: " in ran.err) == (result.finish != FinishReason.STOP_TOKEN)
     assert re.search(r"^speed +[\d.]+  tokens/s after the first chunk$", ran.err, re.MULTILINE)
 
 

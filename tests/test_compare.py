@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from entropix import compare, config
+from entropix import compare, presets
 from entropix.checkpoint import loading
-from entropix.decoding.loop import Finish
+from entropix.decoding.loop import FinishReason
 from entropix.lab.experiments import summary
 
 Command = Callable[..., tuple[int, str, str]]
@@ -53,7 +53,7 @@ def test_a_comparison_leaves_a_table_the_answers_and_a_page(command: Command, tm
         "timings.jsonl",
     ]
     lines = list(map(json.loads, (out / "results.jsonl").read_text().splitlines()))
-    assert len(lines) == 12 and {line["finish"] for line in lines} <= {f.name.lower() for f in Finish}
+    assert len(lines) == 12 and {line["finish"] for line in lines} <= {f.name.lower() for f in FinishReason}
 
     again = command("--samplers", "greedy,temperature", "--out", str(out))
     assert again == (0, table, f"{out}: 12 answers are there already\n{notes.splitlines()[-1]}\n")
@@ -263,5 +263,5 @@ def test_greedy_answers_of_the_default_model_are_likelier_and_all_alike(
 
 
 def test_every_preset_can_be_compared() -> None:
-    for name in config.preset_names("samplers"):
+    for name in presets.preset_names("samplers"):
         assert compare.variant(name).label == name

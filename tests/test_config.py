@@ -11,10 +11,10 @@ from typing import Any
 import jax
 import pytest
 
-from entropix import config
+from entropix import config, files, presets
 from entropix.config import GenerateConfig, ModelConfig, RopeScaling, SamplerConfig
 
-TOY = config.read_toml(Path(config.__file__).parent.parent / "configs" / "models" / "toy.toml")
+TOY = files.read_toml(Path(config.__file__).parent.parent / "configs" / "models" / "toy.toml")
 
 REFERENCE = """
 temp = 0.666
@@ -74,21 +74,21 @@ def test_the_defaults_are_the_reference_values() -> None:
 
 def test_the_entropix_presets_are_the_reference_values() -> None:
     for name in ("entropix", "entropix-torch"):
-        assert config.read_preset(name) == (name, SamplerConfig())
+        assert presets.read_preset(name) == (name, SamplerConfig())
 
 
-@pytest.mark.parametrize("name", config.preset_names("samplers"))
+@pytest.mark.parametrize("name", presets.preset_names("samplers"))
 def test_every_sampler_preset_holds_only_what_it_changes_or_states(name: str) -> None:
     """Read and checked, it is the defaults with the file's numbers in them."""
-    rule, cfg = config.read_preset(name)
-    written = config.read_toml(Path(config.__file__).parent.parent / "configs" / "samplers" / f"{name}.toml")
+    rule, cfg = presets.read_preset(name)
+    written = files.read_toml(Path(config.__file__).parent.parent / "configs" / "samplers" / f"{name}.toml")
     assert written.pop("sampler") == rule
     assert cfg == dataclasses.replace(SamplerConfig(), **written)
 
 
-@pytest.mark.parametrize("name", config.preset_names("models"))
+@pytest.mark.parametrize("name", presets.preset_names("models"))
 def test_every_model_preset_is_an_architecture(name: str) -> None:
-    assert isinstance(config.read_model(name), ModelConfig)
+    assert isinstance(presets.read_model(name), ModelConfig)
 
 
 @pytest.mark.parametrize("cls", [SamplerConfig, GenerateConfig])
@@ -101,10 +101,10 @@ def test_a_config_survives_being_written_and_read(cls: type) -> None:
 def test_a_file_replaces_single_numbers_of_its_rules_own_preset(tmp_path: Path) -> None:
     file = tmp_path / "mine.toml"
     file.write_text('sampler = "top-p"\ntop_p = 0.5\nclarifier = "Hmm: \\"ü\\"?"\n', encoding="utf-8")
-    own = config.read_preset("top-p")[1]
+    own = presets.read_preset("top-p")[1]
     assert own.temp == 1.0 != SamplerConfig().temp
     expected = dataclasses.replace(own, top_p=0.5, clarifier='Hmm: "ü"?')
-    assert config.read_preset(str(file)) == ("top-p", expected)
+    assert presets.read_preset(str(file)) == ("top-p", expected)
 
 
 def test_every_field_of_the_sampler_and_of_generation_explains_itself() -> None:
@@ -234,7 +234,7 @@ def test_the_architecture_is_checked_however_it_is_made() -> None:
     [
         (None, "no such file"),
         (b"temp = \n", "not a readable TOML file"),
-        (b'clarifier = "\xff"\n', "not a readable TOML file"),
+        (b'clarifier = "\xff"\n', "line 1 is not UTF-8"),
         (b"temp = 1.0\n", 'expected an entry like sampler = "entropix", got None'),
         (b"sampler = 3\n", 'expected an entry like sampler = "entropix", got 3'),
         (b'sampler = "entropix"\ntmp = 1.0\n', "unknown field 'tmp'; did you mean 'temp'?"),
@@ -247,7 +247,7 @@ def test_an_unusable_preset_file_is_refused_by_its_name(
     if content is not None:
         file.write_bytes(content)
     with pytest.raises(ValueError, match=re.escape(str(file))) as raised:
-        config.read_preset(str(file))
+        presets.read_preset(str(file))
     assert message in str(raised.value)
 
 
@@ -256,9 +256,9 @@ def test_an_unknown_preset_is_an_error_that_lists_the_known_ones() -> None:
         ValueError,
         match=r"no sampler preset 'entropy'; did you mean 'entropix'\? There are .*, top-p, .*or give",
     ):
-        config.read_preset("entropy")
+        presets.read_preset("entropy")
     with pytest.raises(ValueError, match=r"no model preset 'gpt'; there are .*toy, or give"):
-        config.read_model("gpt")
+        presets.read_model("gpt")
 
 
 # ----- as a pytree ------------------------------------------------------------------------------------------

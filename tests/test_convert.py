@@ -12,11 +12,10 @@ import pytest
 import toy
 from safetensors.numpy import load_file
 
-from entropix import PACKAGE_ROOT
-from entropix.checkpoint import hf_folder
+from entropix import PACKAGE_ROOT, files
 from entropix.checkpoint.convert import convert, folder
+from entropix.checkpoint.tensors import check
 from entropix.config import ModelConfig
-from entropix.model import weights
 
 
 def opened(cfg: ModelConfig, tensors: foreign.Tensors) -> folder.Foreign:
@@ -31,19 +30,19 @@ def test_large_models_are_split_into_files_with_an_index(
     cfg = toy.config(tied_embeddings=False)
     tensors = folders.random_tensors(cfg)
     folder.write_folder(opened(cfg, tensors), tmp_path / "out")
-    files = sorted((tmp_path / "out").glob("*.safetensors"))
-    assert [file.name for file in files] == [f"model-{i:05}-of-00004.safetensors" for i in range(1, 5)]
-    sizes = [sum(array.nbytes for array in load_file(file).values()) for file in files]
+    parts = sorted((tmp_path / "out").glob("*.safetensors"))
+    assert [file.name for file in parts] == [f"model-{i:05}-of-00004.safetensors" for i in range(1, 5)]
+    sizes = [sum(array.nbytes for array in load_file(file).values()) for file in parts]
     assert sizes == [
         39_424,
         39_168,
         28_928,
         33_152,
     ]  # embedding 33,152, layer 37,120, in the order of the folder
-    index = hf_folder.read_json(tmp_path / "out" / "model.safetensors.index.json")
+    index = files.read_json(tmp_path / "out" / "model.safetensors.index.json")
     assert index["metadata"]["total_size"] == sum(array.nbytes for array in tensors.values())
     folders.assert_tensors(tmp_path / "out", tensors)
-    assert weights.check(tmp_path / "out", cfg).keys() == tensors.keys()
+    assert check(tmp_path / "out", cfg).keys() == tensors.keys()
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
@@ -54,7 +53,7 @@ def test_the_dtype_asked_for_is_written(tmp_path: Path, dtype: str) -> None:
     folders.assert_tensors(
         tmp_path / "out", tensors, np.dtype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
     )
-    assert hf_folder.read_json(tmp_path / "out" / "config.json")["torch_dtype"] == dtype
+    assert files.read_json(tmp_path / "out" / "config.json")["torch_dtype"] == dtype
 
 
 def test_an_unknown_dtype_is_refused(tmp_path: Path) -> None:
@@ -66,7 +65,7 @@ def test_an_unknown_dtype_is_refused(tmp_path: Path) -> None:
 def test_tensor_data_is_aligned(tmp_path: Path) -> None:
     cfg = toy.config()
     folder.write_folder(opened(cfg, folders.random_tensors(cfg)), tmp_path / "out")
-    assert weights.check(tmp_path / "out", cfg)["model.embed_tokens.weight"].offset % 64 == 0
+    assert check(tmp_path / "out", cfg)["model.embed_tokens.weight"].offset % 64 == 0
 
 
 def test_values_beyond_float16_are_refused_by_name(tmp_path: Path) -> None:

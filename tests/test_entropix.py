@@ -13,10 +13,10 @@ import reference
 import toy
 from scipy import stats
 
-from entropix import config
+from entropix import presets
 from entropix.config import SamplerConfig
 from entropix.metrics import Metrics
-from entropix.samplers import SAMPLERS, Context, SampleInfo
+from entropix.samplers import SAMPLERS, SampleInfo, SamplerInputs
 from entropix.samplers.entropix import STRATEGIES, Strategy
 
 CFG = SamplerConfig()
@@ -57,7 +57,7 @@ def run(
     outcomes = []
     for block in range(math.ceil(rows / BLOCK)):
         row_B = np.arange(block * BLOCK, (block + 1) * BLOCK) % rows
-        context = jax.tree.map(lambda leaf, row_B=row_B: leaf[row_B], Context(logits_BV, metrics))
+        context = jax.tree.map(lambda leaf, row_B=row_B: leaf[row_B], SamplerInputs(logits_BV, metrics))
         key_B = jax.random.split(jax.random.key(1000 * seed + block), BLOCK)
         token_B, _, info, _ = STEPS[rule](key_B, state, context, cfg)
         outcomes.append(jax.device_get((token_B, info)))
@@ -135,7 +135,7 @@ def test_every_point_of_the_plane_has_the_strategy_of_the_table(rule: str, seed:
 )
 def test_the_presets_decide_as_published(H: float, V: float, entropix: str, torch: str) -> None:
     for preset, expected in (("entropix", entropix), ("entropix-torch", torch)):
-        rule, cfg = config.read_preset(preset)
+        rule, cfg = presets.read_preset(preset)
         _, info = run(rule, metrics_of([H], [V]), cfg)
         assert STRATEGIES[info.strategy_B[0]] == expected, preset
 
@@ -338,7 +338,7 @@ def play(clarifier: str, *script: Sequence[str], rule: str = "entropix") -> tupl
     for t, wanted in enumerate(zip(*script, strict=True)):
         key_B = jax.random.split(jax.random.key(t), 3)
         metrics = metrics_of(*np.transpose([TYPICAL[name] for name in wanted]), attn_entropy=1.0)
-        token_B, state, info, _ = STEPS[rule](key_B, state, Context(logits_BV, metrics), cfg)
+        token_B, state, info, _ = STEPS[rule](key_B, state, SamplerInputs(logits_BV, metrics), cfg)
         outcomes.append(jax.device_get((token_B, info)))
     return jax.tree.map(lambda *steps: np.stack(steps, axis=1)[:rows], *outcomes)
 

@@ -9,13 +9,14 @@ import pytest
 import toy
 
 from entropix import samplers
-from entropix.config import GenerateConfig, read_preset
+from entropix.config import GenerateConfig
 from entropix.decoding import inputs, loop, sample_step
 from entropix.decoding.loop import DecodeState
-from entropix.decoding.sample_step import Extras, Rows, StepRecord
+from entropix.decoding.sample_step import RecordOptions, RowState, StepRecord
 from entropix.generation import generate
 from entropix.metrics import Metrics
-from entropix.model.kv_cache import empty_cache, empty_tail
+from entropix.model.kv_cache import empty_cache, empty_recent
+from entropix.presets import read_preset
 from entropix.samplers.base import Candidates, SampleInfo
 
 
@@ -63,15 +64,15 @@ def test_candidates_may_be_few_and_in_any_order():
 
 def test_a_vocabulary_smaller_than_the_alternatives_is_told_whole():
     logits_BV = jnp.asarray([[0.0, 2.0, 1.0]])
-    found = sample_step._alternatives(logits_BV, samplers.base.everything(logits_BV), 20)
+    found = sample_step._alternatives(logits_BV, samplers.base.full_vocabulary(logits_BV), 20)
     assert found.token_BA.tolist() == [[1, 2, 0]]
 
 
-def traced(model, extras: Extras) -> tuple[StepRecord, str]:
+def traced(model, extras: RecordOptions) -> tuple[StepRecord, str]:
     """(records, jaxpr) of a chunk; nothing is compiled."""
     cfg, prompts = model.config, [[1, 2], [3]]
-    rows = Rows(jnp.zeros(2, jnp.int32), jnp.zeros(2, jnp.int32), jnp.zeros(2, jnp.int32), ())
-    state = DecodeState(rows, empty_tail(cfg, 2, 8, jnp.float32), jnp.zeros((2, 0), jnp.int32))
+    rows = RowState(jnp.zeros(2, jnp.int32), jnp.zeros(2, jnp.int32), jnp.zeros(2, jnp.int32), ())
+    state = DecodeState(rows, empty_recent(cfg, 2, 8, jnp.float32), jnp.zeros((2, 0), jnp.int32))
     arguments = (
         model.weights,
         inputs.make_request(prompts, model, samplers.get("top-p"), GenerateConfig()),
@@ -89,8 +90,8 @@ def traced(model, extras: Extras) -> tuple[StepRecord, str]:
 
 def test_what_is_not_asked_for_is_not_in_the_program(toy_model):
     """Neither an output nor, in a sampler that sorts nothing, a sort for the likeliest tokens."""
-    usual, program = traced(toy_model, Extras())
-    asked, larger = traced(toy_model, Extras(alternatives=2, head_entropies=True))
+    usual, program = traced(toy_model, RecordOptions())
+    asked, larger = traced(toy_model, RecordOptions(alternatives=2, head_entropies=True))
     assert len(jax.tree.leaves(usual)) == 3 + len(Metrics._fields) + len(SampleInfo._fields)
     assert len(jax.tree.leaves(asked)) == len(jax.tree.leaves(usual)) + 3 + 1
     assert (asked.head_entropy_BLN.shape, asked.alternatives.token_BA.shape) == (

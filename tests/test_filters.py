@@ -12,7 +12,7 @@ from jax import Array
 from scipy import stats
 
 from entropix import filters
-from entropix.filters import Settings
+from entropix.filters import SamplingParams
 
 # In no particular order: filters may not rely on one.
 P = [0.05, 0.4, 0.15, 0.1, 0.3]
@@ -179,9 +179,9 @@ def settings(
     top_p: float | None = None,
     top_k: int | None = None,
     min_p: float | None = None,
-) -> Settings:
+) -> SamplingParams:
     """The same numbers for one row."""
-    return Settings(
+    return SamplingParams(
         *(None if value is None else jnp.asarray([value]) for value in (temperature, top_p, top_k, min_p))
     )
 
@@ -209,7 +209,7 @@ def test_min_p_comes_before_top_p() -> None:
 
 
 def test_an_empty_chain_changes_nothing() -> None:
-    np.testing.assert_array_equal(filters.chain(logits_of(P), Settings()), logits_of(P))
+    np.testing.assert_array_equal(filters.chain(logits_of(P), SamplingParams()), logits_of(P))
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -340,7 +340,7 @@ def test_leading_keys_are_those_of_a_stable_sort_with_ties_zeros_and_infinities(
         np.float32
     )  # equal for equal keys
     wanted_B = rng.integers(1, 400, 200).astype(np.float32)
-    marked_BV = np.asarray(filters.leading(key_BV, weight_BV, wanted_B))
+    marked_BV = np.asarray(filters.top_mass(key_BV, weight_BV, wanted_B))
     for key_V, weight_V, wanted, marked_V in zip(key_BV, weight_BV, wanted_B, marked_BV, strict=True):
         expected_V, so_far = np.zeros(len(key_V), bool), 0.0
         for index in np.argsort(-key_V, kind="stable"):

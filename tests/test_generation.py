@@ -10,8 +10,8 @@ import toy
 
 from entropix.config import SamplerConfig
 from entropix.decoding import loop, prefix_cache, session
-from entropix.decoding.sample_step import Finish
 from entropix.generation import collect, generate, prepare, run, stream
+from entropix.results import FinishReason
 from entropix.samplers.entropix import Strategy
 
 PROMPTS = [[5], [17, 4, 200, 31, 8], list(range(40, 90)), [9] * 130]
@@ -84,8 +84,8 @@ def test_streaming_gives_the_same_as_generating_at_once(toy_model):
         mine = [event for event in events if event.row == row]
         assert "".join(event.text for event in mine) == result.text
         assert [event.record for event in mine] == result.records
-        assert [event.finish for event in mine[:-1]] == [Finish.RUNNING] * (len(mine) - 1)
-        assert mine[-1].finish == result.finish == Finish.LENGTH
+        assert [event.finish for event in mine[:-1]] == [FinishReason.RUNNING] * (len(mine) - 1)
+        assert mine[-1].finish == result.finish == FinishReason.LENGTH
 
 
 def test_the_longest_of_a_batch_does_not_extend_the_others():
@@ -98,7 +98,7 @@ def test_the_longest_of_a_batch_does_not_extend_the_others():
     for result in results:
         assert not any(token % 12 == 0 for token in result.token_ids[:-1])
         stopped = result.token_ids[-1] % 12 == 0
-        assert result.finish == (Finish.STOP_TOKEN if stopped else Finish.LENGTH)
+        assert result.finish == (FinishReason.STOP_TOKEN if stopped else FinishReason.LENGTH)
         assert stopped or len(result.token_ids) == 60
 
 
@@ -142,7 +142,7 @@ def test_a_full_context_ends_a_row_with_its_own_reason():
     long, short = [3] * 61, [3]
     results = generate(toy.model_of(context_length=64), [long, short], max_new_tokens=10)
     assert [len(result.token_ids) for result in results] == [3, 10]
-    assert [result.finish for result in results] == [Finish.CONTEXT, Finish.LENGTH]
+    assert [result.finish for result in results] == [FinishReason.CONTEXT, FinishReason.LENGTH]
 
 
 @pytest.mark.parametrize(
@@ -166,7 +166,7 @@ def test_a_row_whose_logits_are_not_finite_ends_at_once_and_alone():
     broken = toy.with_a_broken_token(77)
     options = {"max_new_tokens": 12, "sampler": "top-k"}
     bad, good = generate(broken, [[1, 77, 2], [1, 2]], **options)
-    assert (bad.token_ids, bad.text, bad.finish) == ([], "", Finish.NAN)
+    assert (bad.token_ids, bad.text, bad.finish) == ([], "", FinishReason.NAN)
     [alone] = generate(broken, [[1, 2]], **options)
     assert good.token_ids[:3] == alone.token_ids[:3]
     assert len(good.token_ids) > 0
@@ -185,7 +185,7 @@ def test_stop_strings_end_the_text_just_before_them(toy_model):
     [free] = generate(toy_model, [[65]], max_new_tokens=60, seed=1)
     for stop in (free.text[5:7], free.text[20:23]):
         [stopped] = generate(toy_model, [[65]], max_new_tokens=60, seed=1, stop=[stop, "never appears"])
-        assert stopped.finish == Finish.STOP_STRING
+        assert stopped.finish == FinishReason.STOP_STRING
         assert stopped.text == free.text[: free.text.index(stop)]
         assert stopped.token_ids == free.token_ids[: len(stopped.token_ids)]
 
@@ -201,7 +201,7 @@ def test_little_is_computed_past_a_stop_string(toy_model, start, wasted, specula
     rows = session.Session(toy_model, 1)
     job = prepare(toy_model, [[65]], stop=stop, **options)
     [stopped] = collect(job, run(job, rows))
-    assert stopped.finish == Finish.STOP_STRING
+    assert stopped.finish == FinishReason.STOP_STRING
     assert stopped.token_ids == free.token_ids[: len(stopped.token_ids)]
     assert rows.n_passes - len(stopped.token_ids) <= wasted
 

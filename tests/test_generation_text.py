@@ -12,9 +12,10 @@ import entropix
 from entropix import generation, samplers
 from entropix.checkpoint.loading import Model
 from entropix.config import GenerateConfig, SamplerConfig
-from entropix.decoding.sample_step import Finish, StepRecord
-from entropix.generation import Event, Job, Result, StopStrings, add, encode_prompt, prepare, token_record
+from entropix.decoding.sample_step import StepRecord
+from entropix.generation import GenerationRequest, StopStrings, encode_prompt, prepare, token_record
 from entropix.metrics import Metrics
+from entropix.results import FinishReason, Result, TokenEvent, add
 from entropix.samplers import SampleInfo
 
 IM_START, IM_END = 257, 258
@@ -215,8 +216,8 @@ def chunk(row: dict[str, float], other: float = 7.0) -> StepRecord:
     )  # type: ignore[arg-type]
 
 
-def job_of(model: Model) -> Job:
-    return Job(model, [[1], [2]], samplers.ENTROPIX, SamplerConfig(), GenerateConfig())
+def job_of(model: Model) -> GenerationRequest:
+    return GenerationRequest(model, [[1], [2]], samplers.ENTROPIX, SamplerConfig(), GenerateConfig())
 
 
 def test_a_record_is_its_rows_numbers_as_plain_values(chat_model: Model) -> None:
@@ -249,14 +250,14 @@ def test_numbers_that_are_not_finite_become_null(chat_model: Model) -> None:
 def test_a_result_is_the_sum_of_its_rows_events() -> None:
     results = [Result([1]), Result([2])]
     for event in (
-        Event(1, "a", {"id": 7}, Finish.RUNNING),
-        Event(0, "", {"id": 8}, Finish.STOP_TOKEN),
-        Event(1, "b", None, Finish.NAN),
+        TokenEvent(1, "a", {"id": 7}, FinishReason.RUNNING),
+        TokenEvent(0, "", {"id": 8}, FinishReason.STOP_TOKEN),
+        TokenEvent(1, "b", None, FinishReason.NAN),
     ):
         add(results, event)
     assert results == [
-        Result([1], "", [8], [{"id": 8}], Finish.STOP_TOKEN),
-        Result([2], "ab", [7], [{"id": 7}], Finish.NAN),
+        Result([1], "", [8], [{"id": 8}], FinishReason.STOP_TOKEN),
+        Result([2], "ab", [7], [{"id": 7}], FinishReason.NAN),
     ]
 
 

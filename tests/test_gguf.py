@@ -14,11 +14,11 @@ import toy
 from gguf import GGMLQuantizationType as Kind
 from gguf.quants import dequantize
 
-from entropix.checkpoint import hf_folder
+from entropix import files
+from entropix.checkpoint import hf_folder, load_weights
 from entropix.checkpoint.convert import convert
 from entropix.checkpoint.tokenizer_files import read_vocabulary
 from entropix.config import ModelConfig, RopeScaling
-from entropix.model import weights
 
 
 def from_gguf(
@@ -36,7 +36,7 @@ def test_a_gguf_file_becomes_the_folder_it_came_from(tmp_path: Path, name: str) 
     out = from_gguf(tmp_path, foreign.gguf_tensors(tensors, cfg), foreign.gguf_metadata(cfg))
     assert hf_folder.read_config(out) == cfg
     folders.assert_tensors(out, tensors)
-    weights.load(out, cfg, np.float32)
+    load_weights.load(out, cfg, np.float32)
 
 
 @pytest.mark.parametrize(("kind", "dtype"), [(Kind.F16, np.float16), (Kind.BF16, ml_dtypes.bfloat16)])
@@ -45,7 +45,7 @@ def test_half_precision_stays_what_it_is(tmp_path: Path, kind: Kind, dtype: type
     tensors = folders.random_tensors(cfg)
     out = from_gguf(tmp_path, foreign.gguf_tensors(tensors, cfg), foreign.gguf_metadata(cfg), kind)
     folders.assert_tensors(out, tensors, dtype)
-    assert hf_folder.read_json(out / "config.json")["torch_dtype"] == np.dtype(dtype).name
+    assert files.read_json(out / "config.json")["torch_dtype"] == np.dtype(dtype).name
 
 
 def dequantisable() -> list[Kind]:
@@ -153,20 +153,18 @@ def test_vocabulary_and_template_are_carried_over(tmp_path: Path) -> None:
     vocabulary = read_vocabulary(tmp_path / "out")
     assert vocabulary.special == {"<|im_start|>": 257, "<|im_end|>": 258}
     assert vocabulary.ranks[b"ab"] == 256
-    tokenizer_config = hf_folder.read_json(tmp_path / "out" / "tokenizer_config.json")
+    tokenizer_config = files.read_json(tmp_path / "out" / "tokenizer_config.json")
     assert tokenizer_config["chat_template"] == foreign.TEMPLATE
     assert (tokenizer_config["bos_token"], tokenizer_config["eos_token"]) == ("<|im_start|>", "<|im_end|>")
     assert tokenizer_config["add_bos_token"] is False
-    assert hf_folder.read_json(tmp_path / "out" / "generation_config.json")["eos_token_id"] == [258]
+    assert files.read_json(tmp_path / "out" / "generation_config.json")["eos_token_id"] == [258]
     assert hf_folder.stop_token_ids(tmp_path / "out") == (258,)
 
 
 def test_a_given_template_replaces_the_one_inside(tmp_path: Path) -> None:
     (tmp_path / "mine.jinja").write_text("{{ messages }}")
     convert(foreign.toy_gguf(tmp_path), tmp_path / "out", chat_template=tmp_path / "mine.jinja")
-    assert (
-        hf_folder.read_json(tmp_path / "out" / "tokenizer_config.json")["chat_template"] == "{{ messages }}"
-    )
+    assert files.read_json(tmp_path / "out" / "tokenizer_config.json")["chat_template"] == "{{ messages }}"
 
 
 def test_every_end_that_the_file_knows_stops(tmp_path: Path) -> None:

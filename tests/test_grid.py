@@ -12,7 +12,7 @@ import pytest
 import scipy.stats
 
 import entropix
-from entropix import config, trace
+from entropix import config, presets, trace
 from entropix.checkpoint.loading import Model
 from entropix.config import GenerateConfig, SamplerConfig
 from entropix.decoding import loop
@@ -27,7 +27,7 @@ NEW_TOKENS = 20  # more than one chunk, so that there is a speed
 
 
 def variant(label: str, sampler: str = "temperature", **numbers: Any) -> Variant:
-    return Variant(label, sampler, dataclasses.replace(config.read_preset(sampler)[1], **numbers))
+    return Variant(label, sampler, dataclasses.replace(presets.read_preset(sampler)[1], **numbers))
 
 
 def grid_of(*variants: Variant, n_seeds: int = 3, max_rows: int = 4, **changes: Any) -> Grid:

@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from entropix import config, samplers
+from entropix import files, presets, samplers
 from entropix.config import SamplerConfig
 from entropix.console import cli
 from entropix.metrics import Metrics
 from entropix.samplers import SAMPLERS, knobs
-from entropix.samplers.base import Context
+from entropix.samplers.base import SamplerInputs
 
 SWITCHES = ["repetition_penalty", "dry_multiplier"]
 DRY = ["dry_base", "dry_allowed_length"]
@@ -65,14 +65,14 @@ def test_what_such_a_rule_is_said_to_ignore_changes_nothing_and_the_rest_does(na
     Placebo's draws of equally likely strategies would miss one with odds of 5 · 0.8^64 = 3 in a million.
     """
     rows = 64
-    rule, usual = SAMPLERS[name], config.read_preset(name)[1]
+    rule, usual = SAMPLERS[name], presets.read_preset(name)[1]
     if name == "placebo":
         usual = dataclasses.replace(usual, **dict.fromkeys(FREQUENCIES, 0.5))
     metrics = Metrics(*(jnp.linspace(0.2, 0.8, rows) for _ in Metrics._fields))._replace(
         logits_entropy=jnp.tile(jnp.array([0.05, 6.0, 4.0, 5.5, 0.2, 0.2, 6.0, 5.5]), rows // 8),
         logits_varentropy=jnp.tile(jnp.array([0.05, 0.05, 6.0, 6.0, 0.1, 0.2, 3.0, 6.0]), rows // 8),
     )
-    context = Context(jax.random.normal(jax.random.key(0), (rows, 300)), metrics)
+    context = SamplerInputs(jax.random.normal(jax.random.key(0), (rows, 300)), metrics)
     state = rule.init(usual, [[1]] * rows, lambda text: [7])
     key_B = jax.random.split(jax.random.key(1), rows)
     step = jax.jit(rule.step)
@@ -98,10 +98,10 @@ def test_every_number_is_used_by_some_sampler_or_by_the_guard() -> None:
     assert {name for name in fields if knobs.users(name)} == fields - of_guard
 
 
-@pytest.mark.parametrize("name", config.preset_names("samplers"))
+@pytest.mark.parametrize("name", presets.preset_names("samplers"))
 def test_no_preset_sets_a_number_that_its_rule_ignores(name: str) -> None:
     knobs.check_preset(name)
-    written = config.read_toml(config.shipped("samplers") / f"{name}.toml")
+    written = files.read_toml(presets.shipped("samplers") / f"{name}.toml")
     rule = written.pop("sampler")
     assert set(written) <= set(used(rule))
 

@@ -12,9 +12,10 @@ import reference
 from scipy import stats
 
 from entropix import config
-from entropix.config import SamplerConfig, read_preset
+from entropix.config import SamplerConfig
 from entropix.metrics import Metrics
-from entropix.samplers import SAMPLERS, Context, SampleInfo, truncation
+from entropix.presets import read_preset
+from entropix.samplers import SAMPLERS, SampleInfo, SamplerInputs, truncation
 from entropix.samplers.base import MIN_TEMPERATURE
 
 VOCABULARY, BATCH = 80, 256
@@ -44,7 +45,7 @@ def run(
     """(token_B, info, the distribution each token was drawn from) of a first step."""
     state = SAMPLERS[name].init(cfg, [[]] * len(logits_BV), lambda text: list(text.encode()))
     key_B = jax.random.split(jax.random.key(seed), len(logits_BV))
-    outcome = STEPS[name](key_B, state, Context(logits_BV, metrics), cfg)
+    outcome = STEPS[name](key_B, state, SamplerInputs(logits_BV, metrics), cfg)
     token_B, _, info, candidates = jax.device_get(outcome)
     p_BV = np.zeros(logits_BV.shape)
     p_BC = np.array([reference.softmax(row.astype(np.float64)) for row in candidates.logits_BC])
@@ -262,7 +263,9 @@ def test_mirostat_follows_the_published_recursion() -> None:
         np.testing.assert_allclose(state.mu_B, mu_B, rtol=1e-4, atol=1e-4)
         mu_B = np.asarray(state.mu_B, np.float64)  # rounding does not pile up
         key_B = jax.random.split(jax.random.key(t), BATCH)
-        token_B, state, info, candidates = STEPS["mirostat"](key_B, state, Context(LOGITS_BV, METRICS), cfg)
+        token_B, state, info, candidates = STEPS["mirostat"](
+            key_B, state, SamplerInputs(LOGITS_BV, METRICS), cfg
+        )
         kept_BV = surprise_BV <= mu_B[:, None]
         kept_BV[range(BATCH), surprise_BV.argmin(axis=1)] = True
         np.testing.assert_array_equal(np.isfinite(candidates.logits_BC), kept_BV)
@@ -287,7 +290,7 @@ def test_mirostats_surprise_converges_to_tau(tau: float) -> None:
 
     def step(state: Any, t: Any) -> Any:
         key_B = jax.random.split(jax.random.fold_in(jax.random.key(7), t), 32)
-        _, state, info, _ = sampler.step(key_B, state, Context(logits_BV, metrics), cfg)
+        _, state, info, _ = sampler.step(key_B, state, SamplerInputs(logits_BV, metrics), cfg)
         return state, -info.logprob_B / math.log(2)
 
     state = sampler.init(cfg, [[]] * 32, list)

@@ -13,11 +13,11 @@ import pytest
 import reference
 import test_samplers as conformance
 
-from entropix import config, samplers
+from entropix import presets, samplers
 from entropix.config import SamplerConfig
 from entropix.console import cli
 from entropix.main import main
-from entropix.samplers import SAMPLERS, Context, Sampler, repetition, truncation
+from entropix.samplers import SAMPLERS, Sampler, SamplerInputs, repetition, truncation
 from entropix.samplers.repetition import WINDOW, guarded
 
 CFG = SamplerConfig(temp=1.0, clarifier="")
@@ -120,7 +120,7 @@ def play(sampler: Sampler, cfg: SamplerConfig, prompts: list[list[int]], steps: 
     """(token_TB, info) over fixed logits, on which greedy takes token 0, then 1, and so on, if it must change."""
     batch = len(prompts)
     logits_BV = np.tile(np.linspace(3, 0.5, 10, dtype=np.float32), (batch, 1))
-    context = Context(logits_BV, conformance.random_context(0).metrics)
+    context = SamplerInputs(logits_BV, conformance.random_context(0).metrics)
     context = context._replace(metrics=jax.tree.map(lambda leaf: leaf[:batch], context.metrics))
     state, step = sampler.init(cfg, prompts, conformance.encode), jax.jit(sampler.step)
     outcomes = []
@@ -253,14 +253,14 @@ def test_sampler_help_describes_every_preset_and_ends_well(capsys: pytest.Captur
     assert (ended.value.code, err) == (0, "")
     *lines, blank, more = out.splitlines()
     described = dict(re.split(r"  +", line, maxsplit=1) for line in lines)
-    assert list(described) == config.preset_names("samplers")
+    assert list(described) == presets.preset_names("samplers")
     assert described["typical"] == SAMPLERS["typical"].summary
     assert (blank, more) == ("", "Formulas, numbers and sources: docs/samplers.md")
 
 
 def test_presets_of_one_rule_are_told_apart_by_their_own_first_comment(tmp_path: Path) -> None:
-    assert len({samplers.about(name) for name in config.preset_names("samplers")}) == len(
-        config.preset_names("samplers")
+    assert len({samplers.about(name) for name in presets.preset_names("samplers")}) == len(
+        presets.preset_names("samplers")
     )
     fitted = samplers.about("entropix-smollm2-135m-instruct")
     assert fitted == "entropix with thresholds fitted to smollm2-135m-instruct (python -m entropix.calibrate)"

@@ -14,8 +14,8 @@ from screens import Terminal
 
 from entropix import generation
 from entropix.console import cli, live
-from entropix.generation import Event
 from entropix.main import main
+from entropix.results import TokenEvent
 from entropix.samplers.entropix import STRATEGIES
 
 TRUE = ColorSystem.TRUECOLOR
@@ -36,7 +36,7 @@ def terminal() -> Iterator[Callable[..., Terminal]]:
         one.close()
 
 
-def stream(screen: Terminal, pieces: list[str], bar: live.Bar) -> None:
+def stream(screen: Terminal, pieces: list[str], bar: live.StatusLine) -> None:
     """As the command line does it, each piece a token."""
     for piece in pieces:
         bar.count("explore")
@@ -61,8 +61,8 @@ def test_text_is_the_same_with_and_without_the_bar(
         rng = random.Random(seed)
         pieces = ["".join(rng.choices(PIECES, k=rng.randrange(12))) for _ in range(60)]
         with_bar, without = terminal(columns, rows), terminal(columns, rows)
-        stream(with_bar, pieces, live.Bar(with_bar.stream, STRATEGIES, TRUE))
-        stream(without, pieces, live.Bar(None, STRATEGIES))
+        stream(with_bar, pieces, live.StatusLine(with_bar.stream, STRATEGIES, TRUE))
+        stream(without, pieces, live.StatusLine(None, STRATEGIES))
         assert with_bar.lines() == without.lines(), seed
 
 
@@ -71,7 +71,7 @@ def test_after_what_terminals_show_differently_there_is_no_bar_until_the_next_li
     terminal: Callable[..., Terminal], odd: str
 ) -> None:
     screen = terminal()
-    bar = live.Bar(screen.stream, STRATEGIES)
+    bar = live.StatusLine(screen.stream, STRATEGIES)
     for piece, is_drawn in (("ab", True), (odd, False), ("cd", False), ("ef\n", True)):
         bar.erase()
         bar.moved(piece)
@@ -82,7 +82,7 @@ def test_after_what_terminals_show_differently_there_is_no_bar_until_the_next_li
 
 def test_the_bar_is_on_the_row_below_the_text(terminal: Callable[..., Terminal]) -> None:
     screen = terminal(60, 4)
-    bar = live.Bar(screen.stream, STRATEGIES)
+    bar = live.StatusLine(screen.stream, STRATEGIES)
     for text, rows in (("one", 1), ("\ntwo", 2), ("\n" * 9 + "three", 11)):
         bar.erase()
         screen.stream.write(text)
@@ -98,7 +98,7 @@ def test_the_bar_is_on_the_row_below_the_text(terminal: Callable[..., Terminal])
 
 def test_where_the_cursor_waits_at_the_edge_no_bar_is_drawn(terminal: Callable[..., Terminal]) -> None:
     screen = terminal(10, 6)
-    bar = live.Bar(screen.stream, STRATEGIES)
+    bar = live.StatusLine(screen.stream, STRATEGIES)
     stream(screen, ["x" * 10], bar)
     assert screen.seen == {"", "x" * 10}
     stream(screen, ["y"], bar)
@@ -107,7 +107,7 @@ def test_where_the_cursor_waits_at_the_edge_no_bar_is_drawn(terminal: Callable[.
 
 def test_a_resized_window_has_a_bar_from_the_next_line_on(terminal: Callable[..., Terminal]) -> None:
     screen = terminal(60, 8)
-    bar = live.Bar(screen.stream, STRATEGIES)
+    bar = live.StatusLine(screen.stream, STRATEGIES)
     stream(screen, ["some text"], bar)
     screen.resize(30, 8)
     screen.seen.clear()
@@ -125,7 +125,7 @@ def test_without_text_the_bar_is_drawn_ten_times_a_second_at_most(
     times = iter((1.0, 1.09, 1.11, 1.11))
     monkeypatch.setattr(live.time, "monotonic", lambda: next(times))
     screen = terminal()
-    bar = live.Bar(screen.stream, STRATEGIES)
+    bar = live.StatusLine(screen.stream, STRATEGIES)
     for shown in ("1 tokens", "1 tokens", "3 tokens"):
         bar.count("flow")
         bar.draw(None)
@@ -204,7 +204,7 @@ def words_for_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     """The toy's own tokens are bytes, most of which terminals do not show; here the n-th becomes the n-th of WORDS."""
     usual = generation.run
 
-    def run(*args: Any) -> Iterator[Event]:
+    def run(*args: Any) -> Iterator[TokenEvent]:
         for word, event in zip(WORDS, usual(*args), strict=False):
             yield event._replace(text=word)
 

@@ -7,9 +7,8 @@ from typing import Any
 import pytest
 
 from entropix.console import cli
-from entropix.decoding.sample_step import Finish
-from entropix.generation import Result
 from entropix.logprobs import convert, main
+from entropix.results import FinishReason, Result
 from entropix.trace import Trace
 
 HEADER = {"model": {"name": "toy"}}
@@ -37,10 +36,10 @@ STOPPED = Result(
         token("\ufffd", [0xAC], -0.25, alternatives=[]),
         token("<end>", [60, 101, 110, 100, 62], -0.125, alternatives=[]),
     ],
-    finish=Finish.STOP_TOKEN,
+    finish=FinishReason.STOP_TOKEN,
 )
 CUT = Result(
-    prompt_ids=[4], text="a", token_ids=[5], records=[token("a", [97], None)], finish=Finish.INTERRUPTED
+    prompt_ids=[4], text="a", token_ids=[5], records=[token("a", [97], None)], finish=FinishReason.INTERRUPTED
 )
 
 
@@ -96,17 +95,17 @@ def test_the_bytes_of_all_tokens_make_the_text() -> None:
 def test_a_trace_without_bytes_gives_those_of_the_text_where_it_shows_them(
     text: str, data: list[int] | None
 ) -> None:
-    result = Result([1], text, [2], [{"id": 2, "text": text, "logprob": -1.0}], Finish.LENGTH)
+    result = Result([1], text, [2], [{"id": 2, "text": text, "logprob": -1.0}], FinishReason.LENGTH)
     [choice] = convert(Trace(HEADER, [result]))["choices"]
     assert choice["logprobs"]["content"][0]["bytes"] == data
 
 
-@pytest.mark.parametrize("finish", list(Finish)[1:])
-def test_every_end_has_a_reason_that_the_format_knows(finish: Finish) -> None:
+@pytest.mark.parametrize("finish", list(FinishReason)[1:])
+def test_every_end_has_a_reason_that_the_format_knows(finish: FinishReason) -> None:
     result = Result([1], "", [], [], finish)
     [choice] = convert(Trace(HEADER, [result]))["choices"]
     assert choice["finish_reason"] == (
-        "stop" if finish in (Finish.STOP_TOKEN, Finish.STOP_STRING) else "length"
+        "stop" if finish in (FinishReason.STOP_TOKEN, FinishReason.STOP_STRING) else "length"
     )
 
 

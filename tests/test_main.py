@@ -8,11 +8,11 @@ import commands
 import pytest
 from commands import Command, type_in
 
-from entropix import config
+from entropix import presets
 from entropix.checkpoint import loading
 from entropix.config import BacktrackConfig, BranchConfig, SamplerConfig
 from entropix.console.search_flags import read_backtracking, read_branching
-from entropix.main import Flags, parse, read_prompts
+from entropix.main import Flags, _read_prompts, parse
 
 
 @pytest.fixture
@@ -38,12 +38,12 @@ def test_every_field_of_the_sampler_has_a_flag_that_sets_it() -> None:
         assert chosen == dataclasses.replace(SamplerConfig(), **{field.name: value}), flag
 
 
-@pytest.mark.parametrize("name", config.preset_names("samplers"))
+@pytest.mark.parametrize("name", presets.preset_names("samplers"))
 def test_a_preset_brings_its_own_defaults(name: str) -> None:
     command = parse(["--chat", "--sampler", name])
-    assert (command.sampler, command.sampler_config) == (name, config.read_preset(name)[1])
+    assert (command.sampler, command.sampler_config) == (name, presets.read_preset(name)[1])
     changed = parse(["--chat", f"--sampler={name}", "--temp", "0.25"]).sampler_config
-    assert changed == dataclasses.replace(config.read_preset(name)[1], temp=0.25)
+    assert changed == dataclasses.replace(presets.read_preset(name)[1], temp=0.25)
 
 
 def test_every_field_of_branching_has_a_flag_that_sets_it() -> None:
@@ -84,7 +84,7 @@ def test_without_flags_there_is_neither_branching_nor_backtracking() -> None:
 
 def test_without_a_preset_it_is_entropix() -> None:
     command = parse(["--chat"])
-    assert (command.sampler, command.sampler_config) == ("entropix", config.read_preset("entropix")[1])
+    assert (command.sampler, command.sampler_config) == ("entropix", presets.read_preset("entropix")[1])
 
 
 def test_a_config_file_names_the_rule_and_flags_overrule_its_numbers(tmp_path: Path) -> None:
@@ -145,17 +145,17 @@ def test_a_dash_is_standard_input_without_the_last_line_end(monkeypatch: pytest.
         (b" x", " x"),
     ):
         type_in(monkeypatch, data)
-        assert read_prompts(flags_of("--prompt", "-")) == [prompt]
+        assert _read_prompts(flags_of("--prompt", "-")) == [prompt]
 
 
 def test_a_text_file_has_a_prompt_a_line(tmp_path: Path) -> None:
     path = tmp_path / "prompts.txt"
     path.write_bytes("\ufeffWhy?\r\n\n  \n  indented é\u2028\x0b\nlast".encode())
-    assert read_prompts(flags_of("--prompt-file", str(path))) == ["Why?", "  indented é\u2028\x0b", "last"]
+    assert _read_prompts(flags_of("--prompt-file", str(path))) == ["Why?", "  indented é\u2028\x0b", "last"]
 
 
 def test_a_jsonl_file_has_prompts_and_conversations(tmp_path: Path) -> None:
     messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}]
     path = tmp_path / "prompts.jsonl"
     path.write_text(f'{{"prompt": "two\\nlines", "id": 7}}\n\n{json.dumps({"messages": messages})}\n')
-    assert read_prompts(flags_of("--prompt-file", str(path))) == ["two\nlines", messages]
+    assert _read_prompts(flags_of("--prompt-file", str(path))) == ["two\nlines", messages]

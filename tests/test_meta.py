@@ -14,12 +14,11 @@ import numpy as np
 import pytest
 import toy
 
-from entropix import PACKAGE_ROOT
-from entropix.checkpoint import hf_folder
+from entropix import PACKAGE_ROOT, files
+from entropix.checkpoint import hf_folder, load_weights
 from entropix.checkpoint.convert import convert, folder, meta
 from entropix.checkpoint.tokenizer_files import read_vocabulary
 from entropix.config import ModelConfig, RopeScaling
-from entropix.model import weights
 
 
 def llama3_tokenizer() -> bytes:
@@ -54,7 +53,7 @@ def test_llama3_shards_become_the_folder_they_came_from(
     folder.write_folder(opened, tmp_path / "out")
     assert hf_folder.read_config(tmp_path / "out") == cfg
     folders.assert_tensors(tmp_path / "out", tensors, dtype)
-    weights.load(tmp_path / "out", cfg, np.float32)
+    load_weights.load(tmp_path / "out", cfg, np.float32)
 
 
 @pytest.mark.parametrize("n_shards", [1, 2])
@@ -101,7 +100,7 @@ def test_llama3_folders_stop_at_every_end_token(tmp_path: Path, template: str | 
     # <|end_of_text|>, <|eom_id|> and <|eot_id|> are the 2nd, 9th and 10th special token: 128001, 128008 and
     # 128009 after the 128,000 ranks of the released file.
     assert hf_folder.stop_token_ids(tmp_path / "out") == (257, 264, 265)
-    tokenizer_config = hf_folder.read_json(tmp_path / "out" / "tokenizer_config.json")
+    tokenizer_config = files.read_json(tmp_path / "out" / "tokenizer_config.json")
     assert tokenizer_config["bos_token"] == "<|begin_of_text|>"
     assert tokenizer_config["eos_token"] == ("<|eot_id|>" if template else "<|end_of_text|>")
     assert tokenizer_config.get("chat_template") == template

@@ -9,9 +9,8 @@ import pytest
 import reference
 from jax import Array
 
-from entropix import metrics
-from entropix.metrics import Metrics
-from entropix.model.transformer import Attention
+from entropix import metrics, numerics
+from entropix.metrics import AttentionScores, Metrics
 
 measure = jax.jit(metrics.measure)
 
@@ -25,7 +24,7 @@ def of_logits(logits_BV: object) -> Metrics:
     padded_BTV = np.zeros((512, 1, 1024), np.float32)
     padded_BTV[:batch, 0] = -np.inf
     padded_BTV[:batch, 0, :vocabulary] = logits_BV
-    single = Attention(
+    single = AttentionScores(
         scores_LBNTS=np.ones((1, 512, 1, 1, 1), np.float32),
         visible_BTS=np.ones((512, 1, 1), bool),
         position_BS=np.zeros((512, 1), np.int32),
@@ -40,7 +39,7 @@ def of_scores(scores_LNS: object) -> dict[str, float]:
     scores_LBNTS = np.full((n_layers, 1, n_heads, 1, capacity), 3.0, np.float32)
     scores_LBNTS[:, 0, :, 0, :n] = scores_LNS
     slot_S = np.arange(capacity, dtype=np.int32)
-    attention = Attention(scores_LBNTS, visible_BTS=slot_S[None, None] < n, position_BS=slot_S[None])
+    attention = AttentionScores(scores_LBNTS, visible_BTS=slot_S[None, None] < n, position_BS=slot_S[None])
     measured = measure(np.zeros((1, 1, 2), np.float32), attention)
     return {name: float(metric_BT[0, 0]) for name, metric_BT in measured._asdict().items()}
 
@@ -125,7 +124,7 @@ def test_entropy_rises_with_log_temperature_by_varentropy_times_ln_2() -> None:
 def test_equal_logits_have_no_self_certainty_at_all(constant: float) -> None:
     for vocabulary in (2, 3, 1000, 49152):
         logits_BTV = jnp.full((1, 1, vocabulary), constant)
-        parts = metrics.softmax_parts(logits_BTV)
+        parts = numerics.softmax_parts(logits_BTV)
         assert metrics.self_certainty(logits_BTV, parts)[0, 0] == 0.0
 
 
@@ -134,21 +133,21 @@ def test_self_certainty_of_one_raised_logit_is_known(height: float) -> None:
     """Of V logits one is h and the others 0: ln((V - 1 + e^h)/V) - h/V, also where e^-h underflows."""
     logits_BTV = jnp.zeros((1, 1, 1024)).at[0, 0, 17].set(height)
     expected = height + math.log((1023 * math.exp(-height) + 1) / 1024) - height / 1024
-    measured = metrics.self_certainty(logits_BTV, metrics.softmax_parts(logits_BTV))[0, 0]
+    measured = metrics.self_certainty(logits_BTV, numerics.softmax_parts(logits_BTV))[0, 0]
     assert float(measured) == close(expected, abs=1e-6)
 
 
 def test_self_certainty_by_hand() -> None:
     """p = 1/2, 1/4, 1/8, 1/8: -mean ln(4p) = -(ln 2 + 0 - ln 2 - ln 2)/4 = ln 2 / 4."""
     logits_BTV = jnp.asarray(logs([[[0.5, 0.25, 0.125, 0.125]]]), jnp.float32)
-    measured = metrics.self_certainty(logits_BTV, metrics.softmax_parts(logits_BTV))[0, 0]
+    measured = metrics.self_certainty(logits_BTV, numerics.softmax_parts(logits_BTV))[0, 0]
     assert float(measured) == close(math.log(2) / 4)
 
 
 def test_a_removed_token_makes_self_certainty_infinite_and_a_huge_negative_logit_huge() -> None:
     assert of_logits([[1.0, 2.0]]).self_certainty[0] == math.inf  # the helper removes 1022 tokens
     logits_BTV = jnp.zeros((1, 1, 8)).at[0, 0, 3].set(-1e30)
-    measured = metrics.self_certainty(logits_BTV, metrics.softmax_parts(logits_BTV))[0, 0]
+    measured = metrics.self_certainty(logits_BTV, numerics.softmax_parts(logits_BTV))[0, 0]
     assert float(measured) == pytest.approx(1e30 / 8)
 
 
@@ -251,7 +250,7 @@ def test_previous_token_attention_looks_at_the_key_before_the_querys_own() -> No
 # ----- of both: against plain loops -------------------------------------------------------------------------
 
 
-def random_step(rng: np.random.Generator, batch: int = 5, slots: int = 24) -> tuple[Array, Attention]:
+def random_step(rng: np.random.Generator, batch: int = 5, slots: int = 24) -> tuple[Array, AttentionScores]:
     """Logits and scores of one query a row. Each row sees some slots, whose positions are in disorder."""
     scores_LBNTS = rng.normal(0, 2, (3, batch, 4, 1, slots))
     visible_BTS, position_BS = np.zeros((batch, 1, slots), bool), np.full((batch, slots), -7, np.int32)
@@ -261,7 +260,7 @@ def random_step(rng: np.random.Generator, batch: int = 5, slots: int = 24) -> tu
         visible_BTS[row, 0, chosen] = True
         position_BS[row, chosen] = rng.permutation(n)
     logits_BTV = jnp.asarray(rng.normal(0, 3, (batch, 1, 60)), jnp.float32)
-    return logits_BTV, Attention(
+    return logits_BTV, AttentionScores(
         jnp.asarray(scores_LBNTS, jnp.float32), jnp.asarray(visible_BTS), jnp.asarray(position_BS)
     )
 
@@ -284,7 +283,7 @@ def test_every_metric_equals_plain_float64_loops(seed: int) -> None:
 def test_invisible_slots_have_no_part_in_any_metric(garbage: float) -> None:
     """Whatever their scores and positions, bit by bit: they are masked before anything is computed."""
     logits_BTV, attention = random_step(np.random.default_rng(7))
-    dirty = Attention(
+    dirty = AttentionScores(
         jnp.where(attention.visible_BTS[:, None][None], attention.scores_LBNTS, garbage),
         attention.visible_BTS,
         jnp.where(attention.visible_BTS[:, 0], attention.position_BS, 3),

@@ -11,7 +11,7 @@ import reference
 import toy
 from safetensors.numpy import load_file
 
-from entropix import config, metrics
+from entropix import metrics, presets
 from entropix.checkpoint.loading import Model
 from entropix.config import ModelConfig, RopeScaling
 from entropix.metrics import Metrics
@@ -107,7 +107,7 @@ def test_steps_that_share_a_tail_equal_one_pass() -> None:
     """As a decode loop runs: the cache holds the prompt, the tail fills token by token without a commit."""
     whole_BTV, tail, _, whole = toy.read(WEIGHTS, TOKENS, CFG)
     cache = toy.commit(EMPTY, tail, jnp.full(2, 9, jnp.int32))
-    tail = kv_cache.empty_tail(CFG, 2, 12, jnp.float32)
+    tail = kv_cache.empty_recent(CFG, 2, 12, jnp.float32)
     for t in range(9, 17):
         logits_BTV, tail, _, measured = toy.forward(WEIGHTS, TOKENS[:, t : t + 1], cache, tail, CFG)
         np.testing.assert_allclose(logits_BTV[:, 0], whole_BTV[:, t], **CLOSE)
@@ -136,7 +136,7 @@ def test_leftovers_in_empty_slots_are_never_seen() -> None:
             tuple(jnp.where(empty_BS[:, None, :, None], leftover, v) for v in cache.v_LBKSH),
             count_B,
         )
-        tail = kv_cache.empty_tail(CFG, 2, 12, jnp.float32)
+        tail = kv_cache.empty_recent(CFG, 2, 12, jnp.float32)
         tail = jax.tree.map(lambda x: jnp.full_like(x, leftover) if x.ndim > 1 else x, tail)
         logits_BTV, _, _, measured = toy.forward(WEIGHTS, TOKENS[:, :1], dirty, tail, CFG)
         return logits_BTV, measured
@@ -151,7 +151,7 @@ def test_rows_of_different_lengths_each_go_on_at_their_own_place() -> None:
     lengths = [5, 16]
     cache = toy.commit(EMPTY, tail, jnp.asarray(lengths, jnp.int32))
     newest_BT = np.stack([TOKENS[row, n : n + 1] for row, n in enumerate(lengths)])
-    tail = kv_cache.empty_tail(CFG, 2, 12, jnp.float32)
+    tail = kv_cache.empty_recent(CFG, 2, 12, jnp.float32)
     logits_BTV, _, attention, measured = toy.forward(WEIGHTS, newest_BT, cache, tail, CFG)
     assert np.asarray(attention.visible_BTS).sum(-1).tolist() == [[6], [17]]
     for row, n in enumerate(lengths):
@@ -204,7 +204,7 @@ def test_grow_keeps_what_is_visible() -> None:
     large = kv_cache.grow(small, 50)
     assert (small.capacity, large.capacity) == (32, 50)
     np.testing.assert_array_equal(large.length_B, small.length_B)
-    tail = kv_cache.empty_tail(CFG, 2, 12, jnp.float32)
+    tail = kv_cache.empty_recent(CFG, 2, 12, jnp.float32)
     expected, actual = (toy.forward(WEIGHTS, TOKENS[:, 16:], cache, tail, CFG) for cache in (small, large))
     np.testing.assert_allclose(actual[0], expected[0], **CLOSE)
     assert_metrics_close(actual[3], expected[3])
@@ -222,7 +222,7 @@ def test_commit_appends_at_each_rows_own_length() -> None:
     start = np.zeros(2, np.int32)
     for count in counts:
         piece_BT = np.stack([TOKENS[row, at : at + 4] for row, at in enumerate(start)])
-        tail = toy.forward(WEIGHTS, piece_BT, cache, kv_cache.empty_tail(CFG, 2, 4, jnp.float32), CFG)[1]
+        tail = toy.forward(WEIGHTS, piece_BT, cache, kv_cache.empty_recent(CFG, 2, 4, jnp.float32), CFG)[1]
         cache = toy.commit(cache, tail, jnp.asarray(count, jnp.int32))
         start += count
     assert cache.length_B.tolist() == [7, 9]
@@ -256,9 +256,9 @@ def test_scaled_rotary_frequencies_by_hand() -> None:
     )
 
 
-@pytest.mark.parametrize("name", config.preset_names("models"))
+@pytest.mark.parametrize("name", presets.preset_names("models"))
 def test_rotary_frequencies_of_every_model_follow_the_published_rule(name: str) -> None:
-    cfg = config.read_model(name)
+    cfg = presets.read_model(name)
     np.testing.assert_allclose(transformer.rope_frequencies(cfg), reference.frequencies(cfg), rtol=1e-12)
 
 
@@ -305,13 +305,13 @@ def test_other_tokens_and_lengths_do_not_compile_anew() -> None:
     traces = []
 
     @jax.jit
-    def step(tokens_BT: jax.Array, cache: kv_cache.KVCache, tail: kv_cache.KVTail) -> kv_cache.KVTail:
+    def step(tokens_BT: jax.Array, cache: kv_cache.KVCache, tail: kv_cache.RecentKV) -> kv_cache.RecentKV:
         traces.append(tokens_BT.shape)
         return transformer.forward(WEIGHTS, tokens_BT, cache, tail, CFG)[1]
 
     cache = kv_cache.empty_cache(CFG, 2, 32, jnp.float32)
     for length in (0, 3, 20):
-        tail = kv_cache.empty_tail(CFG, 2, 4, jnp.float32)
+        tail = kv_cache.empty_recent(CFG, 2, 4, jnp.float32)
         for t in range(4):
             tail = step(
                 jnp.asarray(TOKENS[:, t : t + 1]),

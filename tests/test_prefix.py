@@ -12,8 +12,9 @@ import toy
 
 from entropix.decoding import loop
 from entropix.decoding.session import Session
-from entropix.generation import Result, collect, generate, prepare, run
+from entropix.generation import collect, generate, prepare, run
 from entropix.model import kv_cache, transformer
+from entropix.results import Result
 
 CFG = toy.config()
 WEIGHTS = toy.random_weights(CFG)
@@ -39,8 +40,8 @@ def own_tokens(first: int, last: int) -> np.ndarray:
 
 def own_slots(cache: kv_cache.KVCache, first: int, last: int) -> kv_cache.KVCache:
     """With these own tokens committed, read without scores as a prompt is."""
-    tail = kv_cache.empty_tail(CFG, 3, last - first, jnp.float32)
-    tail = jax.jit(transformer.extend, static_argnames="cfg")(
+    tail = kv_cache.empty_recent(CFG, 3, last - first, jnp.float32)
+    tail = jax.jit(transformer.prefill, static_argnames="cfg")(
         WEIGHTS, own_tokens(first, last), cache, tail, CFG
     )
     return kv_cache.commit(cache, tail, jnp.full(3, last - first, jnp.int32))
@@ -65,7 +66,7 @@ def assert_is_the_reference(found: tuple[Any, ...], first: int) -> None:
 
 def test_every_row_sees_its_share_and_what_is_its_own() -> None:
     """Step by step into the tail, behind shares of different lengths and no slots of their own."""
-    cache, tail = shared_cache(), kv_cache.empty_tail(CFG, 3, 12, jnp.float32)
+    cache, tail = shared_cache(), kv_cache.empty_recent(CFG, 3, 12, jnp.float32)
     for step in STEPS:
         found = toy.forward(WEIGHTS, own_tokens(step, step + 1), cache, tail, CFG)
         assert_is_the_reference(found, step)
@@ -79,21 +80,21 @@ def test_own_tokens_may_be_read_and_committed_behind_a_share(pieces: tuple[int, 
         cache, first = own_slots(cache, first, first + size), first + size
     assert cache.end_B.tolist() == [n + first for n in SHARED]
     found = toy.forward(
-        WEIGHTS, own_tokens(first, 9), cache, kv_cache.empty_tail(CFG, 3, 6, jnp.float32), CFG
+        WEIGHTS, own_tokens(first, 9), cache, kv_cache.empty_recent(CFG, 3, 6, jnp.float32), CFG
     )
     assert_is_the_reference(found, first)
 
 
 def test_rows_may_be_taken_and_cut_back_into_what_they_share() -> None:
     """The row that is cut into its share has no own token left, and goes on from there with other ones."""
-    cache = kv_cache.take_rows(own_slots(kv_cache.grow(shared_cache(), 16), 0, 5), jnp.asarray([1, 0, 0]))
+    cache = kv_cache.gather_rows(own_slots(kv_cache.grow(shared_cache(), 16), 0, 5), jnp.asarray([1, 0, 0]))
     assert cache.end_B.tolist() == [12, 17, 17]
     cache = kv_cache.truncate(cache, jnp.asarray([10, 17, 4], jnp.int32))
     assert (cache.shared_B.tolist(), cache.length_B.tolist()) == ([7, 12, 4], [3, 5, 0])
     assert cache.prefix and cache.prefix.capacity == 16
     kept = [TEXTS[1][:10], TEXTS[0][:17], TEXTS[0][:4]]
     newest = np.asarray([[7], [8], [9]])
-    tail = kv_cache.empty_tail(CFG, 3, 4, jnp.float32)
+    tail = kv_cache.empty_recent(CFG, 3, 4, jnp.float32)
     logits_BTV = toy.forward(WEIGHTS, newest, cache, tail, CFG)[0]
     for row, text in enumerate(kept):
         expected = reference.forward(TENSORS, np.concatenate([text, newest[row]]), CFG)
@@ -108,7 +109,7 @@ def test_what_lies_behind_a_share_is_never_seen() -> None:
         k_LKHS=tuple(k.at[..., 7:].set(3e4) for k in cache.prefix.k_LKHS),
         v_LKSH=tuple(v.at[..., 7:, :].set(-3e4) for v in cache.prefix.v_LKSH),
     )
-    tail = kv_cache.empty_tail(CFG, 3, 4, jnp.float32)
+    tail = kv_cache.empty_recent(CFG, 3, 4, jnp.float32)
     clean, found = (
         toy.forward(WEIGHTS, own_tokens(0, 2), one, tail, CFG)
         for one in (cache, cache._replace(prefix=dirty))
@@ -201,7 +202,7 @@ def test_a_prefix_that_nobody_begins_with_is_dropped(toy_model):
     assert meshes.tokens(answers) == meshes.tokens(generate(toy_model, [[5, 6, 7]] * 3, **OPTIONS))
 
 
-@pytest.mark.parametrize(("broken", "fork"), [("share", [0, 0, 0]), ("take_rows", [0])])
+@pytest.mark.parametrize(("broken", "fork"), [("share", [0, 0, 0]), ("gather_rows", [0])])
 def test_a_session_recovers_from_an_interrupt_of_a_fork(toy_model, monkeypatch, broken, fork):
     """It is as before, but with an empty cache."""
     rows, job = Session(toy_model, 1), prepare(toy_model, [PROMPT], **OPTIONS)

@@ -14,9 +14,9 @@ from entropix import generation, replay, trace
 from entropix.checkpoint.loading import Model
 from entropix.config import SamplerConfig
 from entropix.console import cli
-from entropix.decoding.sample_step import Finish
 from entropix.decoding.session import Session
 from entropix.replay import first_difference, main
+from entropix.results import FinishReason
 from entropix.sharding import Shape
 from entropix.trace import Trace
 
@@ -67,7 +67,7 @@ def conversation(model: Model, tmp_path_factory: pytest.TempPathFactory) -> Trac
                 token_ids=result.token_ids[:5],
                 records=result.records[:5],
                 text="cut",
-                finish=Finish.INTERRUPTED,
+                finish=FinishReason.INTERRUPTED,
             )
         messages.append({"role": "assistant", "content": result.text})
         prompts.append(result.prompt_ids)

@@ -17,7 +17,7 @@ import traces
 from PIL import Image
 
 import entropix
-from entropix import generation, palette, samplers, trace
+from entropix import generation, metric_labels, samplers, trace
 from entropix.config import SamplerConfig
 from entropix.metrics import Metrics
 from entropix.report import figures, packing, page, shell
@@ -197,8 +197,8 @@ def test_the_samplers_with_regions_exist_and_the_placebo_has_none() -> None:
 
 
 def test_every_metric_has_a_title_and_a_meaning() -> None:
-    assert tuple(palette.METRICS) == Metrics._fields
-    assert all(label.title and label.meaning.endswith(".") for label in palette.METRICS.values())
+    assert tuple(metric_labels.METRICS) == Metrics._fields
+    assert all(label.title and label.meaning.endswith(".") for label in metric_labels.METRICS.values())
 
 
 def test_embedded_json_cannot_end_its_element_and_is_the_same_json() -> None:
@@ -300,7 +300,7 @@ def test_a_scatter_shows_every_region_and_strategy_in_its_colour(tmp_path: Path)
         colors = {color for _, color in image.convert("RGB").getcolors(1 << 24)}
     rgb = {
         name: tuple(int(color[i : i + 2], 16) for i in (1, 3, 5))
-        for name, color in zip(STRATEGIES, palette.STRATEGIES, strict=True)
+        for name, color in zip(STRATEGIES, metric_labels.STRATEGIES, strict=True)
     }
     assert set(rgb.values()) <= colors
     for name in ("explore", "resample", "adaptive"):

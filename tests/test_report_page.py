@@ -9,7 +9,7 @@ from chromium import Watched
 from playwright.sync_api import Browser, Page
 from report_pages import TEXTS, assert_shows, focused, opened, settle, tokens
 
-from entropix import palette
+from entropix import metric_labels
 
 pytestmark = pytest.mark.browser
 
@@ -134,7 +134,7 @@ def test_a_metric_colours_the_tokens_by_its_value(page: Page) -> None:
     assert shares == sorted(shares) and (shares[0], shares[-1]) == (0, 1)
     assert tokens(page).nth(2).get_attribute("aria-label") == "is, attention entropy 2.375"
     legend = page.locator("#legend").inner_text()
-    assert palette.METRICS["attn_entropy"].meaning in legend and "9.375 bits" in legend
+    assert metric_labels.METRICS["attn_entropy"].meaning in legend and "9.375 bits" in legend
 
 
 def test_strategies_can_be_hidden_and_are_passed_over_then(page: Page) -> None:

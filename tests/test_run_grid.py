@@ -16,7 +16,7 @@ import pytest
 import screens
 from grid_files import HEAD, SAMPLED, TAIL, lines_of, tokens_of
 
-from entropix import config, distributed
+from entropix import config, distributed, presets
 from entropix.checkpoint.loading import Model, load
 from entropix.config import SamplerConfig
 from entropix.decoding import inputs
@@ -86,7 +86,7 @@ temp = 0.7
         *((f"min-p temp={temp} min_p={min_p}", "min-p") for temp in (1, 2) for min_p in (0.1, 0.3)),
         ("mine.toml temp=0.7", "min-p"),
     ]
-    preset = config.read_preset("min-p")[1]
+    preset = presets.read_preset("min-p")[1]
     assert found.variants[1].config == dataclasses.replace(preset, temp=1.0, min_p=0.3)
     assert found.variants[4].config == dataclasses.replace(preset, temp=0.7, min_p=0.2)
 

@@ -13,12 +13,12 @@ import pytest
 import reference
 from jax import Array
 
-from entropix import config, filters, samplers
+from entropix import config, filters, presets, samplers
 from entropix.config import SamplerConfig
 from entropix.decoding.inputs import device_config
-from entropix.filters import Settings
+from entropix.filters import SamplingParams
 from entropix.metrics import Metrics
-from entropix.samplers import SAMPLERS, Context, SampleInfo, Sampler
+from entropix.samplers import SAMPLERS, SampleInfo, Sampler, SamplerInputs
 
 VOCABULARY = 300
 BATCH = 64  # one size almost everywhere: a program is compiled for each
@@ -45,14 +45,14 @@ CHAINED = (
 )
 
 every_sampler = pytest.mark.parametrize("sampler", SAMPLERS.values(), ids=SAMPLERS)
-every_preset = pytest.mark.parametrize("preset", config.preset_names("samplers"))
+every_preset = pytest.mark.parametrize("preset", presets.preset_names("samplers"))
 
 
 def encode(text: str) -> list[int]:
     return list(text.encode())
 
 
-def random_context(seed: int) -> Context:
+def random_context(seed: int) -> SamplerInputs:
     """Sharp and flat logits without ties; metrics around every threshold of the reference rules, so that all
     strategies occur. In numpy, where taking a row compiles nothing."""
     rng = np.random.default_rng(seed)
@@ -61,7 +61,7 @@ def random_context(seed: int) -> Context:
     varentropy_B = rng.choice([0.02, 1.0, 8.0], BATCH) * rng.uniform(0.9, 1.1, BATCH)
     others = rng.uniform(0, 1, (len(Metrics._fields) - 2, BATCH)) * np.linspace(0.5, 4, BATCH)
     metrics = Metrics(*(values_B.astype(np.float32) for values_B in (entropy_B, varentropy_B, *others)))
-    return Context(logits_BV.astype(np.float32), metrics)
+    return SamplerInputs(logits_BV.astype(np.float32), metrics)
 
 
 def random_config(rng: np.random.Generator) -> SamplerConfig:
@@ -85,14 +85,14 @@ def rows(tree: Any, chosen: Any) -> Any:
 
 
 def run(
-    sampler: Sampler, context: Context, cfg: SamplerConfig = CFG, seed: int = 0
+    sampler: Sampler, context: SamplerInputs, cfg: SamplerConfig = CFG, seed: int = 0
 ) -> tuple[np.ndarray, SampleInfo]:
     """(token_B, info) of one jitted step from the initial state, in numpy."""
     return run_whole(sampler, context, cfg, seed)[:2]
 
 
 def run_whole(
-    sampler: Sampler, context: Context, cfg: SamplerConfig = CFG, seed: int = 0
+    sampler: Sampler, context: SamplerInputs, cfg: SamplerConfig = CFG, seed: int = 0
 ) -> tuple[np.ndarray, SampleInfo, np.ndarray]:
     """(token_B, info, the logits_BV that one draw was made from, -inf for removed tokens)."""
     state = sampler.init(cfg, NOTHING, encode)
@@ -105,7 +105,7 @@ def run_whole(
 def counted(sampler: Sampler) -> Callable[..., Any]:
     """The jitted step, which counts how often it is traced."""
 
-    def step(key_B: Array, state: Any, context: Context, cfg: SamplerConfig) -> Any:
+    def step(key_B: Array, state: Any, context: SamplerInputs, cfg: SamplerConfig) -> Any:
         TRACES[sampler.name] += 1
         return sampler.step(key_B, state, context, cfg)
 
@@ -139,7 +139,7 @@ def test_an_unknown_sampler_is_an_error_that_lists_the_known_ones() -> None:
 
 @every_preset
 def test_every_preset_names_a_registered_sampler_and_runs(preset: str) -> None:
-    name, cfg = config.read_preset(preset)
+    name, cfg = presets.read_preset(preset)
     token_B, info = run(samplers.get(name), random_context(0), cfg)
     assert np.all((token_B >= 0) & (token_B < VOCABULARY))
     assert np.isfinite(info.draw_logprob_B).all()
@@ -147,7 +147,7 @@ def test_every_preset_names_a_registered_sampler_and_runs(preset: str) -> None:
 
 @every_sampler
 def test_every_sampler_has_a_preset_and_a_summary(sampler: Sampler) -> None:
-    assert config.read_preset(sampler.name)[0] == sampler.name
+    assert presets.read_preset(sampler.name)[0] == sampler.name
     assert sampler.summary and sampler.strategies
     assert len(set(sampler.strategies)) == len(sampler.strategies)
 
@@ -211,7 +211,7 @@ def test_whole_numbers_in_a_preset_are_the_same_program_as_decimal_ones(tmp_path
     def outcome(numbers: str) -> Any:
         file = tmp_path / "numbers.toml"
         file.write_text(f'sampler = "entropix"\n{numbers}')
-        return run(SAMPLERS["entropix"], random_context(4), config.read_preset(str(file))[1])
+        return run(SAMPLERS["entropix"], random_context(4), presets.read_preset(str(file))[1])
 
     decimal, before = outcome("temp = 1.0\nmin_p = 0.0\n"), TRACES["entropix"]
     assert_trees_equal(outcome("temp = 1\nmin_p = 0\n"), decimal)
@@ -309,7 +309,7 @@ def test_recorded_settings_give_back_the_candidates(name: str, seed: int) -> Non
     token_B, info, filtered_BV = run_whole(
         SAMPLERS[name], context, random_config(np.random.default_rng(seed)), seed
     )
-    recorded = Settings(info.temperature_B, info.top_p_B, info.top_k_B, info.min_p_B)
+    recorded = SamplingParams(info.temperature_B, info.top_p_B, info.top_k_B, info.min_p_B)
     np.testing.assert_allclose(filtered_BV, chain(context.logits_BV, recorded), rtol=1e-6)
     for row in np.flatnonzero(~info.injected_B):
         expected_V = reference.filtered(context.logits_BV[row], *(values_B[row] for values_B in recorded))

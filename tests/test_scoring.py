@@ -207,7 +207,7 @@ def test_a_table_has_a_line_a_position_and_the_perplexity(
     [
         (None, "text.txt: no such file"),
         (b" \n", "text.txt: there is no text in this file"),
-        (b"ab\xff", "text.txt: not UTF-8 (byte 2 is 0xff)"),
+        (b"ab\xff", "text.txt: line 1 is not UTF-8 (its byte 3 is 0xff)"),
         (b"a" * 600, "text 1 has 600 tokens, but the model's context holds 512"),
     ],
 )

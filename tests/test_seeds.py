@@ -14,7 +14,8 @@ import entropix
 from entropix import generation, replay, trace
 from entropix.checkpoint.loading import Model
 from entropix.decoding import loop, sample_step
-from entropix.generation import Result, generate
+from entropix.generation import generate
+from entropix.results import Result
 
 PROMPT, OTHER = [17, 4, 200, 31, 8], [9] * 40
 

@@ -9,9 +9,9 @@ import toy
 from entropix import samplers
 from entropix.config import GenerateConfig, SamplerConfig
 from entropix.decoding import loop
-from entropix.decoding.sample_step import Finish
 from entropix.decoding.session import Session
 from entropix.generation import collect, generate, prepare, run
+from entropix.results import FinishReason
 
 
 def tokens(results):
@@ -89,7 +89,7 @@ def test_nothing_of_a_text_with_nan_is_left_in_a_session(abandoned):
     if abandoned:
         rows.start(first.prompt_ids, first.sampler, first.sampler_config, first.config)
     else:
-        assert collect(first, run(first, rows))[0].finish == Finish.NAN
+        assert collect(first, run(first, rows))[0].finish == FinishReason.NAN
     second = prepare(broken, [[1, 3, 2]], max_new_tokens=4, sampler="greedy")
     fresh = generate(broken, [[1, 3, 2]], max_new_tokens=4, sampler="greedy")
     assert tokens(collect(second, run(second, rows))) == tokens(fresh)
@@ -103,7 +103,7 @@ def test_an_ended_row_leaves_nothing_behind_while_its_neighbour_goes_on():
     rows = Session(broken, 2)
     options = {"sampler": "greedy", "max_new_tokens": 20}
     first = prepare(broken, [[1, 2, 3], [7, 8]], **options)
-    assert collect(first, run(first, rows))[0].finish == Finish.STOP_TOKEN
+    assert collect(first, run(first, rows))[0].finish == FinishReason.STOP_TOKEN
     second = prepare(broken, [[1, 2, 4], [7, 9]], **options)
     assert tokens(collect(second, run(second, rows))) == tokens(
         generate(broken, [[1, 2, 4], [7, 9]], **options)

@@ -11,13 +11,13 @@ import toy
 from jax import Array
 from meshes import Made
 
-from entropix import config, samplers, sharding
+from entropix import presets, samplers, sharding
 from entropix.checkpoint import loading
 from entropix.config import SamplerConfig
 from entropix.decoding import inputs, sample_step
-from entropix.decoding.sample_step import Request, Rows
+from entropix.decoding.sample_step import BatchInputs, RowState
 from entropix.metrics import Metrics
-from entropix.samplers.base import Context
+from entropix.samplers.base import SamplerInputs
 from entropix.sharding import Shape
 
 # ----- meshes -----------------------------------------------------------------------------------------------
@@ -94,19 +94,19 @@ AUTOMATIC = {
 }
 
 
-@pytest.mark.parametrize("name", config.preset_names("models"))
+@pytest.mark.parametrize("name", presets.preset_names("models"))
 def test_the_automatic_mesh_divides_as_much_as_can_be_divided(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
-    cfg = config.read_model(name)
+    cfg = presets.read_model(name)
     assert {n: sharding.automatic(cfg, n) for n in AUTOMATIC[name]} == {
         n: Shape(*sizes) for n, sizes in AUTOMATIC[name].items()
     }
 
 
 def test_the_automatic_mesh_of_simulated_devices_is_a_single_one() -> None:
-    assert sharding.automatic(config.read_model("llama-3.1-8b"), 8) == Shape(1, 1)
+    assert sharding.automatic(presets.read_model("llama-3.1-8b"), 8) == Shape(1, 1)
 
 
 # ----- where arrays lie -------------------------------------------------------------------------------------
@@ -210,24 +210,24 @@ def logits() -> Array:
     return jnp.asarray(logits_BV, jnp.float32)
 
 
-def contexts() -> Context:
+def contexts() -> SamplerInputs:
     batch = len(ENTROPY)
     metrics_B = {name: jnp.full(batch, 0.5) for name in Metrics._fields}
     metrics_B["logits_entropy"] = jnp.asarray(ENTROPY, jnp.float32)
     metrics_B["logits_varentropy"] = jnp.asarray(VARENTROPY, jnp.float32)
-    return Context(
+    return SamplerInputs(
         jax.jit(lambda x_BV: sharding.constrain(x_BV, "data", "model"))(logits()), Metrics(**metrics_B)
     )
 
 
-def draw_all(context: Context, states: Any, key_B: Array, cfg: SamplerConfig) -> Any:
+def draw_all(context: SamplerInputs, states: Any, key_B: Array, cfg: SamplerConfig) -> Any:
     """One step of every sampler in one program: what they have in common is compiled once."""
     batch = len(key_B)
     nothing_B = jnp.zeros(batch, jnp.int32)
-    asked = Request(key_B, jnp.full(batch, 9, jnp.int32), nothing_B, jnp.zeros(1, jnp.int32))
+    asked = BatchInputs(key_B, jnp.full(batch, 9, jnp.int32), nothing_B, jnp.zeros(1, jnp.int32))
     drawn = {}
     for name, sampler in RULES.items():
-        rows = Rows(nothing_B, nothing_B, nothing_B, states[name])
+        rows = RowState(nothing_B, nothing_B, nothing_B, states[name])
         with jax.named_scope(f"<{name}>"):
             drawn[name] = sample_step.draw_token(asked, rows, nothing_B == 0, context, cfg, sampler, 5)[:2]
     return sharding.replicate(drawn)

@@ -16,8 +16,8 @@ import toy
 from jax.sharding import NamedSharding
 
 from entropix import sharding
-from entropix.checkpoint.hf_folder import StoredTensor, tensor_shapes
-from entropix.model import weights
+from entropix.checkpoint import load_weights
+from entropix.checkpoint.tensors import StoredTensor, tensor_shapes
 from entropix.model.weights import Weights
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -40,8 +40,8 @@ def assert_equal(found: Weights, expected: Weights) -> None:
 def test_loading_onto_a_mesh_is_placing_what_one_device_loads(tmp_path: Path, name: str, shape: str) -> None:
     cfg, mesh = toy.config(**VARIANTS[name]), meshes.mesh_of(shape)
     folders.write_tensors(tmp_path, folders.random_tensors(cfg))
-    alone = weights.load(tmp_path, cfg, jnp.bfloat16)
-    assert_equal(weights.load(tmp_path, cfg, jnp.bfloat16, mesh), meshes.placed(alone, cfg, mesh))
+    alone = load_weights.load(tmp_path, cfg, jnp.bfloat16)
+    assert_equal(load_weights.load(tmp_path, cfg, jnp.bfloat16, mesh), meshes.placed(alone, cfg, mesh))
 
 
 @pytest.mark.parametrize("name", ["lm_head.weight", "model.layers.1.self_attn.o_proj.weight"])
@@ -51,7 +51,7 @@ def test_a_weight_that_is_no_number_is_named_on_a_mesh(tmp_path: Path, name: str
     tensors[name].flat[-1] = np.nan
     folders.write_tensors(tmp_path, tensors)
     with pytest.raises(ValueError, match=rf"{name} has NaN or infinite values as float32"):
-        weights.load(tmp_path, cfg, jnp.float32, meshes.mesh_of("data=2,model=4"))
+        load_weights.load(tmp_path, cfg, jnp.float32, meshes.mesh_of("data=2,model=4"))
 
 
 # ----- what a process reads ---------------------------------------------------------------------------------
@@ -81,7 +81,7 @@ def test_every_number_is_read_once_for_all_devices(tmp_path: Path, taken: type[C
     """But for the keys and values, which two devices along `model` have each; those along `data` have all alike."""
     cfg = toy.config(n_heads=8, n_kv_heads=2, vocab_size=264, tied_embeddings=False)
     folders.write_tensors(tmp_path, folders.random_tensors(cfg))
-    weights.load(tmp_path, cfg, jnp.float32, meshes.mesh_of("data=2,model=4"))
+    load_weights.load(tmp_path, cfg, jnp.float32, meshes.mesh_of("data=2,model=4"))
     stored = sum(int(np.prod(shape)) for shape in tensor_shapes(cfg).values())
     keys_and_values = cfg.n_layers * 2 * cfg.n_kv_heads * cfg.head_dim * cfg.dim
     assert taken.n_taken == stored + keys_and_values
@@ -105,7 +105,7 @@ def test_a_process_reads_what_its_devices_hold(
     cfg = toy.config(n_heads=8, n_kv_heads=4, vocab_size=264, tied_embeddings=False)
     folders.write_tensors(tmp_path, folders.random_tensors(cfg))
     mesh, mine = meshes.mesh_of("model=8"), jax.devices()[2:4]
-    whole = weights.load(tmp_path, cfg, jnp.float32, mesh)
+    whole = load_weights.load(tmp_path, cfg, jnp.float32, mesh)
     lay_out = sharding.lay_out
     monkeypatch.setattr(
         sharding,
@@ -115,7 +115,7 @@ def test_a_process_reads_what_its_devices_hold(
     monkeypatch.setattr(jax, "make_array_from_single_device_arrays", lambda shape, place, parts: parts)
     taken.n_taken = 0
     parts = jax.tree.leaves(
-        weights.load(tmp_path, cfg, jnp.float32, mesh), is_leaf=lambda x: isinstance(x, list)
+        load_weights.load(tmp_path, cfg, jnp.float32, mesh), is_leaf=lambda x: isinstance(x, list)
     )
     held = 0
     for leaf, own in zip(jax.tree.leaves(whole), parts, strict=True):

@@ -14,7 +14,8 @@ from entropix import samplers
 from entropix.config import GenerateConfig, SamplerConfig
 from entropix.decoding import loop, session
 from entropix.decoding.session import Session
-from entropix.generation import Result, collect, generate, prepare, run
+from entropix.generation import collect, generate, prepare, run
+from entropix.results import Result
 from entropix.tpu import hlo
 
 # Two key/value heads, which four and eight devices have twice and four times; all else is divided.

@@ -9,9 +9,9 @@ import toy
 
 from entropix import scoring
 from entropix.decoding import prefix_cache
-from entropix.decoding.sample_step import Finish
 from entropix.decoding.session import Session
-from entropix.generation import Result, collect, generate, prepare, run
+from entropix.generation import collect, generate, prepare, run
+from entropix.results import FinishReason, Result
 
 # Two key/value heads, of which four devices have two copies each; all else is divided.
 MODEL = toy.model_of(n_heads=8, n_kv_heads=2, vocab_size=264, tied_embeddings=False)
@@ -101,5 +101,5 @@ def test_a_broken_row_on_a_mesh_stays_alone() -> None:
         generate(model, prompts, **WARM) for model in (meshes.on_mesh(broken, "data=2,model=4"), broken)
     )
     assert [result.finish for result in there] == [result.finish for result in here]
-    assert [result.finish == Finish.NAN for result in there] == [False, True, False, True]
+    assert [result.finish == FinishReason.NAN for result in there] == [False, True, False, True]
     assert meshes.tokens(there) == meshes.tokens(here)

@@ -11,12 +11,13 @@ import toy
 
 from entropix import samplers
 from entropix.checkpoint.loading import Model
-from entropix.config import GenerateConfig, preset_names, read_preset
+from entropix.config import GenerateConfig
 from entropix.decoding import loop
-from entropix.decoding.sample_step import Finish
 from entropix.decoding.session import Session
 from entropix.decoding.speculation import NO_TOKEN, lookup
 from entropix.generation import collect, generate, prepare, run
+from entropix.presets import preset_names, read_preset
+from entropix.results import FinishReason
 
 PROMPTS = [[1, 2, 3, 4, 5, 6, 1, 2, 3, 4], [200], [7, 8] * 20, list(range(40, 75))]
 
@@ -91,7 +92,7 @@ def test_no_token_and_no_record_changes_whatever_the_sampler(preset: str) -> Non
     session = Session(MODEL, len(PROMPTS))
     drafted = collect(job, run(job, session))
     assert [result.token_ids for result in drafted] == [result.token_ids for result in plain]
-    assert [result.finish for result in drafted] == [Finish.LENGTH] * len(PROMPTS)
+    assert [result.finish for result in drafted] == [FinishReason.LENGTH] * len(PROMPTS)
     for ours, theirs in zip(drafted, plain, strict=True):
         for after, before in zip(ours.records, theirs.records, strict=True):
             after, before = flat(after), flat(before)
@@ -110,7 +111,7 @@ def test_a_draft_that_is_dropped_leaves_nothing_behind() -> None:
     prompts = [list(range(1, 21)), [5, 6, 7, 8] * 6]
     options = {"max_new_tokens": 40, "sampler": "temperature", "seed": 1}
     plain = generate(model, prompts, **options)
-    assert plain[0].finish == Finish.LENGTH and 0 not in plain[0].token_ids, "the row itself is whole"
+    assert plain[0].finish == FinishReason.LENGTH and 0 not in plain[0].token_ids, "the row itself is whole"
     drafted = generate(model, prompts, speculate=4, **options)
     assert [result.token_ids for result in drafted] == [result.token_ids for result in plain]
 
@@ -128,7 +129,7 @@ def test_a_limit_ends_a_row_inside_a_draft(limit: int) -> None:
     [drafted] = generate(MODEL, [PROMPTS[2]], max_new_tokens=limit, sampler="greedy", speculate=4)
     assert drafted.token_ids == plain.token_ids
     assert len(drafted.token_ids) == limit
-    assert drafted.finish == Finish.LENGTH
+    assert drafted.finish == FinishReason.LENGTH
 
 
 def test_a_stop_token_inside_a_draft_ends_the_row_there() -> None:
@@ -138,7 +139,7 @@ def test_a_stop_token_inside_a_draft_ends_the_row_there() -> None:
         [plain] = generate(stopping, [PROMPTS[0]], max_new_tokens=40, sampler="greedy")
         [drafted] = generate(stopping, [PROMPTS[0]], max_new_tokens=40, sampler="greedy", speculate=4)
         assert drafted.token_ids == plain.token_ids
-        assert drafted.finish == plain.finish == Finish.STOP_TOKEN
+        assert drafted.finish == plain.finish == FinishReason.STOP_TOKEN
 
 
 def test_text_that_always_repeats_takes_one_pass_for_a_whole_draft() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from entropix import config, sweep
+from entropix import presets, sweep
 from entropix.decoding import loop
 from entropix.lab import comparison_page
 from entropix.sweep import expand, parse_axes, parse_values
@@ -74,7 +74,7 @@ def test_every_combination_is_a_variant_and_nothing_else_changes() -> None:
         "min_p=0.2 temp=1.0",
         "min_p=0.2 temp=2.0",
     ]
-    rule, preset = config.read_preset("min-p")
+    rule, preset = presets.read_preset("min-p")
     changed = [
         {name: value for name, value in vars(variant.config).items() if value != getattr(preset, name)}
         for variant in variants

@@ -19,9 +19,8 @@ from entropix.checkpoint import loading
 from entropix.checkpoint.loading import Model
 from entropix.console import terminal
 from entropix.decoding import loop
-from entropix.decoding.sample_step import Finish
-from entropix.generation import Event
 from entropix.main import main
+from entropix.results import FinishReason, TokenEvent
 from entropix.samplers.entropix import STRATEGIES
 
 sys.path.append(str(entropix.PACKAGE_ROOT.parent / "scripts"))
@@ -110,8 +109,8 @@ def test_logits_that_are_not_finite_end_with_1(command: Command, tmp_path: Path)
     folders.write_tensors(folder, tensors)
     ended = command("--prompt", "Why?", "--trace", str(tmp_path / "t.jsonl"), weights=folder)
     assert (ended.code, ended.out) == (1, "\n")
-    assert ended.err == f"seed: 1\nerror: prompt 1: {Finish.NAN.sentence}\n"
-    assert trace.read(tmp_path / "t.jsonl").results[0].finish == Finish.NAN
+    assert ended.err == f"seed: 1\nerror: prompt 1: {FinishReason.NAN.sentence}\n"
+    assert trace.read(tmp_path / "t.jsonl").results[0].finish == FinishReason.NAN
 
 
 # ----- several answers --------------------------------------------------------------------------------------
@@ -138,7 +137,7 @@ def test_answers_come_in_the_order_of_the_prompts(
     """Even if the last prompt is done first."""
     usual = generation.run
 
-    def backwards(*args: Any) -> Iterator[Event]:
+    def backwards(*args: Any) -> Iterator[TokenEvent]:
         yield from sorted(usual(*args), key=lambda event: -event.row)
 
     expected = command("--prompt-file", prompt_file)

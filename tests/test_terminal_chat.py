@@ -18,7 +18,7 @@ from entropix import generation, trace
 from entropix.checkpoint.loading import Model
 from entropix.console import terminal
 from entropix.decoding import loop
-from entropix.decoding.sample_step import Finish
+from entropix.results import FinishReason
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def test_ctrl_c_prints_and_traces_what_there_was(
     [result] = trace.read(tmp_path / "t.jsonl").results
     assert ended == (130, result.text + "\n", "seed: 1\nstopped: it was interrupted\ninterrupted\n")
     assert result.token_ids == whole["token_ids"][:5]
-    assert result.finish == Finish.INTERRUPTED
+    assert result.finish == FinishReason.INTERRUPTED
     assert whole["text"].startswith(result.text) and result.text
 
 
@@ -89,7 +89,7 @@ def test_a_real_ctrl_c_ends_the_real_command(tmp_path: Path) -> None:
     [result] = trace.read(path).results
     assert process.returncode == 130
     assert (start + out).decode() == result.text + "\n"
-    assert result.finish == Finish.INTERRUPTED
+    assert result.finish == FinishReason.INTERRUPTED
     assert re.fullmatch(rb"seed: \d+\nstopped: it was interrupted\ninterrupted\n", err)
 
 
@@ -151,8 +151,8 @@ def test_ctrl_c_stops_an_answer_and_not_the_chat(
     ended = command("--chat", "--trace", str(tmp_path / "t.jsonl"))
     first, second = trace.read(tmp_path / "t.jsonl").results
     assert (ended.code, ended.out) == (0, f"{first.text}\n{second.text}\n")
-    assert (first.finish, len(first.token_ids)) == (Finish.INTERRUPTED, 3)
-    assert (second.finish, len(second.token_ids)) == (Finish.LENGTH, 12)
+    assert (first.finish, len(first.token_ids)) == (FinishReason.INTERRUPTED, 3)
+    assert (second.finish, len(second.token_ids)) == (FinishReason.LENGTH, 12)
 
 
 def test_a_cache_torn_by_ctrl_c_is_not_used_again(
@@ -206,4 +206,4 @@ def test_a_reader_that_stops_early_still_gets_its_trace(
     monkeypatch.setattr(sys.stdout, "fileno", lambda: 1, raising=False)
     assert command("--prompt", "Why?", "--trace", str(tmp_path / "t.jsonl")).code == 0
     [result] = trace.read(tmp_path / "t.jsonl").results
-    assert result.finish == Finish.INTERRUPTED
+    assert result.finish == FinishReason.INTERRUPTED

@@ -5,14 +5,14 @@ import re
 
 import pytest
 
-from entropix import PACKAGE_ROOT, config
-from entropix.checkpoint import hf_folder
+from entropix import PACKAGE_ROOT, presets
+from entropix.checkpoint import tensors
 
 
 def test_the_table_for_a_whole_pod_is_what_its_formula_says() -> None:
     page = (PACKAGE_ROOT.parent / "docs" / "tpu.md").read_text(encoding="utf-8")
-    cfg = config.read_model("llama-3.1-8b")
-    parameters = sum(map(math.prod, hf_folder.tensor_shapes(cfg).values()))
+    cfg = presets.read_model("llama-3.1-8b")
+    parameters = sum(map(math.prod, tensors.tensor_shapes(cfg).values()))
     read = 2 * (parameters - cfg.vocab_size * cfg.dim)
     row = 1024 * 2 * 2 * cfg.n_layers * cfg.n_kv_heads * cfg.head_dim
     table = [re.findall(r"[\d.,]+", line) for line in re.findall(r"(?m)^\| \d+ \| [\d.]+ GB .*$", page)]

@@ -15,13 +15,13 @@ import pytest
 from traces import lines_of, rewrite
 
 import entropix
-from entropix import generation, trace
+from entropix import files, generation, trace
 from entropix.checkpoint import loading
 from entropix.checkpoint.loading import Model
 from entropix.config import GenerateConfig, SamplerConfig
-from entropix.decoding.sample_step import Finish
-from entropix.generation import Job, Result
+from entropix.generation import GenerationRequest
 from entropix.metrics import Metrics
+from entropix.results import FinishReason, Result
 from entropix.sharding import Shape
 
 
@@ -31,7 +31,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
 
 
 @pytest.fixture(scope="module")
-def job(model: Model) -> Job:
+def job(model: Model) -> GenerationRequest:
     """Two rows, all that can be recorded, and thresholds that lie amid what the toy's random weights give."""
     return generation.prepare(
         model,
@@ -46,12 +46,12 @@ def job(model: Model) -> Job:
 
 
 @pytest.fixture(scope="module")
-def results(job: Job) -> list[Result]:
+def results(job: GenerationRequest) -> list[Result]:
     return generation.collect(job, generation.run(job))
 
 
 @pytest.fixture
-def path(tmp_path: Path, job: Job, results: list[Result]) -> Path:
+def path(tmp_path: Path, job: GenerationRequest, results: list[Result]) -> Path:
     """A trace of the results."""
     trace.write(tmp_path / "trace.jsonl", job, results)
     return tmp_path / "trace.jsonl"
@@ -72,7 +72,7 @@ def test_a_trace_repeats_its_generation(path: Path, model: Model, results: list[
     assert [r.text for r in again] == [r.text for r in results]
 
 
-def test_a_trace_tells_its_configs_in_full(path: Path, job: Job) -> None:
+def test_a_trace_tells_its_configs_in_full(path: Path, job: GenerationRequest) -> None:
     header = lines_of(path)[0]
     assert header["sampler_config"] == dataclasses.asdict(job.sampler_config)
     assert header["generation"] == json.loads(json.dumps(dataclasses.asdict(job.config)))
@@ -81,7 +81,7 @@ def test_a_trace_tells_its_configs_in_full(path: Path, job: Job) -> None:
     assert len(header["generation"]) == len(dataclasses.fields(GenerateConfig))
 
 
-def test_the_header_tells_what_ran_where(path: Path, job: Job) -> None:
+def test_the_header_tells_what_ran_where(path: Path, job: GenerationRequest) -> None:
     header = lines_of(path)[0]
     assert (header["format"], header["version"]) == ("entropix-trace", 1)
     assert (header["entropix"], header["jax"]) == (entropix.__version__, jax.__version__)
@@ -122,9 +122,9 @@ def test_there_is_a_line_for_each_token_and_each_end(path: Path, results: list[R
     }
 
 
-def test_text_of_any_kind_survives(path: Path, job: Job) -> None:
+def test_text_of_any_kind_survives(path: Path, job: GenerationRequest) -> None:
     text = 'line\u2028 separator, \x85, "quotes", \x00, \U0001f642, \ufffd\r\n'
-    ends = [Result(ids, text, [], [], Finish.STOP_TOKEN) for ids in job.prompt_ids]
+    ends = [Result(ids, text, [], [], FinishReason.STOP_TOKEN) for ids in job.prompt_ids]
     trace.write(path, job, ends)
     assert trace.read(path).results == ends
 
@@ -238,7 +238,7 @@ def test_the_document_tells_the_types_that_are_checked() -> None:
 
 
 def test_a_failing_write_leaves_the_old_file_and_nothing_else(
-    path: Path, job: Job, results: list[Result]
+    path: Path, job: GenerationRequest, results: list[Result]
 ) -> None:
     before = path.read_bytes()
     damaged = [dataclasses.replace(results[0], records=[{"score": float("nan")}]), results[1]]
@@ -248,19 +248,21 @@ def test_a_failing_write_leaves_the_old_file_and_nothing_else(
     assert list(path.parent.iterdir()) == [path]
 
 
-def test_a_write_through_a_link_keeps_the_link(path: Path, job: Job, results: list[Result]) -> None:
+def test_a_write_through_a_link_keeps_the_link(
+    path: Path, job: GenerationRequest, results: list[Result]
+) -> None:
     (path.parent / "elsewhere").mkdir()
     link = path.parent / "elsewhere" / "link.jsonl"
     link.symlink_to(path)
-    trace.write(link, job, [Result(ids, "", [], [], Finish.INTERRUPTED) for ids in job.prompt_ids])
+    trace.write(link, job, [Result(ids, "", [], [], FinishReason.INTERRUPTED) for ids in job.prompt_ids])
     assert link.is_symlink()
-    assert trace.read(path).results[0].finish == Finish.INTERRUPTED
+    assert trace.read(path).results[0].finish == FinishReason.INTERRUPTED
 
 
 def test_checking_leaves_no_trace_of_itself(path: Path) -> None:
     before = path.read_bytes()
-    trace.check_writable(path)
-    trace.check_writable(path.parent / "new.jsonl")
+    files.check_writable(path, "a trace")
+    files.check_writable(path.parent / "new.jsonl", "a trace")
     assert path.read_bytes() == before
     assert list(path.parent.iterdir()) == [path]
 
@@ -275,17 +277,17 @@ def test_checking_leaves_no_trace_of_itself(path: Path) -> None:
     ],
 )
 def test_an_unwritable_trace_is_refused(
-    path: Path, job: Job, results: list[Result], name: str, message: str
+    path: Path, job: GenerationRequest, results: list[Result], name: str, message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        trace.check_writable(path.parent / name)
+        files.check_writable(path.parent / name, "a trace")
     with pytest.raises(ValueError, match=message):
         trace.write(path.parent / name, job, results)
 
 
 def test_a_device_is_not_replaced_by_a_file() -> None:
     with pytest.raises(ValueError, match="/dev/null: a trace needs a regular file"):
-        trace.check_writable("/dev/null")
+        files.check_writable("/dev/null", "a trace")
 
 
 # ----- reading ----------------------------------------------------------------------------------------------
@@ -311,7 +313,7 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         (b'{"format": "entropix-trace"}\n', r"line 1: field 'version' must be .*, got None"),
         (b'{"format": "entropix-trace", "version": "1"}\n', r"line 1: field 'version' must be .*, got '1'"),
         (b'{"format": "entropix-trace", "version": 1}\n', r"line 1: field 'entropix' is missing"),
-        (b"\xff\xfe\n", r"not a trace, which is UTF-8 text"),
+        (b"\xff\xfe\n", r"line 1 is not UTF-8"),
     ],
 )
 def test_another_kind_of_file_is_refused(tmp_path: Path, content: bytes, message: str) -> None:

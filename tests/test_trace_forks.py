@@ -10,8 +10,8 @@ import entropix
 from entropix import generation, trace
 from entropix.checkpoint.loading import Model
 from entropix.config import BranchConfig
-from entropix.generation import Result
 from entropix.replay import first_difference
+from entropix.results import Result
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import toy
 
+from entropix.checkpoint import load_weights, tensors
 from entropix.config import ModelConfig
 from entropix.model import weights
 from entropix.model.weights import Weights
@@ -54,7 +55,7 @@ def test_every_value_is_in_its_place(tmp_path: Path, name: str, n_files: int) ->
     cfg = toy.config(**toy.VARIANTS[name])
     tensors = folders.random_tensors(cfg)
     folders.write_tensors(tmp_path, tensors, n_files)
-    assert_places(weights.load(tmp_path, cfg, jnp.float32), tensors, cfg)
+    assert_places(load_weights.load(tmp_path, cfg, jnp.float32), tensors, cfg)
 
 
 @pytest.mark.parametrize(
@@ -65,7 +66,7 @@ def test_abstract_init_and_load_agree(tmp_path: Path, name: str, dtype: str) -> 
     cfg = toy.config(**toy.VARIANTS[name])
     folders.write_tensors(tmp_path, folders.random_tensors(cfg))
     abstract = weights.abstract(cfg, dtype)
-    for made in (weights.init(jax.random.key(0), cfg, dtype), weights.load(tmp_path, cfg, dtype)):
+    for made in (weights.init(jax.random.key(0), cfg, dtype), load_weights.load(tmp_path, cfg, dtype)):
         assert jax.tree.structure(made) == jax.tree.structure(abstract)
         assert shapes_of(made) == shapes_of(abstract)
     assert {leaf.dtype for leaf in jax.tree.leaves(abstract) if leaf.ndim == 1} == {np.dtype(np.float32)}
@@ -77,7 +78,7 @@ def test_casting_keeps_values_that_both_types_hold(tmp_path: Path, stored: type,
     cfg = toy.config(tied_embeddings=False)
     tensors = folders.random_tensors(cfg)
     folders.write_tensors(tmp_path, {name: array.astype(stored) for name, array in tensors.items()})
-    loaded = weights.load(tmp_path, cfg, wanted)
+    loaded = load_weights.load(tmp_path, cfg, wanted)
     assert loaded.layers[0].qkv.dtype == wanted
     assert_places(jax.tree.map(lambda leaf: leaf.astype(jnp.float32), loaded), tensors, cfg)
 
@@ -118,7 +119,7 @@ def test_all_faults_come_in_one_message(tmp_path: Path) -> None:
     tensors["model.layers.1.mlp.down_proj.weight"] = np.zeros((32, 64), np.int8)
     folders.write_tensors(tmp_path, tensors)
     with pytest.raises(ValueError, match=r"the tensors do not fit config.json") as raised:
-        weights.load(tmp_path, cfg, jnp.float32)
+        load_weights.load(tmp_path, cfg, jnp.float32)
     assert sorted(str(raised.value).splitlines()[1:]) == [
         "  missing: model.layers.1.mlp.up_proj.weight [64, 32]",
         "  missing: model.norm.weight [32]",
@@ -131,14 +132,14 @@ def test_all_faults_come_in_one_message(tmp_path: Path) -> None:
 def test_an_untied_model_needs_its_unembedding(tmp_path: Path) -> None:
     folders.write_tensors(tmp_path, folders.random_tensors(toy.config()))
     with pytest.raises(ValueError, match=r"missing: lm_head\.weight \[259, 32\]"):
-        weights.load(tmp_path, toy.config(tied_embeddings=False), jnp.float32)
+        load_weights.load(tmp_path, toy.config(tied_embeddings=False), jnp.float32)
 
 
 def test_a_tied_model_may_repeat_its_embedding(tmp_path: Path) -> None:
     cfg = toy.config()
     tensors = folders.random_tensors(cfg)
     folders.write_tensors(tmp_path, tensors | {"lm_head.weight": tensors["model.embed_tokens.weight"].copy()})
-    assert weights.load(tmp_path, cfg, jnp.float32).unembed_VD is None
+    assert load_weights.load(tmp_path, cfg, jnp.float32).unembed_VD is None
 
 
 def test_a_tied_model_may_not_have_another_unembedding(tmp_path: Path) -> None:
@@ -148,7 +149,7 @@ def test_a_tied_model_may_not_have_another_unembedding(tmp_path: Path) -> None:
     other[-1, -1] += 1
     folders.write_tensors(tmp_path, tensors | {"lm_head.weight": other})
     with pytest.raises(ValueError, match=r"tie_word_embeddings, but lm_head\.weight differs"):
-        weights.load(tmp_path, cfg, jnp.float32)
+        load_weights.load(tmp_path, cfg, jnp.float32)
 
 
 def test_stored_rotary_frequencies_are_ignored(tmp_path: Path) -> None:
@@ -156,7 +157,7 @@ def test_stored_rotary_frequencies_are_ignored(tmp_path: Path) -> None:
     tensors = folders.random_tensors(cfg)
     buffer = {"model.layers.0.self_attn.rotary_emb.inv_freq": np.ones(4, np.float32)}
     folders.write_tensors(tmp_path, tensors | buffer)
-    assert_places(weights.load(tmp_path, cfg, jnp.float32), tensors, cfg)
+    assert_places(load_weights.load(tmp_path, cfg, jnp.float32), tensors, cfg)
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
@@ -171,7 +172,7 @@ def test_a_weight_that_is_no_number_is_named(tmp_path: Path, name: str, bad: flo
     tensors[name].flat[-1] = bad
     folders.write_tensors(tmp_path, tensors)
     with pytest.raises(ValueError, match=rf"model\.safetensors: {name} has NaN or infinite values"):
-        weights.load(tmp_path, cfg, dtype)
+        load_weights.load(tmp_path, cfg, dtype)
 
 
 def test_a_value_beyond_float16_is_named(tmp_path: Path) -> None:
@@ -180,8 +181,8 @@ def test_a_value_beyond_float16_is_named(tmp_path: Path) -> None:
     tensors["model.layers.0.mlp.up_proj.weight"][0, 0] = 70_000
     folders.write_tensors(tmp_path, tensors)
     with pytest.raises(ValueError, match=r"0\.mlp\.up_proj\.weight has NaN or infinite values as float16"):
-        weights.load(tmp_path, cfg, jnp.float16)
-    assert weights.load(tmp_path, cfg, jnp.float32).layers[0].gate_up[0, 1, 0, 0] == 70_000
+        load_weights.load(tmp_path, cfg, jnp.float16)
+    assert load_weights.load(tmp_path, cfg, jnp.float32).layers[0].gate_up[0, 1, 0, 0] == 70_000
 
 
 # ----- the real model ---------------------------------------------------------------------------------------
@@ -190,13 +191,13 @@ def test_a_value_beyond_float16_is_named(tmp_path: Path) -> None:
 @pytest.mark.real
 def test_the_default_model_is_smollm2() -> None:
     from entropix.checkpoint.hf_folder import read_config, stop_token_ids
-    from entropix.config import read_model
     from entropix.paths import weights_folder
+    from entropix.presets import read_model
 
     folder = weights_folder("smollm2-135m-instruct")
     assert read_config(folder) == read_model("smollm2-135m")
     assert stop_token_ids(folder) == (2,)
-    assert sum(math.prod(t.shape) for t in weights.check(folder, read_config(folder)).values()) == 134_515_008
+    assert sum(math.prod(t.shape) for t in tensors.check(folder, read_config(folder)).values()) == 134_515_008
 
 
 def test_loading_never_holds_a_second_copy_of_the_model(tmp_path: Path) -> None:
@@ -204,7 +205,7 @@ def test_loading_never_holds_a_second_copy_of_the_model(tmp_path: Path) -> None:
     cfg = toy.config(dim=128, ffn_dim=512, n_layers=24)
     folders.write_tensors(tmp_path, folders.random_tensors(cfg))
     tracemalloc.start()
-    loaded = weights.load(tmp_path, cfg, jnp.float32)
+    loaded = load_weights.load(tmp_path, cfg, jnp.float32)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 1.3 * sum(leaf.nbytes for leaf in jax.tree.leaves(loaded))

@@ -13,12 +13,12 @@ import tiktoken
 from entropix import metrics
 from entropix.checkpoint.loading import Model
 from entropix.checkpoint.tokenizer import Tokenizer
-from entropix.config import ModelConfig, RopeScaling, read_model
-from entropix.metrics import Metrics
+from entropix.config import ModelConfig, RopeScaling
+from entropix.metrics import AttentionScores, Metrics
 from entropix.model import kv_cache, transformer, weights
-from entropix.model.kv_cache import KVCache, KVTail
-from entropix.model.transformer import Attention
+from entropix.model.kv_cache import KVCache, RecentKV
 from entropix.model.weights import Weights, fan_in
+from entropix.presets import read_model
 
 # Of the toy's four wavelengths (6 to 6,283 tokens) this leaves two alone, blends one, divides one in full.
 SCALING = RopeScaling(factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_context_length=1024)
@@ -97,8 +97,8 @@ commit = jax.jit(kv_cache.commit)
 
 
 def forward(
-    weights: Weights, tokens_BT: Any, cache: KVCache, tail: KVTail, cfg: ModelConfig
-) -> tuple[jax.Array, KVTail, Attention, Metrics]:
+    weights: Weights, tokens_BT: Any, cache: KVCache, tail: RecentKV, cfg: ModelConfig
+) -> tuple[jax.Array, RecentKV, AttentionScores, Metrics]:
     """`model.forward` and the metrics of every position."""
     logits_BTV, tail, attention = _forward(weights, tokens_BT, cache, tail, cfg)
     return logits_BTV, tail, attention, _measure(logits_BTV, attention)
@@ -111,11 +111,11 @@ def read(
     capacity: int = 32,
     spare: int = 0,
     dtype: Any = jnp.float32,
-) -> tuple[jax.Array, KVTail, Attention, Metrics]:
+) -> tuple[jax.Array, RecentKV, AttentionScores, Metrics]:
     """A whole text in one go, from an empty cache; `spare` slots of the tail stay empty."""
     batch, length = tokens_BT.shape
     cache = kv_cache.empty_cache(cfg, batch, capacity, dtype)
-    return forward(weights, tokens_BT, cache, kv_cache.empty_tail(cfg, batch, length + spare, dtype), cfg)
+    return forward(weights, tokens_BT, cache, kv_cache.empty_recent(cfg, batch, length + spare, dtype), cfg)
 
 
 def read_in_pieces(
@@ -127,7 +127,7 @@ def read_in_pieces(
     cache = kv_cache.empty_cache(cfg, batch, capacity, jnp.float32)
     logits, measured, start = [], [], 0
     for size in pieces:
-        tail = kv_cache.empty_tail(cfg, batch, size, jnp.float32)
+        tail = kv_cache.empty_recent(cfg, batch, size, jnp.float32)
         logits_BTV, tail, _, metrics_BT = forward(
             weights, tokens_BT[:, start : start + size], cache, tail, cfg
         )
@@ -140,7 +140,7 @@ def read_in_pieces(
     )
 
 
-def visible_scores(attention: Attention, row: int, query: int) -> np.ndarray:
+def visible_scores(attention: AttentionScores, row: int, query: int) -> np.ndarray:
     """scores_LNS of one query with the keys it sees, ordered by their positions, which must be 0, 1, 2, …"""
     seen = np.asarray(attention.visible_BTS[row, query])
     position = np.asarray(attention.position_BS[row])[seen]

@@ -11,7 +11,7 @@ import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn, TypedDict
+from typing import Any, NoReturn
 
 import jinja2
 import jinja2.ext
@@ -20,13 +20,8 @@ import jinja2.parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from entropix.checkpoint.tokenizer import Tokenizer, read_tokenizer_config, special_token
-
-
-class Message(TypedDict):
-    """One turn. `role` is a word that the template knows, usually `system`, `user` or `assistant`."""
-
-    role: str
-    content: str
+from entropix.files import read_text
+from entropix.prompts import Message
 
 
 @dataclass(frozen=True)
@@ -72,10 +67,7 @@ def load_chat_template(folder: Path) -> ChatTemplate | None:
     path, source = folder / "tokenizer_config.json", config.get("chat_template")
     if (folder / "chat_template.jinja").is_file():
         path = folder / "chat_template.jinja"
-        try:
-            source = path.read_text(encoding="utf-8")
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{path}: not UTF-8 text ({error})") from None
+        source = read_text(path)
     if isinstance(source, list):
         named = {entry.get("name"): entry.get("template") for entry in source if isinstance(entry, dict)}
         source = named.get("default")

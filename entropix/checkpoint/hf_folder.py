@@ -10,22 +10,13 @@ formats. What this package would not compute exactly (biases, sliding windows, o
 refused by name.
 """
 
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import ml_dtypes
-import numpy as np
-from safetensors import SafetensorError, safe_open
+from typing import Any
 
 from entropix.config import ModelConfig, RopeScaling
-
-EMBED, UNEMBED, FINAL_NORM = "model.embed_tokens.weight", "lm_head.weight", "model.norm.weight"
-
-# As safetensors spells them. Nothing else is a plain floating-point weight.
-DTYPES = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(ml_dtypes.bfloat16)}
+from entropix.files import read_json, write_json
 
 # Special tokens that end a turn or a document whatever else a checkpoint lists: Llama 3's and ChatML's.
 END_TOKENS = ("<|end_of_text|>", "<|eot_id|>", "<|eom_id|>", "<|im_end|>")
@@ -228,119 +219,3 @@ def _special_tokens(folder: Path) -> dict[str, int]:
 
 
 # ----- tensors ----------------------------------------------------------------------------------------------
-
-
-def tensor_shapes(cfg: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Name -> shape of every tensor that a folder of this architecture holds. Matrices are [out, in]."""
-    D, F, V, H = cfg.dim, cfg.ffn_dim, cfg.vocab_size, cfg.head_dim
-    N, K = cfg.n_heads, cfg.n_kv_heads
-    layer: dict[str, tuple[int, ...]] = {
-        "input_layernorm": (D,),
-        "self_attn.q_proj": (N * H, D),
-        "self_attn.k_proj": (K * H, D),
-        "self_attn.v_proj": (K * H, D),
-        "self_attn.o_proj": (D, N * H),
-        "post_attention_layernorm": (D,),
-        "mlp.gate_proj": (F, D),
-        "mlp.up_proj": (F, D),
-        "mlp.down_proj": (D, F),
-    }
-    layers = {
-        f"model.layers.{i}.{part}.weight": shape for i in range(cfg.n_layers) for part, shape in layer.items()
-    }
-    unembed = {} if cfg.tied_embeddings else {UNEMBED: (V, D)}
-    return {EMBED: (V, D), **layers, FINAL_NORM: (D,), **unembed}
-
-
-class StoredTensor(NamedTuple):
-    """Where a tensor lies; its dtype must be one of `DTYPES` for all that follows."""
-
-    file: Path
-    dtype: str
-    shape: tuple[int, ...]
-    offset: int  # bytes from the beginning of the file
-
-    @property
-    def nbytes(self) -> int:
-        return math.prod(self.shape) * DTYPES[self.dtype].itemsize
-
-    def read(self, start: int = 0, stop: int | None = None) -> np.ndarray:
-        """These rows, by default all, mapped into memory without copying."""
-        stop = self.shape[0] if stop is None else min(stop, self.shape[0])
-        offset = self.offset + start * self.nbytes // self.shape[0]
-        return np.memmap(self.file, DTYPES[self.dtype], "r", offset, (stop - start, *self.shape[1:]))
-
-
-def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
-    """Name -> place of every tensor in the folder's safetensors files. Reads only headers.
-
-    Raises a ValueError that names the file when one is missing, empty, truncated or corrupt.
-    """
-    tensors: dict[str, StoredTensor] = {}
-    for file in _safetensors_files(folder):
-        for name, tensor in _read_header(file).items():
-            if name in tensors:
-                raise ValueError(f"tensor {name} is both in {tensors[name].file} and in {file}")
-            tensors[name] = tensor
-    return tensors
-
-
-def _safetensors_files(folder: Path) -> list[Path]:
-    """model.safetensors; or what the index names; or whatever there is."""
-    if (single := folder / "model.safetensors").is_file():
-        return [single]
-    if (index := folder / "model.safetensors.index.json").is_file():
-        places = read_json(index).get("weight_map")
-        if not isinstance(places, Mapping) or not all(isinstance(name, str) for name in places.values()):
-            raise ValueError(f"{index}: expected an object 'weight_map' from tensor names to file names")
-        return [folder / name for name in sorted(set(places.values()))]
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise ValueError(
-            f"{folder}: no .safetensors file here; convert other formats with scripts/convert_weights.py"
-        )
-    return files
-
-
-def _read_header(file: Path) -> dict[str, StoredTensor]:
-    """Places of one file's tensors, after the safetensors library has checked the header and the file's
-    length.
-
-    The layout: 8 bytes of header length (little endian), the header as JSON, the data.
-    """
-    try:
-        with safe_open(file, framework="numpy"), file.open("rb") as stream:
-            length = int.from_bytes(stream.read(8), "little")
-            header = json.loads(stream.read(length))
-    except FileNotFoundError:
-        raise ValueError(f"{file}: no such file, but the index names it; download the folder again") from None
-    except (OSError, SafetensorError) as error:
-        raise ValueError(
-            f"{file}: empty, truncated or no safetensors file ({error}); download it again"
-        ) from None
-    header.pop("__metadata__", None)
-    return {
-        name: StoredTensor(file, entry["dtype"], tuple(entry["shape"]), 8 + length + entry["data_offsets"][0])
-        for name, entry in header.items()
-    }
-
-
-# ----- JSON -------------------------------------------------------------------------------------------------
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; a ValueError that names the file when there is none."""
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ValueError(f"{path}: no such file") from None
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path}: not a readable JSON file ({error})") from None
-    if not isinstance(values, dict):
-        raise ValueError(f"{path}: expected a JSON object, got a {type(values).__name__}")
-    return values
-
-
-def write_json(path: Path, values: Mapping[str, Any]) -> None:
-    """Writes an indented JSON object."""
-    path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

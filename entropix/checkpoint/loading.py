@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from entropix import sharding
-from entropix.checkpoint import chat, hf_folder, tokenizer
+from entropix.checkpoint import chat, hf_folder, load_weights, tokenizer
 from entropix.config import ModelConfig
 from entropix.model import weights
 from entropix.paths import weights_folder
@@ -55,7 +55,7 @@ def load(
     config = hf_folder.read_config(folder)
     mesh = sharding.make_mesh(shape or sharding.automatic(config, jax.device_count()))
     with ThreadPoolExecutor(1) as thread:  # reading weights and building a tokenizer take about as long
-        reading = thread.submit(weights.load, folder, config, jnp.dtype(dtype), mesh)
+        reading = thread.submit(load_weights.load, folder, config, jnp.dtype(dtype), mesh)
         text = tokenizer.load_tokenizer(folder)
         if text.vocab_size > config.vocab_size:
             raise ValueError(

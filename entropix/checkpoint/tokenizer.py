@@ -10,7 +10,8 @@ from typing import Any
 
 import tiktoken
 
-from entropix.checkpoint.tokenizer_files import read_json, read_vocabulary
+from entropix.checkpoint.tokenizer_files import read_vocabulary
+from entropix.files import read_json
 
 # What an id without a token decodes to: models often have more rows in their embedding than there are tokens.
 NO_TOKEN = "\N{REPLACEMENT CHARACTER}".encode()

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from entropix.checkpoint.bpe import unreachable_tokens
-from entropix.checkpoint.hf_folder import read_json
+from entropix.files import read_json
 
 # GPT-2's published pattern. `tokenizers` applies the same one in its ByteLevel step.
 GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"

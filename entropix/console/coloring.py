@@ -1,7 +1,7 @@
 """Text on a terminal, coloured by what the sampler did or by a metric.
 
-A strategy is the colour of the letters. A metric is the colour behind them, on `palette.SCALE`, with letters in black
-or white, whichever is easier to read: one of the two always has a contrast above 4.5 to 1, since the worst of all
+A strategy is the colour of the letters. A metric is the colour behind them, on `metric_labels.SCALE`, with letters in
+black or white, whichever is easier to read: one of the two always has a contrast above 4.5 to 1, since the worst of all
 colours has √21 : 1 = 4.58 : 1 to both.
 """
 
@@ -15,13 +15,13 @@ from rich.color_triplet import ColorTriplet
 from rich.console import Console
 from rich.style import Style
 
-from entropix import palette
+from entropix import metric_labels
 
 WHEN = ("auto", "always", "never")
 STRATEGY = "strategy"
 _SWATCHES = 24  # cells of a legend's bar
-# Terminals with sixteen colours choose these themselves: what comes closest to `palette.STRATEGIES`, the first being
-# the terminal's own, and four steps of a scale with the letters that are readable on them.
+# Terminals with sixteen colours choose these themselves: what comes closest to `metric_labels.STRATEGIES`, the
+# first being the terminal's own, and four steps of a scale with the letters that are readable on them.
 _COARSE = (None, "magenta", "blue", "red", "cyan")
 _COARSE_SCALE = (
     ("blue", "bright_white"),
@@ -45,7 +45,7 @@ class Choice(NamedTuple):
 
 def read_choice(text: str) -> Choice:
     """The choice in `--color`: what, or when, or both with a comma between. Raises a ValueError for other words."""
-    known = (STRATEGY, *palette.METRICS)
+    known = (STRATEGY, *metric_labels.METRICS)
     words = [word.strip() for word in text.split(",")]
     what = [word for word in words if word in known]
     when = [word for word in words if word in WHEN]
@@ -93,7 +93,7 @@ def token_style(
 def strategy_style(name: str, strategies: Sequence[str], system: ColorSystem | None) -> Style:
     """A sampler's first strategy, maybe its only one, has the terminal's own colour."""
     place = strategies.index(name) % len(_COARSE)
-    fine = palette.STRATEGIES[place] if place else None
+    fine = metric_labels.STRATEGIES[place] if place else None
     return Style(color=_COARSE[place] if system == ColorSystem.STANDARD else fine)
 
 
@@ -101,12 +101,12 @@ def metric_style(name: str, value: float | None, system: ColorSystem | None) -> 
     """A place on the metric's scale; what is beyond an end looks like the end, and no number like plain text."""
     if value is None:
         return Style()
-    low, high, _ = palette.SPANS[name]
+    low, high, _ = metric_labels.SPANS[name]
     share = min(max((value - low) / (high - low), 0.0), 1.0)
     if system == ColorSystem.STANDARD:
         behind, letters = _COARSE_SCALE[min(int(share * len(_COARSE_SCALE)), len(_COARSE_SCALE) - 1)]
         return Style(color=letters, bgcolor=behind)
-    return on(Color.parse(palette.scale_color(share)), system)
+    return on(Color.parse(metric_labels.scale_color(share)), system)
 
 
 def on(behind: Color, system: ColorSystem | None) -> Style:
@@ -136,7 +136,7 @@ def legend(what: str, counts: Mapping[str, int], system: ColorSystem | None, ins
             for name, count in counts.items()
         ]
     else:
-        label, (low, high, is_bound) = palette.METRICS[what], palette.SPANS[what]
+        label, (low, high, is_bound) = metric_labels.METRICS[what], metric_labels.SPANS[what]
         steps = (low + (high - low) * (i + 0.5) / _SWATCHES for i in range(_SWATCHES))
         bar = "".join(paint(" ", metric_style(what, value, system), system) for value in steps)
         end = f"{high:g}{'' if is_bound else '+'} {label.unit}".rstrip()

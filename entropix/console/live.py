@@ -19,7 +19,7 @@ from rich.cells import cell_len
 from rich.color import Color, ColorSystem
 from rich.style import Style
 
-from entropix import palette
+from entropix import metric_labels
 from entropix.console import coloring
 
 _CELLS = 20  # of the bar
@@ -30,7 +30,7 @@ _SAVE, _RESTORE = "\x1b7", "\x1b8"
 _NEXT_ROW = "\x1b[B\r"
 
 
-class Bar:
+class StatusLine:
     """Draws the line on a terminal. Whoever writes text there calls `erase` before and `moved` after it."""
 
     def __init__(
@@ -122,7 +122,7 @@ def line(
     if len(strategies) > 1 and total:
         parts.append(("  ", Style()))
         for name, cells in zip(strategies, shares([counts[name] for name in strategies]), strict=True):
-            behind = Color.parse(palette.strategy_color(name, strategies))
+            behind = Color.parse(metric_labels.strategy_color(name, strategies))
             parts.append((name[0] * cells, coloring.on(behind, system)))
         for name in strategies:
             style = coloring.strategy_style(name, strategies, system)

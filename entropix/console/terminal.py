@@ -17,14 +17,14 @@ from rich.console import Console
 
 from entropix import batching, run_statistics, sharding, trace
 from entropix.checkpoint import loading
-from entropix.checkpoint.chat import Message
 from entropix.checkpoint.loading import Model
 from entropix.config import BATCH_ROWS
 from entropix.console import coloring, live
 from entropix.console.cli import DeviceFlags
-from entropix.decoding.sample_step import Finish
 from entropix.decoding.session import Session
-from entropix.generation import Event, Job, Result, add, prepare
+from entropix.generation import GenerationRequest, prepare
+from entropix.prompts import Message
+from entropix.results import FinishReason, Result, TokenEvent, add
 
 STREAM_CHUNK = 4  # tokens printed at once: small enough to look like typing, large enough to cost no speed
 
@@ -40,11 +40,13 @@ class Show:
     trace: Path | None = None
 
 
-def answer(job: Job, show: Show, session: Session | None = None, most_rows: int = BATCH_ROWS) -> list[Result]:
+def answer(
+    job: GenerationRequest, show: Show, session: Session | None = None, most_rows: int = BATCH_ROWS
+) -> list[Result]:
     """Generates, at most so many rows at a time, and prints.
 
-    Ctrl-C ends it early: rows that were running get `Finish.INTERRUPTED`. Whatever happens, what was produced so far
-    is printed and its trace written. Raises a ValueError, after all, for rows whose logits were not finite.
+    Ctrl-C ends it early: rows that were running get `FinishReason.INTERRUPTED`. Whatever happens, what was produced
+    so far is printed and its trace written. Raises a ValueError, after all, for rows whose logits were not finite.
     """
     results = [Result(ids) for ids in job.prompt_ids]
     batches = batching.Batches(job, most_rows, session)
@@ -59,15 +61,15 @@ def answer(job: Job, show: Show, session: Session | None = None, most_rows: int 
     finally:
         bar.erase()
         for result in results:
-            if result.finish == Finish.RUNNING:
-                result.finish = Finish.INTERRUPTED
+            if result.finish == FinishReason.RUNNING:
+                result.finish = FinishReason.INTERRUPTED
         if show.trace is not None:
             trace.write(show.trace, job, results)
         page.close(results)
         _report(job, show, results, clock.timing())
     for row, result in enumerate(results):
-        if result.finish == Finish.NAN:
-            raise ValueError(f"prompt {row + 1}: {Finish.NAN.sentence}")
+        if result.finish == FinishReason.NAN:
+            raise ValueError(f"prompt {row + 1}: {FinishReason.NAN.sentence}")
     return results
 
 
@@ -94,7 +96,7 @@ def chat(model: Model, system: str | None, options: dict[str, Any], show: Show) 
             messages.append({"role": "assistant", "content": result.text})
             prompt_ids.append(result.prompt_ids)
             results.append(result)
-            if result.finish == Finish.INTERRUPTED:
+            if result.finish == FinishReason.INTERRUPTED:
                 session = Session(model, 1)
     finally:
         if show.trace is not None and results:
@@ -129,7 +131,7 @@ def load(weights: str | None, dtype: str | None, devices: DeviceFlags) -> Model:
 class _Page:
     """The answers on stdout. One is streamed; several come whole, in the order of the prompts."""
 
-    def __init__(self, job: Job, show: Show, bar: live.Bar) -> None:
+    def __init__(self, job: GenerationRequest, show: Show, bar: live.StatusLine) -> None:
         self._job, self._json, self._bar = job, show.json, bar
         self._streams = len(job.prompt_ids) == 1 and not show.json
         self._painted = [""] * len(job.prompt_ids)
@@ -137,7 +139,7 @@ class _Page:
         self._what = show.color.what
         self._colors = coloring.color_system(show.color.when, sys.stdout, os.environ)
 
-    def show(self, event: Event, results: Sequence[Result]) -> None:
+    def show(self, event: TokenEvent, results: Sequence[Result]) -> None:
         """Prints what an event adds."""
         text = event.text
         if event.record is not None:
@@ -148,7 +150,7 @@ class _Page:
             self._print(text, event.text)
             return
         self._painted[event.row] += text
-        while self._printed < len(results) and results[self._printed].finish != Finish.RUNNING:
+        while self._printed < len(results) and results[self._printed].finish != FinishReason.RUNNING:
             self._print_next(results)
 
     def close(self, results: Sequence[Result]) -> None:
@@ -181,14 +183,14 @@ class _Page:
         self._bar.moved(text)
 
 
-def _bar(job: Job, show: Show) -> live.Bar:
+def _bar(job: GenerationRequest, show: Show) -> live.StatusLine:
     """Lives only on terminals that understand its codes."""
     wanted = show.live and sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
     colors = coloring.color_system("never" if show.color.when == "never" else "auto", sys.stderr, os.environ)
-    return live.Bar(sys.stderr if wanted else None, job.sampler.strategies, colors)
+    return live.StatusLine(sys.stderr if wanted else None, job.sampler.strategies, colors)
 
 
-def json_object(job: Job, row: int, result: Result) -> dict[str, Any]:
+def json_object(job: GenerationRequest, row: int, result: Result) -> dict[str, Any]:
     """A result as `--json` prints it; the names are those of a trace."""
     return {
         "row": row,
@@ -213,7 +215,7 @@ class _Clock:
         self._early: list[float] = []
         self._late: list[float] = []
 
-    def tick(self, event: Event) -> None:
+    def tick(self, event: TokenEvent) -> None:
         """Notes an event that has just come."""
         if event.record is not None:
             if self._first_chunk is None:
@@ -237,10 +239,12 @@ class _Clock:
         )
 
 
-def _report(job: Job, show: Show, results: Sequence[Result], timing: run_statistics.Timing) -> None:
+def _report(
+    job: GenerationRequest, show: Show, results: Sequence[Result], timing: run_statistics.Timing
+) -> None:
     """Endings other than the model's own, the legend and the statistics, on stderr."""
     for row, result in enumerate(results):
-        if result.finish not in (Finish.STOP_TOKEN, Finish.NAN):
+        if result.finish not in (FinishReason.STOP_TOKEN, FinishReason.NAN):
             which = f"prompt {row + 1}: " if len(results) > 1 else ""
             note(f"{which}stopped: {result.finish.sentence}")
     if not show.json and coloring.color_system(show.color.when, sys.stdout, os.environ):
@@ -253,7 +257,7 @@ def _report(job: Job, show: Show, results: Sequence[Result], timing: run_statist
         note_devices(job.model)
 
 
-def _after_wait(events: Iterator[Event], text: str) -> Iterator[Event]:
+def _after_wait(events: Iterator[TokenEvent], text: str) -> Iterator[TokenEvent]:
     """The same events, with a sign of life until the first."""
     with status(text):
         first = next(events)
@@ -261,7 +265,7 @@ def _after_wait(events: Iterator[Event], text: str) -> Iterator[Event]:
     yield from events
 
 
-def until_ctrl_c(events: Iterator[Event]) -> Iterator[Event]:
+def until_ctrl_c(events: Iterator[TokenEvent]) -> Iterator[TokenEvent]:
     """The events up to a Ctrl-C, which interrupts waiting for one but nothing that is done with one.
 
     Where Ctrl-C is ignored, as in a shell's background jobs, it stays ignored.

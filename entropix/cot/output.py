@@ -17,14 +17,14 @@ from entropix.console.terminal import Show
 from entropix.cot import parallel, selection
 from entropix.cot.parallel import CotPath, CotResult
 from entropix.cot.plan import Plan
-from entropix.decoding.sample_step import Finish
-from entropix.generation import Job
+from entropix.generation import GenerationRequest
+from entropix.results import FinishReason
 
 _SHOWN = 24  # characters of an answer in the table
 _WIDTH = 160  # characters of the table where stderr is no terminal
 
 
-def answer(job: Job, plan: Plan, show: Show) -> CotResult:
+def answer(job: GenerationRequest, plan: Plan, show: Show) -> CotResult:
     """Decodes and prints. Ctrl-C ends it early, and what there is then is chosen from.
 
     Raises a ValueError, after all, where the logits of every path were not finite.
@@ -47,8 +47,8 @@ def answer(job: Job, plan: Plan, show: Show) -> CotResult:
     if show.stats:
         terminal.note(stats(result, seconds))
         terminal.note_devices(job.model)
-    if result.winner.result.finish == Finish.NAN:
-        raise ValueError(Finish.NAN.sentence)
+    if result.winner.result.finish == FinishReason.NAN:
+        raise ValueError(FinishReason.NAN.sentence)
     return result
 
 
@@ -143,7 +143,7 @@ def table(result: CotResult, scores: Sequence[str]) -> Table:
 def notes(result: CotResult, n_scores: int) -> Iterator[str]:
     """What the table, with so many of the scores, does not say."""
     finish = result.winner.result.finish
-    if finish not in (Finish.STOP_TOKEN, Finish.NAN):
+    if finish not in (FinishReason.STOP_TOKEN, FinishReason.NAN):
         yield f"stopped: {finish.sentence}"
     if n_scores < len(selection.SELECTORS):
         yield f"{n_scores} of {len(selection.SELECTORS)} scores fit here; --json or a wider terminal has all"

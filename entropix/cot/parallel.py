@@ -27,13 +27,13 @@ from entropix.cot import answers, selection
 from entropix.cot.answers import Extract
 from entropix.cot.plan import EXPLORE, NONE, START, VOTE, Plan
 from entropix.cot.selection import Path
-from entropix.decoding.sample_step import Finish
 from entropix.decoding.session import Session
-from entropix.generation import Event, Job, Prompt, Result, TokenRecord
+from entropix.generation import GenerationRequest, Prompt
+from entropix.results import FinishReason, Result, TokenEvent, TokenRecord, add
 
 CONFIDENCE_TOKENS = 20  # likeliest tokens whose log-probabilities make a token's confidence (Fu et al. 2025)
 
-Watch = Callable[[Iterator[Event]], Iterable[Event]]
+Watch = Callable[[Iterator[TokenEvent]], Iterable[TokenEvent]]
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class CotPath:
 class CotResult:
     """All paths and the one that was chosen."""
 
-    job: Job  # with a prompt for each path
+    job: GenerationRequest  # with a prompt for each path
     plan: Plan
     paths: list[CotPath]
     chosen: int
@@ -117,11 +117,11 @@ def self_consistency(
     return run(_job(model, prompt, options), Plan(n, NONE, VOTE, extract, stop_early=stop_early))
 
 
-def run(job: Job, plan: Plan, watch: Watch = iter) -> CotResult:
+def run(job: GenerationRequest, plan: Plan, watch: Watch = iter) -> CotResult:
     """All paths of a job with a single prompt.
 
     watch: passes the events of each batch on, and may end them before their time, at which paths that are still running
-    get `Finish.INTERRUPTED`.
+    get `FinishReason.INTERRUPTED`.
     """
     if len(job.prompt_ids) != 1:
         raise ValueError(f"paths start from one prompt, got {len(job.prompt_ids)}; decode them one by one")
@@ -152,7 +152,7 @@ class _Branch:
 class _Search:
     """The paths as they come."""
 
-    def __init__(self, job: Job, plan: Plan, watch: Watch) -> None:
+    def __init__(self, job: GenerationRequest, plan: Plan, watch: Watch) -> None:
         self.job, self.plan = job, plan
         self.extract: Extract = answers.extractor(plan.extract)
         self.branches: list[_Branch] = []
@@ -180,7 +180,7 @@ class _Search:
             self._session.fork([0] * len(chosen))
             self._continue([_Branch([given(record, token)], self._seed) for token in chosen])
         else:
-            first.finish = first.finish or Finish.INTERRUPTED
+            first.finish = first.finish or FinishReason.INTERRUPTED
             self._add([_Branch([], self._seed)], [first])
 
     def _from_uncertain_positions(self) -> None:
@@ -198,7 +198,7 @@ class _Search:
             if others and len(branches) < self.plan.paths - 1:
                 tokens = [*map(dict, first.records[:position]), given(record, others[0])]
                 branches.append(_Branch(tokens, self._seed, 0, position))
-        if branches and first.finish != Finish.INTERRUPTED:
+        if branches and first.finish != FinishReason.INTERRUPTED:
             self._session.fork([0] * len(branches))
             self._continue(branches)
 
@@ -225,13 +225,13 @@ class _Search:
         ]
         everything = [*self.results, *results]
         for event in self._watch(generation.run(job, self._session)):
-            generation.add(results, event)
-            if event.finish != Finish.RUNNING and not self.decided and self._may_stop(everything):
+            add(results, event)
+            if event.finish != FinishReason.RUNNING and not self.decided and self._may_stop(everything):
                 self.decided = True
-                self._session.end(range(len(branches)), Finish.INTERRUPTED)
+                self._session.end(range(len(branches)), FinishReason.INTERRUPTED)
         for result in results:
-            if result.finish == Finish.RUNNING:
-                result.finish = Finish.INTERRUPTED
+            if result.finish == FinishReason.RUNNING:
+                result.finish = FinishReason.INTERRUPTED
         self._add(branches, results)
 
     def _add(self, branches: Sequence[_Branch], results: Sequence[Result]) -> None:
@@ -246,7 +246,7 @@ class _Search:
 
     def _may_stop(self, results: Sequence[Result]) -> bool:
         """Whether paths are left that the vote can do without."""
-        unfinished = {i for i, result in enumerate(results) if result.finish == Finish.RUNNING}
+        unfinished = {i for i, result in enumerate(results) if result.finish == FinishReason.RUNNING}
         if not (unfinished and self.plan.select == VOTE and self.plan.stop_early):
             return False
         found = [None if i in unfinished else self.path_of(result).answer for i, result in enumerate(results)]
@@ -255,8 +255,12 @@ class _Search:
     def path_of(self, result: Result) -> Path:
         """What selectors look at. A path that was interrupted has no answer, and one that its limit cut off in the
         middle of the answer neither: it might have been another one."""
-        found = None if result.finish in (Finish.INTERRUPTED, Finish.NAN) else self.extract(result.text)
-        limited = result.finish in (Finish.LENGTH, Finish.CONTEXT)
+        found = (
+            None
+            if result.finish in (FinishReason.INTERRUPTED, FinishReason.NAN)
+            else self.extract(result.text)
+        )
+        limited = result.finish in (FinishReason.LENGTH, FinishReason.CONTEXT)
         if found is not None and limited and answers.is_cut(found, result.text, self.plan.extract):
             found = None
         pieces = [bytes(record["bytes"]) for record in result.records]
@@ -291,7 +295,7 @@ def given(record: TokenRecord, token: TokenRecord) -> TokenRecord:
     return {**kept, **fields, "draw_logprob": 0.0, "score": None, "injected": True}
 
 
-def _finished(search: _Search, job: Job) -> CotResult:
+def _finished(search: _Search, job: GenerationRequest) -> CotResult:
     """Scores every path and chooses one."""
     seen = [search.path_of(result) for result in search.results]
     choices = {name: kind.select(seen) for name, kind in selection.SELECTORS.items()}
@@ -321,7 +325,7 @@ def _finished(search: _Search, job: Job) -> CotResult:
         prompt_ids=job.prompt_ids * len(paths),
         config=dataclasses.replace(job.config, seeds=tuple(path.seed for path in paths)),
     )
-    cut = any(result.finish == Finish.INTERRUPTED for result in search.results)
+    cut = any(result.finish == FinishReason.INTERRUPTED for result in search.results)
     return CotResult(
         job=several,
         plan=search.plan,
@@ -343,6 +347,6 @@ def _confidence(record: TokenRecord) -> float:
     return math.inf if None in likeliest else -math.fsum(likeliest) / len(likeliest)
 
 
-def _job(model: Model, prompt: Prompt, options: dict[str, Any]) -> Job:
+def _job(model: Model, prompt: Prompt, options: dict[str, Any]) -> GenerationRequest:
     """The prompt as a batch of one: a list of messages, or of ids, is one prompt, several prompts are an error."""
     return generation.prepare(model, prompt, **options)

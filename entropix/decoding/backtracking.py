@@ -11,13 +11,13 @@ import jax.numpy as jnp
 from jax import Array
 
 from entropix.config import BacktrackConfig
-from entropix.samplers.base import Context, SampleInfo
+from entropix.samplers.base import SampleInfo, SamplerInputs
 
 MAX_FORBIDDEN = 8  # tokens tried at one step; a shape, hence fixed
 _NO_TOKEN = -1
 
 
-class Retreats(NamedTuple):
+class Backtracks(NamedTuple):
     """What a row has taken back so far."""
 
     count_B: Array  # int32
@@ -51,16 +51,16 @@ def numbers(cfg: BacktrackConfig, strategies: tuple[str, ...]) -> Numbers:
     )
 
 
-def none_yet(batch: int) -> Retreats:
+def none_yet(batch: int) -> Backtracks:
     """The state of rows at their beginning."""
 
     def whole(*shape: int, value: int = 0) -> Array:
         return jnp.full((batch, *shape), value, jnp.int32)
 
-    return Retreats(whole(), whole(), whole(), whole(value=-1), whole(MAX_FORBIDDEN, value=_NO_TOKEN))
+    return Backtracks(whole(), whole(), whole(), whole(value=-1), whole(MAX_FORBIDDEN, value=_NO_TOKEN))
 
 
-def without_forbidden(retreats: Retreats, context: Context, step_B: Array) -> Context:
+def without_forbidden(retreats: Backtracks, context: SamplerInputs, step_B: Array) -> SamplerInputs:
     """The context with the logits of tokens that may not be drawn at this step at -inf; the metrics stay."""
     n_tokens = context.logits_BV.shape[1]
     here_B1 = (retreats.place_B == step_B)[:, None]
@@ -69,7 +69,7 @@ def without_forbidden(retreats: Retreats, context: Context, step_B: Array) -> Co
     return context._replace(logits_BV=context.logits_BV.at[row_B1, token_BF].set(-jnp.inf, mode="drop"))
 
 
-def wanted(retreats: Retreats, numbers: Numbers, info: SampleInfo, step_B: Array) -> Array:
+def wanted(retreats: Backtracks, numbers: Numbers, info: SampleInfo, step_B: Array) -> Array:
     """bool_B: where to take tokens back instead of drawing one.
 
     A strategy asks for it; and there are enough tokens, none of them inserted (no logit could forbid that), the budget
@@ -83,7 +83,7 @@ def wanted(retreats: Retreats, numbers: Numbers, info: SampleInfo, step_B: Array
     return allowed_B & numbers.asks_S[info.strategy_B] & ~info.injected_B
 
 
-def count(retreats: Retreats, injected_B: Array) -> Retreats:
+def count(retreats: Backtracks, injected_B: Array) -> Backtracks:
     """The state after one more token."""
     return retreats._replace(plain_B=jnp.where(injected_B, 0, retreats.plain_B + 1))
 

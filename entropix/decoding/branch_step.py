@@ -17,39 +17,39 @@ from entropix import filters
 from entropix.config import ModelConfig
 from entropix.decoding import backtracking, branching
 from entropix.decoding.branching import Paths, Plan
-from entropix.decoding.sample_step import Finish, Request, Rows, StepRecord, draw_logprob, where_row
-from entropix.metrics import measure
+from entropix.decoding.sample_step import BatchInputs, RowState, StepRecord, draw_logprob, where_row
+from entropix.metrics import AttentionScores, measure
 from entropix.model import kv_cache, transformer
-from entropix.model.attention_mask import fan
-from entropix.model.kv_cache import KVCache, KVTail
-from entropix.model.transformer import Attention
+from entropix.model.attention_mask import tree_mask
+from entropix.model.kv_cache import KVCache, RecentKV
 from entropix.model.weights import Weights
-from entropix.samplers.base import Candidates, Context, is_token, log_normalizer
+from entropix.results import FinishReason
+from entropix.samplers.base import Candidates, SamplerInputs, is_token, log_normalizer
 
-Draw = Callable[..., tuple[Rows, StepRecord, Candidates]]
+Draw = Callable[..., tuple[RowState, StepRecord, Candidates]]
 
 
 class _Drawn(NamedTuple):
     """A step without forks: what the sampler made of the newest position of every row."""
 
-    before: Rows
-    rows: Rows
+    before: RowState
+    rows: RowState
     record: StepRecord
     offered: Candidates
-    context: Context
-    tail: KVTail
+    context: SamplerInputs
+    tail: RecentKV
 
 
 def step(
     weights: Weights,
-    request: Request,
+    request: BatchInputs,
     cache: KVCache,
-    tail: KVTail,
-    before: Rows,
+    tail: RecentKV,
+    before: RowState,
     draw: Draw,
     cfg: ModelConfig,
     plan: Plan,
-) -> tuple[Rows, KVTail, StepRecord]:
+) -> tuple[RowState, RecentKV, StepRecord]:
     """(rows, tail, records `[plan.lookahead + 1, B]`): one token a row or, where it forks, those of its best path.
 
     The tail's `used_B` is not that of these tokens. draw: one token a row, `drawing.draw_token`.
@@ -58,38 +58,38 @@ def step(
     context = contexts(logits_BTV, attention)
     rows, record, offered = draw(request, before, jnp.ones(len(tail.used_B), bool), context)
     drawn = _Drawn(before, rows, record, offered, context, tail)
-    may_go_on_B = (rows.finish_B == Finish.RUNNING) | (rows.finish_B == Finish.STOP_TOKEN)
+    may_go_on_B = (rows.finish_B == FinishReason.RUNNING) | (rows.finish_B == FinishReason.STOP_TOKEN)
     asked_B = branching.wanted(
         plan, request.branching, rows.forks, record.info, context.metrics, before.step_B
     )
     asked_B &= record.live_B & may_go_on_B
 
-    def straight() -> tuple[Rows, KVTail, StepRecord]:
+    def straight() -> tuple[RowState, RecentKV, StepRecord]:
         return rows, tail, _padded([record], plan, branching.no_paths(plan, len(asked_B)))
 
-    def forked() -> tuple[Rows, KVTail, StepRecord]:
+    def forked() -> tuple[RowState, RecentKV, StepRecord]:
         return _fork(weights, request, cache, drawn, asked_B, draw, cfg, plan)
 
     return jax.lax.cond(jnp.any(asked_B), forked, straight)
 
 
-def contexts(logits_BTV: Array, attention: Attention) -> Context:
+def contexts(logits_BTV: Array, attention: AttentionScores) -> SamplerInputs:
     """What a sampler may look at, of every position as a row of its own, `[B·T]`."""
     with jax.named_scope("metrics"):
         metrics_BT = measure(logits_BTV, attention)
-    return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), Context(logits_BTV, metrics_BT))
+    return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), SamplerInputs(logits_BTV, metrics_BT))
 
 
 def _fork(
     weights: Weights,
-    request: Request,
+    request: BatchInputs,
     cache: KVCache,
     drawn: _Drawn,
     asked_B: Array,
     draw: Draw,
     cfg: ModelConfig,
     plan: Plan,
-) -> tuple[Rows, KVTail, StepRecord]:
+) -> tuple[RowState, RecentKV, StepRecord]:
     """What `step` returns, where some rows asked for a fork."""
     rows, tail, step_B = drawn.rows, drawn.tail, drawn.before.step_B
     per_path = ("key_B", "limit_B", "limit_reason_B")
@@ -97,13 +97,15 @@ def _fork(
     everywhere_B = jnp.ones(len(step_B) * plan.paths, bool)
     openers, opening, valid_BC = _open(request, drawn, draw, plan)
 
-    def rollout(token_BC: Array, world: tuple[KVTail, Array]) -> tuple[Context, tuple[KVTail, Array]]:
+    def rollout(
+        token_BC: Array, world: tuple[RecentKV, Array]
+    ) -> tuple[SamplerInputs, tuple[RecentKV, Array]]:
         fanned, depth = world
-        beside = fan(cache, fanned, tail.size, plan.paths, depth)
+        beside = tree_mask(cache, fanned, tail.size, plan.paths, depth)
         logits_BCV, wider, attention = transformer.forward(weights, token_BC, cache, fanned, cfg, beside)
         return contexts(logits_BCV, attention), (wider._replace(used_B=fanned.used_B), depth + 1)
 
-    def draw_path(paths: Rows, context: Context) -> tuple[Rows, StepRecord]:
+    def draw_path(paths: RowState, context: SamplerInputs) -> tuple[RowState, StepRecord]:
         after, record, _ = draw(request, paths, everywhere_B, context)
         before = (paths.sampler, _spread(step_B, plan)) if rows.retreats else ()
         return after, record._replace(before=before)
@@ -130,11 +132,13 @@ def _fork(
         retreats = where_row(later.live_B, counted, retreats)
     after = after._replace(forks=branching.note(rows.forks, fork_B, step_B), retreats=retreats)
     if plan.whole:
-        tail = kv_cache.adopt(tail, fanned, jnp.where(kept_B, tried.best_B, kv_cache.NO_PATH), plan.paths)
+        tail = kv_cache.accept_path(
+            tail, fanned, jnp.where(kept_B, tried.best_B, kv_cache.NO_PATH), plan.paths
+        )
     return after, tail, _padded(records, plan, tried)
 
 
-def _open(request: Request, drawn: _Drawn, draw: Draw, plan: Plan) -> tuple[Rows, StepRecord, Array]:
+def _open(request: BatchInputs, drawn: _Drawn, draw: Draw, plan: Plan) -> tuple[RowState, StepRecord, Array]:
     """(rows of the paths with their first tokens, the record of these, valid_BC).
 
     The first path of a row is what the sampler did. The others are put through it with all other tokens masked, so that
@@ -144,7 +148,9 @@ def _open(request: Request, drawn: _Drawn, draw: Draw, plan: Plan) -> tuple[Rows
     allowed = context
     if before.retreats:
         allowed = backtracking.without_forbidden(before.retreats, context, before.step_B)
-    token_BC, valid_BC = branching.openings(plan, request.branching, record.token_B, drawn.offered, allowed)
+    token_BC, valid_BC = branching.first_tokens(
+        plan, request.branching, record.token_B, drawn.offered, allowed
+    )
     opening_B = token_BC.reshape(-1)
     alike = _spread(context, plan)
     masked_BV = jnp.where(is_token(alike.logits_BV, opening_B), alike.logits_BV, -jnp.inf)
@@ -155,7 +161,8 @@ def _open(request: Request, drawn: _Drawn, draw: Draw, plan: Plan) -> tuple[Rows
     openers = where_row(is_first_B, _spread(drawn.rows._replace(retreats=()), plan), forced)
     info = _spread(record.info, plan)
     other = info._replace(
-        logprob_B=filters.at(alike.logits_BV, opening_B) - _spread(log_normalizer(context.logits_BV), plan),
+        logprob_B=filters.gather(alike.logits_BV, opening_B)
+        - _spread(log_normalizer(context.logits_BV), plan),
         draw_logprob_B=draw_logprob(drawn.offered, token_BC).reshape(-1),
         score_B=jnp.full_like(info.score_B, jnp.nan),
     )
@@ -166,7 +173,7 @@ def _open(request: Request, drawn: _Drawn, draw: Draw, plan: Plan) -> tuple[Rows
 
 
 def _judged(
-    request: Request, every: StepRecord, ends: Rows, fork_B: Array, valid_BC: Array, plan: Plan
+    request: BatchInputs, every: StepRecord, ends: RowState, fork_B: Array, valid_BC: Array, plan: Plan
 ) -> Paths:
     """The paths with their scores. every: their records `[D, B·C]`; best_B is 0 in rows that do not fork."""
 
@@ -174,9 +181,11 @@ def _judged(
         return jax.tree.map(lambda leaf: jnp.moveaxis(leaf.reshape(len(leaf), -1, plan.paths), 0, -1), tree)
 
     live_BCD = columns(every.live_B)
-    broken_BC = (ends.finish_B == Finish.NAN).reshape(-1, plan.paths)
+    broken_BC = (ends.finish_B == FinishReason.NAN).reshape(-1, plan.paths)
     info, metrics = columns(every.info), columns(every.metrics)
-    score_BC, best_B = branching.judge(plan, request.branching, valid_BC, broken_BC, live_BCD, info, metrics)
+    score_BC, best_B = branching.score_paths(
+        plan, request.branching, valid_BC, broken_BC, live_BCD, info, metrics
+    )
     return Paths(
         forked_B=fork_B,
         best_B=jnp.where(fork_B, best_B, 0),

@@ -18,11 +18,11 @@ from jax import Array
 
 from entropix.config import BranchConfig
 from entropix.metrics import Metrics
-from entropix.samplers.base import Candidates, Context, SampleInfo, everything
+from entropix.samplers.base import Candidates, SampleInfo, SamplerInputs, full_vocabulary
 from entropix.sharding import top_k
 
-Rollout = Callable[[Array, Any], tuple[Context, Any]]
-Draw = Callable[[Any, Context], tuple[Any, Any]]
+Rollout = Callable[[Array, Any], tuple[SamplerInputs, Any]]
+Draw = Callable[[Any, SamplerInputs], tuple[Any, Any]]
 
 
 class Plan(NamedTuple):
@@ -56,7 +56,7 @@ class Numbers(NamedTuple):
     penalty: Array
 
 
-class Forks(NamedTuple):
+class BranchState(NamedTuple):
     """What a row has branched so far."""
 
     count_B: Array  # int32
@@ -100,9 +100,9 @@ def numbers(cfg: BranchConfig) -> Numbers:
     )
 
 
-def no_forks(batch: int) -> Forks:
+def no_forks(batch: int) -> BranchState:
     """The state of rows at their beginning."""
-    return Forks(jnp.zeros(batch, jnp.int32), jnp.zeros(batch, jnp.int32))
+    return BranchState(jnp.zeros(batch, jnp.int32), jnp.zeros(batch, jnp.int32))
 
 
 def no_paths(plan: Plan, batch: int) -> Paths:
@@ -119,7 +119,7 @@ def no_paths(plan: Plan, batch: int) -> Paths:
 
 
 def wanted(
-    plan: Plan, numbers: Numbers, forks: Forks, info: SampleInfo, metrics: Metrics, step_B: Array
+    plan: Plan, numbers: Numbers, forks: BranchState, info: SampleInfo, metrics: Metrics, step_B: Array
 ) -> Array:
     """bool_B: where to branch. A strategy of the plan, much entropy, or a small margin asks for it; the budget and the
     distance to the latest fork allow it. Never where the token was inserted or nothing else could be tried."""
@@ -134,20 +134,22 @@ def wanted(
     return asked_B & allowed_B & ~info.injected_B
 
 
-def note(forks: Forks, forked_B: Array, step_B: Array) -> Forks:
+def note(forks: BranchState, forked_B: Array, step_B: Array) -> BranchState:
     """The state after these rows have branched at these steps."""
-    return Forks(forks.count_B + forked_B.astype(jnp.int32), jnp.where(forked_B, step_B, forks.latest_B))
+    return BranchState(
+        forks.count_B + forked_B.astype(jnp.int32), jnp.where(forked_B, step_B, forks.latest_B)
+    )
 
 
-def openings(
-    plan: Plan, numbers: Numbers, token_B: Array, offered: Candidates, context: Context
+def first_tokens(
+    plan: Plan, numbers: Numbers, token_B: Array, offered: Candidates, context: SamplerInputs
 ) -> tuple[Array, Array]:
     """(token_BC, valid_BC): the token that was drawn, then the likeliest others, of equals the one offered first.
 
     With `growth`, a row has two paths and one more for every so many bits of entropy. A path that there is not, also
     for want of tokens, has the drawn token, which does no harm.
     """
-    offered = offered if plan.among_kept else everything(context.logits_BV)
+    offered = offered if plan.among_kept else full_vocabulary(context.logits_BV)
     others_BX = jnp.where(offered.token_BC == token_B[:, None], -jnp.inf, offered.logits_BC)
     missing = max(plan.paths - 1 - others_BX.shape[1], 0)
     others_BX = jnp.pad(others_BX, ((0, 0), (0, missing)), constant_values=-jnp.inf)
@@ -179,7 +181,7 @@ def roll(plan: Plan, rows: Any, rollout: Rollout, draw: Draw, world: Any) -> tup
     return rows, world, records
 
 
-def judge(
+def score_paths(
     plan: Plan, numbers: Numbers, valid_BC: Array, broken_BC: Array, live_BCD: Array, info: Any, metrics: Any
 ) -> tuple[Array, Array]:
     """(score_BC, best_B): the mean of what the plan scores by over the tokens of a path, the fork's own among them, and

@@ -12,8 +12,9 @@ import numpy as np
 from entropix.checkpoint.loading import Model
 from entropix.config import GenerateConfig, SamplerConfig
 from entropix.decoding import backtracking, branching, loop
-from entropix.decoding.sample_step import Finish, Request
+from entropix.decoding.sample_step import BatchInputs
 from entropix.decoding.speculation import NO_TOKEN
+from entropix.results import FinishReason
 from entropix.samplers import Sampler
 
 
@@ -42,7 +43,7 @@ def make_request(
     sampler: Sampler,
     cfg: GenerateConfig,
     given: Sequence[int] = (),
-) -> Request:
+) -> BatchInputs:
     """What stays fixed while a batch is generated; `given` is that of `Session.start`."""
     room = [model.config.context_length - len(prompt) for prompt in prompts]
     wanted = [cfg.max_new_tokens - n for n in given or [0] * len(prompts)]
@@ -50,7 +51,7 @@ def make_request(
     stop_ids = () if cfg.ignore_stop_tokens else model.stop_ids
     stop_E = np.full(1 << max(len(stop_ids) - 1, 7).bit_length(), NO_TOKEN, np.int32)
     stop_E[: len(stop_ids)] = stop_ids
-    return Request(
+    return BatchInputs(
         key_B=loop.row_keys(
             *(
                 jnp.asarray(numbers, jnp.uint32)
@@ -59,7 +60,10 @@ def make_request(
         ),
         limit_B=jnp.asarray(list(map(min, wanted, room)), jnp.int32),
         limit_reason_B=jnp.asarray(
-            [Finish.LENGTH if n <= left else Finish.CONTEXT for n, left in zip(wanted, room, strict=True)],
+            [
+                FinishReason.LENGTH if n <= left else FinishReason.CONTEXT
+                for n, left in zip(wanted, room, strict=True)
+            ],
             jnp.int32,
         ),
         stop_E=jnp.asarray(stop_E),

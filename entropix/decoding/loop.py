@@ -20,37 +20,38 @@ from jax import Array
 from entropix.config import ModelConfig, SamplerConfig
 from entropix.decoding import branch_step, sample_step, speculation
 from entropix.decoding.branching import Plan
-from entropix.decoding.sample_step import Extras, Finish, Request, Rows, StepRecord, draw_token
+from entropix.decoding.sample_step import BatchInputs, RecordOptions, RowState, StepRecord, draw_token
 from entropix.decoding.speculation import NO_TOKEN
-from entropix.metrics import Metrics, entropy_bits, measure, softmax_parts
+from entropix.metrics import AttentionScores, Metrics, measure
 from entropix.model import kv_cache, transformer
-from entropix.model.kv_cache import KVCache, KVTail
-from entropix.model.transformer import Attention
+from entropix.model.kv_cache import KVCache, RecentKV
 from entropix.model.weights import Weights
-from entropix.samplers.base import Candidates, Context, Sampler, log_normalizer
+from entropix.numerics import entropy_bits, softmax_parts
+from entropix.results import FinishReason
+from entropix.samplers.base import Candidates, Sampler, SamplerInputs, log_normalizer
 
-TAIL_SIZE = 32  # tokens between two commits to the cache: the cost of a commit is spread over so many
-_NO_EXTRAS, _NO_BRANCHES = Extras(), Plan()
+RECENT_SLOTS = 32  # tokens between two commits to the cache: the cost of a commit is spread over so many
+_NO_EXTRAS, _NO_BRANCHES = RecordOptions(), Plan()
 
 
 class DecodeState(NamedTuple):
     """What a step hands to the next."""
 
-    rows: Rows
-    tail: KVTail
+    rows: RowState
+    tail: RecentKV
     text_BX: Array  # int32: prompt and answer, for drafts; without drafts X is 0
 
 
 def decode_step(
     weights: Weights,
-    request: Request,
+    request: BatchInputs,
     cache: KVCache,
     state: DecodeState,
     sampler_cfg: SamplerConfig,
     cfg: ModelConfig,
     sampler: Sampler,
     n_draft: int,
-    extras: Extras,
+    extras: RecordOptions,
     plan: Plan,
 ) -> tuple[DecodeState, StepRecord]:
     """(state, records `[n_draft + 1, B]`) after one forward pass; at least one token for every running row.
@@ -70,7 +71,7 @@ def decode_step(
         return advance(jnp.zeros((len(request.key_B), 0), jnp.int32))
     end_B = cache.end_B + state.tail.used_B + 1
     draft_BK = speculation.lookup(state.text_BX, end_B, n_draft)
-    running_B1 = (state.rows.finish_B == Finish.RUNNING)[:, None]
+    running_B1 = (state.rows.finish_B == FinishReason.RUNNING)[:, None]
 
     def without_drafts() -> tuple[DecodeState, StepRecord]:
         state, records = advance(draft_BK[:, :0])
@@ -87,13 +88,13 @@ def decode_step(
 
 def _advance(
     weights: Weights,
-    request: Request,
+    request: BatchInputs,
     cache: KVCache,
     state: DecodeState,
     draft_BK: Array,
-    draw: Callable[..., tuple[Rows, StepRecord, Candidates]],
+    draw: Callable[..., tuple[RowState, StepRecord, Candidates]],
     cfg: ModelConfig,
-    extras: Extras,
+    extras: RecordOptions,
 ) -> tuple[DecodeState, StepRecord]:
     """One forward pass over the newest token and the draft, and all the tokens that follow from it."""
     given_BT = jnp.concatenate([state.rows.token_B[:, None], jnp.maximum(draft_BK, 0)], axis=1)
@@ -102,8 +103,8 @@ def _advance(
         metrics_BT = measure(logits_BTV, attention)
 
     def follow(
-        carry: tuple[Rows, Array], position: tuple[Context, Array]
-    ) -> tuple[tuple[Rows, Array], StepRecord]:
+        carry: tuple[RowState, Array], position: tuple[SamplerInputs, Array]
+    ) -> tuple[tuple[RowState, Array], StepRecord]:
         rows, following_B = carry  # and which rows have drawn what was drafted so far
         context, drafted_B = position
         rows, record, _ = draw(request, rows, following_B, context)
@@ -113,7 +114,7 @@ def _advance(
     nothing_B1 = jnp.full_like(draft_BK, NO_TOKEN, shape=(len(draft_BK), 1))
     positions = jax.tree.map(
         lambda leaf_BT: jnp.moveaxis(leaf_BT, 1, 0),
-        (Context(logits_BTV, metrics_BT), jnp.concatenate([draft_BK, nothing_B1], axis=1)),
+        (SamplerInputs(logits_BTV, metrics_BT), jnp.concatenate([draft_BK, nothing_B1], axis=1)),
     )
     everyone_B = jnp.ones(len(draft_BK), bool)
     (rows, _), records = jax.lax.scan(follow, (state.rows, everyone_B), positions, unroll=n_positions == 1)
@@ -123,19 +124,19 @@ def _advance(
     text_BX = state.text_BX
     if text_BX.shape[1] > 0:
         end_B = cache.end_B + state.tail.used_B + 1
-        text_BX = kv_cache.place(text_BX, records.token_B.T, end_B, axis=1)
+        text_BX = kv_cache.write_slots(text_BX, records.token_B.T, end_B, axis=1)
     tail = _used(state.tail, tail, records)
     if n_positions > 1:
-        tail = kv_cache.forget_unused(tail)
+        tail = kv_cache.mask_unused(tail)
     return DecodeState(rows=rows, tail=tail, text_BX=text_BX), records
 
 
-def _used(before: KVTail, after: KVTail, records: StepRecord) -> KVTail:
+def _used(before: RecentKV, after: RecentKV, records: StepRecord) -> RecentKV:
     """The tail with one more slot in use for every token that a row has drawn."""
     return after._replace(used_B=before.used_B + jnp.sum(records.live_B, axis=0, dtype=jnp.int32))
 
 
-def _head_entropies(attention: Attention) -> Array:
+def _head_entropies(attention: AttentionScores) -> Array:
     """[T, B, L, N] in bits: what the metric `attn_entropy` is the mean of, at every query position."""
     entropy_LBNT = entropy_bits(softmax_parts(attention.scores_LBNTS, attention.visible_BTS[:, None]))
     return jnp.transpose(entropy_LBNT, (3, 1, 0, 2))
@@ -144,7 +145,7 @@ def _head_entropies(attention: Attention) -> Array:
 @partial(jax.jit, static_argnames=("cfg", "sampler", "n_draft", "extras", "plan"), donate_argnames=("state",))
 def decode_chunk(
     weights: Weights,
-    request: Request,
+    request: BatchInputs,
     cache: KVCache,
     state: DecodeState,
     n_steps: Array,
@@ -152,7 +153,7 @@ def decode_chunk(
     cfg: ModelConfig,
     sampler: Sampler,
     n_draft: int = 0,
-    extras: Extras = _NO_EXTRAS,
+    extras: RecordOptions = _NO_EXTRAS,
     plan: Plan = _NO_BRANCHES,
 ) -> tuple[DecodeState, StepRecord, Array]:
     """(state, records `[tail size, R, B]`, how many of them, by the first axis, are filled).
@@ -184,7 +185,7 @@ def decode_chunk(
 
     def go_on(carry: tuple[Array, DecodeState, StepRecord]) -> Array:
         done, state, _ = carry
-        running_B = state.rows.finish_B == Finish.RUNNING
+        running_B = state.rows.finish_B == FinishReason.RUNNING
         full_B = state.tail.used_B + max(n_draft, plan.lookahead) >= size
         # 0 has ended, 1 goes on, 2 cannot: the largest decides, in a single exchange between the devices.
         return (done < n_steps) & (jnp.max(jnp.where(running_B, jnp.where(full_B, 2, 1), 0)) == 1)
@@ -210,7 +211,7 @@ def prefill(
     batch, width = tokens_BT.shape
     dtype = cache.k_LBKHS[0].dtype
     past = kv_cache.empty_cache(cfg, batch, 0, dtype) if from_empty else cache
-    tail = transformer.extend(weights, tokens_BT, past, kv_cache.empty_tail(cfg, batch, width, dtype), cfg)
+    tail = transformer.prefill(weights, tokens_BT, past, kv_cache.empty_recent(cfg, batch, width, dtype), cfg)
     return kv_cache.lay_out(kv_cache.commit(cache, tail, count_B))
 
 
@@ -225,7 +226,7 @@ def read(
     `length + T <= capacity`.
     """
     batch, width = tokens_BT.shape
-    tail = kv_cache.empty_tail(cfg, batch, width, cache.k_LBKHS[0].dtype)
+    tail = kv_cache.empty_recent(cfg, batch, width, cache.k_LBKHS[0].dtype)
     logits_BTV, tail, attention = transformer.forward(weights, tokens_BT, cache, tail, cfg)
     with jax.named_scope("metrics"):
         metrics_BT = measure(logits_BTV, attention)
@@ -246,10 +247,10 @@ def _placed(function: Callable[..., Any]) -> Callable[..., Any]:
 
 row_keys = jax.jit(sample_step.row_keys)
 empty_cache = jax.jit(_placed(kv_cache.empty_cache), static_argnums=(0, 1, 2, 3))
-empty_tail = jax.jit(_placed(kv_cache.empty_tail), static_argnums=(0, 1, 2, 3))
+empty_recent = jax.jit(_placed(kv_cache.empty_recent), static_argnums=(0, 1, 2, 3))
 commit = jax.jit(_placed(kv_cache.commit), donate_argnames=("cache",))
 truncate = jax.jit(_placed(kv_cache.truncate), donate_argnames=("cache",))
 is_finite = jax.jit(_placed(kv_cache.is_finite))
-take_rows = jax.jit(_placed(kv_cache.take_rows))
+gather_rows = jax.jit(_placed(kv_cache.gather_rows))
 share = jax.jit(_placed(kv_cache.share), static_argnames=("n_rows",))
 grow = jax.jit(_placed(kv_cache.grow), static_argnames=("capacity",))

@@ -7,14 +7,14 @@ import numpy as np
 
 from entropix.checkpoint.loading import Model
 from entropix.decoding import loop
-from entropix.decoding.loop import TAIL_SIZE
-from entropix.model.kv_cache import KVCache, KVTail
+from entropix.decoding.loop import RECENT_SLOTS
+from entropix.model.kv_cache import KVCache, RecentKV
 
 PREFILL_WIDTHS = (8, 64, 128, 512)  # tokens in one prefill call; each compiles once for each capacity
 MIN_CAPACITY = 256  # slots; doubled as the text grows, up to what the context needs
 
 
-class TextCache:
+class PrefixCache:
     """What each row of a batch holds.
 
     `prefill` brings it to given texts and computes only what is new in them; `append` adds what a decode loop has
@@ -57,7 +57,7 @@ class TextCache:
             )
             self.tokens = [before + tokens for before, tokens in zip(held, new, strict=True)]
 
-    def append(self, tail: KVTail, new: Sequence[Sequence[int]]) -> None:
+    def append(self, tail: RecentKV, new: Sequence[Sequence[int]]) -> None:
         """Adds the first tokens of a tail, which are these, to the rows."""
         assert self._kv is not None
         self._reserve(max(self._own()) + tail.size)
@@ -82,7 +82,7 @@ class TextCache:
         if len(rows) > 1 and len(set(rows)) == 1 and not kv.prefix:
             self._kv = loop.share(kv, jnp.asarray(rows[0], jnp.int32), len(rows))
         else:
-            self._kv = loop.take_rows(kv, jnp.asarray([row or 0 for row in rows], jnp.int32))
+            self._kv = loop.gather_rows(kv, jnp.asarray([row or 0 for row in rows], jnp.int32))
         self.tokens = [[] if row is None else [*held[row]] for row in rows]
 
     def _rewind(self, length_B: Sequence[int]) -> None:
@@ -144,7 +144,7 @@ def _slots_needed(held: Sequence[int], wanted: Sequence[int], widths: Sequence[i
 
     held: tokens in the cache, by row; wanted: tokens that shall be in it.
     """
-    slots = max(wanted) + TAIL_SIZE
+    slots = max(wanted) + RECENT_SLOTS
     for width in widths:
         slots = max(slots, max(held) + width)
         held = [min(n + width, end) for n, end in zip(held, wanted, strict=True)]

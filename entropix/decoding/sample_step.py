@@ -15,35 +15,16 @@ from entropix.config import SamplerConfig
 from entropix.decoding import backtracking
 from entropix.decoding.branching import Paths
 from entropix.metrics import Metrics
-from entropix.samplers.base import Candidates, Context, SampleInfo, Sampler, log_normalizer, model_logprob
+from entropix.results import FinishReason
+from entropix.samplers.base import (
+    Candidates,
+    SampleInfo,
+    Sampler,
+    SamplerInputs,
+    log_normalizer,
+    model_logprob,
+)
 from entropix.sharding import top_k
-
-
-class Finish(IntEnum):
-    """Why a row ended."""
-
-    RUNNING = 0
-    STOP_TOKEN = 1
-    LENGTH = 2
-    CONTEXT = 3
-    NAN = 4
-    STOP_STRING = 5
-    INTERRUPTED = 6
-    RETREATING = 7
-
-    @property
-    def sentence(self) -> str:
-        """For the user."""
-        return {
-            Finish.RUNNING: "still running",
-            Finish.STOP_TOKEN: "the model ended its answer",
-            Finish.LENGTH: "max_new_tokens was reached",
-            Finish.CONTEXT: "the model's context is full",
-            Finish.NAN: "the model's logits were not finite, so this row was stopped",
-            Finish.STOP_STRING: "a stop string appeared",
-            Finish.INTERRUPTED: "it was interrupted",
-            Finish.RETREATING: "its newest tokens are being taken back",
-        }[self]
 
 
 class Purpose(IntEnum):
@@ -52,29 +33,31 @@ class Purpose(IntEnum):
     DRAW = 0
 
 
-class Request(NamedTuple):
+class BatchInputs(NamedTuple):
     """What stays fixed while a batch is generated."""
 
     key_B: Array  # one typed key a row
     limit_B: Array  # int32: most tokens to generate
-    limit_reason_B: Array  # int32: Finish.LENGTH or Finish.CONTEXT, whichever the limit comes from
+    limit_reason_B: (
+        Array  # int32: FinishReason.LENGTH or FinishReason.CONTEXT, whichever the limit comes from
+    )
     stop_E: Array  # int32: tokens that end a row, padded with NO_TOKEN
     branching: Any = ()  # a `branching.Numbers` where generation branches
     backtracking: Any = ()  # a `backtracking.Numbers` where tokens may be taken back
 
 
-class Rows(NamedTuple):
+class RowState(NamedTuple):
     """What one drawn token changes in each row."""
 
     token_B: Array  # int32: the newest token, whose key and value are not computed yet
     step_B: Array  # int32: tokens generated so far
-    finish_B: Array  # int32: Finish
+    finish_B: Array  # int32: FinishReason
     sampler: Any  # the sampler's own state
-    forks: Any = ()  # a `branching.Forks` where generation branches
-    retreats: Any = ()  # a `backtracking.Retreats` where tokens may be taken back
+    forks: Any = ()  # a `branching.BranchState` where generation branches
+    retreats: Any = ()  # a `backtracking.Backtracks` where tokens may be taken back
 
 
-class Extras(NamedTuple):
+class RecordOptions(NamedTuple):
     """What a record holds besides the usual. Static: what is not asked for is not in the program."""
 
     alternatives: int = 0  # how many of the likeliest tokens
@@ -94,7 +77,7 @@ class StepRecord(NamedTuple):
 
     token_B: Array  # int32
     live_B: Array  # bool: this row generated this token; where not, the other fields mean nothing
-    finish_B: Array  # int32: Finish after the token
+    finish_B: Array  # int32: FinishReason after the token
     metrics: Metrics
     info: SampleInfo
     alternatives: Alternatives | tuple[()] = ()
@@ -117,14 +100,14 @@ def row_keys(seed_B: Array, digest_B: Array, occurrence_B: Array) -> Array:
 
 
 def draw_token(
-    request: Request,
-    rows: Rows,
+    request: BatchInputs,
+    rows: RowState,
     drawing_B: Array,
-    context: Context,
+    context: SamplerInputs,
     sampler_cfg: SamplerConfig,
     sampler: Sampler,
     n_alternatives: int,
-) -> tuple[Rows, StepRecord, Candidates]:
+) -> tuple[RowState, StepRecord, Candidates]:
     """One token of every row that runs and is `drawing`: the sampler, then the tests for the end. Others stand still.
 
     The record says by `live_B` which rows have a token. The candidates are those that one draw was made from.
@@ -139,7 +122,7 @@ def draw_token(
         token_B, sampler_state, info, candidates = sampler.step(key_B, rows.sampler, allowed, sampler_cfg)
         chex.assert_tree_shape_prefix((token_B, sampler_state, info), rows.token_B.shape)
 
-    running_B = (rows.finish_B == Finish.RUNNING) & drawing_B
+    running_B = (rows.finish_B == FinishReason.RUNNING) & drawing_B
     # NaN or +inf anywhere in a row's logits makes its entropy NaN.
     finite_B = jnp.isfinite(context.metrics.logits_entropy)
     live_B = running_B & finite_B
@@ -152,12 +135,16 @@ def draw_token(
     step_B = rows.step_B + live_B.astype(jnp.int32)
     ended_B = jnp.select(
         [~finite_B, jnp.any(token_B[:, None] == request.stop_E[None, :], axis=-1), step_B >= request.limit_B],
-        [jnp.full_like(step_B, Finish.NAN), jnp.full_like(step_B, Finish.STOP_TOKEN), request.limit_reason_B],
-        jnp.full_like(step_B, Finish.RUNNING),
+        [
+            jnp.full_like(step_B, FinishReason.NAN),
+            jnp.full_like(step_B, FinishReason.STOP_TOKEN),
+            request.limit_reason_B,
+        ],
+        jnp.full_like(step_B, FinishReason.RUNNING),
     )
     finish_B = jnp.where(running_B, ended_B, rows.finish_B)
     if rows.retreats:
-        finish_B = jnp.where(retreating_B, Finish.RETREATING, finish_B)
+        finish_B = jnp.where(retreating_B, FinishReason.BACKTRACKING, finish_B)
     record = StepRecord(token_B, live_B, finish_B, context.metrics, info)
     if n_alternatives:
         record = record._replace(alternatives=_alternatives(context.logits_BV, candidates, n_alternatives))

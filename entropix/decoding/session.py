@@ -15,9 +15,10 @@ from entropix.config import GenerateConfig, SamplerConfig
 from entropix.decoding import backtracking, branching, loop
 from entropix.decoding.branching import Plan
 from entropix.decoding.inputs import check_prompts, device_config, make_request
-from entropix.decoding.loop import TAIL_SIZE, DecodeState
-from entropix.decoding.prefix_cache import TextCache
-from entropix.decoding.sample_step import Extras, Finish, Request, Rows, StepRecord
+from entropix.decoding.loop import RECENT_SLOTS, DecodeState
+from entropix.decoding.prefix_cache import PrefixCache
+from entropix.decoding.sample_step import BatchInputs, RecordOptions, RowState, StepRecord
+from entropix.results import FinishReason
 from entropix.samplers import Sampler
 
 Args = ParamSpec("Args")
@@ -40,13 +41,13 @@ def _on_mesh(
 class _Run(NamedTuple):
     """A generation under way."""
 
-    request: Request
+    request: BatchInputs
     state: DecodeState
     sampler: Sampler
     sampler_cfg: SamplerConfig
     n_steps: Array
     n_draft: int
-    extras: Extras
+    extras: RecordOptions
     plan: Plan
     finish_B: np.ndarray  # the state's, known without waiting for a device
     newest: list[int]  # a row's newest token, whose key and value come with the next step
@@ -76,8 +77,8 @@ class Session:
         self._model = model
         self._shrinks = shrinks
         self._places = list(range(batch))  # the rows that the batch still holds, by their numbers
-        self._finish_B = np.full(batch, Finish.RUNNING, np.int32)  # of rows that have left
-        self._cache = TextCache(model, batch)
+        self._finish_B = np.full(batch, FinishReason.RUNNING, np.int32)  # of rows that have left
+        self._cache = PrefixCache(model, batch)
         self._run: _Run | None = None
         self.n_passes = 0  # forward passes of decoding so far
         # Of the newest run, by row: the forward passes that it took part in, and the tokens that were computed for it,
@@ -87,7 +88,7 @@ class Session:
     @property
     def running(self) -> bool:
         """Whether any row has not ended."""
-        return self._run is not None and bool(np.any(self._run.finish_B == Finish.RUNNING))
+        return self._run is not None and bool(np.any(self._run.finish_B == FinishReason.RUNNING))
 
     @_on_mesh
     def start(
@@ -116,9 +117,9 @@ class Session:
             # where a process simulates several devices: both for ever.
             jax.block_until_ready(self._cache.kv)
         newest = [prompt[-1] for prompt in prompts]
-        finish_B = np.full(len(prompts), Finish.RUNNING, np.int32)
+        finish_B = np.full(len(prompts), FinishReason.RUNNING, np.int32)
         plan = branching.plan(cfg.branching, sampler.strategies)
-        rows = Rows(
+        rows = RowState(
             token_B=jnp.asarray(newest, jnp.int32),
             step_B=jnp.asarray(np.zeros(len(prompts), np.int32)),
             finish_B=jnp.asarray(finish_B),
@@ -133,7 +134,7 @@ class Session:
             sampler_cfg=device_config(sampler_cfg),
             n_steps=jnp.asarray(cfg.chunk_length, jnp.int32),
             n_draft=cfg.speculate,
-            extras=Extras(cfg.alternatives, cfg.head_entropies),
+            extras=RecordOptions(cfg.alternatives, cfg.head_entropies),
             plan=plan,
             finish_B=finish_B,
             newest=newest,
@@ -179,8 +180,8 @@ class Session:
         self._run = run._replace(state=state, finish_B=np.array(state.rows.finish_B))
         if run.n_back:
             self._retreat()
-        running = np.flatnonzero(self._run.finish_B == Finish.RUNNING)
-        if any(len(run.tail[row]) + run.lookahead >= TAIL_SIZE for row in running):
+        running = np.flatnonzero(self._run.finish_B == FinishReason.RUNNING)
+        if any(len(run.tail[row]) + run.lookahead >= RECENT_SLOTS for row in running):
             self._commit()
         return self._of_all_rows(records)
 
@@ -205,7 +206,7 @@ class Session:
         """Takes back the newest tokens of the rows that wait for it."""
         assert self._run is not None
         run, n_back = self._run, self._run.n_back
-        waiting = np.flatnonzero(run.finish_B == Finish.RETREATING)
+        waiting = np.flatnonzero(run.finish_B == FinishReason.BACKTRACKING)
         if not len(waiting):
             return
         self._run = None  # in case an interrupt comes between here and the end
@@ -220,7 +221,7 @@ class Session:
             used_B[place] = len(run.tail[place])
             rows.token_B[place] = run.newest[place]
             rows.step_B[place] -= n_back
-            rows.finish_B[place] = Finish.RUNNING
+            rows.finish_B[place] = FinishReason.RUNNING
             now = (rows.sampler, rows.forks.latest_B if rows.forks else ())
             jax.tree.map(
                 lambda leaf, old, place=place: leaf.__setitem__(place, old), now, run.before[place][0]
@@ -233,13 +234,13 @@ class Session:
         self._run = run._replace(state=state, finish_B=rows.finish_B)
 
     @_on_mesh
-    def end(self, rows: Iterable[int], reason: Finish = Finish.STOP_STRING) -> None:
+    def end(self, rows: Iterable[int], reason: FinishReason = FinishReason.STOP_STRING) -> None:
         """Stops those of these rows that are still running."""
         assert self._run is not None
         finish_B = self._run.finish_B.copy()
         wanted = set(rows)
         here = [place for place, row in enumerate(self._places) if row in wanted]
-        finish_B[[place for place in here if finish_B[place] == Finish.RUNNING]] = reason
+        finish_B[[place for place in here if finish_B[place] == FinishReason.RUNNING]] = reason
         state = self._run.state
         ended = state.rows._replace(finish_B=jnp.asarray(finish_B))
         self._run = self._run._replace(state=state._replace(rows=ended), finish_B=finish_B)
@@ -255,7 +256,7 @@ class Session:
         self._bring_back()
         self._cache.take(rows)
         self._places = list(range(len(rows)))
-        self._finish_B = np.full(len(rows), Finish.RUNNING, np.int32)
+        self._finish_B = np.full(len(rows), FinishReason.RUNNING, np.int32)
         self.row_passes_B, self.computed_B = np.zeros((2, len(rows)), np.int64)
 
     def _bring_back(self) -> None:
@@ -270,7 +271,7 @@ class Session:
         """Lets rows that have ended leave, if at most half of the batch still runs."""
         assert self._run is not None
         run = self._run
-        running, ended = np.flatnonzero(run.finish_B == Finish.RUNNING), np.flatnonzero(run.finish_B)
+        running, ended = np.flatnonzero(run.finish_B == FinishReason.RUNNING), np.flatnonzero(run.finish_B)
         if not 0 < 2 * len(running) <= len(run.finish_B):
             return
         spare = (1 << (len(running) - 1).bit_length()) - len(running)
@@ -282,8 +283,8 @@ class Session:
         self._cache.take(places)
         self._places = [self._places[place] for place in places]
         self._run = run._replace(
-            request=run.request._replace(**loop.take_rows(by_row, place_B)),
-            state=loop.take_rows(run.state, place_B),
+            request=run.request._replace(**loop.gather_rows(by_row, place_B)),
+            state=loop.gather_rows(run.state, place_B),
             finish_B=run.finish_B[places],
             newest=[run.newest[place] for place in places],
             tail=[run.tail[place] for place in places],
@@ -314,14 +315,14 @@ class Session:
         state = self._state(run.state.rows, run.newest, run.n_draft)
         self._run = run._replace(state=state, tail=[[] for _ in run.tail])
 
-    def _state(self, rows: Rows, newest: Sequence[int], n_draft: int) -> DecodeState:
+    def _state(self, rows: RowState, newest: Sequence[int], n_draft: int) -> DecodeState:
         """A state with an empty tail and, for drafts, the whole text so far."""
         batch = len(newest)
-        text_BX = np.zeros((batch, self._cache.kv.n_slots + TAIL_SIZE if n_draft else 0), np.int32)
+        text_BX = np.zeros((batch, self._cache.kv.n_slots + RECENT_SLOTS if n_draft else 0), np.int32)
         if n_draft:
             for row, (held, token) in enumerate(zip(self._cache.tokens, newest, strict=True)):
                 text_BX[row, : len(held) + 1] = [*held, token]
-        tail = loop.empty_tail(self._model.config, batch, TAIL_SIZE, self._model.dtype)
+        tail = loop.empty_recent(self._model.config, batch, RECENT_SLOTS, self._model.dtype)
         return DecodeState(rows=rows, tail=tail, text_BX=jnp.asarray(text_BX))
 
     def _flush(self) -> None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from entropix import palette, samplers, trace
+from entropix import files, metric_labels, samplers
 from entropix.checkpoint.loading import Model
 from entropix.lab.experiments import summary
 from entropix.lab.experiments.engine import Grid
@@ -40,7 +40,7 @@ def write(
     fields: Sequence[str] = (),
 ) -> None:
     """Writes the page. Replaces a file of that name only when complete."""
-    trace.write_file(path, [page(title, grid, model, summaries, lines, fields)], "a page")
+    files.write_text(path, [page(title, grid, model, summaries, lines, fields)], "a page")
 
 
 def page(
@@ -198,7 +198,7 @@ def strategies(grid: Grid, summaries: Sequence[Summary]) -> Plot:
             x=[found.strategies.get(name, 0) for found in shown],
             name=name,
             orientation="h",
-            marker={"color": palette.strategy_color(name, known)},
+            marker={"color": metric_labels.strategy_color(name, known)},
             hovertemplate="%{y}: " + name + " %{x:.1%}<extra></extra>",
         )
     figure.update_layout(

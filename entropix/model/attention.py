@@ -20,14 +20,16 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from entropix.model.kv_cache import Pair
+from entropix.model.kv_cache import LayerKV
 
 QUERIES, KEYS = 64, 512  # of a block
 
 _Found = tuple[Array, Array, Array]  # what `_part` returns
 
 
-def scored(q_BKGTH: Array, past: Sequence[Pair], newest: Pair, visible_BTS: Array) -> tuple[Array, Array]:
+def attention_with_scores(
+    q_BKGTH: Array, past: Sequence[LayerKV], newest: LayerKV, visible_BTS: Array
+) -> tuple[Array, Array]:
     """(mix_BKGTH, score_BKGTS): the values, weighed by a softmax over the visible keys; and all scores.
 
     Scores are q·k/√H in float32, unmasked.
@@ -35,12 +37,12 @@ def scored(q_BKGTH: Array, past: Sequence[Pair], newest: Pair, visible_BTS: Arra
     keys, values = zip(*past, newest, strict=True)
     score_BKGTS = jnp.concatenate([_scores(q_BKGTH, k) for k in keys], axis=-1)
     prob_BKGTS = jax.nn.softmax(jnp.where(visible_BTS[:, None, None], score_BKGTS, -jnp.inf), axis=-1)
-    mix_BKGTH = reduce(operator.add, map(_mix, _split(prob_BKGTS, keys), values))
+    mix_BKGTH = reduce(operator.add, map(_weighted_values, _split(prob_BKGTS, keys), values))
     return mix_BKGTH.astype(q_BKGTH.dtype), score_BKGTS
 
 
-def blocked(
-    q_BKGTH: Array, past: Sequence[Pair], newest: Pair, visible_BTS: Array, filled: Sequence[Array]
+def blockwise_attention(
+    q_BKGTH: Array, past: Sequence[LayerKV], newest: LayerKV, visible_BTS: Array, filled: Sequence[Array]
 ) -> Array:
     """mix_BKGTH as of `scored`, from blocks of keys one after the other (Milakov & Gimelshein 2018, arXiv:1805.02867;
     Rabe & Staats 2021, arXiv:2112.05682).
@@ -55,13 +57,13 @@ def blocked(
         q_BKGtH = jax.lax.dynamic_slice_in_dim(q_BKGTH, start, height, axis=3)
         visible_BtS = jax.lax.dynamic_slice_in_dim(visible_BTS, start, height, axis=1)
 
-        def of_block(i: Array, so_far: _Found, pair: Pair, visible_BtS: Array, width: int) -> _Found:
+        def of_block(i: Array, so_far: _Found, pair: LayerKV, visible_BtS: Array, width: int) -> _Found:
             block = partial(jax.lax.dynamic_slice_in_dim, start_index=i * width, slice_size=width)
             k_BKHs, v_BKsH = block(pair[0], axis=-1), block(pair[1], axis=-2)
-            return _merge(so_far, _part(q_BKGtH, k_BKHs, v_BKsH, block(visible_BtS, axis=2)))
+            return _merge(so_far, _partial_softmax(q_BKGtH, k_BKHs, v_BKsH, block(visible_BtS, axis=2)))
 
         *seen, seen_newest_BtR = _split(visible_BtS, [k for k, _ in (*past, newest)])
-        found = _part(q_BKGtH, *newest, seen_newest_BtR)
+        found = _partial_softmax(q_BKGtH, *newest, seen_newest_BtR)
         for pair, seen_BtS, count in zip(past, seen, filled, strict=True):
             width = _block(seen_BtS.shape[-1], KEYS)
             if width > 0:
@@ -90,7 +92,7 @@ def _scores(q_BKGTH: Array, k_BKHS: Array) -> Array:
     return product * (1 / math.sqrt(q_BKGTH.shape[-1]))
 
 
-def _mix(weight_BKGTS: Array, v_BKSH: Array) -> Array:
+def _weighted_values(weight_BKGTS: Array, v_BKSH: Array) -> Array:
     """The values, weighed, in their dtype, and added up in float32."""
     return _product("BKGTS,BKSH->BKGTH", weight_BKGTS.astype(v_BKSH.dtype), v_BKSH)
 
@@ -113,14 +115,14 @@ def _split(x_BTS: Array, keys: Sequence[Array]) -> list[Array]:
     return jnp.split(x_BTS, ends[:-1], axis=-1)
 
 
-def _part(q_BKGTH: Array, k_BKHS: Array, v_BKSH: Array, visible_BTS: Array) -> _Found:
+def _partial_softmax(q_BKGTH: Array, k_BKHS: Array, v_BKSH: Array, visible_BTS: Array) -> _Found:
     """Over some keys, in float32: (peak_BKGT, the largest score; total_BKGT, the sum of exp(score - peak);
     mix_BKGTH, the values weighed by these). A query that sees none of the keys has the lowest peak there is."""
     lowest = jnp.finfo(jnp.float32).min
     score_BKGTS = jnp.where(visible_BTS[:, None, None], _scores(q_BKGTH, k_BKHS), -jnp.inf)
     peak_BKGT = jnp.max(score_BKGTS, axis=-1, initial=lowest)
     exp_BKGTS = jnp.exp(score_BKGTS - peak_BKGT[..., None])
-    mix_BKGTH = _mix(exp_BKGTS, v_BKSH)
+    mix_BKGTH = _weighted_values(exp_BKGTS, v_BKSH)
     return peak_BKGT, jnp.sum(exp_BKGTS, axis=-1), mix_BKGTH
 
 

@@ -5,10 +5,10 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax import Array
 
-from entropix.model.kv_cache import KVCache, KVTail
+from entropix.model.kv_cache import KVCache, RecentKV
 
 
-class Layout(NamedTuple):
+class AttentionMask(NamedTuple):
     """Where new tokens stand, what they see, and where the tail takes their keys and values.
 
     The last axis of keys is the slots of the prefix, if there is one, then the cache's, then the tail's.
@@ -20,7 +20,7 @@ class Layout(NamedTuple):
     position_BS: Array  # int32: position of each key (meaningful where visible)
 
 
-def line(cache: KVCache, tail: KVTail, n_new: int) -> Layout:
+def causal_mask(cache: KVCache, tail: RecentKV, n_new: int) -> AttentionMask:
     """Tokens one after the other: token t stands at `cache.end_B + tail.used_B + t` and sees all up to itself.
 
     What the tail does not hold yet lies in every token's future.
@@ -28,10 +28,10 @@ def line(cache: KVCache, tail: KVTail, n_new: int) -> Layout:
     query_BT = (cache.end_B + tail.used_B)[:, None] + jnp.arange(n_new, dtype=jnp.int32)[None, :]
     filled_BS, position_BS = _keys(cache, tail)
     visible_BTS = filled_BS[:, None, :] & (position_BS[:, None, :] <= query_BT[:, :, None])
-    return Layout(query_BT, tail.used_B, visible_BTS, position_BS)
+    return AttentionMask(query_BT, tail.used_B, visible_BTS, position_BS)
 
 
-def fan(cache: KVCache, tail: KVTail, stem: int, n_paths: int, depth: Array) -> Layout:
+def tree_mask(cache: KVCache, tail: RecentKV, stem: int, n_paths: int, depth: Array) -> AttentionMask:
     """One token of each of several paths that part after the tail's first `used_B` tokens.
 
     The tail has `stem` slots for what the paths share; behind them the first tokens of all paths lie side by side, then
@@ -45,7 +45,7 @@ def fan(cache: KVCache, tail: KVTail, stem: int, n_paths: int, depth: Array) -> 
     slot_P = jnp.arange(n_slots, dtype=jnp.int32)
     path_T = jnp.arange(n_paths, dtype=jnp.int32)
     own_TP = (slot_P[None, :] % n_paths == path_T[:, None]) & (slot_P[None, :] // n_paths <= depth)
-    return Layout(
+    return AttentionMask(
         query_BT=jnp.broadcast_to((start_B + depth)[:, None], (batch, n_paths)),
         slot_B=jnp.full(batch, stem, jnp.int32) + depth * n_paths,
         visible_BTS=jnp.concatenate(
@@ -61,7 +61,7 @@ def fan(cache: KVCache, tail: KVTail, stem: int, n_paths: int, depth: Array) -> 
     )
 
 
-def _keys(cache: KVCache, tail: KVTail) -> tuple[Array, Array]:
+def _keys(cache: KVCache, tail: RecentKV) -> tuple[Array, Array]:
     """(filled_BS, position_BS) where every slot of the tail is taken as filled, one position after the other."""
     batch = len(cache.length_B)
     everywhere_B = jnp.full(batch, tail.size, jnp.int32)

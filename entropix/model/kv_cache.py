@@ -1,11 +1,11 @@
 """Keys and values of the tokens so far: where they lie, and how they get there.
 
-The newest tokens are in a short `KVTail`, which a decode step writes. All others are in the `KVCache`, which it only
+The newest tokens are in a short `RecentKV`, which a decode step writes. All others are in the `KVCache`, which it only
 *reads*: `commit` moves a full tail there. A decode loop that carries only the tail leaves the large cache untouched for
 many steps, so no compiler has a reason to copy it, and rows of different lengths need no padding: slot j of a row's
 cache always holds the j-th of the tokens that are there, and slot j of its tail the j-th after those.
 
-Rows whose texts begin alike, such as several paths of one prompt, may hold that beginning once: the `KVPrefix` of a
+Rows whose texts begin alike, such as several paths of one prompt, may hold that beginning once: the `SharedPrefix` of a
 cache. Keys and values are always in the order prefix, cache, tail.
 
 Letters in names are those of `model`; S is a slot of the cache or of the prefix, R one of the tail.
@@ -24,10 +24,10 @@ from entropix.sharding import DATA, MODEL, constrain
 
 NO_PATH = -1
 
-Pair = tuple[Array, Array]  # keys and values of one layer
+LayerKV = tuple[Array, Array]  # keys and values of one layer
 
 
-class KVPrefix(NamedTuple):
+class SharedPrefix(NamedTuple):
     """Keys and values of a text that rows begin with, one array a layer; slot j is position j, and row b's text begins
     with the first `length_B[b]` of its tokens."""
 
@@ -49,7 +49,7 @@ class KVCache(NamedTuple):
     k_LBKHS: tuple[Array, ...]
     v_LBKSH: tuple[Array, ...]
     length_B: Array  # int32: filled slots
-    prefix: KVPrefix | tuple[()] = ()
+    prefix: SharedPrefix | tuple[()] = ()
 
     @property
     def capacity(self) -> int:
@@ -70,20 +70,20 @@ class KVCache(NamedTuple):
         """Of each row, those that it shares included: as many as there are scores for a token, without the tail's."""
         return self.capacity + (self.prefix.capacity if self.prefix else 0)
 
-    def layers(self) -> Iterator[tuple[Pair, ...]]:
+    def layers(self) -> Iterator[tuple[LayerKV, ...]]:
         """Keys and values of each layer: those of the prefix, if there is one, and the rows' own."""
         own = zip(self.k_LBKHS, self.v_LBKSH, strict=True)
         if not self.prefix:
             return ((pair,) for pair in own)
         return zip(zip(self.prefix.k_LKHS, self.prefix.v_LKSH, strict=True), own, strict=True)
 
-    def most_filled(self) -> tuple[Array, ...]:
+    def max_lengths(self) -> tuple[Array, ...]:
         """For each pair of `layers`, how many of its slots any row uses."""
         lengths = (self.prefix.length_B, self.length_B) if self.prefix else (self.length_B,)
         return tuple(map(jnp.max, lengths))
 
 
-class KVTail(NamedTuple):
+class RecentKV(NamedTuple):
     """Keys and values of the newest tokens. Slot j of row b is position `end_B[b] + j` of the cache's, and `used_B[b]`
     are filled."""
 
@@ -106,9 +106,9 @@ def empty_cache(cfg: ModelConfig, batch: int, capacity: int, dtype: jnp.dtype) -
     return KVCache(k, v, jnp.zeros(batch, jnp.int32))
 
 
-def empty_tail(cfg: ModelConfig, batch: int, size: int, dtype: jnp.dtype) -> KVTail:
+def empty_recent(cfg: ModelConfig, batch: int, size: int, dtype: jnp.dtype) -> RecentKV:
     """A tail with room for `size` tokens."""
-    return KVTail(*empty_cache(cfg, batch, size, dtype)[:3])
+    return RecentKV(*empty_cache(cfg, batch, size, dtype)[:3])
 
 
 def lay_out(tree: Any, row_axis: int | None = None) -> Any:
@@ -119,17 +119,17 @@ def lay_out(tree: Any, row_axis: int | None = None) -> Any:
     rows = () if row_axis is None else (*(None,) * row_axis, DATA)
 
     def keys_and_values(node: Any) -> bool:
-        return isinstance(node, KVCache | KVPrefix | KVTail)
+        return isinstance(node, KVCache | SharedPrefix | RecentKV)
 
-    def place(node: Any) -> Any:
+    def divided(node: Any) -> Any:
         if not keys_and_values(node):
             return constrain(node, *rows)
         k, v, count_B, *prefix = node
-        axes = (MODEL,) if isinstance(node, KVPrefix) else (DATA, MODEL)
+        axes = (MODEL,) if isinstance(node, SharedPrefix) else (DATA, MODEL)
         k, v = (tuple(constrain(x, *axes) for x in arrays) for arrays in (k, v))
         return type(node)(k, v, constrain(count_B, *rows), *lay_out(prefix, row_axis))
 
-    return jax.tree.map(place, tree, is_leaf=keys_and_values)
+    return jax.tree.map(divided, tree, is_leaf=keys_and_values)
 
 
 def grow(cache: KVCache, capacity: int) -> KVCache:
@@ -142,7 +142,7 @@ def grow(cache: KVCache, capacity: int) -> KVCache:
 
 
 @jax.named_scope("commit")
-def commit(cache: KVCache, tail: KVTail, count_B: Array) -> KVCache:
+def commit(cache: KVCache, tail: RecentKV, count_B: Array) -> KVCache:
     """The cache with the first `count_B` tail tokens of each row appended; what follows them becomes 0.
 
     Every row needs `length + tail.size <= capacity`, or the write would be shifted onto live slots.
@@ -171,7 +171,7 @@ def share(cache: KVCache, row: Array, n_rows: int) -> KVCache:
     """
     assert not cache.prefix
     k, v = (tuple(x[row] for x in arrays) for arrays in (cache.k_LBKHS, cache.v_LBKSH))
-    prefix = KVPrefix(k, v, jnp.full(n_rows, cache.length_B[row]))
+    prefix = SharedPrefix(k, v, jnp.full(n_rows, cache.length_B[row]))
 
     def empty(like: tuple[Array, ...], axis: int) -> tuple[Array, ...]:
         none = (jax.lax.slice_in_dim(x, 0, 0, axis=axis) for x in like)
@@ -180,19 +180,19 @@ def share(cache: KVCache, row: Array, n_rows: int) -> KVCache:
     return KVCache(empty(k, 2), empty(v, 1), jnp.zeros(n_rows, jnp.int32), prefix)
 
 
-def take_rows(tree: Any, row_B: Array) -> Any:
+def gather_rows(tree: Any, row_B: Array) -> Any:
     """Copies of these rows of every array, whose first axis is the row; a row may come several times. What rows share
     stays as it is."""
 
     def taken(node: Any) -> Any:
-        return node._replace(length_B=node.length_B[row_B]) if isinstance(node, KVPrefix) else node[row_B]
+        return node._replace(length_B=node.length_B[row_B]) if isinstance(node, SharedPrefix) else node[row_B]
 
-    return jax.tree.map(taken, tree, is_leaf=lambda node: isinstance(node, KVPrefix))
+    return jax.tree.map(taken, tree, is_leaf=lambda node: isinstance(node, SharedPrefix))
 
 
-def forget_unused(tail: KVTail) -> KVTail:
+def mask_unused(tail: RecentKV) -> RecentKV:
     """The tail without what lies behind its `used_B` tokens: drafts that were wrong, or another row's padding."""
-    return KVTail(*clear_after(tail.k_LBKHR, tail.v_LBKRH, tail.used_B), tail.used_B)
+    return RecentKV(*clear_after(tail.k_LBKHR, tail.v_LBKRH, tail.used_B), tail.used_B)
 
 
 def is_finite(cache: KVCache) -> Array:
@@ -215,7 +215,7 @@ def clear_after(
     )
 
 
-def place(buffer: Array, new: Array, start_B: Array, axis: int) -> Array:
+def write_slots(buffer: Array, new: Array, start_B: Array, axis: int) -> Array:
     """The buffer with `new` written at slots `start_B[b], start_B[b] + 1, …` of row b; what would lie outside is lost.
 
     For a few new slots, a choice at every slot: rows write in different places, and a scatter would take them in turn.
@@ -231,14 +231,14 @@ def place(buffer: Array, new: Array, start_B: Array, axis: int) -> Array:
     return buffer
 
 
-def widen(tail: KVTail, n_slots: int) -> KVTail:
+def widen(tail: RecentKV, n_slots: int) -> RecentKV:
     """The tail with so many more slots behind the others."""
     k = tuple(jnp.pad(k, ((0, 0), (0, 0), (0, 0), (0, n_slots))) for k in tail.k_LBKHR)
     v = tuple(jnp.pad(v, ((0, 0), (0, 0), (0, n_slots), (0, 0))) for v in tail.v_LBKRH)
-    return KVTail(k, v, tail.used_B)
+    return RecentKV(k, v, tail.used_B)
 
 
-def adopt(tail: KVTail, fanned: KVTail, path_B: Array, n_paths: int) -> KVTail:
+def accept_path(tail: RecentKV, fanned: RecentKV, path_B: Array, n_paths: int) -> RecentKV:
     """The tail with the keys and values of one path of each row, laid out by `layout.fan`, behind its `used_B` tokens.
 
     `used_B` stays: how many of them are wanted is the caller's to say. A row whose path is `NO_PATH` stays as it is:
@@ -255,8 +255,8 @@ def adopt(tail: KVTail, fanned: KVTail, path_B: Array, n_paths: int) -> KVTail:
 
     pairs_k = zip(tail.k_LBKHR, fanned.k_LBKHR, strict=True)
     pairs_v = zip(tail.v_LBKRH, fanned.v_LBKRH, strict=True)
-    return KVTail(
-        tuple(place(old, chosen(new, 3), start_B, axis=3) for old, new in pairs_k),
-        tuple(place(old, chosen(new, 2), start_B, axis=2) for old, new in pairs_v),
+    return RecentKV(
+        tuple(write_slots(old, chosen(new, 3), start_B, axis=3) for old, new in pairs_k),
+        tuple(write_slots(old, chosen(new, 2), start_B, axis=2) for old, new in pairs_v),
         tail.used_B,
     )

@@ -1,7 +1,7 @@
 """The Llama forward pass, written out: tokens in; logits, attention scores and new keys and values out.
 
-`forward` reads the committed past (`kv.KVCache`) and writes the newest tokens (`kv.KVTail`); `layout` says where these
-stand and what they see.
+`forward` reads the committed past (`kv_cache.KVCache`) and writes the newest tokens (`kv_cache.RecentKV`);
+`attention_mask` says where these stand and what they see.
 
 Letters in names: B row, T query position, S cache slot, R tail slot, D width, N query heads, K key/value heads,
 G = N/K, H head width, F feed-forward width, V vocabulary, L layer.
@@ -9,7 +9,6 @@ G = N/K, H head width, F feed-forward width, V vocabulary, L layer.
 
 import math
 from functools import partial
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,31 +16,22 @@ import numpy as np
 from jax import Array
 
 from entropix.config import ModelConfig
+from entropix.metrics import AttentionScores
 from entropix.model import attention
-from entropix.model.attention_mask import Layout, line
-from entropix.model.kv_cache import KVCache, KVTail, Pair, place
+from entropix.model.attention_mask import AttentionMask, causal_mask
+from entropix.model.kv_cache import KVCache, LayerKV, RecentKV, write_slots
 from entropix.model.weights import LayerWeights, Weights
 from entropix.sharding import DATA, MODEL, constrain
-
-
-class Attention(NamedTuple):
-    """What the attention metrics are computed from."""
-
-    scores_LBNTS: Array  # float32, q·k/√H before masking and softmax; the last axis as in `Layout`
-    visible_BTS: (
-        Array  # bool: keys at or before the query's own position; never an empty, padded or future slot
-    )
-    position_BS: Array  # int32: position of each key (meaningful where visible)
 
 
 def forward(
     weights: Weights,
     tokens_BT: Array,
     cache: KVCache,
-    tail: KVTail,
+    tail: RecentKV,
     cfg: ModelConfig,
-    layout: Layout | None = None,
-) -> tuple[Array, KVTail, Attention]:
+    layout: AttentionMask | None = None,
+) -> tuple[Array, RecentKV, AttentionScores]:
     """(logits_BTV float32, the tail with T more tokens, the attention scores of every layer).
 
     By default the tokens follow each other (`line`). One function serves decoding (T = 1), the check of a draft, the
@@ -49,31 +39,31 @@ def forward(
     caller drops is never computed.
     """
     if layout is None:
-        layout = line(cache, tail, tokens_BT.shape[1])
-    x_BTD, tail, scores = _through_layers(weights, tokens_BT, cache, tail, cfg, layout, scored=True)
+        layout = causal_mask(cache, tail, tokens_BT.shape[1])
+    x_BTD, tail, scores = run_layers(weights, tokens_BT, cache, tail, cfg, layout, scored=True)
     with jax.named_scope("unembed"):
         logits_BTV = unembed(weights, rms_norm(x_BTD, weights.norm_D, cfg))
-    return logits_BTV, tail, Attention(jnp.stack(scores), layout.visible_BTS, layout.position_BS)
+    return logits_BTV, tail, AttentionScores(jnp.stack(scores), layout.visible_BTS, layout.position_BS)
 
 
-def extend(weights: Weights, tokens_BT: Array, cache: KVCache, tail: KVTail, cfg: ModelConfig) -> KVTail:
+def prefill(weights: Weights, tokens_BT: Array, cache: KVCache, tail: RecentKV, cfg: ModelConfig) -> RecentKV:
     """The tail of `forward`, of tokens of whose logits and scores nothing is wanted: prefill."""
-    layout = line(cache, tail, tokens_BT.shape[1])
-    return _through_layers(weights, tokens_BT, cache, tail, cfg, layout, scored=False)[1]
+    layout = causal_mask(cache, tail, tokens_BT.shape[1])
+    return run_layers(weights, tokens_BT, cache, tail, cfg, layout, scored=False)[1]
 
 
-def _through_layers(
+def run_layers(
     weights: Weights,
     tokens_BT: Array,
     cache: KVCache,
-    tail: KVTail,
+    tail: RecentKV,
     cfg: ModelConfig,
-    layout: Layout,
+    layout: AttentionMask,
     scored: bool,
-) -> tuple[Array, KVTail, list[Array]]:
+) -> tuple[Array, RecentKV, list[Array]]:
     """(x_BTD after the last layer, the tail with the new tokens, score_BNTS of every layer if `scored`, else none)."""
     rotation = rope_table(layout.query_BT, cfg)
-    filled = None if scored else cache.most_filled()
+    filled = None if scored else cache.max_lengths()
 
     x_BTD = constrain(weights.embed_VD[tokens_BT], DATA)
     tail_k, tail_v, scores = [], [], []
@@ -83,30 +73,30 @@ def _through_layers(
         zip(tail.k_LBKHR, tail.v_LBKRH, strict=True),
         strict=True,
     ):
-        x_BTD, (k_BKHR, v_BKRH), score_BNTS = block(
+        x_BTD, (k_BKHR, v_BKRH), score_BNTS = transformer_layer(
             layer, x_BTD, past, newest, layout.slot_B, layout.visible_BTS, rotation, filled, cfg
         )
         tail_k.append(k_BKHR)
         tail_v.append(v_BKRH)
         if score_BNTS is not None:
             scores.append(score_BNTS)
-    tail = KVTail(tuple(tail_k), tuple(tail_v), tail.used_B + tokens_BT.shape[1])
+    tail = RecentKV(tuple(tail_k), tuple(tail_v), tail.used_B + tokens_BT.shape[1])
     return x_BTD, tail, scores
 
 
 # Traced once, not once a layer: a third of a warm start's tracing time.
 @partial(jax.jit, static_argnames="cfg")
-def block(
+def transformer_layer(
     layer: LayerWeights,
     x_BTD: Array,
-    past: tuple[Pair, ...],
-    newest: Pair,
+    past: tuple[LayerKV, ...],
+    newest: LayerKV,
     slot_B: Array,
     visible_BTS: Array,
     rotation: tuple[Array, Array],
     filled: tuple[Array, ...] | None,
     cfg: ModelConfig,
-) -> tuple[Array, Pair, Array | None]:
+) -> tuple[Array, LayerKV, Array | None]:
     """(x_BTD, newest, score_BNTS) after one layer, without the scores where `filled` is given.
 
     past: the keys and values of `KVCache.layers`. newest: the tail's, k_BKHR and v_BKRH, which comes out with the new
@@ -115,28 +105,30 @@ def block(
     """
     k_BKHR, v_BKRH = newest
     with jax.named_scope("attention"):
-        q_BKGTH, k_BKHT, v_BKTH = project(layer, rms_norm(x_BTD, layer.attn_norm_D, cfg), *rotation, cfg)
-        k_BKHR = constrain(place(k_BKHR, k_BKHT, slot_B, axis=3), DATA, MODEL)
-        v_BKRH = constrain(place(v_BKRH, v_BKTH, slot_B, axis=2), DATA, MODEL)
+        q_BKGTH, k_BKHT, v_BKTH = qkv_projection(
+            layer, rms_norm(x_BTD, layer.attn_norm_D, cfg), *rotation, cfg
+        )
+        k_BKHR = constrain(write_slots(k_BKHR, k_BKHT, slot_B, axis=3), DATA, MODEL)
+        v_BKRH = constrain(write_slots(v_BKRH, v_BKTH, slot_B, axis=2), DATA, MODEL)
         seen_BKRH = v_BKRH
         if x_BTD.shape[1] > 1:
-            x_BTD, seen_BKRH = keep_apart(x_BTD, v_BKRH, visible_BTS)
+            x_BTD, seen_BKRH = isolate_nonfinite(x_BTD, v_BKRH, visible_BTS)
         newest = k_BKHR, seen_BKRH
         score_BNTS = None
         if filled is None:
-            mix_BKGTH, score_BKGTS = attention.scored(q_BKGTH, past, newest, visible_BTS)
+            mix_BKGTH, score_BKGTS = attention.attention_with_scores(q_BKGTH, past, newest, visible_BTS)
             score_BNTS = constrain(
                 score_BKGTS.reshape(len(x_BTD), cfg.n_heads, *score_BKGTS.shape[3:]), DATA, MODEL
             )
         else:
-            mix_BKGTH = attention.blocked(q_BKGTH, past, newest, visible_BTS, filled)
-        x_BTD = constrain(x_BTD + join_heads(layer, mix_BKGTH), DATA)
+            mix_BKGTH = attention.blockwise_attention(q_BKGTH, past, newest, visible_BTS, filled)
+        x_BTD = constrain(x_BTD + output_projection(layer, mix_BKGTH), DATA)
     with jax.named_scope("feed_forward"):
         x_BTD = constrain(x_BTD + feed_forward(layer, rms_norm(x_BTD, layer.ffn_norm_D, cfg)), DATA)
     return x_BTD, (k_BKHR, v_BKRH), score_BNTS
 
 
-def keep_apart(x_BTD: Array, v_BKRH: Array, visible_BTS: Array) -> tuple[Array, Array]:
+def isolate_nonfinite(x_BTD: Array, v_BKRH: Array, visible_BTS: Array) -> tuple[Array, Array]:
     """(x_BTD, v_BKRH) with which a value that is not finite spoils the tokens that see it, and no other.
 
     It would spoil all of a pass, since 0 times NaN is NaN: also earlier tokens, and other paths.
@@ -154,7 +146,7 @@ def rms_norm(x_BTD: Array, weight_D: Array, cfg: ModelConfig) -> Array:
     return (x32 * scale * weight_D.astype(jnp.float32)[None, None]).astype(x_BTD.dtype)
 
 
-def project(
+def qkv_projection(
     layer: LayerWeights, x_BTD: Array, cos_BTH: Array, sin_BTH: Array, cfg: ModelConfig
 ) -> tuple[Array, Array, Array]:
     """(q_BKGTH, k_BKHT, v_BKTH) of the new tokens: one fused projection, then the rotary embedding on q and k."""
@@ -166,7 +158,7 @@ def project(
     return q_BTKGH.transpose(0, 2, 3, 1, 4), k_BTKH.transpose(0, 2, 3, 1), v_BTKH.transpose(0, 2, 1, 3)
 
 
-def join_heads(layer: LayerWeights, mix_BKGTH: Array) -> Array:
+def output_projection(layer: LayerWeights, mix_BKGTH: Array) -> Array:
     """x_BTD: the output projection of what all heads have found."""
     mix_BTKGH = mix_BKGTH.transpose(0, 3, 1, 2, 4)
     return linear(mix_BTKGH.reshape(*mix_BTKGH.shape[:2], -1), layer.attn_out)

@@ -16,7 +16,7 @@ from typing import Annotated
 import tyro
 from tyro.conf import arg
 
-from entropix import trace
+from entropix import files
 from entropix.console import cli
 from entropix.console.cli import flag
 from entropix.console.terminal import note
@@ -47,11 +47,11 @@ def main(args: Sequence[str] | None = None) -> None:
     if flags.out is None and flags.png is None and flags.pdf is None:
         raise ValueError("say what to make: -o FILE.html for a page, --png DIR or --pdf DIR for figures")
     if flags.out is not None:
-        trace.check_writable(flags.out, "a page")
-        trace.check_not_read(flags.out, flags.traces)
+        files.check_writable(flags.out, "a page")
+        files.check_not_read(flags.out, flags.traces)
     traces = page.read(flags.traces)
     if flags.out is not None:
-        trace.write_file(flags.out, [page.page(traces)], "a page")
+        files.write_text(flags.out, [page.page(traces)], "a page")
         note(f"{flags.out}: a page of {' and '.join(flags.traces)}")
     for folder, kind in ((flags.png, "png"), (flags.pdf, "pdf")):
         if folder is not None:

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from entropix import palette, run_statistics
-from entropix.generation import Result
+from entropix import files, metric_labels, run_statistics
 from entropix.report import shell
 from entropix.report.page import Named
 from entropix.report.regions import RULES, Regions, limits, regions, sampler_config
+from entropix.results import Result
 from entropix.samplers.entropix import STRATEGIES
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def scatter(header: dict[str, Any], result: Result) -> "Figure":
             entropy_n[here],
             varentropy_n[here],
             s=16,
-            color=palette.strategy_color(name, strategies),
+            color=metric_labels.strategy_color(name, strategies),
             marker=MARKS[i % len(MARKS)],
             edgecolors="white",
             linewidths=0.4,
@@ -87,8 +87,8 @@ def scatter(header: dict[str, Any], result: Result) -> "Figure":
     axes.set(
         xlim=(0, right),
         ylim=(0, top),
-        xlabel=palette.axis_title("logits_entropy"),
-        ylabel=palette.axis_title("logits_varentropy"),
+        xlabel=metric_labels.axis_title("logits_entropy"),
+        ylabel=metric_labels.axis_title("logits_varentropy"),
     )
     axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1), borderaxespad=0)
     return figure
@@ -102,7 +102,7 @@ def shade(axes: "Axes", found: Regions, alpha: float = 0.22) -> None:
         found.entropy_edges,
         found.varentropy_edges,
         found.strategy_YX,
-        cmap=ListedColormap(palette.STRATEGIES),
+        cmap=ListedColormap(metric_labels.STRATEGIES),
         vmin=-0.5,
         vmax=len(STRATEGIES) - 0.5,
         alpha=alpha,
@@ -113,12 +113,12 @@ def shade(axes: "Axes", found: Regions, alpha: float = 0.22) -> None:
 
 def series(result: Result) -> "Figure":
     """Every metric over the steps, one above the other."""
-    figure = _figure(1.05 * len(palette.METRICS) + 0.5)
+    figure = _figure(1.05 * len(metric_labels.METRICS) + 0.5)
     step_n = np.arange(1, len(result.records) + 1)
-    panels = figure.subplots(len(palette.METRICS), 1, sharex=True)
-    for axes, name in zip(panels, palette.METRICS, strict=True):
+    panels = figure.subplots(len(metric_labels.METRICS), 1, sharex=True)
+    for axes, name in zip(panels, metric_labels.METRICS, strict=True):
         axes.plot(step_n, column(result, name), color="#222222", linewidth=0.8)
-        axes.set_title(palette.axis_title(name), fontsize=8, loc="left", pad=2)
+        axes.set_title(metric_labels.axis_title(name), fontsize=8, loc="left", pad=2)
         axes.margins(x=0.01)
     panels[-1].set_xlabel("token")
     return figure
@@ -133,7 +133,11 @@ def timeline(header: dict[str, Any], result: Result) -> "Figure":
     for lane, name in enumerate(strategies):
         steps = [step for step, r in enumerate(result.records, start=1) if r["strategy"] == name]
         axes.vlines(
-            steps, lane - 0.35, lane + 0.35, color=palette.strategy_color(name, strategies), linewidth=1.2
+            steps,
+            lane - 0.35,
+            lane + 0.35,
+            color=metric_labels.strategy_color(name, strategies),
+            linewidth=1.2,
         )
     total = len(result.records)
     axes.set_yticks(
@@ -173,9 +177,5 @@ def _figure(height: float, width: float = WIDTH) -> "Figure":
 
 def _save(figure: "Figure", path: Path) -> None:
     """Replaces a file of that name only when complete."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
+    with files.replacing(path) as temporary:
         figure.savefig(temporary, dpi=DPI, format=path.suffix[1:])
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

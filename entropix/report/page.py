@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from entropix import palette, trace
+from entropix import metric_labels, trace
 from entropix.report import align, packing, shell, tree
 from entropix.trace import Trace
 
@@ -43,7 +43,7 @@ def page(traces: Sequence[Named]) -> str:
         "metrics": plots.titles(),
         "alignments": alignments([named.trace for named in traces]),
         "places": {strategy["name"]: strategy["place"] for strategy in strategies},
-        "palette": list(palette.STRATEGIES),
+        "metric_labels": list(metric_labels.STRATEGIES),
         "marks": list(plots.MARKS),
     }
     body = shell.fragment(
@@ -55,7 +55,7 @@ def page(traces: Sequence[Named]) -> str:
     )
     models = ", ".join(dict.fromkeys(header["model"]["name"] for header in headers))
     samplers = ", ".join(dict.fromkeys(header["sampler"] for header in headers))
-    colors = "".join(f"--strategy-{i}: {color}; " for i, color in enumerate(palette.STRATEGIES))
+    colors = "".join(f"--strategy-{i}: {color}; " for i, color in enumerate(metric_labels.STRATEGIES))
     return shell.document(
         f"{models}: {samplers}",
         body,
@@ -110,7 +110,7 @@ def _strategies(headers: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     for header in headers:
         for i, name in enumerate(header["strategies"]):
-            place, is_only = i % len(palette.STRATEGIES), len(header["strategies"]) == 1
+            place, is_only = i % len(metric_labels.STRATEGIES), len(header["strategies"]) == 1
             found.setdefault(name, {"name": name, "place": place, "is_only": is_only})
     return list(found.values())
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from entropix import palette
+from entropix import metric_labels
 from entropix.metrics import Metrics
 from entropix.report.regions import RULES, limits, regions, sampler_config
 from entropix.samplers.entropix import STRATEGIES
@@ -30,8 +30,8 @@ def scatter(header: Mapping[str, Any], right: float, top: float) -> go.Figure:
     """Axes of entropy and varentropy, over the regions of the strategies if the sampler's rule has such."""
     figure = go.Figure(
         layout={
-            "xaxis": {"title": palette.axis_title("logits_entropy"), "range": [-0.02 * right, right]},
-            "yaxis": {"title": palette.axis_title("logits_varentropy"), "range": [-0.02 * top, top]},
+            "xaxis": {"title": metric_labels.axis_title("logits_entropy"), "range": [-0.02 * right, right]},
+            "yaxis": {"title": metric_labels.axis_title("logits_varentropy"), "range": [-0.02 * top, top]},
             "showlegend": False,
             "hovermode": "closest",
         }
@@ -45,7 +45,7 @@ def scatter(header: Mapping[str, Any], right: float, top: float) -> go.Figure:
             z=found.strategy_YX.tolist(),
             zmin=0,
             zmax=last,
-            colorscale=[[i / last, color] for i, color in enumerate(palette.STRATEGIES[: last + 1])],
+            colorscale=[[i / last, color] for i, color in enumerate(metric_labels.STRATEGIES[: last + 1])],
             opacity=0.22,
             showscale=False,
             hoverinfo="skip",
@@ -94,6 +94,6 @@ def heads() -> go.Figure:
 def titles() -> list[dict[str, str]]:
     """What scripts need to know of the metrics."""
     return [
-        {"name": name, "axis": palette.axis_title(name), **palette.METRICS[name]._asdict()}
+        {"name": name, "axis": metric_labels.axis_title(name), **metric_labels.METRICS[name]._asdict()}
         for name in Metrics._fields
     ]

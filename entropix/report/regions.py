@@ -9,8 +9,8 @@ import numpy as np
 
 from entropix import config
 from entropix.config import SamplerConfig
-from entropix.generation import Result
 from entropix.metrics import Metrics
+from entropix.results import Result
 from entropix.samplers.entropix import THRESHOLDS, choose
 
 # The samplers that choose by the two numbers, and the rule whose order of thresholds they use.

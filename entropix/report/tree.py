@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from entropix import run_statistics
-from entropix.generation import Result
 from entropix.report.packing import rounded
+from entropix.results import Result
 from entropix.trace import Trace
 
 # What forks are judged by, and its unit.

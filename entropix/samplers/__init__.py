@@ -2,11 +2,11 @@
 
 import difflib
 
-from entropix import config
+from entropix import presets
 from entropix.config import SamplerConfig
 from entropix.samplers import repetition
 from entropix.samplers.adaptive import DYNAMIC_TEMPERATURE, EDT, GREEDY_THRESHOLD, MIROSTAT, XTC
-from entropix.samplers.base import Candidates, Context, SampleInfo, Sampler
+from entropix.samplers.base import Candidates, SampleInfo, Sampler, SamplerInputs
 from entropix.samplers.baselines import GREEDY, MIN_P, TEMPERATURE, TOP_K, TOP_P
 from entropix.samplers.controls import ENTROPIX_LOGITS, PLACEBO
 from entropix.samplers.entropix import ENTROPIX, ENTROPIX_TORCH
@@ -39,8 +39,8 @@ def configured(name: str, cfg: SamplerConfig) -> Sampler:
 
 def about(preset: str) -> str:
     """A line about a preset: what its rule does or, where several presets share that rule, what sets this one apart."""
-    rule = get(config.read_preset(preset)[0])
-    return rule.summary if preset == rule.name else config.preset_comment(preset)
+    rule = get(presets.read_preset(preset)[0])
+    return rule.summary if preset == rule.name else presets.preset_comment(preset)
 
 
 def list() -> dict[str, str]:
@@ -51,9 +51,9 @@ def list() -> dict[str, str]:
 __all__ = [
     "SAMPLERS",
     "Candidates",
-    "Context",
     "SampleInfo",
     "Sampler",
+    "SamplerInputs",
     "about",
     "configured",
     "get",

@@ -9,17 +9,18 @@ from jax import Array
 
 from entropix import filters
 from entropix.config import SamplerConfig
-from entropix.filters import Settings
-from entropix.metrics import Metrics, softmax_parts
+from entropix.filters import SamplingParams
+from entropix.metrics import Metrics
+from entropix.numerics import softmax_parts
 from entropix.sharding import top_k
 
 Encode = Callable[[str], list[int]]
 Prompts = Sequence[Sequence[int]]
-_NEUTRAL = Settings()
+_NEUTRAL = SamplingParams()
 MIN_TEMPERATURE = 1e-3  # where a rule computes its temperature: nothing is divided by nothing
 
 
-class Context(NamedTuple):
+class SamplerInputs(NamedTuple):
     """What a sampler may look at."""
 
     logits_BV: Array  # float32, the model's own, unfiltered
@@ -65,7 +66,7 @@ class Sampler(NamedTuple):
     summary: str
     strategies: tuple[str, ...]
     init: Callable[[SamplerConfig, Prompts, Encode], Any]
-    step: Callable[[Array, Any, Context, SamplerConfig], tuple[Array, Any, SampleInfo, Candidates]]
+    step: Callable[[Array, Any, SamplerInputs, SamplerConfig], tuple[Array, Any, SampleInfo, Candidates]]
 
 
 def stateless(cfg: SamplerConfig, prompts: Prompts, encode: Encode) -> tuple[()]:
@@ -73,18 +74,18 @@ def stateless(cfg: SamplerConfig, prompts: Prompts, encode: Encode) -> tuple[()]
     return ()
 
 
-def everything(logits_BV: Array) -> Candidates:
+def full_vocabulary(logits_BV: Array) -> Candidates:
     """The whole vocabulary, in its own order."""
     return Candidates(logits_BV, jax.lax.broadcasted_iota(jnp.int32, logits_BV.shape, 1))
 
 
-def best(logits_BV: Array, width: int) -> Candidates:
+def top_candidates(logits_BV: Array, width: int) -> Candidates:
     """Enough of the vocabulary for any chain whose top-k is at most `width`, at a fraction of a full sort's cost."""
     logits_BC, token_BC = top_k(logits_BV, min(width, logits_BV.shape[-1]))
     return Candidates(logits_BC, token_BC.astype(jnp.int32))
 
 
-def with_best(logits_BV: Array, kept_BV: Array) -> Array:
+def keep_argmax(logits_BV: Array, kept_BV: Array) -> Array:
     """The marked tokens and in any case the most likely one, the first among equals."""
     return kept_BV | is_token(logits_BV, jnp.argmax(logits_BV, axis=-1))
 
@@ -96,7 +97,7 @@ def is_token(logits_BV: Array, token_B: Array) -> Array:
 
 def model_logprob(logits_BV: Array, token_B: Array) -> Array:
     """Log-probability in nats of one token a row under the model itself."""
-    return filters.at(logits_BV, token_B) - log_normalizer(logits_BV)
+    return filters.gather(logits_BV, token_B) - log_normalizer(logits_BV)
 
 
 def log_normalizer(logits_BV: Array) -> Array:
@@ -105,13 +106,17 @@ def log_normalizer(logits_BV: Array) -> Array:
 
 
 def draw(
-    key_B: Array, context: Context, candidates: Candidates, shown: Settings = _NEUTRAL, strategy: int = 0
+    key_B: Array,
+    context: SamplerInputs,
+    candidates: Candidates,
+    shown: SamplingParams = _NEUTRAL,
+    strategy: int = 0,
 ) -> tuple[Array, SampleInfo]:
     """(token_B, info) of one draw a row from filtered candidates. `shown` are the settings to record."""
     batch, vocabulary = context.logits_BV.shape
     drawn = filters.draw(key_B, candidates.logits_BC)
-    token_B = filters.at(candidates.token_BC, drawn.token_B)
-    neutral = Settings(
+    token_B = filters.gather(candidates.token_BC, drawn.token_B)
+    neutral = SamplingParams(
         jnp.ones(batch), jnp.ones(batch), jnp.full(batch, vocabulary, jnp.int32), jnp.zeros(batch)
     )
     settings = {

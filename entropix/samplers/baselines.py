@@ -8,25 +8,34 @@ from jax import Array
 
 from entropix import filters
 from entropix.config import SamplerConfig
-from entropix.filters import Settings
-from entropix.samplers.base import Candidates, Context, SampleInfo, Sampler, best, draw, everything, stateless
+from entropix.filters import SamplingParams
+from entropix.samplers.base import (
+    Candidates,
+    SampleInfo,
+    Sampler,
+    SamplerInputs,
+    draw,
+    full_vocabulary,
+    stateless,
+    top_candidates,
+)
 
 
 def step(
-    key_B: Array, state: Any, context: Context, cfg: SamplerConfig, knobs: tuple[str, ...]
+    key_B: Array, state: Any, context: SamplerInputs, cfg: SamplerConfig, knobs: tuple[str, ...]
 ) -> tuple[Array, Any, SampleInfo, Candidates]:
     """One draw a row, with the config fields named in `knobs` in force and the others off; no knob at all is argmax."""
     batch = len(context.logits_BV)
     dtype = {"top_k": jnp.int32}
     values = {name: jnp.full(batch, getattr(cfg, name), dtype.get(name, jnp.float32)) for name in knobs}
-    wanted = Settings(values.get("temp"), values.get("top_p"), values.get("top_k"), values.get("min_p"))
+    wanted = SamplingParams(values.get("temp"), values.get("top_p"), values.get("top_k"), values.get("min_p"))
     if not knobs:
-        wanted = Settings(top_k_B=jnp.ones(batch, jnp.int32))
-        candidates = best(context.logits_BV, 1)
+        wanted = SamplingParams(top_k_B=jnp.ones(batch, jnp.int32))
+        candidates = top_candidates(context.logits_BV, 1)
     elif "top_k" in knobs:
-        candidates = best(context.logits_BV, cfg.max_top_k)
+        candidates = top_candidates(context.logits_BV, cfg.max_top_k)
     else:
-        candidates = everything(context.logits_BV)
+        candidates = full_vocabulary(context.logits_BV)
     candidates = candidates._replace(logits_BC=filters.chain(candidates.logits_BC, wanted))
     token_B, info = draw(key_B, context, candidates, wanted)
     return token_B, state, info, candidates

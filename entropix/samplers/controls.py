@@ -7,7 +7,7 @@ from jax import Array
 from entropix.config import SamplerConfig
 from entropix.metrics import Metrics
 from entropix.samplers import entropix
-from entropix.samplers.base import Candidates, Context, SampleInfo, Sampler
+from entropix.samplers.base import Candidates, SampleInfo, Sampler, SamplerInputs
 from entropix.samplers.entropix import STRATEGIES, THRESHOLDS, Clarifier
 
 
@@ -27,7 +27,7 @@ def logits_only(metrics: Metrics) -> Metrics:
 
 
 def logits_step(
-    key_B: Array, state: Clarifier, context: Context, cfg: SamplerConfig
+    key_B: Array, state: Clarifier, context: SamplerInputs, cfg: SamplerConfig
 ) -> tuple[Array, Clarifier, SampleInfo, Candidates]:
     """The entropix rule without attention."""
     context = context._replace(metrics=logits_only(context.metrics))
@@ -35,7 +35,7 @@ def logits_step(
 
 
 def placebo_step(
-    key_B: Array, state: Clarifier, context: Context, cfg: SamplerConfig
+    key_B: Array, state: Clarifier, context: SamplerInputs, cfg: SamplerConfig
 ) -> tuple[Array, Clarifier, SampleInfo, Candidates]:
     """A strategy drawn with the config's frequencies, which are relative, and done as if every metric were 0."""
     weight_S = jnp.stack([jnp.asarray(getattr(cfg, f"placebo_{name}"), jnp.float32) for name in STRATEGIES])

@@ -18,19 +18,19 @@ from jax import Array
 
 from entropix import filters
 from entropix.config import SamplerConfig
-from entropix.filters import Settings
+from entropix.filters import SamplingParams
 from entropix.metrics import Metrics
 from entropix.samplers.base import (
     MIN_TEMPERATURE,
     Candidates,
-    Context,
     Encode,
     Prompts,
     SampleInfo,
     Sampler,
-    best,
+    SamplerInputs,
     log_normalizer,
     model_logprob,
+    top_candidates,
 )
 
 MAX_CLARIFY_TEMPERATURE = MAX_EXPLORE_TEMPERATURE = 1.5
@@ -91,7 +91,7 @@ def choose(
     )
 
 
-def settings(strategy_B: Array, metrics: Metrics, cfg: SamplerConfig) -> Settings:
+def settings(strategy_B: Array, metrics: Metrics, cfg: SamplerConfig) -> SamplingParams:
     """The four numbers of each row's draw. `flow` is top-k = 1, that is argmax; its other numbers are the config's."""
     doubt = metrics.logits_entropy + metrics.logits_varentropy
     attn, attn_var = metrics.attn_entropy, metrics.attn_varentropy
@@ -144,7 +144,7 @@ def settings(strategy_B: Array, metrics: Metrics, cfg: SamplerConfig) -> Setting
         jnp.clip(cfg.min_p * (1 - cfg.ada_min_p * doubt), 0.01, 0.5),
         cfg.min_p,
     )
-    return Settings(
+    return SamplingParams(
         temperature_B=jnp.maximum(temperature_B, MIN_TEMPERATURE),
         top_p_B=top_p_B,
         top_k_B=jnp.minimum(top_k_B, cfg.max_top_k).astype(jnp.int32),
@@ -172,13 +172,13 @@ def _draw(key_B: Array, logits_BC: Array, log_p_BC: Array, strategy_B: Array, n:
     """Index into the candidates, `[B]`: the likeliest of n draws for adaptive rows, the first draw for the others."""
     key_nB = jax.vmap(lambda i: jax.vmap(jax.random.fold_in, (0, None))(key_B, i))(jnp.arange(n))
     drawn_nB = jax.vmap(lambda key_B: filters.draw(key_B, logits_BC).token_B)(key_nB)
-    score_nB = jax.vmap(lambda index_B: filters.at(log_p_BC, index_B))(drawn_nB)
+    score_nB = jax.vmap(lambda index_B: filters.gather(log_p_BC, index_B))(drawn_nB)
     winner_B = jnp.where(strategy_B == Strategy.ADAPTIVE, jnp.argmax(score_nB, axis=0), 0)
     return jnp.take_along_axis(drawn_nB, winner_B[None], axis=0)[0]
 
 
 def step(
-    key_B: Array, state: Clarifier, context: Context, cfg: SamplerConfig, thresholds: tuple[str, str]
+    key_B: Array, state: Clarifier, context: SamplerInputs, cfg: SamplerConfig, thresholds: tuple[str, str]
 ) -> tuple[Array, Clarifier, SampleInfo, Candidates]:
     """One token a row. `thresholds` names the config fields above which a row clarifies and resamples."""
     clarify_above, resample_above = (getattr(cfg, name) for name in thresholds)
@@ -186,7 +186,7 @@ def step(
 
 
 def act(
-    key_B: Array, state: Clarifier, context: Context, cfg: SamplerConfig, strategy_B: Array
+    key_B: Array, state: Clarifier, context: SamplerInputs, cfg: SamplerConfig, strategy_B: Array
 ) -> tuple[Array, Clarifier, SampleInfo, Candidates]:
     """One token a row by the strategy chosen for it, unless the row is in the middle of an insertion."""
     metrics, logits_BV = context.metrics, context.logits_BV
@@ -197,13 +197,13 @@ def act(
     )
 
     chosen = settings(strategy_B, metrics, cfg)
-    candidates = best(logits_BV, cfg.max_top_k)
+    candidates = top_candidates(logits_BV, cfg.max_top_k)
     filtered_BC = filters.chain(candidates.logits_BC, chosen)
     log_p_BC = candidates.logits_BC - log_normalizer(logits_BV)[:, None]
     index_B = _draw(key_B, filtered_BC, log_p_BC, strategy_B, cfg.n_adaptive_samples)
 
     token_B = jnp.where(
-        inject_B, filters.at(state.token_BQ, state.next_B), filters.at(candidates.token_BC, index_B)
+        inject_B, filters.gather(state.token_BQ, state.next_B), filters.gather(candidates.token_BC, index_B)
     )
     logprob_B = model_logprob(logits_BV, token_B)
     adaptive_B = strategy_B == Strategy.ADAPTIVE
@@ -213,7 +213,7 @@ def act(
         kept_B=filters.kept(filtered_BC),
         logprob_B=logprob_B,
         draw_logprob_B=jnp.where(
-            inject_B, 0.0, filters.at(jax.nn.log_softmax(filtered_BC, axis=-1), index_B)
+            inject_B, 0.0, filters.gather(jax.nn.log_softmax(filtered_BC, axis=-1), index_B)
         ),
         score_B=jnp.where(adaptive_B, logprob_B + step_score(metrics, cfg), jnp.nan),
         injected_B=inject_B,

@@ -11,10 +11,10 @@ import numpy as np
 from jax import Array
 from jax.extend.core import Jaxpr, Literal, Var, primitives
 
-from entropix import config, samplers
+from entropix import presets, samplers
 from entropix.config import SamplerConfig
 from entropix.metrics import Metrics
-from entropix.samplers.base import Context, Sampler
+from entropix.samplers.base import Sampler, SamplerInputs
 
 _VOCABULARY = 200  # more than any `max_top_k` that is tried
 SWITCHES = ("repetition_penalty", "dry_multiplier")  # of the guard, which any sampler may have
@@ -88,9 +88,9 @@ def check_used(
 
 def check_preset(name: str) -> None:
     """Raises a ValueError for a preset or TOML file that sets a number its rule ignores."""
-    rule, cfg = config.read_preset(name)
-    has_own = rule in config.preset_names("samplers")
-    own = config.read_preset(rule)[1] if has_own else SamplerConfig()
+    rule, cfg = presets.read_preset(name)
+    has_own = rule in presets.preset_names("samplers")
+    own = presets.read_preset(rule)[1] if has_own else SamplerConfig()
     check_used(changed(cfg, own), samplers.get(rule), cfg, name)
 
 
@@ -129,12 +129,12 @@ def _zeros(jaxpr: Jaxpr) -> set[Var]:
 
 def _jaxpr(sampler: Sampler, cfg: SamplerConfig) -> Jaxpr:
     """One step of one row, as a function of the config's numbers and then of all else, lest any of it be constant."""
-    context = Context(jnp.zeros((1, _VOCABULARY)), Metrics(*(jnp.zeros(1) for _ in Metrics._fields)))
+    context = SamplerInputs(jnp.zeros((1, _VOCABULARY)), Metrics(*(jnp.zeros(1) for _ in Metrics._fields)))
     leaves, tree = jax.tree.flatten(cfg)
     state = sampler.init(cfg, [[1]], lambda text: [1])
     key_B = jax.random.split(jax.random.key(0), 1)
 
-    def step(numbers: list[Any], key_B: Array, state: Any, context: Context) -> Any:
+    def step(numbers: list[Any], key_B: Array, state: Any, context: SamplerInputs) -> Any:
         return sampler.step(key_B, state, context, jax.tree.unflatten(tree, numbers))
 
     return jax.make_jaxpr(step)([jnp.asarray(leaf) for leaf in leaves], key_B, state, context).jaxpr

@@ -13,7 +13,15 @@ import numpy as np
 from jax import Array
 
 from entropix.config import SamplerConfig
-from entropix.samplers.base import Candidates, Context, Encode, Prompts, SampleInfo, Sampler, model_logprob
+from entropix.samplers.base import (
+    Candidates,
+    Encode,
+    Prompts,
+    SampleInfo,
+    Sampler,
+    SamplerInputs,
+    model_logprob,
+)
 
 WINDOW = 256  # newest tokens of prompt and answer that count; a shape, hence fixed
 LONGEST = 32  # repeated tokens after which the penalty of going on grows no more
@@ -60,7 +68,7 @@ def init(cfg: SamplerConfig, prompts: Prompts, encode: Encode, sampler: Sampler)
 
 
 def step(
-    key_B: Array, state: Guarded, context: Context, cfg: SamplerConfig, sampler: Sampler
+    key_B: Array, state: Guarded, context: SamplerInputs, cfg: SamplerConfig, sampler: Sampler
 ) -> tuple[Array, Guarded, SampleInfo, Candidates]:
     """One token a row by the sampler, from guarded logits."""
     logits_BV = repetition_penalty(context.logits_BV, state.recent_BW, cfg.repetition_penalty)

@@ -15,17 +15,17 @@ from jax import Array
 
 from entropix import filters
 from entropix.config import SamplerConfig
-from entropix.filters import Settings
-from entropix.metrics import contract, entropy_bits, softmax_parts, total
+from entropix.filters import SamplingParams
+from entropix.numerics import contract, entropy_bits, softmax_parts, total
 from entropix.samplers.base import (
     Candidates,
-    Context,
     SampleInfo,
     Sampler,
+    SamplerInputs,
     draw,
-    everything,
+    full_vocabulary,
+    keep_argmax,
     stateless,
-    with_best,
 )
 from entropix.sharding import cumsum
 
@@ -33,13 +33,13 @@ Rule = Callable[[Array, SamplerConfig], Array]  # (logits_BV at the temperature,
 
 
 def step(
-    key_B: Array, state: Any, context: Context, cfg: SamplerConfig, rule: Rule
+    key_B: Array, state: Any, context: SamplerInputs, cfg: SamplerConfig, rule: Rule
 ) -> tuple[Array, Any, SampleInfo, Candidates]:
     """One draw a row from the tokens that the rule keeps."""
     temperature_B = jnp.full(len(context.logits_BV), cfg.temp, jnp.float32)
     logits_BV = filters.temperature(context.logits_BV, temperature_B)
-    candidates = everything(filters.keep(logits_BV, rule(logits_BV, cfg)))
-    token_B, info = draw(key_B, context, candidates, Settings(temperature_B))
+    candidates = full_vocabulary(filters.keep(logits_BV, rule(logits_BV, cfg)))
+    token_B, info = draw(key_B, context, candidates, SamplingParams(temperature_B))
     return token_B, state, info, candidates
 
 
@@ -54,7 +54,7 @@ def typical(logits_BV: Array, cfg: SamplerConfig) -> Array:
     distance_BV = jnp.abs(log_p_BV + _entropy(logits_BV)[:, None])
     mass = jnp.asarray(cfg.typical_p, jnp.float32)
     wanted = jnp.where(mass >= 1, jnp.inf, jnp.maximum(mass, jnp.finfo(jnp.float32).tiny))
-    nearest_BV = filters.leading(-distance_BV, parts.exp / parts.total[:, None], wanted)
+    nearest_BV = filters.top_mass(-distance_BV, parts.exp / parts.total[:, None], wanted)
     # A surprise as far above the entropy as another is below it ties with it, and does not weigh as much.
     farthest_B = jnp.max(jnp.where(nearest_BV, distance_BV, 0), axis=-1)
     # Where a compiler computes distances twice, and rounds differently, the farthest would not equal itself.
@@ -63,14 +63,14 @@ def typical(logits_BV: Array, cfg: SamplerConfig) -> Array:
 
 def epsilon(logits_BV: Array, cfg: SamplerConfig) -> Array:
     """Keeps p > ε (Hewitt 2022, arXiv:2210.15191), and the most likely token."""
-    return with_best(logits_BV, _probabilities(logits_BV) > cfg.epsilon_cutoff)
+    return keep_argmax(logits_BV, _probabilities(logits_BV) > cfg.epsilon_cutoff)
 
 
 def eta(logits_BV: Array, cfg: SamplerConfig) -> Array:
     """Keeps p > min(ε, √ε·exp(-H)) (Hewitt 2022, arXiv:2210.15191), and the most likely token."""
     scale = jnp.sqrt(jnp.asarray(cfg.eta_cutoff, jnp.float32))
     cutoff_B = jnp.minimum(cfg.eta_cutoff, scale * jnp.exp(-_entropy(logits_BV)))
-    return with_best(logits_BV, _probabilities(logits_BV) > cutoff_B[:, None])
+    return keep_argmax(logits_BV, _probabilities(logits_BV) > cutoff_B[:, None])
 
 
 def top_n_sigma(logits_BV: Array, cfg: SamplerConfig) -> Array:
@@ -94,7 +94,7 @@ def p_less(logits_BV: Array, cfg: SamplerConfig) -> Array:
     """
     parts = softmax_parts(logits_BV)
     collision_B = contract(parts.exp, parts.exp)
-    return with_best(logits_BV, parts.exp * parts.total[:, None] >= collision_B[:, None])
+    return keep_argmax(logits_BV, parts.exp * parts.total[:, None] >= collision_B[:, None])
 
 
 def top_h(logits_BV: Array, cfg: SamplerConfig) -> Array:
@@ -140,7 +140,7 @@ def top_h(logits_BV: Array, cfg: SamplerConfig) -> Array:
     rank_BV = cumsum(equal_BV.astype(jnp.int32))
     # Tokens of probability 0 change no entropy: without this, all of them would stay wherever H rounds to 0.
     possible_BV = (parts.exp > 0) | (ceiling_B == jnp.inf)[:, None]
-    return with_best(logits_BV, possible_BV & (above_BV | (equal_BV & (rank_BV <= count_B[:, None]))))
+    return keep_argmax(logits_BV, possible_BV & (above_BV | (equal_BV & (rank_BV <= count_B[:, None]))))
 
 
 def _probabilities(logits_BV: Array) -> Array:

@@ -22,14 +22,14 @@ import jax.numpy as jnp
 from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from entropix import config, samplers, sharding
+from entropix import presets, samplers, sharding
 from entropix.checkpoint.loading import Model
 from entropix.config import GenerateConfig, ModelConfig, SamplerConfig
 from entropix.decoding import loop
 from entropix.decoding.inputs import device_config, make_request
-from entropix.decoding.loop import TAIL_SIZE, DecodeState
+from entropix.decoding.loop import RECENT_SLOTS, DecodeState
 from entropix.decoding.prefix_cache import MIN_CAPACITY, PREFILL_WIDTHS
-from entropix.decoding.sample_step import Rows
+from entropix.decoding.sample_step import RowState
 from entropix.model import attention, kv_cache, weights
 
 DTYPE = jnp.bfloat16  # of weights and cache
@@ -91,7 +91,7 @@ def target(
     is the one that a process on such chips would choose. capacity: slots that each row has in the cache, a power of
     two, since caches grow by doubling; it bounds the text, prompt and answer, to 32 tokens less.
     """
-    cfg = config.read_model(model_name)
+    cfg = presets.read_model(model_name)
     if capacity < MIN_CAPACITY or capacity & (capacity - 1):
         raise ValueError(
             f"context: expected a power of two of at least {MIN_CAPACITY}, since a cache grows by doubling, "
@@ -99,7 +99,7 @@ def target(
         )
     if capacity > cfg.context_length:
         raise ValueError(f"context: {model_name} was trained for {cfg.context_length} tokens, got {capacity}")
-    config.read_preset(sampler)
+    presets.read_preset(sampler)
     chip, devices = topology_devices(topology)
     shape = sharding.read_shape(mesh) or sharding.widest(cfg, len(devices))
     if shape.n_devices != len(devices):
@@ -226,13 +226,13 @@ def device_bytes(tree: Any) -> int:
     )
 
 
-def _tail(target: Target) -> kv_cache.KVTail:
-    return _divided(target, partial(kv_cache.empty_tail, target.model, target.batch, TAIL_SIZE, DTYPE))
+def _tail(target: Target) -> kv_cache.RecentKV:
+    return _divided(target, partial(kv_cache.empty_recent, target.model, target.batch, RECENT_SLOTS, DTYPE))
 
 
-def _chunk_arguments(target: Target, tail: kv_cache.KVTail) -> Callable[[Any, Any], jax.stages.Lowered]:
+def _chunk_arguments(target: Target, tail: kv_cache.RecentKV) -> Callable[[Any, Any], jax.stages.Lowered]:
     """What lowers the decode chunk, given weights and cache: all else that it takes is made as for a real request."""
-    rule, preset = config.read_preset(target.sampler)
+    rule, preset = presets.read_preset(target.sampler)
     sampler = samplers.configured(rule, preset)
     prompts = [[0]] * target.batch
     stand_in = cast(Model, SimpleNamespace(config=target.model, stop_ids=()))
@@ -240,7 +240,7 @@ def _chunk_arguments(target: Target, tail: kv_cache.KVTail) -> Callable[[Any, An
     request = make_request(prompts, stand_in, sampler, GenerateConfig())
     state = sampler.init(preset, prompts, lambda text: list(text.encode()))
     count_B = jnp.zeros(target.batch, jnp.int32)
-    rows = Rows(token_B=count_B, step_B=count_B, finish_B=count_B, sampler=state)
+    rows = RowState(token_B=count_B, step_B=count_B, finish_B=count_B, sampler=state)
     text_BX = jax.ShapeDtypeStruct((target.batch, 0), jnp.int32)
     request, rows, text_BX, n_steps, numbers = _whole(
         target, (request, rows, text_BX, jax.ShapeDtypeStruct((), jnp.int32), numbers)

@@ -5,6 +5,7 @@ from pathlib import Path
 from entropix.checkpoint.convert.folder import check_destination, write_folder
 from entropix.checkpoint.convert.gguf_file import open_gguf
 from entropix.checkpoint.convert.meta import open_meta
+from entropix.files import read_text
 
 
 def convert(
@@ -23,7 +24,7 @@ def convert(
     check_destination(destination, force)
     if source.resolve().is_relative_to(destination.resolve()):
         raise ValueError(f"{source} lies in the destination {destination}; choose another destination")
-    template = _text(chat_template) if chat_template else None
+    template = read_text(chat_template) if chat_template else None
     if source.suffix == ".gguf" and source.is_file():
         foreign = open_gguf(source, template)
     elif (source / "params.json").is_file():
@@ -34,10 +35,3 @@ def convert(
             "tokenizer.model (Hugging Face Llama folders need no conversion)"
         )
     write_folder(foreign, destination, dtype, force)
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not a readable text file ({error})") from None

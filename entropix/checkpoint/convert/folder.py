@@ -11,8 +11,10 @@ import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 
-from entropix.checkpoint.hf_folder import DTYPES, tensor_shapes, write_config, write_json
+from entropix.checkpoint.hf_folder import write_config
+from entropix.checkpoint.tensors import DTYPES, tensor_shapes
 from entropix.config import ModelConfig
+from entropix.files import write_json
 from entropix.paths import is_complete
 
 SHARD_BYTES = 2 * 1024**3

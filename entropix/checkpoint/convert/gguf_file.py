@@ -14,7 +14,8 @@ from gguf import GGMLQuantizationType, GGUFReader, ReaderTensor, TokenType
 from gguf.quants import dequantize
 
 from entropix.checkpoint.convert.folder import Foreign, half_split, misfits, spelling, write_tokenizer_config
-from entropix.checkpoint.hf_folder import EMBED, END_TOKENS, FINAL_NORM, UNEMBED, tensor_shapes
+from entropix.checkpoint.hf_folder import END_TOKENS
+from entropix.checkpoint.tensors import EMBED, FINAL_NORM, UNEMBED, tensor_shapes
 from entropix.checkpoint.tokenizer_files import write_tokenizer_json
 from entropix.config import ModelConfig, RopeScaling
 

@@ -14,17 +14,11 @@ import ml_dtypes
 import numpy as np
 
 from entropix.checkpoint.convert.folder import Foreign, half_split, misfits, spelling, write_tokenizer_config
-from entropix.checkpoint.hf_folder import (
-    DTYPES,
-    EMBED,
-    END_TOKENS,
-    FINAL_NORM,
-    UNEMBED,
-    read_json,
-    tensor_shapes,
-)
+from entropix.checkpoint.hf_folder import END_TOKENS
+from entropix.checkpoint.tensors import DTYPES, EMBED, FINAL_NORM, UNEMBED, tensor_shapes
 from entropix.checkpoint.tokenizer_files import read_tokenizer_model
 from entropix.config import ModelConfig, RopeScaling
+from entropix.files import read_json
 
 Shard = Mapping[str, np.ndarray]
 Shape = tuple[int, ...]

@@ -11,16 +11,17 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from entropix import config, palette, scoring, trace
+from entropix import metric_labels, presets, scoring, trace
 from entropix.checkpoint.loading import Model
 from entropix.config import SamplerConfig
-from entropix.generation import TokenRecord, generate
+from entropix.generation import generate
 from entropix.lab.calibration import solver
 from entropix.lab.calibration.solver import QUANTILES
 from entropix.lab.calibration.targets import Targets
 from entropix.metrics import Metrics
 from entropix.report.figures import shade
 from entropix.report.regions import regions
+from entropix.results import TokenRecord
 from entropix.samplers.entropix import STRATEGIES
 
 RULE = "entropix"
@@ -136,7 +137,7 @@ def _number(value: float | None) -> float:
 def fit(sources: Sequence[Source], targets: Targets) -> Fit:
     """The thresholds of the reference preset, and those fitted to all sources together."""
     metrics = Metrics(*(jnp.concatenate(parts) for parts in zip(*(s.metrics for s in sources), strict=True)))
-    before = config.read_preset(RULE)[1]
+    before = presets.read_preset(RULE)[1]
     observed = (np.asarray(metrics.logits_entropy), np.asarray(metrics.logits_varentropy))
     fitted = solver.thresholds(*observed, targets)
     return Fit(list(sources), metrics, targets, before, solver.apply(fitted, before))
@@ -236,7 +237,7 @@ def draw(result: Fit, path: Path) -> None:
         axes.legend(
             handles=[
                 Patch(color=color, alpha=0.35, label=f"{name} {shares[name]:.1%}")
-                for name, color in zip(STRATEGIES, palette.STRATEGIES, strict=True)
+                for name, color in zip(STRATEGIES, metric_labels.STRATEGIES, strict=True)
             ],
             loc="upper right",
         )

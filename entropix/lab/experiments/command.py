@@ -4,18 +4,16 @@ import contextlib
 import importlib.util
 import json
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import arg
 
-from entropix import config, distributed
+from entropix import config, distributed, prompts
 from entropix.config import GenerateConfig
 from entropix.console.cli import DeviceFlags, Dtype, Text, Weights, flag
-from entropix.main import Flags as MainFlags
-from entropix.main import read_prompts
 
 if TYPE_CHECKING:
     from entropix.checkpoint.loading import Model
@@ -51,8 +49,7 @@ def perform(flags: Flags, variants: "Sequence[Variant]", title: str, fields: Seq
 
     fields: the fields of the config that are varied, for the plots of a sweep.
     """
-    asked = MainFlags(prompt_file=flags.prompts, system=flags.system, raw=flags.raw)
-    texts = distributed.from_first(lambda: read_prompts(asked))
+    texts = distributed.from_first(lambda: prompts.from_file(flags.prompts, flags.system, flags.raw))
     seeds = range(flags.seed, flags.seed + flags.seeds)
     most = flags.max_new_tokens
     wanted = {"max_new_tokens": most, "seeds": seeds, "chunk_length": chunk_length(most)}
@@ -69,7 +66,7 @@ def perform(flags: Flags, variants: "Sequence[Variant]", title: str, fields: Seq
     whole = engine.Grid(
         variants=variants,
         prompts=[encode_prompt(model, text, system=flags.system, raw=flags.raw) for text in texts],
-        texts=[shown(text) for text in texts],
+        texts=[prompts.shown(text) for text in texts],
         seeds=seeds,
         options=options,
         max_rows=flags.batch,
@@ -120,11 +117,6 @@ def show(summaries: "Sequence[Summary]", as_json: bool = False) -> None:
         print(json.dumps({"variants": [found.as_json() for found in summaries]}, ensure_ascii=False))
     else:
         print("\n".join(summary.tables(summaries)))
-
-
-def shown(prompt: str | Sequence[Mapping[str, str]]) -> str:
-    """A prompt, or the last message of a conversation, as people see it."""
-    return prompt if isinstance(prompt, str) else prompt[-1]["content"]
 
 
 def chunk_length(max_new_tokens: int) -> int:

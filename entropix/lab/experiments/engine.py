@@ -22,9 +22,10 @@ from entropix.checkpoint.loading import Model
 from entropix.config import GenerateConfig, SamplerConfig
 from entropix.decoding.inputs import check_prompts
 from entropix.decoding.session import Session
-from entropix.generation import Result, add, prepare
+from entropix.generation import prepare
 from entropix.generation import run as events_of
 from entropix.lab.experiments.results import Follower, Line, Store
+from entropix.results import Result, add
 
 FORMAT, VERSION = "entropix-grid", 1
 _SEEDS = ("seed", "seeds", "occurrences")  # of `GenerateConfig`; those of a grid are its own

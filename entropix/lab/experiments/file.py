@@ -21,16 +21,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from entropix import config
+from entropix import config, files, prompts
 from entropix.checkpoint.loading import Model
 from entropix.config import GenerateConfig
 from entropix.generation import encode_prompt
 from entropix.lab.experiments import engine
-from entropix.lab.experiments.command import chunk_length, shown
+from entropix.lab.experiments.command import chunk_length
 from entropix.lab.experiments.engine import Grid, Variant
 from entropix.lab.experiments.variants import expand
-from entropix.main import Flags as MainFlags
-from entropix.main import read_prompts
 
 _KEYS = ("prompts", "seeds", "system", "raw", "samplers")
 # Fields that a grid sets itself, or whose outcome its results have no place for.
@@ -54,7 +52,7 @@ class GridFile:
 
 def read(path: Path) -> GridFile:
     """The grid of a file. Raises a ValueError that names the file and the key for whatever is wrong in it."""
-    values = config.read_toml(path)
+    values = files.read_toml(path)
     _check_keys(values, (*_KEYS, *OPTIONS), str(path))
     if missing := [key for key in ("prompts", "samplers") if key not in values]:
         raise ValueError(f"{path}: {missing[0]} is missing")
@@ -84,7 +82,7 @@ def grid(file: GridFile, model: Model, max_rows: int | None = None, part: tuple[
     return Grid(
         variants=file.variants,
         prompts=[encode_prompt(model, p, system=file.system, raw=file.raw) for p in file.prompts],
-        texts=[shown(prompt) for prompt in file.prompts],
+        texts=[prompts.shown(prompt) for prompt in file.prompts],
         seeds=file.seeds,
         options=file.options,
         max_rows=ROWS * groups if max_rows is None else max_rows,
@@ -110,7 +108,7 @@ def _options(values: Mapping[str, Any], where: str) -> GenerateConfig:
 def _prompts(value: Any, path: Path, system: str | None, raw: bool) -> list[Any]:
     """The prompts of a file, or those listed."""
     if isinstance(value, str):
-        return read_prompts(MainFlags(prompt_file=str(path.parent / value), system=system, raw=raw))
+        return prompts.from_file(path.parent / value, system, raw)
     if not isinstance(value, list) or not all(isinstance(item, str) and item for item in value):
         raise ValueError(f"{path}: prompts must be the name of a file or a list of texts, none of them empty")
     return value

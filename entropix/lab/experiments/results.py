@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from entropix import trace
+from entropix import files
 
 Line = dict[str, Any]
 _ELSEWHERE = "use another folder, or delete this one"
@@ -80,7 +80,7 @@ class Store:
         if not path.exists():
             if self._results.seek(0, os.SEEK_END):
                 raise ValueError(f"{self._folder}: there is a {RESULTS} without its {MANIFEST}; {_ELSEWHERE}")
-            trace.write_file(path, [text, "\n"], "a manifest")
+            files.write_text(path, [text, "\n"], "a manifest")
         if change := difference(read_manifest(self._folder), json.loads(text)):
             raise ValueError(
                 f"{self._folder} holds results of something else: {change}; use another folder, or what was used there"
@@ -127,15 +127,7 @@ class Follower:
 def read_manifest(folder: Path) -> dict[str, Any]:
     """What the results in a folder depend on. Raises a ValueError where that cannot be read."""
     path = folder / MANIFEST
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ValueError(f"{path}: cannot be read ({error.strerror})") from None
-    except ValueError as error:
-        raise ValueError(f"{path}: not JSON ({error}); {_ELSEWHERE}") from None
-    if not isinstance(found, dict):
-        raise ValueError(f"{path}: not a JSON object; {_ELSEWHERE}")
-    return found
+    return files.read_json(path)
 
 
 def difference(before: Any, after: Any, where: str = "") -> str | None:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from entropix import config
+from entropix import config, presets
 from entropix.config import SamplerConfig
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ def expand(sampler: str, axes: Mapping[str, Sequence[Any]], where: str = "--grid
     from entropix.lab.experiments.engine import Variant
     from entropix.samplers import knobs
 
-    rule, numbers = config.read_preset(sampler)
+    rule, numbers = presets.read_preset(sampler)
     knobs.check_preset(sampler)
     variants = []
     for values in itertools.product(*axes.values()):

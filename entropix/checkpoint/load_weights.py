@@ -1,0 +1,180 @@
+"""The weights of a checkpoint folder, array by array, in pieces, each on the devices where it belongs."""
+
+import math
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, Sharding
+from jax.typing import DTypeLike
+
+from entropix import sharding
+from entropix.checkpoint.tensors import (
+    EMBED,
+    FINAL_NORM,
+    UNEMBED,
+    StoredTensor,
+    check,
+)
+from entropix.config import ModelConfig
+from entropix.model.weights import LayerWeights, Weights, abstract
+
+Block = tuple[slice, ...]  # a part of an array, one slice an axis
+
+
+Read = Callable[[Block], np.ndarray]
+
+
+_ALIGNMENT = 64  # bytes; an array so aligned becomes a CPU device array without a copy
+
+
+_PIECE_BYTES = 2**23  # of a file that a thread maps into memory at a time
+
+
+def load(folder: Path, cfg: ModelConfig, dtype: DTypeLike, mesh: Mesh | None = None) -> Weights:
+    """The weights in a checkpoint folder, on the default device or, as `sharding` says, on those of a mesh.
+
+    On a mesh with more devices along `model` than `cfg` has key/value heads, these are repeated: what comes back is
+    for `sharding.widened(cfg, mesh)`.
+
+    Each process reads just what its own devices hold, array by array, in pieces from memory-mapped files. Each of its
+    threads needs memory for a part of one array at a time, and on the CPU that part is the device's own.
+
+    Raises what `check` raises, before anything is loaded; and a ValueError that names a tensor with NaN or
+    infinite values, or that an unembedding contradicts `tied_embeddings`.
+    """
+    stored = check(folder, cfg)
+    if cfg.tied_embeddings and UNEMBED in stored and not _equal(stored[UNEMBED], stored[EMBED]):
+        raise ValueError(
+            f"{folder}: config.json says tie_word_embeddings, but {UNEMBED} differs from {EMBED}"
+        )
+    shapes = abstract(sharding.widened(cfg, mesh), dtype, sharding.parts(cfg, mesh))
+    leaves, structure = jax.tree.flatten(shapes)
+    places = [None] * len(leaves) if mesh is None else jax.tree.leaves(sharding.lay_out(shapes, mesh))
+    readers = jax.tree.leaves(_readers(stored, cfg, shapes))
+    with ThreadPoolExecutor() as pool:  # numpy copies and checks without the GIL
+        return jax.tree.unflatten(structure, pool.map(_put, leaves, places, readers))
+
+
+def _put(leaf: jax.ShapeDtypeStruct, place: Sharding | None, read: Read) -> jax.Array:
+    """The array at its place, of which this process reads what its devices hold; what several hold only once.
+
+    Every part has left for its devices before the next is read. Without a place, the array is on the default device.
+    """
+    if place is None:
+        return jax.block_until_ready(
+            jax.device_put(read(tuple(slice(0, size) for size in leaf.shape)), may_alias=True)
+        )
+    holders: dict[tuple[tuple[int, int], ...], list[jax.Device]] = {}
+    for device, index in place.addressable_devices_indices_map(leaf.shape).items():
+        bounds = tuple(axis.indices(size)[:2] for axis, size in zip(index or (), leaf.shape, strict=True))
+        holders.setdefault(bounds, []).append(device)
+    parts: list[jax.Array] = []
+    for bounds, devices in holders.items():
+        block = read(tuple(slice(*axis) for axis in bounds))
+        parts += jax.block_until_ready([jax.device_put(block, device, may_alias=True) for device in devices])
+    return jax.make_array_from_single_device_arrays(leaf.shape, place, parts)
+
+
+def _readers(stored: dict[str, StoredTensor], cfg: ModelConfig, shapes: Weights) -> Weights:
+    """In place of each array of these shapes a `Read`, the function that reads a part of it in the array's dtype."""
+    dtype = shapes.embed_VD.dtype
+    n_kv_heads, slots, H, _ = shapes.layers[0].qkv.shape
+    group, repeats = slots - 2, n_kv_heads // cfg.n_kv_heads
+    width = shapes.layers[0].gate_up.shape[2]
+    whole = slice(None)
+
+    def vector(name: str) -> Any:
+        return lambda block: _read(stored[name], name, np.dtype(np.float32), block)
+
+    def matrix(name: str) -> Any:
+        return lambda block: _read(stored[name], name, dtype, block)
+
+    def by_head(name: str) -> Any:
+        def read(block: Block) -> np.ndarray:
+            rows, heads, _ = block
+            flat = _read(stored[name], name, dtype, (rows, slice(heads.start * H, heads.stop * H)))
+            return flat.reshape(len(flat), -1, H)
+
+        return read
+
+    def qkv(*names: str) -> Any:
+        def read(block: Block) -> np.ndarray:
+            heads = range(block[0].start, block[0].stop)
+            fused = _empty((len(heads), slots, H, cfg.dim), dtype)
+            for name, first, n in zip(names, (0, group, group + 1), (group, 1, 1), strict=True):
+                for i, head in enumerate(heads):
+                    at = head if n == group and first == 0 else head // repeats
+                    out = fused[i, first : first + n].reshape(n * H, cfg.dim)
+                    _copy(stored[name], name, (slice(at * n * H, (at + 1) * n * H), whole), out)
+            return fused
+
+        return read
+
+    def gate_up(*names: str) -> Any:
+        def read(block: Block) -> np.ndarray:
+            parts = range(block[0].start, block[0].stop)
+            fused = _empty((len(parts), len(names), width, cfg.dim), dtype)
+            for i, part in enumerate(parts):
+                for name, out in zip(names, fused[i], strict=True):
+                    _copy(stored[name], name, (slice(part * width, (part + 1) * width), whole), out)
+            return fused
+
+        return read
+
+    def layer(i: int) -> Any:
+        def name(part: str) -> str:
+            return f"model.layers.{i}.{part}.weight"
+
+        return LayerWeights(
+            attn_norm_D=vector(name("input_layernorm")),
+            qkv=qkv(name("self_attn.q_proj"), name("self_attn.k_proj"), name("self_attn.v_proj")),
+            attn_out=by_head(name("self_attn.o_proj")),
+            ffn_norm_D=vector(name("post_attention_layernorm")),
+            gate_up=gate_up(name("mlp.gate_proj"), name("mlp.up_proj")),
+            down=matrix(name("mlp.down_proj")),
+        )
+
+    return Weights(
+        embed_VD=matrix(EMBED),
+        layers=tuple(layer(i) for i in range(cfg.n_layers)),
+        norm_D=vector(FINAL_NORM),
+        unembed_VD=None if cfg.tied_embeddings else matrix(UNEMBED),
+    )
+
+
+def _read(tensor: StoredTensor, name: str, dtype: np.dtype, block: Block) -> np.ndarray:
+    """A part of a stored tensor, in memory that a CPU device can take over."""
+    out = _empty(tuple(axis.stop - axis.start for axis in block), dtype)
+    _copy(tensor, name, block, out)
+    return out
+
+
+def _copy(tensor: StoredTensor, name: str, block: Block, out: np.ndarray) -> None:
+    """Fills `out` with a part of a stored tensor, piece by piece; all values must be finite in its dtype."""
+    rows, *columns = block
+    step = max(1, _PIECE_BYTES * tensor.shape[0] // tensor.nbytes)
+    for start in range(rows.start, rows.stop, step):
+        stop = min(start + step, rows.stop)
+        piece = out[start - rows.start : stop - rows.start]
+        with np.errstate(over="ignore"):  # what overflows float16 is reported here, by name
+            piece[...] = tensor.read(start, stop)[(slice(None), *columns)]
+        if not np.isfinite(piece).all():
+            raise ValueError(f"{tensor.file}: {name} has NaN or infinite values as {out.dtype.name}")
+
+
+def _equal(a: StoredTensor, b: StoredTensor) -> bool:
+    step = max(1, _PIECE_BYTES * a.shape[0] // a.nbytes)
+    starts = range(0, a.shape[0], step)
+    return all(np.array_equal(a.read(i, i + step), b.read(i, i + step)) for i in starts)
+
+
+def _empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """Memory for an array, aligned."""
+    nbytes = math.prod(shape) * dtype.itemsize
+    buffer = np.empty(nbytes + _ALIGNMENT, np.uint8)
+    start = -buffer.ctypes.data % _ALIGNMENT
+    return buffer[start : start + nbytes].view(dtype).reshape(shape)

@@ -1,0 +1,134 @@
+"""Reading and replacing files: whole, or not at all, and with errors that name the file and say what to do.
+
+All text is UTF-8, with or without a byte order mark, which is never part of it.
+"""
+
+import codecs
+import contextlib
+import json
+import os
+import tomllib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from entropix import distributed
+
+# ----- reading ----------------------------------------------------------------------------------------------
+
+
+def read_bytes(path: str | Path) -> bytes:
+    """What is in a file. Raises a ValueError that names it where it is not there or cannot be read."""
+    try:
+        return Path(path).read_bytes()
+    except FileNotFoundError:
+        raise ValueError(f"{path}: no such file") from None
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error.strerror})") from None
+
+
+def read_text(path: str | Path) -> str:
+    """The text in a file. Raises a ValueError that names it, and the line that is not UTF-8."""
+    return decode_utf8(read_bytes(path), str(path))
+
+
+def decode_utf8(data: bytes, where: str) -> str:
+    """The text of these bytes, of which `where` says whence they come. Raises a ValueError that names the line."""
+    data = data.removeprefix(codecs.BOM_UTF8)
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        column = error.start - (data.rfind(b"\n", 0, error.start) + 1) + 1
+        raise ValueError(
+            f"{where}: line {line} is not UTF-8 (its byte {column} is 0x{data[error.start]:02x}); save it as UTF-8"
+        ) from None
+
+
+def read_json(path: str | Path) -> dict[str, Any]:
+    """The object in a JSON file. Raises a ValueError that names the file where there is none."""
+    return json_object(read_text(path), str(path))
+
+
+def json_object(text: str, where: str) -> dict[str, Any]:
+    """The object that a JSON text is. Raises a ValueError that begins with `where` for any other text."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{where}: not a readable JSON file ({error})") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{where}: expected a JSON object, got a {type(value).__name__}")
+    return value
+
+
+def read_toml(path: str | Path) -> dict[str, Any]:
+    """The parsed TOML file. Raises a ValueError that names the file where it cannot be read."""
+    try:
+        return tomllib.loads(read_text(path))
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        raise ValueError(f"{path}: not a readable TOML file ({error})") from None
+
+
+# ----- writing ----------------------------------------------------------------------------------------------
+
+
+def check_writable(path: str | Path, what: str) -> None:
+    """Raises a ValueError where writing would fail; for calling before the work whose outcome is to be written.
+
+    what: is to be written, as in "a trace". Of several processes only the first looks, as only it writes.
+    """
+    if not distributed.is_first():
+        return
+    path = Path(path)
+    try:
+        if path.exists() and not path.is_file():
+            raise ValueError(f"{path}: {what} needs a regular file to write to, and this is something else")
+        if not path.resolve().parent.is_dir():
+            folder = path.resolve().parent
+            raise ValueError(f"{path}: cannot write {what} there, the folder {folder} does not exist")
+        temporary = _temporary(path)
+        temporary.touch()
+        temporary.unlink()
+    except OSError as error:
+        raise ValueError(f"{path}: cannot write {what} there ({error.strerror})") from None
+
+
+def check_not_read(path: str | Path, sources: Iterable[str | Path]) -> None:
+    """Raises a ValueError for an output that is one of the files it is made of."""
+    for source in sources:
+        if Path(path).resolve() == Path(source).resolve():
+            raise ValueError(
+                f"{path} is read from and would be lost; choose another name for what is written"
+            )
+
+
+@contextlib.contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """A name beside the file, of the same ending, to be written to; it becomes the file when all went well."""
+    temporary = _temporary(Path(path))
+    try:
+        yield temporary
+        temporary.replace(Path(path).resolve())
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: str | Path, pieces: Iterable[str], what: str) -> None:
+    """Writes a text in pieces. Replaces a file of that name only when complete. Of several processes only the first
+    writes. what: is written, as in "a trace", for the errors of `check_writable`."""
+    if not distributed.is_first():
+        return
+    check_writable(path, what)
+    with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as file:
+        file.writelines(pieces)
+
+
+def write_json(path: str | Path, values: Any) -> None:
+    """Writes an indented JSON value, in place: for files of a folder that is renamed when it is complete."""
+    Path(path).write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _temporary(path: Path) -> Path:
+    """A hidden name beside the file itself (not beside a link to it), so that replacing is atomic."""
+    target = path.resolve()
+    return target.with_name(f".{target.stem}.{os.getpid()}{target.suffix}")

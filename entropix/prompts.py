@@ -1,0 +1,83 @@
+"""Prompts from files and standard input: plain text, a prompt a line, or JSON lines."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any, TypedDict
+
+from entropix.files import decode_utf8, read_text
+
+
+class Message(TypedDict):
+    """One turn. `role` is a word that the template knows, usually `system`, `user` or `assistant`."""
+
+    role: str
+    content: str
+
+
+PromptText = str | list[Message]  # what a user says, or a conversation so far
+
+
+def from_stdin() -> str:
+    """All of standard input as one prompt, without the line's end that closes it."""
+    return decode_utf8(sys.stdin.buffer.read(), "standard input").removesuffix("\n").removesuffix("\r")
+
+
+def from_file(path: str | Path, system: str | None = None, raw: bool = False) -> list[PromptText]:
+    """The prompts in a file: one a line or, if its name ends in .jsonl, `{"prompt": "..."}` or
+    `{"messages": [...]}` a line. Empty lines are left out.
+
+    Raises a ValueError that names file and line for what is no prompt, and for a conversation where `raw` or a
+    `system` message is wanted, which apply to texts alone.
+    """
+    path = Path(path)
+    text = read_text(path)
+    lines = [(n, line.rstrip("\r")) for n, line in enumerate(text.split("\n"), start=1) if line.strip()]
+    if not lines:
+        raise ValueError(f"{path}: there is no prompt in this file")
+    if path.suffix != ".jsonl":
+        return [line for _, line in lines]
+    prompts = [_parse(line, f"{path}: line {n}") for n, line in lines]
+    for (n, _), prompt in zip(lines, prompts, strict=True):
+        if not isinstance(prompt, str) and (raw or system is not None):
+            raise ValueError(f"{path}: line {n} is a conversation, to which --raw and --system do not apply")
+    return prompts
+
+
+def text_from_file(path: str | Path) -> str:
+    """The whole of a file as one text. Raises a ValueError that names it where there is none in it."""
+    text = read_text(path)
+    if not text.strip():
+        raise ValueError(f"{path}: there is no text in this file")
+    return text
+
+
+def shown(prompt: PromptText) -> str:
+    """A prompt, or the last message of a conversation, as people see it."""
+    return prompt if isinstance(prompt, str) else prompt[-1]["content"]
+
+
+def _parse(line: str, where: str) -> PromptText:
+    """The prompt in a line of a .jsonl file."""
+    try:
+        value = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{where}: not JSON ({error})") from None
+    found = [key for key in ("prompt", "messages") if isinstance(value, dict) and key in value]
+    if len(found) != 1:
+        raise ValueError(f'{where}: expected {{"prompt": "..."}} or {{"messages": [...]}}, got {line[:80]}')
+    prompt = value[found[0]]
+    if found == ["prompt"] and not isinstance(prompt, str):
+        raise ValueError(f"{where}: prompt must be a string, got {prompt!r}")
+    if found == ["messages"] and not _is_conversation(prompt):
+        raise ValueError(f'{where}: messages must be a list of {{"role": "...", "content": "..."}}')
+    if not prompt:
+        raise ValueError(f"{where}: the prompt is empty")
+    return prompt
+
+
+def _is_conversation(value: Any) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(message, dict) and all(isinstance(message.get(key), str) for key in ("role", "content"))
+        for message in value
+    )

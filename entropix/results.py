@@ -1,0 +1,73 @@
+"""What a generation yields: tokens with their records, ends with their reasons, whole results."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import Any, NamedTuple
+
+
+class FinishReason(IntEnum):
+    """Why a row ended."""
+
+    RUNNING = 0
+    STOP_TOKEN = 1
+    LENGTH = 2
+    CONTEXT = 3
+    NAN = 4
+    STOP_STRING = 5
+    INTERRUPTED = 6
+    BACKTRACKING = 7
+
+    @property
+    def sentence(self) -> str:
+        """For the user."""
+        return {
+            FinishReason.RUNNING: "still running",
+            FinishReason.STOP_TOKEN: "the model ended its answer",
+            FinishReason.LENGTH: "max_new_tokens was reached",
+            FinishReason.CONTEXT: "the model's context is full",
+            FinishReason.NAN: "the model's logits were not finite, so this row was stopped",
+            FinishReason.STOP_STRING: "a stop string appeared",
+            FinishReason.INTERRUPTED: "it was interrupted",
+            FinishReason.BACKTRACKING: "its newest tokens are being taken back",
+        }[self]
+
+
+TokenRecord = dict[str, Any]
+
+
+class TokenEvent(NamedTuple):
+    """A row's next token, or, where `record` is None, an end that came without one or the text of given tokens."""
+
+    row: int
+    text: str  # what is now safe to print; empty while a character or a possible stop string is incomplete
+    record: TokenRecord | None
+    finish: FinishReason  # RUNNING until the row's last event
+
+
+@dataclass
+class Result:
+    """What became of one prompt.
+
+    `text` leaves out the stop token and the stop string. `token_ids` and `records` have one entry a generated token,
+    the stop token included. A record is a dict: `id`, `text`, `bytes`, `strategy`, `temperature`, `top_p`, `top_k`,
+    `min_p`, `kept`, `logprob`, `draw_logprob`, `score`, `injected`, every field of `metrics.Metrics` and, where
+    asked for, `alternatives` and `head_entropies`; where the row forked `branches`, and where tokens were taken back
+    `taken_back`. docs/trace.md says what each is.
+    """
+
+    prompt_ids: list[int]
+    text: str = ""
+    token_ids: list[int] = field(default_factory=list)
+    records: list[TokenRecord] = field(default_factory=list)
+    finish: FinishReason = FinishReason.RUNNING
+
+
+def add(results: Sequence[Result], event: TokenEvent) -> None:
+    """Appends one event to its row's result."""
+    result = results[event.row]
+    result.text += event.text
+    result.finish = event.finish
+    if event.record is not None:
+        result.token_ids.append(event.record["id"])
+        result.records.append(event.record)
