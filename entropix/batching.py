@@ -2,13 +2,13 @@
 
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from entropix import generation
 from entropix.config import BATCH_ROWS
 from entropix.decoding import inputs
+from entropix.decoding.request import GenerationRequest
 from entropix.decoding.session import Session
-from entropix.generation import GenerationRequest
 from entropix.results import TokenEvent
 from entropix.sharding import DATA
 
@@ -35,18 +35,18 @@ class Batches:
         self._size = even if session else groups * math.ceil(even / groups)
         self._session = session or Session(job.model, self._size)
         self._n_rows = 0  # of the newest batch, without those that repeat its last
-        self._passes = -self._session.n_passes
+        self._passes = -self._session.costs.n_passes
         self._computed = 0
 
     @property
     def n_passes(self) -> int:
         """Forward passes of decoding so far."""
-        return self._passes + self._session.n_passes
+        return self._passes + self._session.costs.n_passes
 
     @property
     def n_computed(self) -> int:
-        """Tokens computed so far; see `Session.computed_B`."""
-        return self._computed + int(self._session.computed_B[: self._n_rows].sum())
+        """Tokens computed so far; see `decoding.batch.Costs`."""
+        return self._computed + int(self._session.costs.computed_B[: self._n_rows].sum())
 
     def run(self) -> Iterator[TokenEvent]:
         """All events."""
@@ -57,19 +57,6 @@ class Batches:
                 self._session = Session(self._job.model, self._size)
             self._n_rows = min(self._size, n_prompts - start)
             rows = [start + min(i, self._n_rows - 1) for i in range(self._size)]
-            for event in generation.run(_part(self._job, rows), self._session):
+            for event in generation.run(self._job.of_rows(rows), self._session):
                 if event.row < self._n_rows:
                     yield event._replace(row=start + event.row)
-
-
-def _part(job: GenerationRequest, rows: Sequence[int]) -> GenerationRequest:
-    """The job of some rows, each of which draws what it draws in the whole job."""
-
-    def chosen(column: tuple[int, ...]) -> tuple[int, ...]:
-        return tuple(column[row] for row in rows) if column else ()
-
-    cfg = dataclasses.replace(
-        job.config, seeds=chosen(job.config.seeds), occurrences=chosen(job.config.occurrences)
-    )
-    prompt_ids = [job.prompt_ids[row] for row in rows]
-    return dataclasses.replace(job, prompt_ids=prompt_ids, config=cfg, given=chosen(job.given))

@@ -1,41 +1,24 @@
 """Prompts in, text and records out: `stream` yields tokens as they come, `generate` is the stream joined."""
 
 import dataclasses
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, cast
-
-import jax
-import numpy as np
 
 from entropix import config, presets, samplers
 from entropix.checkpoint.chat import encode_chat
 from entropix.checkpoint.loading import Model
-from entropix.checkpoint.tokenizer import Tokenizer
 from entropix.config import GenerateConfig, SamplerConfig
 from entropix.decoding import backtracking, branching
-from entropix.decoding.branching import Paths
-from entropix.decoding.inputs import check_prompts
-from entropix.decoding.sample_step import StepRecord
+from entropix.decoding.request import GenerationRequest, check_prompts
 from entropix.decoding.session import Session
+from entropix.decoding.state import StepRecord
 from entropix.prompts import Message
-from entropix.results import FinishReason, Result, TokenEvent, TokenRecord, add
+from entropix.records import token_record
+from entropix.results import FinishReason, Result, TokenEvent, add
 from entropix.samplers import Sampler
+from entropix.stream_text import RowText
 
 Prompt = str | Sequence[Message] | Sequence[int]
-
-
-@dataclass(frozen=True)
-class GenerationRequest:
-    """A checked request: what to continue, by which rule, how far. Nothing has been computed yet."""
-
-    model: Model
-    prompt_ids: list[list[int]]
-    sampler: Sampler
-    sampler_config: SamplerConfig
-    config: GenerateConfig
-    given: tuple[int, ...] = ()  # tokens at each prompt's end that are its answer's first; nobody draws them
 
 
 def prepare(
@@ -77,7 +60,7 @@ def prepare(
     prompt_ids = [
         encode_prompt(model, p, system=system, raw=raw, allow_special=allow_special) for p in several
     ]
-    check_prompts(prompt_ids, model)
+    check_prompts(prompt_ids, model.config)
     for name in ("seeds", "occurrences"):
         if (n := len(getattr(cfg, name))) not in (0, len(prompt_ids)):
             raise ValueError(
@@ -98,7 +81,7 @@ def prepare(
 def _check_branching(cfg: GenerateConfig, sampler: Sampler) -> None:
     """Raises a ValueError for branching that would never happen, or together with what it excludes."""
     wish = cfg.branching
-    if not branching.plan(wish, sampler.strategies).is_on:
+    if branching.plan(wish, sampler.strategies) is None:
         return
     _check_strategies("branching", wish.strategies, sampler)
     if not (wish.entropy or wish.margin or set(wish.strategies) & set(sampler.strategies)):
@@ -177,9 +160,9 @@ def collect(job: GenerationRequest, events: Iterable[TokenEvent]) -> list[Result
 def run(job: GenerationRequest, session: Session | None = None) -> Iterator[TokenEvent]:
     """The events of a job. A session of an earlier job keeps its cache for prompts that begin like its text."""
     session = session or Session(job.model, len(job.prompt_ids))
-    session.start(job.prompt_ids, job.sampler, job.sampler_config, job.config, job.given)
-    texts = [_RowText(job) for _ in job.prompt_ids]
-    for row, (text, n_forced) in enumerate(zip(texts, job.given, strict=False)):
+    session.start(job)
+    texts = [RowText(job) for _ in job.prompt_ids]
+    for row, (text, n_forced) in enumerate(zip(texts, job.forced_prefix, strict=False)):
         event = _opening(text, row, job.prompt_ids[row][-n_forced:] if n_forced else [])
         yield event
         if text.ended:
@@ -203,74 +186,7 @@ def _until_next_look(cfg: GenerateConfig, n_done: int) -> int:
     return min(cfg.chunk_length, max(4, n_done // 4)) if cfg.stop else cfg.chunk_length
 
 
-class StopStrings:
-    """Finds stop strings in text that comes in pieces; holds back what may be the beginning of one."""
-
-    def __init__(self, stops: Sequence[str]) -> None:
-        self._stops = stops
-        self._held = ""
-
-    def push(self, piece: str) -> tuple[str, bool]:
-        """(text that is safe to show, whether a stop string was found just after it)."""
-        text = self._held + piece
-        found = [at for stop in self._stops if (at := text.find(stop)) >= 0]
-        if found:
-            self._held = ""
-            return text[: min(found)], True
-        longest = max((len(stop) for stop in self._stops), default=1) - 1
-        hold = next((n for n in range(min(longest, len(text)), 0, -1) if self._begins_stop(text[-n:])), 0)
-        self._held = text[len(text) - hold :]
-        return text[: len(text) - hold], False
-
-    def flush(self) -> str:
-        """What was held back, when nothing more comes."""
-        text, self._held = self._held, ""
-        return text
-
-    def _begins_stop(self, text: str) -> bool:
-        return any(stop.startswith(text) for stop in self._stops)
-
-
-class _RowText:
-    """The text of one row as its tokens come, and the tokens that may still be taken back."""
-
-    def __init__(self, job: GenerationRequest) -> None:
-        self._decoder = job.model.tokenizer.stream_decoder()
-        self._stops = StopStrings(job.config.stop)
-        self._n_back = job.config.backtracking.tokens if backtracking.is_on(job.config.backtracking) else 0
-        self._held: list[TokenRecord] = []
-        self._taken_back: list[list[int]] = []
-        self.ended = False
-
-    def settle(
-        self, record: TokenRecord | None, finish: FinishReason
-    ) -> Iterator[tuple[TokenRecord | None, FinishReason]]:
-        """The records that are final after one more step, the last of a row with its end."""
-        if finish == FinishReason.BACKTRACKING:
-            self._held, taken = self._held[: -self._n_back], self._held[-self._n_back :]
-            self._taken_back += [ids for record in taken for ids in record.get("taken_back", [])]
-            self._taken_back.append([record["id"] for record in taken])
-            return
-        if record is not None:
-            if self._taken_back:
-                record["taken_back"], self._taken_back = self._taken_back, []
-            self._held.append(record)
-        ended = finish != FinishReason.RUNNING
-        while self._held and (ended or len(self._held) > self._n_back):
-            settled = self._held.pop(0)
-            yield settled, finish if record is not None and not self._held else FinishReason.RUNNING
-        if ended and record is None:
-            yield None, finish
-
-    def push(self, token: int) -> tuple[str, bool]:
-        return self._stops.push(self._decoder.push(token))
-
-    def flush(self) -> tuple[str, bool]:
-        text, found = self._stops.push(self._decoder.flush())
-        return (text, True) if found else (text + self._stops.flush(), False)
-
-
-def _opening(text: _RowText, row: int, tokens: Sequence[int]) -> TokenEvent:
+def _opening(text: RowText, row: int, tokens: Sequence[int]) -> TokenEvent:
     """What a row shows before it draws its first token, which may be a stop string already."""
     shown = ""
     for token in tokens:
@@ -281,7 +197,7 @@ def _opening(text: _RowText, row: int, tokens: Sequence[int]) -> TokenEvent:
     return TokenEvent(row, shown, None, FinishReason.RUNNING)
 
 
-def _row_events(job: GenerationRequest, row: int, text: _RowText, chunk: StepRecord) -> Iterator[TokenEvent]:
+def _row_events(job: GenerationRequest, row: int, text: RowText, chunk: StepRecord) -> Iterator[TokenEvent]:
     """The events of one row in one chunk."""
     for i in range(len(chunk.token_B)):
         finish = FinishReason(int(chunk.finish_B[i, row]))
@@ -300,54 +216,6 @@ def _row_events(job: GenerationRequest, row: int, text: _RowText, chunk: StepRec
             yield TokenEvent(row, piece, settled, ending)
         if finish == FinishReason.BACKTRACKING:
             return
-
-
-def token_record(job: GenerationRequest, chunk: StepRecord, i: int, row: int) -> TokenRecord:
-    """Step i of a chunk as plain Python values. What is not finite becomes None, for which JSON has a word."""
-    info = {name.removesuffix("_B"): _plain(value[i, row]) for name, value in chunk.info._asdict().items()}
-    info["strategy"] = job.sampler.strategies[info["strategy"]]
-    metrics = {name: _plain(value[i, row]) for name, value in chunk.metrics._asdict().items()}
-    record = {**_token(job.model.tokenizer, int(chunk.token_B[i, row])), **info, **metrics}
-    if chunk.alternatives:
-        columns = (column[i, row] for column in chunk.alternatives)
-        record["alternatives"] = [
-            {**_token(job.model.tokenizer, int(token)), "logprob": _plain(p), "draw_logprob": _plain(q)}
-            for token, p, q in zip(*columns, strict=True)
-        ]
-    if chunk.paths and chunk.paths.forked_B[i, row]:
-        record["branches"] = _branches(job, jax.tree.map(lambda leaf: leaf[i, row], chunk.paths))
-    if isinstance(chunk.head_entropy_BLN, np.ndarray):
-        record["head_entropies"] = [
-            [_plain(bits) for bits in layer] for layer in chunk.head_entropy_BLN[i, row]
-        ]
-    return record
-
-
-def _branches(job: GenerationRequest, paths: Paths) -> list[dict[str, Any]]:
-    """The paths that were tried at a fork, the drawn token's first."""
-    lengths = paths.live_BCD.sum(axis=-1)
-    ids = [paths.token_BCD[c, :n].tolist() for c, n in enumerate(lengths)]
-    return [
-        {
-            "ids": ids[c],
-            "text": job.model.tokenizer.decode(ids[c]),
-            "logprobs": [_plain(p) for p in paths.logprob_BCD[c, :n]],
-            "score": _plain(paths.score_BC[c]),
-            "chosen": bool(c == paths.best_B),
-        }
-        for c, n in enumerate(lengths)
-        if n
-    ]
-
-
-def _token(tokenizer: Tokenizer, token: int) -> TokenRecord:
-    """What names a token: its bytes too, since it may be a part of a character, which no text can show."""
-    return {"id": token, "text": tokenizer.decode([token]), "bytes": list(tokenizer.token_bytes(token))}
-
-
-def _plain(value: Any) -> Any:
-    number = value.item()
-    return None if isinstance(number, float) and not math.isfinite(number) else number
 
 
 def _is_one(prompts: Any) -> bool:

@@ -27,7 +27,7 @@ from entropix.cot.flags import PathFlags, read_plan
 from entropix.cot.plan import Plan
 
 if TYPE_CHECKING:
-    from entropix.generation import GenerationRequest
+    from entropix.decoding.request import GenerationRequest
 
 _PROG = "python -m entropix.main"
 _DESCRIPTION = "Answer prompts with a language model, each token chosen by how uncertain the model is."

@@ -19,7 +19,7 @@ class Timing(NamedTuple):
     first_token: float | None
     total: float
     tokens_per_second: float | None  # of the steady state: after the first chunk, which includes compilation
-    computed_tokens: int  # see `Session.computed_B`
+    computed_tokens: int  # see `decoding.batch.Costs`
     forward_passes: int  # of decoding, forks included; with drafts fewer than the longest answer has tokens
 
 
@@ -64,7 +64,7 @@ def mean_metrics(results: Sequence[Result]) -> dict[str, float]:
 def stats(results: Sequence[Result], strategies: Sequence[str], timing: Timing, asked: GenerateConfig) -> str:
     """Lines of speed, strategy counts with their share, and mean metrics; forks and retreats where `asked` has any."""
     searched = []
-    if branching.plan(asked.branching, strategies).is_on:
+    if branching.plan(asked.branching, strategies) is not None:
         searched.append(
             ("forks", str(forks(results)), "places in the answer where several tokens were tried")
         )

@@ -139,7 +139,7 @@ def _read(model: Model, rows: Sequence[list[int]]) -> list[Scored]:
     cache = loop.empty_cache(cfg, batch, capacity, model.dtype)
     pieces = []
     for start in range(0, longest, width):
-        cache, *piece = loop.read(
+        cache, *piece = loop.score_tokens(
             model.weights,
             jnp.asarray(text_BS[:, start : start + width]),
             jnp.asarray(text_BS[:, start + 1 : start + 1 + width]),

@@ -30,8 +30,8 @@ from entropix.checkpoint.hf_folder import read_config
 from entropix.checkpoint.loading import Model
 from entropix.checkpoint.tensors import DTYPES, stored_tensors
 from entropix.config import GenerateConfig, SamplerConfig
+from entropix.decoding.request import GenerationRequest
 from entropix.files import read_text, write_text
-from entropix.generation import GenerationRequest
 from entropix.metrics import Metrics
 from entropix.results import FinishReason, Result
 

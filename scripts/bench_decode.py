@@ -39,15 +39,16 @@ from entropix.checkpoint.loading import Model
 from entropix.config import GenerateConfig, SamplerConfig
 from entropix.console import cli
 from entropix.decoding import loop
-from entropix.decoding.inputs import device_config
+from entropix.decoding.inputs import device_numbers
 from entropix.decoding.loop import RECENT_SLOTS
 from entropix.decoding.prefix_cache import MIN_CAPACITY, PREFILL_WIDTHS
+from entropix.decoding.request import GenerationRequest
 from entropix.decoding.session import Session
 from entropix.generation import encode_prompt
 from entropix.model import kv_cache, transformer
 
 PROMPT = "It was the best of times, it was the worst of times, it was the age of wisdom, it was"
-STEPS = RECENT_SLOTS - 2  # of one timed chunk: it must not fill the tail
+STEPS = RECENT_SLOTS - 2  # of one timed chunk: it must not fill the recent slots
 CALLS = 20  # of the metrics or the sampler alone: one is too short to time
 
 
@@ -180,7 +181,8 @@ def chunk_case(
     """
     prompts = [[1 + (row + i) % 200 for i in range(context + 1)] for row in range(batch)]
     cfg = GenerateConfig(max_new_tokens=budget, ignore_stop_tokens=True, chunk_length=STEPS)
-    start = partial(session.start, prompts, samplers.get(preset), SamplerConfig(), cfg)
+    request = GenerationRequest(loaded, prompts, samplers.get(preset), SamplerConfig(), cfg)
+    start = partial(session.start, request)
     return Case(name, STEPS * batch, session.advance, start, STEPS * tree_bytes(loaded.weights), ratio)
 
 
@@ -188,23 +190,23 @@ def bare_cases(name: str, loaded: Model, batch: int, context: int) -> Iterator[C
     """As many steps of nothing but the forward pass and an argmax; then metrics and sampler, each on its own."""
     cache = kv_cache.empty_cache(loaded.config, batch, capacity(context), loaded.dtype)
     cache = cache._replace(length_B=jnp.full(batch, context, jnp.int32))
-    tail = kv_cache.empty_recent(loaded.config, batch, RECENT_SLOTS, loaded.dtype)
+    recent = kv_cache.empty_recent(loaded.config, batch, RECENT_SLOTS, loaded.dtype)
     forward = jax.jit(partial(transformer.forward, cfg=loaded.config))
     token_B = jnp.ones(batch, jnp.int32)
 
     @jax.jit
-    def bare(weights: Any, cache: Any, tail: Any, token_B: Array) -> Array:
+    def bare(weights: Any, cache: Any, recent: Any, token_B: Array) -> Array:
         def step(_: Array, carry: tuple[Array, Any]) -> tuple[Array, Any]:
-            logits_BTV, tail, _attention = forward(weights, carry[0][:, None], cache, carry[1])
-            return jnp.argmax(logits_BTV[:, 0], axis=-1).astype(jnp.int32), tail
+            logits_BTV, recent, _attention = forward(weights, carry[0][:, None], cache, carry[1])
+            return jnp.argmax(logits_BTV[:, 0], axis=-1).astype(jnp.int32), recent
 
-        return jax.lax.fori_loop(0, STEPS, step, (token_B, tail))[0]
+        return jax.lax.fori_loop(0, STEPS, step, (token_B, recent))[0]
 
-    run = partial(bare, loaded.weights, cache, tail, token_B)
+    run = partial(bare, loaded.weights, cache, recent, token_B)
     read_bytes = STEPS * tree_bytes(loaded.weights)
     yield Case(f"{name}: greedy without metrics", STEPS * batch, run, read_bytes=read_bytes)
 
-    logits_BTV, _, attention = forward(loaded.weights, token_B[:, None], cache, tail)
+    logits_BTV, _, attention = forward(loaded.weights, token_B[:, None], cache, recent)
     measure, rule = jax.jit(metrics.measure), samplers.get("entropix")
     measured = jax.tree.map(lambda metric_BT: metric_BT[:, 0], measure(logits_BTV, attention))
     seen, state = (
@@ -212,7 +214,7 @@ def bare_cases(name: str, loaded: Model, batch: int, context: int) -> Iterator[C
         rule.init(SamplerConfig(), [[]] * batch, loaded.tokenizer.encode),
     )
     key_B = jax.random.split(jax.random.key(0), batch)
-    draw = partial(jax.jit(rule.step), key_B, state, seen, device_config(SamplerConfig()))
+    draw = partial(jax.jit(rule.step), key_B, state, seen, device_numbers(SamplerConfig()))
     yield Case(f"{name}: metrics alone", 0, partial(call, partial(measure, logits_BTV, attention)))
     yield Case(f"{name}: sampler alone", 0, partial(call, draw))
 

@@ -94,11 +94,11 @@ def job(model: loading.Model, case: Case, new_tokens: int) -> GenerationRequest:
 def measured(job: GenerationRequest) -> Run:
     """One generation of a job, from its first token on; the prompt is read before."""
     session = Session(job.model, 1)
-    session.start(job.prompt_ids, job.sampler, job.sampler_config, job.config)
+    session.start(job)
     start, n_tokens = time.perf_counter(), 0
     while session.running:
         n_tokens += int(session.advance().live_B.sum())
-    return Run(n_tokens / (time.perf_counter() - start), session.n_passes / n_tokens)
+    return Run(n_tokens / (time.perf_counter() - start), session.costs.n_passes / n_tokens)
 
 
 def table(runs: dict[Case, list[Run]], model: loading.Model) -> Iterator[dict[str, Any]]:

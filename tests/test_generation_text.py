@@ -13,10 +13,12 @@ from entropix import generation, samplers
 from entropix.checkpoint.loading import Model
 from entropix.config import GenerateConfig, SamplerConfig
 from entropix.decoding.sample_step import StepRecord
-from entropix.generation import GenerationRequest, StopStrings, encode_prompt, prepare, token_record
+from entropix.generation import GenerationRequest, encode_prompt, prepare
 from entropix.metrics import Metrics
+from entropix.records import token_record
 from entropix.results import FinishReason, Result, TokenEvent, add
 from entropix.samplers import SampleInfo
+from entropix.stream_text import StopStrings
 
 IM_START, IM_END = 257, 258
 

@@ -97,11 +97,11 @@ commit = jax.jit(kv_cache.commit)
 
 
 def forward(
-    weights: Weights, tokens_BT: Any, cache: KVCache, tail: RecentKV, cfg: ModelConfig
+    weights: Weights, tokens_BT: Any, cache: KVCache, recent: RecentKV, cfg: ModelConfig
 ) -> tuple[jax.Array, RecentKV, AttentionScores, Metrics]:
     """`model.forward` and the metrics of every position."""
-    logits_BTV, tail, attention = _forward(weights, tokens_BT, cache, tail, cfg)
-    return logits_BTV, tail, attention, _measure(logits_BTV, attention)
+    logits_BTV, recent, attention = _forward(weights, tokens_BT, cache, recent, cfg)
+    return logits_BTV, recent, attention, _measure(logits_BTV, attention)
 
 
 def read(
@@ -112,7 +112,7 @@ def read(
     spare: int = 0,
     dtype: Any = jnp.float32,
 ) -> tuple[jax.Array, RecentKV, AttentionScores, Metrics]:
-    """A whole text in one go, from an empty cache; `spare` slots of the tail stay empty."""
+    """A whole text in one go, from an empty cache; `spare` recent slots stay empty."""
     batch, length = tokens_BT.shape
     cache = kv_cache.empty_cache(cfg, batch, capacity, dtype)
     return forward(weights, tokens_BT, cache, kv_cache.empty_recent(cfg, batch, length + spare, dtype), cfg)
@@ -127,11 +127,11 @@ def read_in_pieces(
     cache = kv_cache.empty_cache(cfg, batch, capacity, jnp.float32)
     logits, measured, start = [], [], 0
     for size in pieces:
-        tail = kv_cache.empty_recent(cfg, batch, size, jnp.float32)
-        logits_BTV, tail, _, metrics_BT = forward(
-            weights, tokens_BT[:, start : start + size], cache, tail, cfg
+        recent = kv_cache.empty_recent(cfg, batch, size, jnp.float32)
+        logits_BTV, recent, _, metrics_BT = forward(
+            weights, tokens_BT[:, start : start + size], cache, recent, cfg
         )
-        cache = commit(cache, tail, jnp.full(batch, size, jnp.int32))
+        cache = commit(cache, recent, jnp.full(batch, size, jnp.int32))
         logits.append(logits_BTV)
         measured.append(metrics_BT)
         start += size

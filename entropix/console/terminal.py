@@ -21,8 +21,9 @@ from entropix.checkpoint.loading import Model
 from entropix.config import BATCH_ROWS
 from entropix.console import coloring, live
 from entropix.console.cli import DeviceFlags
+from entropix.decoding.request import GenerationRequest
 from entropix.decoding.session import Session
-from entropix.generation import GenerationRequest, prepare
+from entropix.generation import prepare
 from entropix.prompts import Message
 from entropix.results import FinishReason, Result, TokenEvent, add
 

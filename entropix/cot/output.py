@@ -17,7 +17,7 @@ from entropix.console.terminal import Show
 from entropix.cot import parallel, selection
 from entropix.cot.parallel import CotPath, CotResult
 from entropix.cot.plan import Plan
-from entropix.generation import GenerationRequest
+from entropix.decoding.request import GenerationRequest
 from entropix.results import FinishReason
 
 _SHOWN = 24  # characters of an answer in the table

@@ -27,8 +27,9 @@ from entropix.cot import answers, selection
 from entropix.cot.answers import Extract
 from entropix.cot.plan import EXPLORE, NONE, START, VOTE, Plan
 from entropix.cot.selection import Path
+from entropix.decoding.request import GenerationRequest
 from entropix.decoding.session import Session
-from entropix.generation import GenerationRequest, Prompt
+from entropix.generation import Prompt
 from entropix.results import FinishReason, Result, TokenEvent, TokenRecord, add
 
 CONFIDENCE_TOKENS = 20  # likeliest tokens whose log-probabilities make a token's confidence (Fu et al. 2025)
@@ -46,7 +47,7 @@ class CotPath:
     given: int  # tokens at its beginning that were given to it and not drawn by it
     seed: int
     forward_passes: int  # that it took part in, without those of the tokens it was given
-    computed_tokens: int  # its own, without those it shares with its parent; see `Session.computed_B`
+    computed_tokens: int  # its own, without those it shares with its parent; see `decoding.batch.Costs`
     answer: str | None  # None also for a path that was ended before it was finished
     scores: dict[str, float | None]  # by selector
 
@@ -166,7 +167,7 @@ class _Search:
         {START: self._from_first_tokens, EXPLORE: self._from_uncertain_positions, NONE: self._samples}[
             plan.fork
         ]()
-        self.forward_passes = self._session.n_passes
+        self.forward_passes = self._session.costs.n_passes
 
     def _from_first_tokens(self) -> None:
         """One step of the sampler tells the most likely tokens; what it draws is not used."""
@@ -205,7 +206,7 @@ class _Search:
     def _samples(self) -> None:
         """Independent paths after one prefill."""
         job = self.job
-        self._session.start(job.prompt_ids, job.sampler, job.sampler_config, job.config)
+        self._session.start(job)
         self._session.fork([0] * self.plan.paths)
         self._continue([_Branch([], path_seed(self._seed, i)) for i in range(self.plan.paths)])
 
@@ -217,7 +218,7 @@ class _Search:
             self.job,
             prompt_ids=[[*prompt, *tokens] for tokens in ids],
             config=dataclasses.replace(self.job.config, seeds=tuple(branch.seed for branch in branches)),
-            given=tuple(map(len, ids)),
+            forced_prefix=tuple(map(len, ids)),
         )
         results = [
             Result(prompt, token_ids=tokens, records=[*branch.records])
@@ -238,11 +239,11 @@ class _Search:
         """Notes paths that the session has just continued."""
         self.branches += branches
         self.results += results
-        self.row_passes += self._session.row_passes_B.tolist()
+        self.row_passes += self._session.costs.row_passes_B.tolist()
         own = [
             len(branch.records) - branch.position for branch in branches
         ]  # given, and shared with no other
-        self.computed += [int(n) + m for n, m in zip(self._session.computed_B, own, strict=True)]
+        self.computed += [int(n) + m for n, m in zip(self._session.costs.computed_B, own, strict=True)]
 
     def _may_stop(self, results: Sequence[Result]) -> bool:
         """Whether paths are left that the vote can do without."""

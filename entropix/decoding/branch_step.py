@@ -1,7 +1,12 @@
 """One decode step in which rows may fork: several paths of a row, rolled forward in one forward pass, the best kept.
 
-The paths of a row are positions of one forward pass, side by side, with the row's cache and tail behind all of them
-(`layout.fan`): nothing is copied or computed twice. What the best path has computed then moves into the tail.
+    open    the first tokens: the drawn one, and the likeliest that might have been drawn instead
+    roll    every path `depth` tokens forward, all paths of all rows in one pass a token
+    score   the paths, and choose
+    keep    the best path's tokens, keys and values; all else is discarded
+
+The paths of a row are positions of one forward pass, side by side, with the row's cache and recent tokens behind all of
+them (`attention_mask.tree_mask`): nothing is copied or computed twice.
 
 Letters: C path of a row, BC rows and paths as rows of their own, D token of a path, the fork's own first.
 """
@@ -14,19 +19,28 @@ import jax.numpy as jnp
 from jax import Array
 
 from entropix import filters
-from entropix.config import ModelConfig
 from entropix.decoding import backtracking, branching
-from entropix.decoding.branching import Paths, Plan
-from entropix.decoding.sample_step import BatchInputs, RowState, StepRecord, draw_logprob, where_row
-from entropix.metrics import AttentionScores, measure
+from entropix.decoding.sample_step import Sample, draw_logprob, sampler_inputs, where_row
+from entropix.decoding.state import (
+    BatchInputs,
+    Before,
+    BranchPlan,
+    DecodeState,
+    Paths,
+    Program,
+    RowState,
+    StepRecord,
+)
+from entropix.metrics import AttentionScores
 from entropix.model import kv_cache, transformer
-from entropix.model.attention_mask import tree_mask
+from entropix.model.attention_mask import AttentionMask, tree_mask
 from entropix.model.kv_cache import KVCache, RecentKV
 from entropix.model.weights import Weights
 from entropix.results import FinishReason
 from entropix.samplers.base import Candidates, SamplerInputs, is_token, log_normalizer
 
-Draw = Callable[..., tuple[RowState, StepRecord, Candidates]]
+Forward = Callable[[Array, RecentKV, AttentionMask | None], tuple[Array, RecentKV, AttentionScores]]
+_Kept = tuple[RowState, RecentKV, StepRecord]
 
 
 class _Drawn(NamedTuple):
@@ -36,155 +50,134 @@ class _Drawn(NamedTuple):
     rows: RowState
     record: StepRecord
     offered: Candidates
-    context: SamplerInputs
-    tail: RecentKV
+    seen: SamplerInputs
+    recent: RecentKV
 
 
-def step(
+class _Opened(NamedTuple):
+    """The paths after their first tokens, `[B·C]`."""
+
+    rows: RowState
+    record: StepRecord
+    valid_BC: Array  # bool: whether there is this path
+
+
+def branch_step(
     weights: Weights,
-    request: BatchInputs,
+    inputs: BatchInputs,
     cache: KVCache,
-    tail: RecentKV,
-    before: RowState,
-    draw: Draw,
-    cfg: ModelConfig,
-    plan: Plan,
-) -> tuple[RowState, RecentKV, StepRecord]:
-    """(rows, tail, records `[plan.lookahead + 1, B]`): one token a row or, where it forks, those of its best path.
+    state: DecodeState,
+    sample: Sample,
+    program: Program,
+) -> tuple[DecodeState, StepRecord]:
+    """(state, records `[lookahead + 1, B]`): one token a row or, where it forks, those of its best path."""
+    plan, before = program.branching, state.rows
+    assert plan is not None and before.branching is not None and inputs.branching is not None
 
-    The tail's `used_B` is not that of these tokens. draw: one token a row, `drawing.draw_token`.
-    """
-    logits_BTV, tail, attention = transformer.forward(weights, before.token_B[:, None], cache, tail, cfg)
-    context = contexts(logits_BTV, attention)
-    rows, record, offered = draw(request, before, jnp.ones(len(tail.used_B), bool), context)
-    drawn = _Drawn(before, rows, record, offered, context, tail)
+    def forward(tokens_BT: Array, recent: RecentKV, mask: AttentionMask | None = None) -> Any:
+        return transformer.forward(weights, tokens_BT, cache, recent, program.model, mask)
+
+    logits_BTV, recent, attention = forward(before.token_B[:, None], state.recent)
+    seen = _flat(sampler_inputs(logits_BTV, attention))
+    rows, record, offered = sample(inputs, before, seen)
+    drawn = _Drawn(before, rows, record, offered, seen, recent)
     may_go_on_B = (rows.finish_B == FinishReason.RUNNING) | (rows.finish_B == FinishReason.STOP_TOKEN)
     asked_B = branching.wanted(
-        plan, request.branching, rows.forks, record.info, context.metrics, before.step_B
+        plan, inputs.branching, before.branching, record.info, seen.metrics, before.step_B
     )
     asked_B &= record.live_B & may_go_on_B
 
-    def straight() -> tuple[RowState, RecentKV, StepRecord]:
-        return rows, tail, _padded([record], plan, branching.no_paths(plan, len(asked_B)))
+    def straight() -> _Kept:
+        return rows, recent, _padded([record], program, branching.no_paths(plan, len(asked_B)))
 
-    def forked() -> tuple[RowState, RecentKV, StepRecord]:
-        return _fork(weights, request, cache, drawn, asked_B, draw, cfg, plan)
-
-    return jax.lax.cond(jnp.any(asked_B), forked, straight)
-
-
-def contexts(logits_BTV: Array, attention: AttentionScores) -> SamplerInputs:
-    """What a sampler may look at, of every position as a row of its own, `[B·T]`."""
-    with jax.named_scope("metrics"):
-        metrics_BT = measure(logits_BTV, attention)
-    return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), SamplerInputs(logits_BTV, metrics_BT))
-
-
-def _fork(
-    weights: Weights,
-    request: BatchInputs,
-    cache: KVCache,
-    drawn: _Drawn,
-    asked_B: Array,
-    draw: Draw,
-    cfg: ModelConfig,
-    plan: Plan,
-) -> tuple[RowState, RecentKV, StepRecord]:
-    """What `step` returns, where some rows asked for a fork."""
-    rows, tail, step_B = drawn.rows, drawn.tail, drawn.before.step_B
-    per_path = ("key_B", "limit_B", "limit_reason_B")
-    request = request._replace(**{name: _spread(getattr(request, name), plan) for name in per_path})
-    everywhere_B = jnp.ones(len(step_B) * plan.paths, bool)
-    openers, opening, valid_BC = _open(request, drawn, draw, plan)
-
-    def rollout(
-        token_BC: Array, world: tuple[RecentKV, Array]
-    ) -> tuple[SamplerInputs, tuple[RecentKV, Array]]:
-        fanned, depth = world
-        beside = tree_mask(cache, fanned, tail.size, plan.paths, depth)
-        logits_BCV, wider, attention = transformer.forward(weights, token_BC, cache, fanned, cfg, beside)
-        return contexts(logits_BCV, attention), (wider._replace(used_B=fanned.used_B), depth + 1)
-
-    def draw_path(paths: RowState, context: SamplerInputs) -> tuple[RowState, StepRecord]:
-        after, record, _ = draw(request, paths, everywhere_B, context)
-        before = (paths.sampler, _spread(step_B, plan)) if rows.retreats else ()
-        return after, record._replace(before=before)
-
-    world = (kv_cache.widen(tail, plan.paths * plan.depth), jnp.zeros((), jnp.int32))
-    ends, (fanned, _), rolled = branching.roll(plan, openers, rollout, draw_path, world)
-    every = jax.tree.map(lambda first, later: jnp.concatenate([first[None], later]), opening, rolled)
-
-    fork_B = asked_B & jnp.any(valid_BC[:, 1:], axis=1)
-    tried = _judged(request, every, ends, fork_B, valid_BC, plan)
-    kept_B = fork_B & jnp.any(tried.score_BC > -jnp.inf, axis=1)  # not if all went wrong
-    last = jax.tree.map(lambda leaf: branching.pick(leaf, tried.best_B), ends if plan.whole else openers)
-    after = where_row(kept_B, last, rows._replace(retreats=()))
-    chosen = jax.tree.map(lambda leaf: branching.pick(leaf, tried.best_B, axis=1), every)
-    is_fork_D1 = jnp.arange(len(chosen.live_B))[:, None] == 0
-    chosen = chosen._replace(
-        live_B=chosen.live_B & (kept_B[None] | is_fork_D1),
-        finish_B=jnp.where(kept_B[None], chosen.finish_B, rows.finish_B[None]),
-    )
-    records = [jax.tree.map(lambda leaf, d=d: leaf[d], chosen) for d in range(plan.lookahead + 1)]
-    retreats = rows.retreats
-    for later in records[1:] if retreats else ():
-        counted = backtracking.count(retreats, later.info.injected_B)
-        retreats = where_row(later.live_B, counted, retreats)
-    after = after._replace(forks=branching.note(rows.forks, fork_B, step_B), retreats=retreats)
-    if plan.whole:
-        tail = kv_cache.accept_path(
-            tail, fanned, jnp.where(kept_B, tried.best_B, kv_cache.NO_PATH), plan.paths
+    def forked() -> _Kept:
+        opened = _open(inputs, drawn, sample, plan)
+        ends, fanned, rolled = _roll(inputs, drawn, opened, cache, forward, sample, plan)
+        every = jax.tree.map(
+            lambda first, later: jnp.concatenate([first[None], later]), opened.record, rolled
         )
-    return after, tail, _padded(records, plan, tried)
+        tried = _score(inputs, every, ends, opened, asked_B, plan)
+        last = ends if plan.whole else opened.rows
+        return _keep(drawn, tried, every, last, fanned, program)
+
+    rows, recent, records = jax.lax.cond(jnp.any(asked_B), forked, straight)
+    used_B = state.recent.used_B + jnp.sum(records.live_B, axis=0, dtype=jnp.int32)
+    return DecodeState(rows, recent._replace(used_B=used_B), state.text_BX), records
 
 
-def _open(request: BatchInputs, drawn: _Drawn, draw: Draw, plan: Plan) -> tuple[RowState, StepRecord, Array]:
-    """(rows of the paths with their first tokens, the record of these, valid_BC).
-
-    The first path of a row is what the sampler did. The others are put through it with all other tokens masked, so that
-    what it remembers is what it would, had it drawn them.
-    """
-    before, context, record = drawn.before, drawn.context, drawn.record
-    allowed = context
-    if before.retreats:
-        allowed = backtracking.without_forbidden(before.retreats, context, before.step_B)
+def _open(inputs: BatchInputs, drawn: _Drawn, sample: Sample, plan: BranchPlan) -> _Opened:
+    """The first path of a row is what the sampler did. The others are put through it with all other tokens masked, so
+    that what it remembers is what it would, had it drawn them."""
+    assert inputs.branching is not None
+    before, seen, record = drawn.before, drawn.seen, drawn.record
+    allowed = backtracking.before_draw(before, seen)
     token_BC, valid_BC = branching.first_tokens(
-        plan, request.branching, record.token_B, drawn.offered, allowed
+        plan, inputs.branching, record.token_B, drawn.offered, allowed
     )
-    opening_B = token_BC.reshape(-1)
-    alike = _spread(context, plan)
-    masked_BV = jnp.where(is_token(alike.logits_BV, opening_B), alike.logits_BV, -jnp.inf)
-    everywhere_B = jnp.ones(len(opening_B), bool)
-    unbound = _spread(before._replace(retreats=()), plan)  # paths take nothing back
-    forced, _, _ = draw(request, unbound, everywhere_B, alike._replace(logits_BV=masked_BV))
-    is_first_B = jnp.arange(len(opening_B)) % plan.paths == 0
-    openers = where_row(is_first_B, _spread(drawn.rows._replace(retreats=()), plan), forced)
+    first_B = token_BC.reshape(-1)
+    alike = _spread(seen, plan)
+    masked_BV = jnp.where(is_token(alike.logits_BV, first_B), alike.logits_BV, -jnp.inf)
+    paths = _spread(before._replace(backtracks=None), plan)  # paths take nothing back
+    forced, _, _ = sample(_of_paths(inputs, plan), paths, alike._replace(logits_BV=masked_BV))
+    is_drawn_B = jnp.arange(len(first_B)) % plan.paths == 0
+    rows = where_row(is_drawn_B, _spread(drawn.rows._replace(backtracks=None), plan), forced)
     info = _spread(record.info, plan)
     other = info._replace(
-        logprob_B=filters.gather(alike.logits_BV, opening_B)
-        - _spread(log_normalizer(context.logits_BV), plan),
+        logprob_B=filters.gather(alike.logits_BV, first_B) - _spread(log_normalizer(seen.logits_BV), plan),
         draw_logprob_B=draw_logprob(drawn.offered, token_BC).reshape(-1),
         score_B=jnp.full_like(info.score_B, jnp.nan),
     )
     opening = _spread(record, plan)._replace(
-        token_B=opening_B, finish_B=openers.finish_B, info=where_row(is_first_B, info, other)
+        token_B=first_B, finish_B=rows.finish_B, info=where_row(is_drawn_B, info, other)
     )
-    return openers, opening, valid_BC
+    return _Opened(rows, opening, valid_BC)
 
 
-def _judged(
-    request: BatchInputs, every: StepRecord, ends: RowState, fork_B: Array, valid_BC: Array, plan: Plan
+def _roll(
+    inputs: BatchInputs,
+    drawn: _Drawn,
+    opened: _Opened,
+    cache: KVCache,
+    forward: Forward,
+    sample: Sample,
+    plan: BranchPlan,
+) -> tuple[RowState, RecentKV, StepRecord]:
+    """(the paths' ends, all that they have computed behind the recent tokens, records `[D, B·C]` of what they drew)."""
+    own, n_shared = _of_paths(inputs, plan), drawn.recent.size
+
+    def rollout(token_BC: Array, world: tuple[RecentKV, Array]) -> tuple[SamplerInputs, Any]:
+        fanned, depth = world
+        beside = tree_mask(cache, fanned, n_shared, plan.paths, depth)
+        logits_BCV, wider, attention = forward(token_BC, fanned, beside)
+        seen = _flat(sampler_inputs(logits_BCV, attention))
+        return seen, (wider._replace(used_B=fanned.used_B), depth + 1)
+
+    def draw(paths: RowState, seen: SamplerInputs) -> tuple[RowState, StepRecord]:
+        after, record, _ = sample(own, paths, seen)
+        if drawn.rows.backtracks is not None:
+            record = record._replace(before=Before(paths.sampler, _spread(drawn.before.step_B, plan)))
+        return after, record
+
+    world = (kv_cache.widen(drawn.recent, plan.paths * plan.depth), jnp.zeros((), jnp.int32))
+    ends, (fanned, _), rolled = branching.roll(plan, opened.rows, rollout, draw, world)
+    return ends, fanned, rolled
+
+
+def _score(
+    inputs: BatchInputs, every: StepRecord, ends: RowState, opened: _Opened, asked_B: Array, plan: BranchPlan
 ) -> Paths:
     """The paths with their scores. every: their records `[D, B·C]`; best_B is 0 in rows that do not fork."""
 
     def columns(tree: Any) -> Any:
         return jax.tree.map(lambda leaf: jnp.moveaxis(leaf.reshape(len(leaf), -1, plan.paths), 0, -1), tree)
 
-    live_BCD = columns(every.live_B)
+    assert inputs.branching is not None
+    valid_BC, live_BCD = opened.valid_BC, columns(every.live_B)
+    fork_B = asked_B & jnp.any(valid_BC[:, 1:], axis=1)
     broken_BC = (ends.finish_B == FinishReason.NAN).reshape(-1, plan.paths)
     info, metrics = columns(every.info), columns(every.metrics)
     score_BC, best_B = branching.score_paths(
-        plan, request.branching, valid_BC, broken_BC, live_BCD, info, metrics
+        plan, inputs.branching, valid_BC, broken_BC, live_BCD, info, metrics
     )
     return Paths(
         forked_B=fork_B,
@@ -196,7 +189,48 @@ def _judged(
     )
 
 
-def _spread(tree: Any, plan: Plan) -> Any:
+def _keep(
+    drawn: _Drawn, tried: Paths, every: StepRecord, last: RowState, fanned: RecentKV, program: Program
+) -> _Kept:
+    """The best path of the rows that fork; the plain step of the others, and where all paths went wrong.
+
+    every: the records of all paths `[D, B·C]`. last: the rows after that part of a path which is kept.
+    """
+    plan, rows, recent = program.branching, drawn.rows, drawn.recent
+    assert plan is not None and rows.branching is not None
+    kept_B = tried.forked_B & jnp.any(tried.score_BC > -jnp.inf, axis=1)
+    best = jax.tree.map(lambda leaf: branching.pick(leaf, tried.best_B), last)
+    after = where_row(kept_B, best, rows._replace(backtracks=None))
+
+    chosen = jax.tree.map(lambda leaf: branching.pick(leaf, tried.best_B, axis=1), every)
+    is_first_D1 = jnp.arange(len(chosen.live_B))[:, None] == 0
+    chosen = chosen._replace(
+        live_B=chosen.live_B & (kept_B[None] | is_first_D1),
+        finish_B=jnp.where(kept_B[None], chosen.finish_B, rows.finish_B[None]),
+    )
+    records = [jax.tree.map(lambda leaf, d=d: leaf[d], chosen) for d in range(program.lookahead + 1)]
+
+    backtracks = rows.backtracks
+    for later in records[1:] if backtracks is not None else ():
+        assert backtracks is not None
+        counted = backtracking.count(backtracks, later.info.injected_B)
+        backtracks = where_row(later.live_B, counted, backtracks)
+    forks = branching.note(rows.branching, tried.forked_B, drawn.before.step_B)
+    if plan.whole:
+        path_B = jnp.where(kept_B, tried.best_B, kv_cache.NO_PATH)
+        recent = kv_cache.accept_path(recent, fanned, path_B, plan.paths)
+    return after._replace(branching=forks, backtracks=backtracks), recent, _padded(records, program, tried)
+
+
+# ----- rows and paths ---------------------------------------------------------------------------------------
+
+
+def _flat(seen: SamplerInputs) -> SamplerInputs:
+    """Every position `[B, T]` as a row of its own, `[B·T]`."""
+    return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), seen)
+
+
+def _spread(tree: Any, plan: BranchPlan) -> Any:
     """Every row as often as it has paths, side by side."""
 
     def spread(leaf: Array) -> Array:
@@ -206,13 +240,19 @@ def _spread(tree: Any, plan: Plan) -> Any:
     return jax.tree.map(spread, tree)
 
 
-def _padded(records: Sequence[StepRecord], plan: Plan, paths: Paths) -> StepRecord:
-    """These records as one, `[plan.lookahead + 1, B]`, those that are missing not live; the paths go with the first."""
+def _of_paths(inputs: BatchInputs, plan: BranchPlan) -> BatchInputs:
+    """The inputs with a row for each path."""
+    by_row = ("key_B", "limit_B", "limit_reason_B")
+    return inputs._replace(**{name: _spread(getattr(inputs, name), plan) for name in by_row})
+
+
+def _padded(records: Sequence[StepRecord], program: Program, paths: Paths) -> StepRecord:
+    """These records as one, `[lookahead + 1, B]`, those that are missing not live; the paths go with the first."""
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *records)
-    missing = plan.lookahead + 1 - len(records)
+    missing = program.lookahead + 1 - len(records)
 
     def pad(leaf: Array, n: int) -> Array:
         return jnp.pad(leaf, ((0, n), *((0, 0),) * (leaf.ndim - 1)))
 
-    first = jax.tree.map(lambda leaf: pad(leaf[None], plan.lookahead), paths)
+    first = jax.tree.map(lambda leaf: pad(leaf[None], program.lookahead), paths)
     return jax.tree.map(lambda leaf: pad(leaf, missing), stacked)._replace(paths=first)

@@ -10,13 +10,14 @@ Letters: C path (0 is the drawn token's), D rolled token.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
 from entropix.config import BranchConfig
+from entropix.decoding.state import BranchParams, BranchPlan, BranchState, Paths
 from entropix.metrics import Metrics
 from entropix.samplers.base import Candidates, SampleInfo, SamplerInputs, full_vocabulary
 from entropix.sharding import top_k
@@ -25,60 +26,11 @@ Rollout = Callable[[Array, Any], tuple[SamplerInputs, Any]]
 Draw = Callable[[Any, SamplerInputs], tuple[Any, Any]]
 
 
-class Plan(NamedTuple):
-    """What the compiled program depends on."""
-
-    paths: int = 1
-    depth: int = 0
-    strategies: tuple[int, ...] = ()  # that branch, as indices into the sampler's
-    score: str = "logprob"
-    whole: bool = True  # the whole best path is kept, not only its first token
-    among_kept: bool = True  # only tokens that the sampler's filters left
-
-    @property
-    def is_on(self) -> bool:
-        return self.paths > 1 and self.depth > 0
-
-    @property
-    def lookahead(self) -> int:
-        """Most tokens that a step may add to a row besides its usual one."""
-        return self.depth if self.is_on and self.whole else 0
-
-
-class Numbers(NamedTuple):
-    """What it does not depend on; scalars. See `config.BranchConfig`."""
-
-    entropy: Array
-    margin: Array
-    budget: Array
-    distance: Array
-    growth: Array
-    penalty: Array
-
-
-class BranchState(NamedTuple):
-    """What a row has branched so far."""
-
-    count_B: Array  # int32
-    latest_B: Array  # int32: the step of the latest, if there is one
-
-
-class Paths(NamedTuple):
-    """The paths of every row, and which one is kept. Of rows that did not branch it means nothing."""
-
-    forked_B: Array  # bool
-    best_B: Array  # int32
-    score_BC: Array  # -inf for a path that there is not, or that broke down
-    token_BCD: Array  # int32: the fork's token, then the rolled ones
-    logprob_BCD: Array  # nats, under the model
-    live_BCD: Array  # bool: whether the path has this token; none for a path that there is not
-
-
-def plan(cfg: BranchConfig, strategies: Sequence[str]) -> Plan:
-    """The static half of a configuration, for a sampler with these strategies."""
+def plan(cfg: BranchConfig, strategies: Sequence[str]) -> BranchPlan | None:
+    """The static half of a configuration, for a sampler with these strategies; None if it never branches."""
     if cfg.paths == 1 or cfg.depth == 0:
-        return Plan()
-    return Plan(
+        return None
+    return BranchPlan(
         paths=cfg.paths,
         depth=cfg.depth,
         strategies=tuple(strategies.index(name) for name in cfg.strategies if name in strategies),
@@ -88,9 +40,9 @@ def plan(cfg: BranchConfig, strategies: Sequence[str]) -> Plan:
     )
 
 
-def numbers(cfg: BranchConfig) -> Numbers:
+def params(cfg: BranchConfig) -> BranchParams:
     """The traced half."""
-    return Numbers(
+    return BranchParams(
         entropy=jnp.asarray(cfg.entropy or jnp.inf, jnp.float32),
         margin=jnp.asarray(cfg.margin, jnp.float32),
         budget=jnp.asarray(cfg.budget, jnp.int32),
@@ -105,7 +57,7 @@ def no_forks(batch: int) -> BranchState:
     return BranchState(jnp.zeros(batch, jnp.int32), jnp.zeros(batch, jnp.int32))
 
 
-def no_paths(plan: Plan, batch: int) -> Paths:
+def no_paths(plan: BranchPlan, batch: int) -> Paths:
     """What is recorded where no row branches."""
     shape = (batch, plan.paths, plan.depth + 1)
     return Paths(
@@ -119,16 +71,21 @@ def no_paths(plan: Plan, batch: int) -> Paths:
 
 
 def wanted(
-    plan: Plan, numbers: Numbers, forks: BranchState, info: SampleInfo, metrics: Metrics, step_B: Array
+    plan: BranchPlan,
+    params: BranchParams,
+    forks: BranchState,
+    info: SampleInfo,
+    metrics: Metrics,
+    step_B: Array,
 ) -> Array:
     """bool_B: where to branch. A strategy of the plan, much entropy, or a small margin asks for it; the budget and the
     distance to the latest fork allow it. Never where the token was inserted or nothing else could be tried."""
     strategies = jnp.asarray(plan.strategies, jnp.int32)
     asked_B = jnp.any(info.strategy_B[:, None] == strategies[None, :], axis=-1)
-    asked_B |= metrics.logits_entropy > numbers.entropy
-    asked_B |= metrics.margin < numbers.margin
-    allowed_B = (forks.count_B == 0) | (step_B - forks.latest_B >= numbers.distance)
-    allowed_B &= forks.count_B < numbers.budget
+    asked_B |= metrics.logits_entropy > params.entropy
+    asked_B |= metrics.margin < params.margin
+    allowed_B = (forks.count_B == 0) | (step_B - forks.latest_B >= params.distance)
+    allowed_B &= forks.count_B < params.budget
     if plan.among_kept:
         allowed_B &= info.kept_B > 1
     return asked_B & allowed_B & ~info.injected_B
@@ -142,28 +99,28 @@ def note(forks: BranchState, forked_B: Array, step_B: Array) -> BranchState:
 
 
 def first_tokens(
-    plan: Plan, numbers: Numbers, token_B: Array, offered: Candidates, context: SamplerInputs
+    plan: BranchPlan, params: BranchParams, token_B: Array, offered: Candidates, seen: SamplerInputs
 ) -> tuple[Array, Array]:
     """(token_BC, valid_BC): the token that was drawn, then the likeliest others, of equals the one offered first.
 
     With `growth`, a row has two paths and one more for every so many bits of entropy. A path that there is not, also
     for want of tokens, has the drawn token, which does no harm.
     """
-    offered = offered if plan.among_kept else full_vocabulary(context.logits_BV)
+    offered = offered if plan.among_kept else full_vocabulary(seen.logits_BV)
     others_BX = jnp.where(offered.token_BC == token_B[:, None], -jnp.inf, offered.logits_BC)
     missing = max(plan.paths - 1 - others_BX.shape[1], 0)
     others_BX = jnp.pad(others_BX, ((0, 0), (0, missing)), constant_values=-jnp.inf)
     logit_BC, place_BC = top_k(others_BX, plan.paths - 1)
     other_BC = jnp.take_along_axis(jnp.pad(offered.token_BC, ((0, 0), (0, missing))), place_BC, axis=1)
-    grown_B = 2 + jnp.floor(context.metrics.logits_entropy / numbers.growth)
-    count_B = jnp.where(numbers.growth > 0, jnp.minimum(grown_B, plan.paths), plan.paths).astype(jnp.int32)
+    grown_B = 2 + jnp.floor(seen.metrics.logits_entropy / params.growth)
+    count_B = jnp.where(params.growth > 0, jnp.minimum(grown_B, plan.paths), plan.paths).astype(jnp.int32)
     valid_BC = jnp.concatenate([jnp.ones((len(token_B), 1), bool), logit_BC > -jnp.inf], axis=1)
     valid_BC &= jnp.arange(plan.paths)[None, :] < count_B[:, None]
     token_BC = jnp.concatenate([token_B[:, None], other_BC], axis=1)
     return jnp.where(valid_BC, token_BC, token_B[:, None]), valid_BC
 
 
-def roll(plan: Plan, rows: Any, rollout: Rollout, draw: Draw, world: Any) -> tuple[Any, Any, Any]:
+def roll(plan: BranchPlan, rows: Any, rollout: Rollout, draw: Draw, world: Any) -> tuple[Any, Any, Any]:
     """(rows, world, records `[D, B·C]`) after every path has been rolled forward `depth` tokens.
 
     rows: those of the paths, `token_B` the newest token of each, the paths of a row side by side. rollout: reads one
@@ -173,8 +130,8 @@ def roll(plan: Plan, rows: Any, rollout: Rollout, draw: Draw, world: Any) -> tup
 
     def step(carry: tuple[Any, Any], _: None) -> tuple[tuple[Any, Any], Any]:
         rows, world = carry
-        context, world = rollout(rows.token_B.reshape(-1, plan.paths), world)
-        rows, record = draw(rows, context)
+        seen, world = rollout(rows.token_B.reshape(-1, plan.paths), world)
+        rows, record = draw(rows, seen)
         return (rows, world), record
 
     (rows, world), records = jax.lax.scan(step, (rows, world), None, length=plan.depth)
@@ -182,7 +139,13 @@ def roll(plan: Plan, rows: Any, rollout: Rollout, draw: Draw, world: Any) -> tup
 
 
 def score_paths(
-    plan: Plan, numbers: Numbers, valid_BC: Array, broken_BC: Array, live_BCD: Array, info: Any, metrics: Any
+    plan: BranchPlan,
+    params: BranchParams,
+    valid_BC: Array,
+    broken_BC: Array,
+    live_BCD: Array,
+    info: Any,
+    metrics: Any,
 ) -> tuple[Array, Array]:
     """(score_BC, best_B): the mean of what the plan scores by over the tokens of a path, the fork's own among them, and
     the path with the largest, the first among equals. Paths that are not valid or broke down (NaN) have -inf; a row
@@ -191,7 +154,7 @@ def score_paths(
         "logprob": lambda: info.logprob_B,
         "margin": lambda: metrics.margin,
         "certainty": lambda: metrics.self_certainty,
-        "entropy": lambda: info.logprob_B - numbers.penalty * metrics.logits_entropy,
+        "entropy": lambda: info.logprob_B - params.penalty * metrics.logits_entropy,
     }[plan.score]()
     sum_BC = jnp.sum(jnp.where(live_BCD, values_BCD, 0), axis=-1)
     score_BC = sum_BC / jnp.maximum(jnp.sum(live_BCD, axis=-1, dtype=jnp.float32), 1)

@@ -57,12 +57,12 @@ class PrefixCache:
             )
             self.tokens = [before + tokens for before, tokens in zip(held, new, strict=True)]
 
-    def append(self, tail: RecentKV, new: Sequence[Sequence[int]]) -> None:
-        """Adds the first tokens of a tail, which are these, to the rows."""
+    def append(self, recent: RecentKV, new: Sequence[Sequence[int]]) -> None:
+        """Adds the first of the recent tokens, which are these, to the rows."""
         assert self._kv is not None
-        self._reserve(max(self._own()) + tail.size)
+        self._reserve(max(self._own()) + recent.size)
         kv, held = self._release()
-        self._kv = loop.commit(kv, tail, jnp.asarray([len(tokens) for tokens in new], jnp.int32))
+        self._kv = loop.commit(kv, recent, jnp.asarray([len(tokens) for tokens in new], jnp.int32))
         self.tokens = [[*before, *tokens] for before, tokens in zip(held, new, strict=True)]
 
     def cut(self, length_B: Sequence[int]) -> None:
@@ -140,7 +140,7 @@ def _prefill_widths(pending: int) -> list[int]:
 
 
 def _slots_needed(held: Sequence[int], wanted: Sequence[int], widths: Sequence[int]) -> int:
-    """Slots a row so that no write of a whole width, nor of a whole tail afterwards, reaches past the end.
+    """Slots a row so that no write of a whole width, nor of all recent slots afterwards, reaches past the end.
 
     held: tokens in the cache, by row; wanted: tokens that shall be in it.
     """

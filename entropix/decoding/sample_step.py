@@ -1,30 +1,37 @@
-"""What one drawn token does to each row: the sampler, the tests for the end, and the record of it all.
+"""One token of every row, the plain way: logits and attention scores -> metrics -> rule -> filters -> draw -> record.
 
-Here nothing knows the model: a position comes as logits and metrics, wherever these are from.
+Rule, filters and draw are the sampler's (`samplers`). What is optional wraps around `sample_step` from files of its
+own: backtracking before and after the draw, drafts and branches around the whole of `plain_step`.
 """
 
+from collections.abc import Callable
 from enum import IntEnum
-from typing import Any, NamedTuple
+from typing import Any
 
 import chex
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from entropix.config import SamplerConfig
-from entropix.decoding import backtracking
-from entropix.decoding.branching import Paths
-from entropix.metrics import Metrics
-from entropix.results import FinishReason
-from entropix.samplers.base import (
-    Candidates,
-    SampleInfo,
-    Sampler,
-    SamplerInputs,
-    log_normalizer,
-    model_logprob,
+from entropix.decoding.state import (
+    Alternatives,
+    BatchInputs,
+    DecodeState,
+    Program,
+    RowState,
+    StepRecord,
 )
+from entropix.metrics import AttentionScores, measure
+from entropix.model import transformer
+from entropix.model.kv_cache import KVCache
+from entropix.model.weights import Weights
+from entropix.numerics import entropy_bits, softmax_parts
+from entropix.results import FinishReason
+from entropix.samplers.base import Candidates, SamplerInputs, log_normalizer
 from entropix.sharding import top_k
+
+# (inputs, rows, what the sampler sees) -> (rows, record, the candidates that one draw was made from)
+Sample = Callable[[BatchInputs, RowState, SamplerInputs], tuple[RowState, StepRecord, Candidates]]
 
 
 class Purpose(IntEnum):
@@ -33,57 +40,70 @@ class Purpose(IntEnum):
     DRAW = 0
 
 
-class BatchInputs(NamedTuple):
-    """What stays fixed while a batch is generated."""
-
-    key_B: Array  # one typed key a row
-    limit_B: Array  # int32: most tokens to generate
-    limit_reason_B: (
-        Array  # int32: FinishReason.LENGTH or FinishReason.CONTEXT, whichever the limit comes from
+def plain_step(
+    weights: Weights,
+    inputs: BatchInputs,
+    cache: KVCache,
+    state: DecodeState,
+    sample: Sample,
+    program: Program,
+) -> tuple[DecodeState, StepRecord]:
+    """(state, record `[B]`) after one forward pass over the newest token of every row."""
+    newest_BT = state.rows.token_B[:, None]
+    logits_BTV, recent, attention = transformer.forward(
+        weights, newest_BT, cache, state.recent, program.model
     )
-    stop_E: Array  # int32: tokens that end a row, padded with NO_TOKEN
-    branching: Any = ()  # a `branching.Numbers` where generation branches
-    backtracking: Any = ()  # a `backtracking.Numbers` where tokens may be taken back
+    seen = jax.tree.map(lambda leaf_BT: leaf_BT[:, 0], sampler_inputs(logits_BTV, attention))
+    rows, record, _ = sample(inputs, state.rows, seen)
+    if program.record.head_entropies:
+        record = record._replace(head_entropy_BLN=head_entropies(attention)[0])
+    used_B = state.recent.used_B + record.live_B.astype(jnp.int32)
+    return DecodeState(rows, recent._replace(used_B=used_B), state.text_BX), record
 
 
-class RowState(NamedTuple):
-    """What one drawn token changes in each row."""
-
-    token_B: Array  # int32: the newest token, whose key and value are not computed yet
-    step_B: Array  # int32: tokens generated so far
-    finish_B: Array  # int32: FinishReason
-    sampler: Any  # the sampler's own state
-    forks: Any = ()  # a `branching.BranchState` where generation branches
-    retreats: Any = ()  # a `backtracking.Backtracks` where tokens may be taken back
+def sampler_inputs(logits_BTV: Array, attention: AttentionScores) -> SamplerInputs:
+    """What a sampler may look at, of every position: the logits and all metrics, `[B, T]`."""
+    with jax.named_scope("metrics"):
+        return SamplerInputs(logits_BTV, measure(logits_BTV, attention))
 
 
-class RecordOptions(NamedTuple):
-    """What a record holds besides the usual. Static: what is not asked for is not in the program."""
+def sample_step(
+    inputs: BatchInputs, rows: RowState, seen: SamplerInputs, numbers: Any, program: Program
+) -> tuple[RowState, StepRecord, Candidates]:
+    """One token of every row that runs: the sampler, then the tests for the end. Rows that have ended stand still.
 
-    alternatives: int = 0  # how many of the likeliest tokens
-    head_entropies: bool = False
+    The record says by `live_B` which rows have a token. The candidates are those that one draw was made from.
+    numbers: those of the sampler, on the device.
+    """
+    with jax.named_scope("sampler"):
+        key_B = draw_keys(inputs.key_B, rows.step_B)
+        token_B, state, info, candidates = program.sampler.step(key_B, rows.sampler, seen, numbers)
+        chex.assert_tree_shape_prefix((token_B, state, info), rows.token_B.shape)
+
+    running_B = rows.finish_B == FinishReason.RUNNING
+    # NaN or +inf anywhere in a row's logits makes its entropy NaN.
+    finite_B = jnp.isfinite(seen.metrics.logits_entropy)
+    live_B = running_B & finite_B
+    step_B = rows.step_B + live_B.astype(jnp.int32)
+    ended_B = jnp.select(
+        [~finite_B, jnp.any(token_B[:, None] == inputs.stop_E[None, :], axis=-1), step_B >= inputs.limit_B],
+        [
+            jnp.full_like(step_B, FinishReason.NAN),
+            jnp.full_like(step_B, FinishReason.STOP_TOKEN),
+            inputs.limit_reason_B,
+        ],
+        jnp.full_like(step_B, FinishReason.RUNNING),
+    )
+    finish_B = jnp.where(running_B, ended_B, rows.finish_B)
+
+    record = StepRecord(token_B, live_B, finish_B, seen.metrics, info)
+    record = with_alternatives(record, seen.logits_BV, candidates, program)
+    drawn = rows._replace(token_B=token_B, step_B=step_B, finish_B=finish_B, sampler=state)
+    stood = rows._replace(finish_B=finish_B)
+    return where_row(live_B, drawn, stood), record, candidates
 
 
-class Alternatives(NamedTuple):
-    """The A likeliest tokens of each row, likeliest first."""
-
-    token_BA: Array  # int32
-    logprob_BA: Array  # nats, under the model: temperature 1, nothing filtered
-    draw_logprob_BA: Array  # nats, under what one draw was made from; -inf for tokens that a filter removed
-
-
-class StepRecord(NamedTuple):
-    """One token of every row, or a buffer of such with a leading axis."""
-
-    token_B: Array  # int32
-    live_B: Array  # bool: this row generated this token; where not, the other fields mean nothing
-    finish_B: Array  # int32: FinishReason after the token
-    metrics: Metrics
-    info: SampleInfo
-    alternatives: Alternatives | tuple[()] = ()
-    head_entropy_BLN: Array | tuple[()] = ()  # bits: attention entropy of each head of each layer
-    paths: Paths | tuple[()] = ()  # where generation branches: what was tried; in the records of forks
-    before: Any = ()  # where tokens may be taken back: before this one, (the sampler's state, the latest fork)
+# ----- keys -------------------------------------------------------------------------------------------------
 
 
 def row_keys(seed_B: Array, digest_B: Array, occurrence_B: Array) -> Array:
@@ -99,62 +119,47 @@ def row_keys(seed_B: Array, digest_B: Array, occurrence_B: Array) -> Array:
     return jax.vmap(row)(seed_B, digest_B, occurrence_B)
 
 
-def draw_token(
-    request: BatchInputs,
-    rows: RowState,
-    drawing_B: Array,
-    context: SamplerInputs,
-    sampler_cfg: SamplerConfig,
-    sampler: Sampler,
-    n_alternatives: int,
-) -> tuple[RowState, StepRecord, Candidates]:
-    """One token of every row that runs and is `drawing`: the sampler, then the tests for the end. Others stand still.
+def draw_keys(key_B: Array, step_B: Array) -> Array:
+    """The key of each row's draw at this step of it."""
 
-    The record says by `live_B` which rows have a token. The candidates are those that one draw was made from.
-    """
-    with jax.named_scope("sampler"):
-        key_B = jax.vmap(lambda key, step: jax.random.fold_in(jax.random.fold_in(key, step), Purpose.DRAW))(
-            request.key_B, rows.step_B
+    def row(key: Array, step: Array) -> Array:
+        return jax.random.fold_in(jax.random.fold_in(key, step), Purpose.DRAW)
+
+    return jax.vmap(row)(key_B, step_B)
+
+
+# ----- records ----------------------------------------------------------------------------------------------
+
+
+def with_alternatives(
+    record: StepRecord, logits_BV: Array, candidates: Candidates, program: Program
+) -> StepRecord:
+    """The record with the likeliest tokens, or the whole of a smaller vocabulary, if the program wants some; of equally
+    likely ones the lower id comes first."""
+    n = min(program.record.alternatives, logits_BV.shape[-1])
+    if n == 0:
+        return record
+    logits_BA, token_BA = top_k(logits_BV, n)
+    return record._replace(
+        alternatives=Alternatives(
+            token_BA=token_BA,
+            logprob_BA=logits_BA - log_normalizer(logits_BV)[:, None],
+            draw_logprob_BA=draw_logprob(candidates, token_BA),
         )
-        allowed = context
-        if rows.retreats:
-            allowed = backtracking.without_forbidden(rows.retreats, context, rows.step_B)
-        token_B, sampler_state, info, candidates = sampler.step(key_B, rows.sampler, allowed, sampler_cfg)
-        chex.assert_tree_shape_prefix((token_B, sampler_state, info), rows.token_B.shape)
-
-    running_B = (rows.finish_B == FinishReason.RUNNING) & drawing_B
-    # NaN or +inf anywhere in a row's logits makes its entropy NaN.
-    finite_B = jnp.isfinite(context.metrics.logits_entropy)
-    live_B = running_B & finite_B
-    if rows.retreats:
-        retreating_B = live_B & backtracking.wanted(rows.retreats, request.backtracking, info, rows.step_B)
-        live_B &= ~retreating_B
-        # What is forbidden counts neither in the log-probability nor in a score that is made of it.
-        logprob_B = model_logprob(context.logits_BV, token_B)
-        info = info._replace(logprob_B=logprob_B, score_B=info.score_B + logprob_B - info.logprob_B)
-    step_B = rows.step_B + live_B.astype(jnp.int32)
-    ended_B = jnp.select(
-        [~finite_B, jnp.any(token_B[:, None] == request.stop_E[None, :], axis=-1), step_B >= request.limit_B],
-        [
-            jnp.full_like(step_B, FinishReason.NAN),
-            jnp.full_like(step_B, FinishReason.STOP_TOKEN),
-            request.limit_reason_B,
-        ],
-        jnp.full_like(step_B, FinishReason.RUNNING),
     )
-    finish_B = jnp.where(running_B, ended_B, rows.finish_B)
-    if rows.retreats:
-        finish_B = jnp.where(retreating_B, FinishReason.BACKTRACKING, finish_B)
-    record = StepRecord(token_B, live_B, finish_B, context.metrics, info)
-    if n_alternatives:
-        record = record._replace(alternatives=_alternatives(context.logits_BV, candidates, n_alternatives))
-    if rows.retreats:
-        record = record._replace(before=(rows.sampler, rows.forks.latest_B if rows.forks else ()))
-    moved = rows._replace(token_B=token_B, step_B=step_B, finish_B=finish_B, sampler=sampler_state)
-    if rows.retreats:
-        moved = moved._replace(retreats=backtracking.count(rows.retreats, info.injected_B))
-    stood = rows._replace(step_B=step_B, finish_B=finish_B)
-    return where_row(live_B, moved, stood), record, candidates
+
+
+def draw_logprob(candidates: Candidates, token_BA: Array) -> Array:
+    """[B, A] in nats: of these tokens under one draw from the candidates; -inf for tokens that a filter removed."""
+    logprob_BC = jax.nn.log_softmax(candidates.logits_BC, axis=-1)
+    same_BAC = token_BA[:, :, None] == candidates.token_BC[:, None, :]
+    return jnp.max(jnp.where(same_BAC, logprob_BC[:, None, :], -jnp.inf), axis=-1)
+
+
+def head_entropies(attention: AttentionScores) -> Array:
+    """[T, B, L, N] in bits: what the metric `attn_entropy` is the mean of, at every query position."""
+    entropy_LBNT = entropy_bits(softmax_parts(attention.scores_LBNTS, attention.visible_BTS[:, None]))
+    return jnp.transpose(entropy_LBNT, (3, 1, 0, 2))
 
 
 def where_row(condition_B: Array, these: Any, those: Any) -> Any:
@@ -164,20 +169,3 @@ def where_row(condition_B: Array, these: Any, those: Any) -> Any:
         return jnp.where(condition_B.reshape(-1, *(1,) * (a.ndim - 1)), a, b)
 
     return jax.tree.map(choose, these, those)
-
-
-def _alternatives(logits_BV: Array, candidates: Candidates, n: int) -> Alternatives:
-    """The n likeliest tokens, or the whole of a smaller vocabulary; of equally likely ones the lower id first."""
-    logits_BA, token_BA = top_k(logits_BV, min(n, logits_BV.shape[-1]))
-    return Alternatives(
-        token_BA=token_BA,
-        logprob_BA=logits_BA - log_normalizer(logits_BV)[:, None],
-        draw_logprob_BA=draw_logprob(candidates, token_BA),
-    )
-
-
-def draw_logprob(candidates: Candidates, token_BA: Array) -> Array:
-    """[B, A] in nats: of these tokens under one draw from the candidates; -inf for tokens that a filter removed."""
-    logprob_BC = jax.nn.log_softmax(candidates.logits_BC, axis=-1)
-    same_BAC = token_BA[:, :, None] == candidates.token_BC[:, None, :]
-    return jnp.max(jnp.where(same_BAC, logprob_BC[:, None, :], -jnp.inf), axis=-1)

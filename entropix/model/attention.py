@@ -6,7 +6,7 @@ more of them than those of a block of queries with a block of keys, which stay i
 out the blocks of the cache that no row has filled yet.
 
 Keys and values come as pairs: `past`, the k_BKHS and v_BKSH of each part of the cache, and `newest`, k_BKHR and v_BKRH
-of the tail. A pair without the axis B is the same for all rows: k_KHS and v_KSH. Keys are counted through all pairs,
+of the recent. A pair without the axis B is the same for all rows: k_KHS and v_KSH. Keys are counted through all pairs,
 hence visible_BTS. Letters are those of `model`.
 """
 

@@ -1,14 +1,14 @@
 """Keys and values of the tokens so far: where they lie, and how they get there.
 
-The newest tokens are in a short `RecentKV`, which a decode step writes. All others are in the `KVCache`, which it only
-*reads*: `commit` moves a full tail there. A decode loop that carries only the tail leaves the large cache untouched for
-many steps, so no compiler has a reason to copy it, and rows of different lengths need no padding: slot j of a row's
-cache always holds the j-th of the tokens that are there, and slot j of its tail the j-th after those.
+The newest tokens are in a short write buffer, `RecentKV`, which a decode step writes. All others are in the `KVCache`,
+which it only *reads*: `commit` moves a full buffer there. A decode loop that carries only the buffer leaves the large
+cache untouched for many steps, so no compiler has a reason to copy it, and rows of different lengths need no padding:
+slot j of a row's cache always holds the j-th of the tokens that are there, and recent slot j the j-th after those.
 
 Rows whose texts begin alike, such as several paths of one prompt, may hold that beginning once: the `SharedPrefix` of a
-cache. Keys and values are always in the order prefix, cache, tail.
+cache. Keys and values are always in the order prefix, cache, recent.
 
-Letters in names are those of `model`; S is a slot of the cache or of the prefix, R one of the tail.
+Letters in names are those of `model`; S is a slot of the cache or of the prefix, R one of the recent.
 """
 
 from collections.abc import Iterator
@@ -49,7 +49,7 @@ class KVCache(NamedTuple):
     k_LBKHS: tuple[Array, ...]
     v_LBKSH: tuple[Array, ...]
     length_B: Array  # int32: filled slots
-    prefix: SharedPrefix | tuple[()] = ()
+    prefix: SharedPrefix | None = None
 
     @property
     def capacity(self) -> int:
@@ -67,7 +67,7 @@ class KVCache(NamedTuple):
 
     @property
     def n_slots(self) -> int:
-        """Of each row, those that it shares included: as many as there are scores for a token, without the tail's."""
+        """Of each row, those that it shares included: as many as a token has scores, without those of recent ones."""
         return self.capacity + (self.prefix.capacity if self.prefix else 0)
 
     def layers(self) -> Iterator[tuple[LayerKV, ...]]:
@@ -107,7 +107,7 @@ def empty_cache(cfg: ModelConfig, batch: int, capacity: int, dtype: jnp.dtype) -
 
 
 def empty_recent(cfg: ModelConfig, batch: int, size: int, dtype: jnp.dtype) -> RecentKV:
-    """A tail with room for `size` tokens."""
+    """A write buffer with room for `size` tokens."""
     return RecentKV(*empty_cache(cfg, batch, size, dtype)[:3])
 
 
@@ -142,17 +142,17 @@ def grow(cache: KVCache, capacity: int) -> KVCache:
 
 
 @jax.named_scope("commit")
-def commit(cache: KVCache, tail: RecentKV, count_B: Array) -> KVCache:
-    """The cache with the first `count_B` tail tokens of each row appended; what follows them becomes 0.
+def commit(cache: KVCache, recent: RecentKV, count_B: Array) -> KVCache:
+    """The cache with the first `count_B` recent tokens of each row appended; what follows them becomes 0.
 
-    Every row needs `length + tail.size <= capacity`, or the write would be shifted onto live slots.
+    Every row needs `length + recent.size <= capacity`, or the write would be shifted onto live slots.
     """
     write_k, write_v = (
         jax.vmap(partial(jax.lax.dynamic_update_slice_in_dim, axis=slot_axis)) for slot_axis in (2, 1)
     )
-    tail_k, tail_v = clear_after(tail.k_LBKHR, tail.v_LBKRH, count_B)
-    k = tuple(write_k(old, new, cache.length_B) for old, new in zip(cache.k_LBKHS, tail_k, strict=True))
-    v = tuple(write_v(old, new, cache.length_B) for old, new in zip(cache.v_LBKSH, tail_v, strict=True))
+    recent_k, recent_v = clear_after(recent.k_LBKHR, recent.v_LBKRH, count_B)
+    k = tuple(write_k(old, new, cache.length_B) for old, new in zip(cache.k_LBKHS, recent_k, strict=True))
+    v = tuple(write_v(old, new, cache.length_B) for old, new in zip(cache.v_LBKSH, recent_v, strict=True))
     return cache._replace(k_LBKHS=k, v_LBKSH=v, length_B=cache.length_B + count_B)
 
 
@@ -190,9 +190,9 @@ def gather_rows(tree: Any, row_B: Array) -> Any:
     return jax.tree.map(taken, tree, is_leaf=lambda node: isinstance(node, SharedPrefix))
 
 
-def mask_unused(tail: RecentKV) -> RecentKV:
-    """The tail without what lies behind its `used_B` tokens: drafts that were wrong, or another row's padding."""
-    return RecentKV(*clear_after(tail.k_LBKHR, tail.v_LBKRH, tail.used_B), tail.used_B)
+def mask_unused(recent: RecentKV) -> RecentKV:
+    """The buffer without what lies behind its `used_B` tokens: drafts that were wrong, or another row's padding."""
+    return RecentKV(*clear_after(recent.k_LBKHR, recent.v_LBKRH, recent.used_B), recent.used_B)
 
 
 def is_finite(cache: KVCache) -> Array:
@@ -231,32 +231,33 @@ def write_slots(buffer: Array, new: Array, start_B: Array, axis: int) -> Array:
     return buffer
 
 
-def widen(tail: RecentKV, n_slots: int) -> RecentKV:
-    """The tail with so many more slots behind the others."""
-    k = tuple(jnp.pad(k, ((0, 0), (0, 0), (0, 0), (0, n_slots))) for k in tail.k_LBKHR)
-    v = tuple(jnp.pad(v, ((0, 0), (0, 0), (0, n_slots), (0, 0))) for v in tail.v_LBKRH)
-    return RecentKV(k, v, tail.used_B)
+def widen(recent: RecentKV, n_slots: int) -> RecentKV:
+    """The buffer with so many more slots behind the others."""
+    k = tuple(jnp.pad(k, ((0, 0), (0, 0), (0, 0), (0, n_slots))) for k in recent.k_LBKHR)
+    v = tuple(jnp.pad(v, ((0, 0), (0, 0), (0, n_slots), (0, 0))) for v in recent.v_LBKRH)
+    return RecentKV(k, v, recent.used_B)
 
 
-def accept_path(tail: RecentKV, fanned: RecentKV, path_B: Array, n_paths: int) -> RecentKV:
-    """The tail with the keys and values of one path of each row, laid out by `layout.fan`, behind its `used_B` tokens.
+def accept_path(recent: RecentKV, fanned: RecentKV, path_B: Array, n_paths: int) -> RecentKV:
+    """The buffer with the keys and values of one path of each row, laid out by `attention_mask.tree_mask`, behind its
+    `used_B` tokens.
 
     `used_B` stays: how many of them are wanted is the caller's to say. A row whose path is `NO_PATH` stays as it is:
     what lies ahead of a row is not seen, but 0 times a NaN there would still be NaN.
     """
-    start_B = jnp.where(path_B == NO_PATH, tail.size, tail.used_B)  # outside, where it is lost
+    start_B = jnp.where(path_B == NO_PATH, recent.size, recent.used_B)  # outside, where it is lost
 
     def chosen(slots: Array, axis: int) -> Array:
-        """[B, K, H, D] or [B, K, D, H] from all slots behind the stem."""
-        new = jax.lax.slice_in_dim(slots, tail.size, slots.shape[axis], axis=axis)
+        """[B, K, H, D] or [B, K, D, H] from all slots behind those that the paths share."""
+        new = jax.lax.slice_in_dim(slots, recent.size, slots.shape[axis], axis=axis)
         shape = (*new.shape[:axis], -1, n_paths, *new.shape[axis + 1 :])
         index = jnp.maximum(path_B, 0).reshape(-1, *(1,) * (len(shape) - 1))
         return jnp.take_along_axis(new.reshape(shape), index, axis=axis + 1).squeeze(axis + 1)
 
-    pairs_k = zip(tail.k_LBKHR, fanned.k_LBKHR, strict=True)
-    pairs_v = zip(tail.v_LBKRH, fanned.v_LBKRH, strict=True)
+    pairs_k = zip(recent.k_LBKHR, fanned.k_LBKHR, strict=True)
+    pairs_v = zip(recent.v_LBKRH, fanned.v_LBKRH, strict=True)
     return RecentKV(
         tuple(write_slots(old, chosen(new, 3), start_B, axis=3) for old, new in pairs_k),
         tuple(write_slots(old, chosen(new, 2), start_B, axis=2) for old, new in pairs_v),
-        tail.used_B,
+        recent.used_B,
     )

@@ -3,12 +3,13 @@
 `forward` reads the committed past (`kv_cache.KVCache`) and writes the newest tokens (`kv_cache.RecentKV`);
 `attention_mask` says where these stand and what they see.
 
-Letters in names: B row, T query position, S cache slot, R tail slot, D width, N query heads, K key/value heads,
+Letters in names: B row, T query position, S cache slot, R recent slot, D width, N query heads, K key/value heads,
 G = N/K, H head width, F feed-forward width, V vocabulary, L layer.
 """
 
 import math
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,64 +25,77 @@ from entropix.model.weights import LayerWeights, Weights
 from entropix.sharding import DATA, MODEL, constrain
 
 
+class Places(NamedTuple):
+    """What every layer needs to know of where the new tokens stand."""
+
+    rotation: tuple[Array, Array]  # cos and sin of `rope_table`
+    slot_B: Array  # int32: recent slot of the first new token
+    visible_BTS: Array  # bool: keys that each may see
+    filled: tuple[Array, ...] | None
+    """How many slots of each part of the past are in use, at most, where scores are not wanted; see `attention`."""
+
+
 def forward(
     weights: Weights,
     tokens_BT: Array,
     cache: KVCache,
-    tail: RecentKV,
+    recent: RecentKV,
     cfg: ModelConfig,
-    layout: AttentionMask | None = None,
+    mask: AttentionMask | None = None,
 ) -> tuple[Array, RecentKV, AttentionScores]:
-    """(logits_BTV float32, the tail with T more tokens, the attention scores of every layer).
+    """(logits_BTV float32, the recent keys and values with those of T more tokens, the scores of every layer).
 
-    By default the tokens follow each other (`line`). One function serves decoding (T = 1), the check of a draft, the
-    scoring of a text and, with `fan`, branches that are rolled forward side by side. Under `jit`, an output that the
-    caller drops is never computed.
+    By default the tokens follow each other (`causal_mask`). One function serves decoding (T = 1), the check of a draft,
+    the scoring of a text and, with `tree_mask`, branches that are rolled forward side by side. Under `jit`, an output
+    that the caller drops is never computed.
     """
-    if layout is None:
-        layout = causal_mask(cache, tail, tokens_BT.shape[1])
-    x_BTD, tail, scores = run_layers(weights, tokens_BT, cache, tail, cfg, layout, scored=True)
+    if mask is None:
+        mask = causal_mask(cache, recent, tokens_BT.shape[1])
+    x_BTD, recent, scores = run_layers(weights, tokens_BT, cache, recent, cfg, mask, scored=True)
     with jax.named_scope("unembed"):
         logits_BTV = unembed(weights, rms_norm(x_BTD, weights.norm_D, cfg))
-    return logits_BTV, tail, AttentionScores(jnp.stack(scores), layout.visible_BTS, layout.position_BS)
+    return logits_BTV, recent, AttentionScores(jnp.stack(scores), mask.visible_BTS, mask.position_BS)
 
 
-def prefill(weights: Weights, tokens_BT: Array, cache: KVCache, tail: RecentKV, cfg: ModelConfig) -> RecentKV:
-    """The tail of `forward`, of tokens of whose logits and scores nothing is wanted: prefill."""
-    layout = causal_mask(cache, tail, tokens_BT.shape[1])
-    return run_layers(weights, tokens_BT, cache, tail, cfg, layout, scored=False)[1]
+def prefill(
+    weights: Weights, tokens_BT: Array, cache: KVCache, recent: RecentKV, cfg: ModelConfig
+) -> RecentKV:
+    """The keys and values of `forward`, of tokens of whose logits and scores nothing is wanted."""
+    mask = causal_mask(cache, recent, tokens_BT.shape[1])
+    return run_layers(weights, tokens_BT, cache, recent, cfg, mask, scored=False)[1]
 
 
 def run_layers(
     weights: Weights,
     tokens_BT: Array,
     cache: KVCache,
-    tail: RecentKV,
+    recent: RecentKV,
     cfg: ModelConfig,
-    layout: AttentionMask,
+    mask: AttentionMask,
     scored: bool,
 ) -> tuple[Array, RecentKV, list[Array]]:
-    """(x_BTD after the last layer, the tail with the new tokens, score_BNTS of every layer if `scored`, else none)."""
-    rotation = rope_table(layout.query_BT, cfg)
-    filled = None if scored else cache.max_lengths()
-
+    """(x_BTD after the last layer, the recent keys and values, score_BNTS of every layer if `scored`, else none)."""
+    places = Places(
+        rotation=rope_table(mask.query_BT, cfg),
+        slot_B=mask.slot_B,
+        visible_BTS=mask.visible_BTS,
+        filled=None if scored else cache.max_lengths(),
+    )
     x_BTD = constrain(weights.embed_VD[tokens_BT], DATA)
-    tail_k, tail_v, scores = [], [], []
+    recent_k, recent_v, scores = [], [], []
     for layer, past, newest in zip(
         weights.layers,
         cache.layers(),
-        zip(tail.k_LBKHR, tail.v_LBKRH, strict=True),
+        zip(recent.k_LBKHR, recent.v_LBKRH, strict=True),
         strict=True,
     ):
-        x_BTD, (k_BKHR, v_BKRH), score_BNTS = transformer_layer(
-            layer, x_BTD, past, newest, layout.slot_B, layout.visible_BTS, rotation, filled, cfg
-        )
-        tail_k.append(k_BKHR)
-        tail_v.append(v_BKRH)
+        x_BTD, (k_BKHR, v_BKRH), score_BNTS = transformer_layer(layer, x_BTD, past, newest, places, cfg)
+        recent_k.append(k_BKHR)
+        recent_v.append(v_BKRH)
         if score_BNTS is not None:
             scores.append(score_BNTS)
-    tail = RecentKV(tuple(tail_k), tuple(tail_v), tail.used_B + tokens_BT.shape[1])
-    return x_BTD, tail, scores
+    used_B = recent.used_B + tokens_BT.shape[1]
+    return x_BTD, RecentKV(tuple(recent_k), tuple(recent_v), used_B), scores
 
 
 # Traced once, not once a layer: a third of a warm start's tracing time.
@@ -91,38 +105,38 @@ def transformer_layer(
     x_BTD: Array,
     past: tuple[LayerKV, ...],
     newest: LayerKV,
-    slot_B: Array,
-    visible_BTS: Array,
-    rotation: tuple[Array, Array],
-    filled: tuple[Array, ...] | None,
+    places: Places,
     cfg: ModelConfig,
 ) -> tuple[Array, LayerKV, Array | None]:
-    """(x_BTD, newest, score_BNTS) after one layer, without the scores where `filled` is given.
+    """(x_BTD, newest, score_BNTS) after one layer, without the scores where `places.filled` is given.
 
-    past: the keys and values of `KVCache.layers`. newest: the tail's, k_BKHR and v_BKRH, which comes out with the new
-    tokens written at `slot_B`. rotation: the table of `rope_table`. filled: how many slots of each pair of the past
-    are, at most.
+    past: the keys and values of `KVCache.layers`. newest: the recent ones, k_BKHR and v_BKRH, which come out with those
+    of the new tokens at `places.slot_B`.
     """
     k_BKHR, v_BKRH = newest
     with jax.named_scope("attention"):
         q_BKGTH, k_BKHT, v_BKTH = qkv_projection(
-            layer, rms_norm(x_BTD, layer.attn_norm_D, cfg), *rotation, cfg
+            layer, rms_norm(x_BTD, layer.attn_norm_D, cfg), *places.rotation, cfg
         )
-        k_BKHR = constrain(write_slots(k_BKHR, k_BKHT, slot_B, axis=3), DATA, MODEL)
-        v_BKRH = constrain(write_slots(v_BKRH, v_BKTH, slot_B, axis=2), DATA, MODEL)
+        k_BKHR = constrain(write_slots(k_BKHR, k_BKHT, places.slot_B, axis=3), DATA, MODEL)
+        v_BKRH = constrain(write_slots(v_BKRH, v_BKTH, places.slot_B, axis=2), DATA, MODEL)
         seen_BKRH = v_BKRH
         if x_BTD.shape[1] > 1:
-            x_BTD, seen_BKRH = isolate_nonfinite(x_BTD, v_BKRH, visible_BTS)
-        newest = k_BKHR, seen_BKRH
+            x_BTD, seen_BKRH = isolate_nonfinite(x_BTD, v_BKRH, places.visible_BTS)
+        seen = k_BKHR, seen_BKRH
         score_BNTS = None
-        if filled is None:
-            mix_BKGTH, score_BKGTS = attention.attention_with_scores(q_BKGTH, past, newest, visible_BTS)
+        if places.filled is None:
+            found_BKGTH, score_BKGTS = attention.attention_with_scores(
+                q_BKGTH, past, seen, places.visible_BTS
+            )
             score_BNTS = constrain(
                 score_BKGTS.reshape(len(x_BTD), cfg.n_heads, *score_BKGTS.shape[3:]), DATA, MODEL
             )
         else:
-            mix_BKGTH = attention.blockwise_attention(q_BKGTH, past, newest, visible_BTS, filled)
-        x_BTD = constrain(x_BTD + output_projection(layer, mix_BKGTH), DATA)
+            found_BKGTH = attention.blockwise_attention(
+                q_BKGTH, past, seen, places.visible_BTS, places.filled
+            )
+        x_BTD = constrain(x_BTD + output_projection(layer, found_BKGTH), DATA)
     with jax.named_scope("feed_forward"):
         x_BTD = constrain(x_BTD + feed_forward(layer, rms_norm(x_BTD, layer.ffn_norm_D, cfg)), DATA)
     return x_BTD, (k_BKHR, v_BKRH), score_BNTS

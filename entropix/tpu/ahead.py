@@ -24,12 +24,13 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from entropix import presets, samplers, sharding
 from entropix.checkpoint.loading import Model
-from entropix.config import GenerateConfig, ModelConfig, SamplerConfig
+from entropix.config import GenerateConfig, ModelConfig
 from entropix.decoding import loop
-from entropix.decoding.inputs import device_config, make_request
-from entropix.decoding.loop import RECENT_SLOTS, DecodeState
+from entropix.decoding.inputs import batch_inputs, device_numbers, first_rows
+from entropix.decoding.loop import RECENT_SLOTS
 from entropix.decoding.prefix_cache import MIN_CAPACITY, PREFILL_WIDTHS
-from entropix.decoding.sample_step import RowState
+from entropix.decoding.request import GenerationRequest
+from entropix.decoding.state import DecodeState
 from entropix.model import attention, kv_cache, weights
 
 DTYPE = jnp.bfloat16  # of weights and cache
@@ -77,7 +78,7 @@ class Compiled(NamedTuple):
     name: str
     seconds: float  # that tracing and compiling took
     executable: Any  # a `jax.stages.Compiled`
-    held_bytes: int  # of weights, cache and tail when it starts, also of those that it does not use
+    held_bytes: int  # of weights, cache and recent tokens when it starts, also of those that it does not use
     rounds: int  # of the loops inside it whose number only the run decides, where the cache is full
     hidden_flops: float  # in rounds of such loops, of which XLA counts the first
 
@@ -164,8 +165,8 @@ def programs(target: Target) -> Iterator[Compiled]:
     Raises a ValueError if the compiler finds that a program does not fit into a chip's memory.
     """
     cfg, batch = target.model, target.batch
-    loaded, cache, tail = abstract_weights(target), abstract_cache(target), _tail(target)
-    chunk = _chunk_arguments(target, tail)
+    loaded, cache, recent = abstract_weights(target), abstract_cache(target), _recent(target)
+    chunk = _chunk_arguments(target, recent)
     tokens_BT, count_B = (
         _whole(target, jax.ShapeDtypeStruct(shape, jnp.int32))
         for shape in ((batch, min(PREFILL_WIDTHS[-1], target.capacity)), (batch,))
@@ -177,8 +178,8 @@ def programs(target: Target) -> Iterator[Compiled]:
             (loaded, cache),
             lambda: loop.prefill.lower(loaded, tokens_BT, count_B, cache, cfg, from_empty=False),
         ),
-        ("decode", (loaded, cache, tail), lambda: chunk(loaded, cache)),
-        ("commit", (loaded, cache, tail), lambda: loop.commit.lower(cache, tail, count_B)),
+        ("decode", (loaded, cache, recent), lambda: chunk(loaded, cache)),
+        ("commit", (loaded, cache, recent), lambda: loop.commit.lower(cache, recent, count_B)),
         ("grow", (loaded, smaller), lambda: loop.grow.lower(smaller, capacity=target.capacity)),
     ):
         start = time.perf_counter()
@@ -226,29 +227,31 @@ def device_bytes(tree: Any) -> int:
     )
 
 
-def _tail(target: Target) -> kv_cache.RecentKV:
+def _recent(target: Target) -> kv_cache.RecentKV:
     return _divided(target, partial(kv_cache.empty_recent, target.model, target.batch, RECENT_SLOTS, DTYPE))
 
 
-def _chunk_arguments(target: Target, tail: kv_cache.RecentKV) -> Callable[[Any, Any], jax.stages.Lowered]:
+def _chunk_arguments(target: Target, recent: kv_cache.RecentKV) -> Callable[[Any, Any], jax.stages.Lowered]:
     """What lowers the decode chunk, given weights and cache: all else that it takes is made as for a real request."""
-    rule, preset = presets.read_preset(target.sampler)
-    sampler = samplers.configured(rule, preset)
-    prompts = [[0]] * target.batch
-    stand_in = cast(Model, SimpleNamespace(config=target.model, stop_ids=()))
-    numbers: SamplerConfig = device_config(preset)
-    request = make_request(prompts, stand_in, sampler, GenerateConfig())
-    state = sampler.init(preset, prompts, lambda text: list(text.encode()))
-    count_B = jnp.zeros(target.batch, jnp.int32)
-    rows = RowState(token_B=count_B, step_B=count_B, finish_B=count_B, sampler=state)
-    text_BX = jax.ShapeDtypeStruct((target.batch, 0), jnp.int32)
-    request, rows, text_BX, n_steps, numbers = _whole(
-        target, (request, rows, text_BX, jax.ShapeDtypeStruct((), jnp.int32), numbers)
+    rule, numbers = presets.read_preset(target.sampler)
+    encoder = SimpleNamespace(encode=lambda text: list(text.encode()))
+    stand_in = SimpleNamespace(config=target.model, stop_ids=(), tokenizer=encoder)
+    request = GenerationRequest(
+        model=cast(Model, stand_in),
+        prompt_ids=[[0]] * target.batch,
+        sampler=samplers.configured(rule, numbers),
+        sampler_config=numbers,
+        config=GenerateConfig(),
     )
-    state = DecodeState(rows=rows, tail=tail, text_BX=text_BX)
+    text_BX = jax.ShapeDtypeStruct((target.batch, 0), jnp.int32)
+    n_steps = jax.ShapeDtypeStruct((), jnp.int32)
+    inputs, rows, text_BX, n_steps, on_device = _whole(
+        target, (batch_inputs(request), first_rows(request), text_BX, n_steps, device_numbers(numbers))
+    )
+    state = DecodeState(rows=rows, recent=recent, text_BX=text_BX)
 
     def lower(loaded: Any, cache: Any) -> jax.stages.Lowered:
-        return loop.decode_chunk.lower(loaded, request, cache, state, n_steps, numbers, target.model, sampler)
+        return loop.decode_chunk.lower(loaded, inputs, cache, state, n_steps, on_device, request.program)
 
     return lower
 
@@ -259,7 +262,7 @@ def _whole(target: Target, tree: Any) -> Any:
 
 
 def _divided(target: Target, make: Callable[[], Any]) -> Any:
-    """The shapes of what `make` returns, a cache or a tail, divided as `kv.lay_out` does."""
+    """The shapes of what `make` returns, a cache or recent tokens, divided as `kv_cache.lay_out` does."""
 
     def place(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
         axes = PartitionSpec(sharding.DATA, sharding.MODEL) if len(leaf.shape) == 4 else PartitionSpec()

@@ -18,7 +18,7 @@ class Usage:
     """One program on one device. Bytes; `moved_bytes` and `flops` are those of a decode step, else of a whole run."""
 
     compile_seconds: float
-    held_bytes: int  # of what is there when it starts: weights, cache and tail
+    held_bytes: int  # of what is there when it starts: weights, cache and recent tokens
     argument_bytes: int
     output_bytes: int
     aliased_bytes: int  # of outputs that take the place of arguments

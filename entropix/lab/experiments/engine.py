@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 from entropix import run_statistics, samplers, sharding, trace
 from entropix.checkpoint.loading import Model
 from entropix.config import GenerateConfig, SamplerConfig
-from entropix.decoding.inputs import check_prompts
+from entropix.decoding.request import check_prompts
 from entropix.decoding.session import Session
 from entropix.generation import prepare
 from entropix.generation import run as events_of
@@ -94,7 +94,7 @@ def check(grid: Grid, model: Model) -> None:
         )
     if twice := _first_twice(grid.seeds):
         raise ValueError(f"seed {grid.seeds[twice[0]]} is there twice; name each once")
-    check_prompts(grid.prompts, model)
+    check_prompts(grid.prompts, model.config)
     if grid.max_rows % grid.groups:
         raise ValueError(
             f"a batch of {grid.max_rows} rows cannot be shared evenly by data={grid.groups}; choose a multiple of "
@@ -198,8 +198,8 @@ def generate_batch(model: Model, grid: Grid, batch: Batch) -> tuple[list[Line], 
     first_chunk, began, ended, late = 0, 0.0, 0.0, 0
     for event in events_of(job, session):
         add(results, event)
-        if first_chunk in (0, session.n_passes):
-            first_chunk, began = session.n_passes, time.perf_counter()
+        if first_chunk in (0, session.costs.n_passes):
+            first_chunk, began = session.costs.n_passes, time.perf_counter()
         elif event.record is not None and event.row < len(batch.cells):
             late, ended = late + 1, time.perf_counter()
     lines = [line(variant, cell, result) for cell, result in zip(batch.cells, results, strict=False)]

@@ -1,0 +1,72 @@
+"""One checked request, from the user's words to the device."""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from entropix.checkpoint.loading import Model
+from entropix.config import GenerateConfig, ModelConfig
+from entropix.decoding import branching
+from entropix.decoding.state import Program, RecordOptions
+from entropix.samplers import Sampler
+
+
+@dataclass(frozen=True)
+class GenerationRequest:
+    """What to continue, by which rule, how far; checked, and nothing of it computed yet."""
+
+    model: Model
+    prompt_ids: list[list[int]]
+    sampler: Sampler
+    sampler_config: Any  # the numbers of the sampler
+    config: GenerateConfig
+    forced_prefix: tuple[int, ...] = ()
+    """How many tokens at each prompt's end are its answer's first ones, which nobody draws; () for none anywhere."""
+
+    @property
+    def program(self) -> Program:
+        """All of it that is static: requests of equal programs share what is compiled."""
+        cfg = self.config
+        return Program(
+            model=self.model.config,
+            sampler=self.sampler,
+            n_draft=cfg.speculate,
+            record=RecordOptions(cfg.alternatives, cfg.head_entropies),
+            branching=branching.plan(cfg.branching, self.sampler.strategies),
+        )
+
+    def of_rows(self, rows: Sequence[int]) -> "GenerationRequest":
+        """The request of some of its rows, of which one may come several times, with what each has of its own."""
+
+        def chosen(column: tuple[int, ...]) -> tuple[int, ...]:
+            return tuple(column[row] for row in rows) if column else ()
+
+        cfg = dataclasses.replace(
+            self.config, seeds=chosen(self.config.seeds), occurrences=chosen(self.config.occurrences)
+        )
+        return dataclasses.replace(
+            self,
+            prompt_ids=[self.prompt_ids[row] for row in rows],
+            config=cfg,
+            forced_prefix=chosen(self.forced_prefix),
+        )
+
+
+def check_prompts(prompts: Sequence[Sequence[int]], cfg: ModelConfig) -> None:
+    """Raises a ValueError for the first prompt that cannot be continued."""
+    if not prompts:
+        raise ValueError("no prompt: give at least one")
+    context, vocabulary = cfg.context_length, cfg.vocab_size
+    for number, prompt in enumerate(prompts, start=1):
+        if not prompt:
+            raise ValueError(f"prompt {number} is empty: give at least one token")
+        if len(prompt) >= context:
+            raise ValueError(
+                f"prompt {number} has {len(prompt)} tokens, but the model's context holds {context} and at least one "
+                "must be left for the answer; shorten the prompt"
+            )
+        if not 0 <= min(prompt) <= max(prompt) < vocabulary:
+            raise ValueError(
+                f"prompt {number} has token ids outside 0 to {vocabulary - 1}, the model's vocabulary"
+            )

@@ -1,0 +1,59 @@
+"""Records: what a step says of a token, as plain Python values that JSON has words for."""
+
+import math
+from typing import Any
+
+import jax
+
+from entropix.checkpoint.tokenizer import Tokenizer
+from entropix.decoding.request import GenerationRequest
+from entropix.decoding.state import Paths, StepRecord
+from entropix.results import TokenRecord
+
+
+def token_record(request: GenerationRequest, chunk: StepRecord, i: int, row: int) -> TokenRecord:
+    """Step i of a chunk as plain Python values. What is not finite becomes None, for which JSON has a word."""
+    info = {name.removesuffix("_B"): _plain(value[i, row]) for name, value in chunk.info._asdict().items()}
+    info["strategy"] = request.sampler.strategies[info["strategy"]]
+    metrics = {name: _plain(value[i, row]) for name, value in chunk.metrics._asdict().items()}
+    record = {**_token(request.model.tokenizer, int(chunk.token_B[i, row])), **info, **metrics}
+    if chunk.alternatives is not None:
+        columns = (column[i, row] for column in chunk.alternatives)
+        record["alternatives"] = [
+            {**_token(request.model.tokenizer, int(token)), "logprob": _plain(p), "draw_logprob": _plain(q)}
+            for token, p, q in zip(*columns, strict=True)
+        ]
+    if chunk.paths is not None and chunk.paths.forked_B[i, row]:
+        record["branches"] = _branches(request, jax.tree.map(lambda leaf: leaf[i, row], chunk.paths))
+    if chunk.head_entropy_BLN is not None:
+        record["head_entropies"] = [
+            [_plain(bits) for bits in layer] for layer in chunk.head_entropy_BLN[i, row]
+        ]
+    return record
+
+
+def _branches(request: GenerationRequest, paths: Paths) -> list[dict[str, Any]]:
+    """The paths that were tried at a fork, the drawn token's first."""
+    lengths = paths.live_BCD.sum(axis=-1)
+    ids = [paths.token_BCD[c, :n].tolist() for c, n in enumerate(lengths)]
+    return [
+        {
+            "ids": ids[c],
+            "text": request.model.tokenizer.decode(ids[c]),
+            "logprobs": [_plain(p) for p in paths.logprob_BCD[c, :n]],
+            "score": _plain(paths.score_BC[c]),
+            "chosen": bool(c == paths.best_B),
+        }
+        for c, n in enumerate(lengths)
+        if n
+    ]
+
+
+def _token(tokenizer: Tokenizer, token: int) -> TokenRecord:
+    """What names a token: its bytes too, since it may be a part of a character, which no text can show."""
+    return {"id": token, "text": tokenizer.decode([token]), "bytes": list(tokenizer.token_bytes(token))}
+
+
+def _plain(value: Any) -> Any:
+    number = value.item()
+    return None if isinstance(number, float) and not math.isfinite(number) else number
