@@ -8,7 +8,8 @@ import pytest
 from entropix.model import attention
 
 B, K, G, H = 2, 2, 3, 8
-blocked, scored = jax.jit(attention.blockwise_attention), jax.jit(attention.attention_with_scores)
+blockwise_attention = jax.jit(attention.blockwise_attention)
+attention_with_scores = jax.jit(attention.attention_with_scores)
 
 
 Past = tuple[attention.LayerKV, ...]
@@ -21,7 +22,7 @@ def inputs(
     scale: float = 1.0,
     shared: tuple[int, tuple[int, int]] | None = None,
 ) -> tuple[jax.Array, Past, attention.LayerKV, jax.Array, tuple[jax.Array, ...]]:
-    """Random arguments of `blocked`, for new tokens that follow each other behind so many in the cache.
+    """Random arguments of `blockwise_attention`, for new tokens that follow each other behind so many in the cache.
 
     shared: capacity and lengths of what both rows begin with.
     """

@@ -1,5 +1,6 @@
 """Taking tokens back: against a plain loop that has no cache, and with everything that could notice."""
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -11,7 +12,8 @@ import toy
 from entropix import samplers
 from entropix.config import BacktrackConfig, GenerateConfig
 from entropix.decoding import backtracking, loop
-from entropix.decoding.inputs import device_config, make_request
+from entropix.decoding.inputs import batch_inputs, device_numbers
+from entropix.decoding.request import GenerationRequest
 from entropix.decoding.sample_step import Purpose
 from entropix.decoding.session import Session
 from entropix.generation import collect, generate, prepare, run
@@ -42,7 +44,7 @@ def without_a_cache(
         jax.jit(sampler.step),
         jax.jit(lambda key, step: jax.random.fold_in(jax.random.fold_in(key, step), Purpose.DRAW)),
     )
-    key = make_request([prompt], MODEL, sampler, GenerateConfig(seed=3)).key_B[0]
+    key = batch_inputs(GenerationRequest(MODEL, [prompt], sampler, cfg, GenerateConfig(seed=3))).key_B[0]
     text: list[int] = []
     injected: list[bool] = []
     states = [sampler.init(cfg, [prompt], MODEL.tokenizer.encode)]
@@ -60,7 +62,7 @@ def without_a_cache(
         context = SamplerInputs(
             jnp.asarray(logits_BV), jax.tree.map(lambda leaf, here=here: leaf[:, here], metrics_BT)
         )
-        token_B, state, info, _ = draw(fold(key, step)[None], states[-1], context, device_config(cfg))
+        token_B, state, info, _ = draw(fold(key, step)[None], states[-1], context, device_numbers(cfg))
         asks = sampler.strategies[int(info.strategy_B[0])] in wish.get("strategies", ("resample",))
         back = wish["tokens"]
         plain = len(injected) - max((i + 1 for i, was in enumerate(injected) if was), default=0)
@@ -169,7 +171,7 @@ def test_the_cache_is_that_of_the_text_that_is_left(monkeypatch: pytest.MonkeyPa
     assert cuts
     whole = [[*prompt, *result.token_ids, 0] for prompt, result in zip(PROMPTS, results, strict=True)]
     for one in (session, fresh):
-        one.start(whole, job.sampler, job.sampler_config, GenerateConfig(max_new_tokens=1))
+        one.start(dataclasses.replace(job, prompt_ids=whole, config=GenerateConfig(max_new_tokens=1)))
     assert session._cache.tokens == fresh._cache.tokens
     for ours, theirs in zip(
         jax.tree.leaves(session._cache.kv), jax.tree.leaves(fresh._cache.kv), strict=True
@@ -267,13 +269,13 @@ def test_all_that_was_computed_is_counted() -> None:
     """Tokens of the answer, those taken back, and those rolled forward on paths that were not kept."""
     session = Session(MODEL, 2)
     job = prepare(MODEL, PROMPTS[:2], sampler="placebo", max_new_tokens=LENGTH, seed=3, backtracking=LOST)
-    for result, computed in zip(collect(job, run(job, session)), session.computed_B, strict=True):
+    for result, computed in zip(collect(job, run(job, session)), session.costs.computed_B, strict=True):
         assert computed == len(result.token_ids) + LOST["tokens"] * len(taken_back(result))
     job = prepare(
         MODEL, PROMPTS[:2], sampler="placebo", max_new_tokens=LENGTH, seed=3,
         branching={"paths": 2, "depth": 2, "entropy": 5.0},
     )  # fmt: skip
-    for result, computed in zip(collect(job, run(job, session)), session.computed_B, strict=True):
+    for result, computed in zip(collect(job, run(job, session)), session.costs.computed_B, strict=True):
         tried = [
             path for record in result.records for path in record.get("branches", ()) if not path["chosen"]
         ]

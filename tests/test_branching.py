@@ -9,13 +9,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import toy
 from branches import STRATEGIES, V, context_of, info
 
 from entropix import samplers
 from entropix.config import BranchConfig, SamplerConfig
 from entropix.decoding import branching
-from entropix.decoding.branching import Paths, Plan
-from entropix.decoding.sample_step import BatchInputs, RowState, draw_token
+from entropix.decoding.sample_step import sample_step
+from entropix.decoding.state import BatchInputs, BranchParams, BranchPlan, Paths, Program, RowState
 from entropix.metrics import Metrics
 from entropix.results import FinishReason
 from entropix.samplers.base import SamplerInputs, full_vocabulary
@@ -55,18 +56,19 @@ def tree(
 ) -> tuple[Paths, RowState]:
     """(all paths of a fork after each row's token, the ends of the best ones), greedy from there on."""
     cfg = BranchConfig(**{"paths": 3, "depth": 2, "among": "all"} | options)
-    plan, numbers = branching.plan(cfg, STRATEGIES), branching.numbers(cfg)
-    return _tree(jnp.asarray(table_VV, jnp.float32), jnp.asarray(rows), stop, limit, numbers, plan)
+    plan, params = branching.plan(cfg, STRATEGIES), branching.params(cfg)
+    assert plan is not None
+    return _tree(jnp.asarray(table_VV, jnp.float32), jnp.asarray(rows), stop, limit, params, plan)
 
 
 @partial(jax.jit, static_argnames="plan")
 def _tree(
-    table_VV: jax.Array, row_B: jax.Array, stop: int, limit: int, numbers: branching.Numbers, plan: Plan
+    table_VV: jax.Array, row_B: jax.Array, stop: int, limit: int, params: BranchParams, plan: BranchPlan
 ) -> tuple[Paths, RowState]:
     context = context_of(table_VV[row_B])
     drawn_B = jnp.argmax(context.logits_BV, axis=-1).astype(jnp.int32)
     token_BC, valid_BC = branching.first_tokens(
-        plan, numbers, drawn_B, full_vocabulary(context.logits_BV), context
+        plan, params, drawn_B, full_vocabulary(context.logits_BV), context
     )
     n = token_BC.size
     request = BatchInputs(
@@ -81,13 +83,12 @@ def _tree(
         finish_B=jnp.where(token_BC.reshape(-1) == stop, FinishReason.STOP_TOKEN, FinishReason.RUNNING),
         sampler=(),
     )
-    draw = partial(draw_token, sampler_cfg=SamplerConfig(), sampler=samplers.get("greedy"), n_alternatives=0)
-    everyone_B = jnp.ones(n, bool)
+    program = Program(toy.config(), samplers.get("greedy"))
     ends, _, records = branching.roll(
         plan,
         opened,
         partial(read, table_VV),
-        lambda rows, context: draw(request, rows, everyone_B, context)[:2],
+        lambda rows, seen: sample_step(request, rows, seen, SamplerConfig(), program)[:2],
         (),
     )
 
@@ -106,7 +107,7 @@ def _tree(
     live_BCD = column(valid_BC, records.live_B) & valid_BC[..., None]
     broken_BC = (ends.finish_B == FinishReason.NAN).reshape(-1, plan.paths)
     score_BC, best_B = branching.score_paths(
-        plan, numbers, valid_BC, broken_BC, live_BCD, info()._replace(logprob_B=logprob_BCD), metrics
+        plan, params, valid_BC, broken_BC, live_BCD, info()._replace(logprob_B=logprob_BCD), metrics
     )
     paths = Paths(
         forked_B=valid_BC[:, 1],

@@ -237,14 +237,16 @@ def test_one_path_or_none_rolled_forward_is_the_sampler_itself(name: str, off: d
     def begun(**options: Any) -> Any:
         job = prepare(SMALL, PROMPTS[:1], sampler=name, seed=3, **options)
         session = Session(SMALL, 1)
-        session.start(job.prompt_ids, job.sampler, job.sampler_config, job.config)
+        session.start(job)
         run = session._run
         assert run is not None
-        return run._replace(request=run.request._replace(key_B=jax.random.key_data(run.request.key_B)))
+        return run._replace(
+            inputs=run.inputs._replace(key_B=jax.random.key_data(run.inputs.key_B)), tokens=vars(run.tokens)
+        )
 
     plain, again = begun(), begun(branching=off)
-    assert (again.plan, again.sampler, again.extras) == (plain.plan, plain.sampler, plain.extras)
-    chex.assert_trees_all_equal(again._replace(sampler=0), plain._replace(sampler=0))
+    assert again.program == plain.program
+    chex.assert_trees_all_equal(again._replace(program=0), plain._replace(program=0))
 
 
 @pytest.mark.parametrize("off", [{"paths": 1, "depth": 5}, {"paths": 7, "depth": 0}])
@@ -336,15 +338,15 @@ def test_a_growing_fork_has_fewer_paths_where_the_model_is_surer() -> None:
 def test_passes_count_what_was_rolled_forward() -> None:
     """Rows that never fork together: one pass for every step, two more wherever any row forks."""
     results, session = branched(branching={"entropy": THRESHOLD}, chunk_length=1)
-    assert session.row_passes_B[CALM] == 40
+    assert session.costs.row_passes_B[CALM] == 40
     for row, result in enumerate(results):
         inside = sum(len(result.records[s]["branches"][0]["ids"]) - 1 for s in forks(result))
-        assert session.row_passes_B[row] == 40 - inside + 2 * len(forks(result))
+        assert session.costs.row_passes_B[row] == 40 - inside + 2 * len(forks(result))
 
 
 def test_a_step_with_a_fork_is_one_pass_and_one_for_each_rolled_token(results: list[Result]) -> None:
     """13 forks of three tokens each, in all rows at once, and one token."""
     again, session = branched()
     assert tokens(again) == tokens(results)
-    assert session.n_passes == 13 * (1 + 2) + 1
-    assert session.row_passes_B.tolist() == [40] * 3
+    assert session.costs.n_passes == 13 * (1 + 2) + 1
+    assert session.costs.row_passes_B.tolist() == [40] * 3

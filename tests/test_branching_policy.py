@@ -7,11 +7,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import toy
 from branches import STRATEGIES, V, context_of, info
 
+from entropix import samplers
 from entropix.config import BranchConfig
 from entropix.decoding import branching
-from entropix.decoding.branching import BranchState, Plan
+from entropix.decoding.branching import BranchState
+from entropix.decoding.state import Program
 from entropix.samplers.base import Candidates
 
 # ----- what is tried ----------------------------------------------------------------------------------------
@@ -24,7 +27,7 @@ def first_tokens(
     **options: Any,
 ) -> tuple[list[int], list[bool]]:
     cfg = BranchConfig(**{"paths": 4} | options)
-    plan, numbers = branching.plan(cfg, STRATEGIES), branching.numbers(cfg)
+    plan, numbers = branching.plan(cfg, STRATEGIES), branching.params(cfg)
     tokens, logits_C = zip(*offered, strict=True)
     candidates = Candidates(jnp.asarray([logits_C], jnp.float32), jnp.asarray([tokens], jnp.int32))
     token_BC, valid_BC = branching.first_tokens(
@@ -87,7 +90,7 @@ def forks_at(
     step: int = 10,
     **fields: Any,
 ) -> bool:
-    plan, numbers = branching.plan(cfg, STRATEGIES), branching.numbers(cfg)
+    plan, numbers = branching.plan(cfg, STRATEGIES), branching.params(cfg)
     metrics = context_of(np.zeros((1, V))).metrics
     metrics = metrics._replace(logits_entropy=jnp.asarray([entropy]), margin=jnp.asarray([margin]))
     forks = BranchState(jnp.asarray([count], jnp.int32), jnp.asarray([latest], jnp.int32))
@@ -169,16 +172,16 @@ def test_a_fork_is_noted_in_its_own_row() -> None:
 @pytest.mark.parametrize("off", [{"paths": 1}, {"depth": 0}, {}])
 def test_one_path_or_none_rolled_forward_is_no_plan(off: dict[str, int]) -> None:
     plan = branching.plan(BranchConfig(**off), STRATEGIES)
-    assert plan == Plan()
-    assert not plan.is_on
-    assert plan.lookahead == 0
+    assert plan is None
 
 
 def test_a_plan_commits_a_whole_path_or_a_token() -> None:
     cfg = {"paths": 3, "depth": 5, "strategies": ("flow", "naught", "resample")}
     plan = branching.plan(BranchConfig(**cfg), STRATEGIES)
-    assert (plan.is_on, plan.lookahead, plan.strategies) == (True, 5, (0, 3))
-    assert branching.plan(BranchConfig(**cfg, keep="token"), STRATEGIES).lookahead == 0
+    assert plan is not None and plan.strategies == (0, 3)
+    token = branching.plan(BranchConfig(**cfg, keep="token"), STRATEGIES)
+    programs = (Program(toy.config(), samplers.ENTROPIX, branching=one) for one in (plan, token))
+    assert [program.lookahead for program in programs] == [5, 0]
 
 
 def test_picking_takes_each_rows_own_path_along_any_axis() -> None:

@@ -11,7 +11,8 @@ import pytest
 
 from entropix import samplers
 from entropix.config import GenerateConfig, SamplerConfig
-from entropix.decoding import inputs, loop, prefix_cache
+from entropix.decoding import loop, prefix_cache
+from entropix.decoding.request import GenerationRequest
 from entropix.decoding.session import Session
 from entropix.generation import generate
 
@@ -68,15 +69,16 @@ def test_growing_past_a_bucket_compiles_once_and_never_again(toy_model, monkeypa
 
 def lowered_chunk(model, prompts, shared=False):
     """The loop as `Session` runs it, and the cache it reads; in which all rows may share the first one's."""
-    rule = samplers.get("entropix")
+    request = GenerationRequest(model, prompts, samplers.get("entropix"), SamplerConfig(), GenerateConfig())
     rows = Session(model, len(prompts))
-    rows.start(prompts, rule, SamplerConfig(), GenerateConfig())
+    rows.start(request)
     if shared:
         rows.fork([0] * len(prompts))
-        rows.start(prompts, rule, SamplerConfig(), GenerateConfig())
-    run, cfg = rows._run, inputs.device_config(SamplerConfig())
+        rows.start(request)
+    run = rows._run
+    assert run is not None
     lowered = loop.decode_chunk.lower(
-        model.weights, run.request, rows._cache.kv, run.state, run.n_steps, cfg, model.config, rule
+        model.weights, run.inputs, rows._cache.kv, run.state, run.n_steps, run.numbers, run.program
     )
     return lowered, rows._cache.kv
 

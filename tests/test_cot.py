@@ -193,9 +193,9 @@ def test_a_shrinking_batch_says_what_a_whole_one_says(
         seen.clear()
         results = generation.collect(job, generation.run(job, shrinking))
         assert seen == sorted(seen, reverse=True) and set(seen) <= {6, 4, 2, 1} and {6, 1} <= set(seen)
-        passes = shrinking.row_passes_B.tolist()
+        passes = shrinking.costs.row_passes_B.tolist()
         expected = generation.collect(job, generation.run(job, whole))
-        assert passes == whole.row_passes_B.tolist()
+        assert passes == whole.costs.row_passes_B.tolist()
         for one, other in zip(results, expected, strict=True):
             assert (one.token_ids, one.text, one.finish) == (other.token_ids, other.text, other.finish)
             for name in ("logits_entropy", "attn_entropy", "self_certainty"):
@@ -207,7 +207,7 @@ def test_ended_rows_keep_their_numbers_and_their_ends(model: Model) -> None:
     prompts = [[*PROMPT, i] for i in range(40, 46)]
     job = prepare(model, prompts, **{**OPTIONS, "max_new_tokens": 40, "chunk_length": 3, "seed": 1})
     session = Session(model, 6, shrinks=True)
-    session.start(job.prompt_ids, job.sampler, job.sampler_config, job.config)
+    session.start(job)
     before = np.full(6, FinishReason.RUNNING)
     while session.running:
         chunk = session.advance()

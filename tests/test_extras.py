@@ -11,8 +11,8 @@ import toy
 from entropix import samplers
 from entropix.config import GenerateConfig
 from entropix.decoding import inputs, loop, sample_step
-from entropix.decoding.loop import DecodeState
-from entropix.decoding.sample_step import RecordOptions, RowState, StepRecord
+from entropix.decoding.request import GenerationRequest
+from entropix.decoding.state import Alternatives, DecodeState, Program, RecordOptions, StepRecord
 from entropix.generation import generate
 from entropix.metrics import Metrics
 from entropix.model.kv_cache import empty_cache, empty_recent
@@ -43,13 +43,22 @@ def test_alternatives_are_those_of_float64_before_and_after_filtering(toy_model)
         assert after[3:] == [None, None]
 
 
+def alternatives(logits_BV: jax.Array, candidates: Candidates, n: int) -> Alternatives:
+    """What a program that wants so many of them records."""
+    program = Program(toy.config(), samplers.get("greedy"), record=RecordOptions(n))
+    record = StepRecord(*(jnp.zeros(len(logits_BV)),) * 5)
+    found = sample_step.with_alternatives(record, logits_BV, candidates, program).alternatives
+    assert found is not None
+    return found
+
+
 def test_candidates_may_be_few_and_in_any_order():
     """Logits are exact in float32, so that log-probabilities differ from float64's by rounding alone."""
     rng = np.random.default_rng(0)
     logits_BV = rng.permuted(np.tile(np.arange(40) / 4, (3, 1)), axis=1).astype(np.float32)
     token_BC = np.stack([rng.choice(40, 8, replace=False) for _ in range(3)]).astype(np.int32)
     logits_BC = np.take_along_axis(logits_BV, token_BC, axis=1) * 2
-    found = sample_step._alternatives(jnp.asarray(logits_BV), Candidates(logits_BC, token_BC), 12)
+    found = alternatives(jnp.asarray(logits_BV), Candidates(logits_BC, token_BC), 12)
     before_BV = log_softmax(logits_BV.astype(np.float64))
     after_BV = np.full((3, 40), -np.inf)
     np.put_along_axis(after_BV, token_BC, log_softmax(logits_BC.astype(np.float64)), axis=1)
@@ -64,26 +73,26 @@ def test_candidates_may_be_few_and_in_any_order():
 
 def test_a_vocabulary_smaller_than_the_alternatives_is_told_whole():
     logits_BV = jnp.asarray([[0.0, 2.0, 1.0]])
-    found = sample_step._alternatives(logits_BV, samplers.base.full_vocabulary(logits_BV), 20)
+    found = alternatives(logits_BV, samplers.base.full_vocabulary(logits_BV), 20)
     assert found.token_BA.tolist() == [[1, 2, 0]]
 
 
 def traced(model, extras: RecordOptions) -> tuple[StepRecord, str]:
     """(records, jaxpr) of a chunk; nothing is compiled."""
-    cfg, prompts = model.config, [[1, 2], [3]]
-    rows = RowState(jnp.zeros(2, jnp.int32), jnp.zeros(2, jnp.int32), jnp.zeros(2, jnp.int32), ())
-    state = DecodeState(rows, empty_recent(cfg, 2, 8, jnp.float32), jnp.zeros((2, 0), jnp.int32))
+    cfg, numbers = model.config, read_preset("top-p")[1]
+    request = GenerationRequest(model, [[1, 2], [3]], samplers.get("top-p"), numbers, GenerateConfig())
+    recent = empty_recent(cfg, 2, 8, jnp.float32)
     arguments = (
         model.weights,
-        inputs.make_request(prompts, model, samplers.get("top-p"), GenerateConfig()),
+        inputs.batch_inputs(request),
         empty_cache(cfg, 2, 16, jnp.float32),
-        state,
+        DecodeState(inputs.first_rows(request), recent, jnp.zeros((2, 0), jnp.int32)),
         jnp.asarray(4, jnp.int32),
-        inputs.device_config(read_preset("top-p")[1]),
+        inputs.device_numbers(numbers),
     )
 
     def chunk(*arguments):
-        return loop.decode_chunk(*arguments, cfg, samplers.get("top-p"), extras=extras)
+        return loop.decode_chunk(*arguments, request.program._replace(record=extras))
 
     return jax.eval_shape(chunk, *arguments)[1], str(jax.make_jaxpr(chunk)(*arguments))
 

@@ -203,7 +203,7 @@ def test_little_is_computed_past_a_stop_string(toy_model, start, wasted, specula
     [stopped] = collect(job, run(job, rows))
     assert stopped.finish == FinishReason.STOP_STRING
     assert stopped.token_ids == free.token_ids[: len(stopped.token_ids)]
-    assert rows.n_passes - len(stopped.token_ids) <= wasted
+    assert rows.costs.n_passes - len(stopped.token_ids) <= wasted
 
 
 # ----- what the records say --------------------------------------------------------------------------------------

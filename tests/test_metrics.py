@@ -311,7 +311,7 @@ def test_metrics_are_per_row_and_never_averaged_over_the_batch() -> None:
     for row in range(3, 5):
         changed = measure(
             logits_BTV.at[row].set(other_BTV[row]),
-            Attention(
+            AttentionScores(
                 attention.scores_LBNTS.at[:, row].set(other.scores_LBNTS[:, row]),
                 attention.visible_BTS.at[row].set(other.visible_BTS[row]),
                 attention.position_BS.at[row].set(other.position_BS[row]),

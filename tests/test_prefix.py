@@ -128,7 +128,7 @@ def forked(where: Any, n_rows: int, **options: Any) -> tuple[Session, list[Resul
     """A session with so many samples of the prompt, which was read once."""
     rows = Session(where, 1)
     one = prepare(where, [PROMPT], **OPTIONS)
-    rows.start(one.prompt_ids, one.sampler, one.sampler_config, one.config)
+    rows.start(one)
     rows.fork([0] * n_rows)
     job = prepare(where, [PROMPT] * n_rows, **OPTIONS | options)
     return rows, collect(job, run(job, rows))

@@ -15,7 +15,7 @@ from jax import Array
 
 from entropix import config, filters, presets, samplers
 from entropix.config import SamplerConfig
-from entropix.decoding.inputs import device_config
+from entropix.decoding.inputs import device_numbers
 from entropix.filters import SamplingParams
 from entropix.metrics import Metrics
 from entropix.samplers import SAMPLERS, SampleInfo, Sampler, SamplerInputs
@@ -219,7 +219,7 @@ def test_whole_numbers_in_a_preset_are_the_same_program_as_decimal_ones(tmp_path
 
 
 def test_whole_numbers_in_python_are_the_same_program_as_decimal_ones() -> None:
-    whole, decimal = (device_config(dataclasses.replace(CFG, temp=number)) for number in (1, 1.0))
+    whole, decimal = (device_numbers(dataclasses.replace(CFG, temp=number)) for number in (1, 1.0))
     assert jax.tree.map(lambda leaf: leaf.dtype, whole) == jax.tree.map(lambda leaf: leaf.dtype, decimal)
     assert (whole.temp.dtype, whole.top_k.dtype) == (jnp.float32, jnp.int32)
 
@@ -227,7 +227,7 @@ def test_whole_numbers_in_python_are_the_same_program_as_decimal_ones() -> None:
 @every_sampler
 def test_a_config_of_arrays_is_as_good_as_one_of_numbers(sampler: Sampler) -> None:
     """It is traced, in a session where arrays of different dtypes do not mix."""
-    arrays = device_config(CFG)
+    arrays = device_numbers(CFG)
     token_B, _, info, _ = jax.eval_shape(
         sampler.step, keys(0), sampler.init(CFG, NOTHING, encode), random_context(5), arrays
     )

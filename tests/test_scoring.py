@@ -74,8 +74,8 @@ def test_the_width_of_a_pass_changes_nothing(
         shapes.add(tokens_BT.shape)
         return original(weights, tokens_BT, *args)
 
-    original = loop.read
-    monkeypatch.setattr(loop, "read", read)
+    original = loop.score_tokens
+    monkeypatch.setattr(loop, "score_tokens", read)
     monkeypatch.setattr(scoring, "PASS_BYTES", 1)
     for scored, wide in zip(scoring.score(toy_model, texts(*LENGTHS[:5])), alone, strict=False):
         for ours, theirs in zip(scored.records, wide.records, strict=True):
@@ -84,10 +84,10 @@ def test_the_width_of_a_pass_changes_nothing(
 
 
 def test_a_new_length_compiles_nothing(toy_model: Model, alone: list[Scored]) -> None:
-    programs = loop.read._cache_size()
+    programs = loop.score_tokens._cache_size()
     scoring.score(toy_model, texts(200))
     scoring.score(toy_model, texts(300))
-    assert loop.read._cache_size() == programs
+    assert loop.score_tokens._cache_size() == programs
 
 
 def test_what_follows_does_not_change_what_came_before(toy_model: Model) -> None:

@@ -6,8 +6,6 @@ import jax
 import pytest
 import toy
 
-from entropix import samplers
-from entropix.config import GenerateConfig, SamplerConfig
 from entropix.decoding import loop
 from entropix.decoding.session import Session
 from entropix.generation import collect, generate, prepare, run
@@ -54,11 +52,13 @@ def test_a_session_rewinds_to_where_two_prompts_part(toy_model):
 @pytest.mark.parametrize("broken", ["prefill", "commit", "decode_chunk"])
 def test_a_session_recovers_from_an_interrupt_that_took_its_cache(toy_model, monkeypatch, broken):
     """Ctrl-C may come when the device already owns the cache and the session does not have the new one yet."""
-    rule, cfg = samplers.get("entropix"), GenerateConfig(max_new_tokens=50)
     rows = Session(toy_model, 1)
 
+    def of(prompt):
+        return prepare(toy_model, [prompt], max_new_tokens=50)
+
     def answer():
-        rows.start([[17, 4, 200, 31, 8]], rule, SamplerConfig(), cfg)
+        rows.start(of([17, 4, 200, 31, 8]))
         token_ids = []
         while rows.running:
             token_ids += rows.advance().token_B[:, 0].tolist()
@@ -74,7 +74,7 @@ def test_a_session_recovers_from_an_interrupt_that_took_its_cache(toy_model, mon
     with monkeypatch.context() as patch:
         patch.setattr(loop, broken, torn)
         with pytest.raises(KeyboardInterrupt):
-            rows.start([[77] * 40], rule, SamplerConfig(), cfg)
+            rows.start(of([77] * 40))
             while rows.running:
                 rows.advance()
     assert answer() == expected
@@ -87,7 +87,7 @@ def test_nothing_of_a_text_with_nan_is_left_in_a_session(abandoned):
     rows = Session(broken, 1)
     first = prepare(broken, [[1, 77, 2]], max_new_tokens=4, sampler="greedy")
     if abandoned:
-        rows.start(first.prompt_ids, first.sampler, first.sampler_config, first.config)
+        rows.start(first)
     else:
         assert collect(first, run(first, rows))[0].finish == FinishReason.NAN
     second = prepare(broken, [[1, 3, 2]], max_new_tokens=4, sampler="greedy")

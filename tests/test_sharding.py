@@ -15,7 +15,7 @@ from entropix import presets, samplers, sharding
 from entropix.checkpoint import loading
 from entropix.config import SamplerConfig
 from entropix.decoding import inputs, sample_step
-from entropix.decoding.sample_step import BatchInputs, RowState
+from entropix.decoding.state import BatchInputs, Program, RecordOptions, RowState
 from entropix.metrics import Metrics
 from entropix.samplers.base import SamplerInputs
 from entropix.sharding import Shape
@@ -228,8 +228,9 @@ def draw_all(context: SamplerInputs, states: Any, key_B: Array, cfg: SamplerConf
     drawn = {}
     for name, sampler in RULES.items():
         rows = RowState(nothing_B, nothing_B, nothing_B, states[name])
+        program = Program(toy.config(), sampler, record=RecordOptions(alternatives=5))
         with jax.named_scope(f"<{name}>"):
-            drawn[name] = sample_step.draw_token(asked, rows, nothing_B == 0, context, cfg, sampler, 5)[:2]
+            drawn[name] = sample_step.sample_step(asked, rows, context, cfg, program)[:2]
     return sharding.replicate(drawn)
 
 
@@ -246,7 +247,7 @@ def compiled_draws(shape: str | None) -> tuple[Any, Any]:
     with sharding.on(meshes.mesh_of(shape) if shape else None):
         states = {name: rule.init(NUMBERS, prompts, lambda text: [7, 9]) for name, rule in RULES.items()}
         key_B = jax.random.split(jax.random.key(1), len(ENTROPY))
-        given = contexts(), states, key_B, inputs.device_config(NUMBERS)
+        given = contexts(), states, key_B, inputs.device_numbers(NUMBERS)
         program = jax.jit(draw_all).lower(*given).compile()
         return program, jax.device_get(program(*given))
 

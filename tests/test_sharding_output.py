@@ -10,8 +10,6 @@ import numpy as np
 import pytest
 import toy
 
-from entropix import samplers
-from entropix.config import GenerateConfig, SamplerConfig
 from entropix.decoding import loop, session
 from entropix.decoding.session import Session
 from entropix.generation import collect, generate, prepare, run
@@ -42,7 +40,7 @@ def answer(rows: Session, sampler: str, numbers: Mapping[str, Any]) -> list[Resu
     """The session's results for the first prompts, as many as it has rows."""
     job = prepare(
         rows._model,
-        PROMPTS[: len(rows.row_passes_B)],
+        PROMPTS[: len(rows.costs.row_passes_B)],
         sampler=sampler,
         sampler_config=numbers,
         seed=5,
@@ -125,7 +123,7 @@ WIDE = toy.model_of(n_heads=8, n_kv_heads=4, vocab_size=4096, n_layers=2)
 def wide() -> Session:
     """Before its first chunk."""
     rows = Session(meshes.on_mesh(WIDE, "data=2,model=4"), 4)
-    rows.start(PROMPTS[:4], samplers.get("entropix"), SamplerConfig(), GenerateConfig(max_new_tokens=LENGTH))
+    rows.start(prepare(rows._model, PROMPTS[:4], max_new_tokens=LENGTH))
     return rows
 
 
@@ -135,8 +133,7 @@ def compiled_chunk(rows: Session) -> Any:
     model, run = rows._model, rows._run
     lower = session._on_mesh(
         lambda self: loop.decode_chunk.lower(
-            model.weights, run.request, rows._cache.kv, run.state, run.n_steps, run.sampler_cfg, model.config,
-            run.sampler,
+            model.weights, run.inputs, rows._cache.kv, run.state, run.n_steps, run.numbers, run.program
         )
     )  # fmt: skip
     return lower(rows).compile()
@@ -158,7 +155,7 @@ def test_a_step_sends_neither_logits_nor_keys(wide: Session) -> None:
 def test_rows_that_are_divided_exchange_only_whether_one_goes_on(shape: str, n: int) -> None:
     """A number a step, and nothing else along `data`: what the host reads is made whole after the last step."""
     rows = Session(meshes.on_mesh(WIDE, shape), 4)
-    rows.start(PROMPTS[:4], samplers.get("entropix"), SamplerConfig(), GenerateConfig(max_new_tokens=LENGTH))
+    rows.start(prepare(rows._model, PROMPTS[:4], max_new_tokens=LENGTH))
     program = hlo.parse(compiled_chunk(rows).as_text())
     step = hlo.step(program)
     [loop] = [
@@ -176,7 +173,7 @@ def test_keys_and_values_stay_where_they_are(wide: Session) -> None:
     while wide.running:
         assert wide._run is not None
         cache, state = wide._cache.kv, wide._run.state
-        for (k, v, length_B), slots in ((cache[:3], cache.capacity), (state.tail, state.tail.size)):
+        for (k, v, length_B), slots in ((cache[:3], cache.capacity), (state.recent, state.recent.size)):
             assert {meshes.shard_shape(k_BKHS) for k_BKHS in k} == {(2, 1, 8, slots)}
             assert {meshes.shard_shape(v_BKSH) for v_BKSH in v} == {(2, 1, slots, 8)}
             assert length_B.is_fully_replicated

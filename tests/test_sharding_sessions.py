@@ -48,7 +48,7 @@ def test_speculation_on_a_mesh_changes_nothing() -> None:
     job = prepare(HERE, PROMPTS, **COLD, speculate=3)
     results = collect(job, run(job, rows))
     assert meshes.tokens(results) == meshes.tokens(generate(MODEL, PROMPTS, **COLD))
-    assert rows.row_passes_B.sum() < 4 * LENGTH - 10
+    assert rows.costs.row_passes_B.sum() < 4 * LENGTH - 10
 
 
 def test_branching_and_backtracking_on_a_mesh_are_those_of_one_device() -> None:
@@ -68,7 +68,7 @@ def test_forks_and_a_shrinking_batch_on_a_mesh_change_nothing(warm: list[Result]
     rows = Session(HERE, 4, shrinks=True)
     job = prepare(HERE, PROMPTS, **WARM, chunk_length=5)
     results = [Result(ids) for ids in job.prompt_ids]
-    rows.start(job.prompt_ids, job.sampler, job.sampler_config, job.config)
+    rows.start(job)
     found: list[list[int]] = [[] for _ in results]
     while rows.running:
         chunk = rows.advance()

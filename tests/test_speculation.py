@@ -13,6 +13,7 @@ from entropix import samplers
 from entropix.checkpoint.loading import Model
 from entropix.config import GenerateConfig
 from entropix.decoding import loop
+from entropix.decoding.request import GenerationRequest
 from entropix.decoding.session import Session
 from entropix.decoding.speculation import NO_TOKEN, lookup
 from entropix.generation import collect, generate, prepare, run
@@ -102,7 +103,7 @@ def test_no_token_and_no_record_changes_whatever_the_sampler(preset: str) -> Non
                     assert after[name] == pytest.approx(value, rel=1e-4, abs=1e-5), name
                 else:
                     assert after[name] == value, name
-    assert session.n_passes < 70, "no draft was ever right, so nothing was tested"
+    assert session.costs.n_passes < 70, "no draft was ever right, so nothing was tested"
 
 
 def test_a_draft_that_is_dropped_leaves_nothing_behind() -> None:
@@ -148,14 +149,14 @@ def test_text_that_always_repeats_takes_one_pass_for_a_whole_draft() -> None:
     session = Session(MODEL, 1)
     [result] = collect(job, run(job, session))
     assert len(result.token_ids) == 200
-    assert session.n_passes < 200 / 3.5
+    assert session.costs.n_passes < 200 / 3.5
 
 
 def test_without_drafts_every_token_is_a_pass_of_its_own() -> None:
     job = prepare(MODEL, [PROMPTS[1]], max_new_tokens=20)
     session = Session(MODEL, 1)
     collect(job, run(job, session))
-    assert session.n_passes == 20
+    assert session.costs.n_passes == 20
 
 
 def test_speculation_compiles_once_for_all_texts() -> None:
@@ -174,7 +175,11 @@ def test_a_conversation_goes_on_after_speculation() -> None:
         session = Session(MODEL, 1)
         text = list(PROMPTS[2])
         for turn in range(3):
-            session.start([text], rule, cfg, GenerateConfig(max_new_tokens=37, speculate=n_draft))
+            session.start(
+                GenerationRequest(
+                    MODEL, [text], rule, cfg, GenerateConfig(max_new_tokens=37, speculate=n_draft)
+                )
+            )
             while session.running:
                 records = session.advance()
                 text += records.token_B[records.live_B].tolist()
