@@ -257,9 +257,8 @@ class _Search:
         self.branches += branches
         self.results += results
         self.row_passes += self._session.costs.row_passes_B.tolist()
-        own = [
-            len(branch.records) - branch.position for branch in branches
-        ]  # given, and shared with no other
+        # What was given to a path and is shared with no other was computed for it too.
+        own = [len(branch.records) - branch.position for branch in branches]
         self.computed += [int(n) + m for n, m in zip(self._session.costs.computed_B, own, strict=True)]
 
     def _may_stop(self, results: Sequence[Result]) -> bool:
