@@ -12,7 +12,7 @@ from entropix.decoding import backtracking, branching
 from entropix.decoding.request import GenerationRequest, check_prompts
 from entropix.decoding.session import Session
 from entropix.decoding.state import StepRecord
-from entropix.prompts import Message
+from entropix.prompts import Message, token_ids
 from entropix.records import token_record
 from entropix.results import FinishReason, Result, TokenEvent, add
 from entropix.samplers import Sampler
@@ -56,7 +56,7 @@ def prepare(
     cfg = config.from_mapping(GenerateConfig, options, "generation")
     if "" in cfg.stop:
         raise ValueError("generation: a stop string must not be empty")
-    several = cast(list[Prompt], [prompts] if _is_one(prompts) else list(prompts))
+    several = _several(prompts)
     prompt_ids = [
         encode_prompt(model, p, system=system, raw=raw, allow_special=allow_special) for p in several
     ]
@@ -132,8 +132,8 @@ def encode_prompt(
             return model.tokenizer.encode_text(prompt, allow_special)
         opening = [] if system is None else [Message(role="system", content=system)]
         prompt = [*opening, Message(role="user", content=prompt)]
-    if isinstance(prompt[0], int):
-        return [int(token) for token in cast(Sequence[int], prompt)]
+    if not isinstance(prompt[0], Mapping):
+        return token_ids(prompt, "a prompt")
     messages = cast(Sequence[Message], prompt)
     return encode_chat(model.chat_template, model.tokenizer, messages, allow_special=allow_special)
 
@@ -218,5 +218,12 @@ def _row_events(job: GenerationRequest, row: int, text: RowText, chunk: StepReco
             return
 
 
-def _is_one(prompts: Any) -> bool:
-    return isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], int | Mapping))
+def _several(prompts: Any) -> list[Prompt]:
+    """One prompt or several, as a list: of arrays the last axis is a prompt's tokens."""
+    if isinstance(prompts, str):
+        return [prompts]
+    if getattr(prompts, "ndim", 1) == 0 or not isinstance(prompts, Iterable):
+        token_ids(prompts, "a prompt")
+    listed = list(prompts)
+    is_one = len(listed) > 0 and getattr(listed[0], "ndim", 0) == 0 and not isinstance(listed[0], Sequence)
+    return [listed] if is_one else listed

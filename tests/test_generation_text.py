@@ -3,8 +3,10 @@
 import itertools
 import json
 from pathlib import Path
+from typing import Any
 
 import folders
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -272,3 +274,29 @@ def test_a_mapping_replaces_single_numbers_of_the_preset(toy_model: Model) -> No
     assert (job.sampler_config.temp, job.sampler_config.min_p) == (1.0, 0.25)
     with pytest.raises(ValueError, match="sampler config: unknown field 'minp'; did you mean 'min_p'"):
         prepare(toy_model, [[1]], sampler="min-p", sampler_config={"minp": 0.25})
+
+
+@pytest.mark.parametrize(
+    ("prompts", "expected"),
+    [
+        (np.array([1, 2], np.int64), [[1, 2]]),
+        (np.array([[1, 2], [3, 4]], np.uint8), [[1, 2], [3, 4]]),
+        (jnp.array([1, 2]), [[1, 2]]),
+        ([np.int64(1), np.int32(2)], [[1, 2]]),
+        ([np.array([1, 2]), jnp.array([3])], [[1, 2], [3]]),
+        ([jnp.int32(1), jnp.int32(2)], [[1, 2]]),
+        (((1, 2), (3,)), [[1, 2], [3]]),
+        (range(1, 4), [[1, 2, 3]]),
+    ],
+)
+def test_token_ids_may_come_in_any_kind_of_sequence(toy_model: Model, prompts: Any, expected: Any) -> None:
+    found = prepare(toy_model, prompts).prompt_ids
+    assert found == expected and {type(token) for ids in found for token in ids} == {int}
+
+
+@pytest.mark.parametrize(
+    "prompts", [np.array([1.5, 2.0]), np.array([[[1]]]), np.array(3), [1.0, 2.0], [None], 5, [[1, "a"]]]
+)
+def test_what_is_neither_text_nor_tokens_is_one_sentence(toy_model: Model, prompts: Any) -> None:
+    with pytest.raises(ValueError, match="^[^\n]*token ids[^\n]*$"):
+        prepare(toy_model, prompts)

@@ -12,6 +12,7 @@ import tiktoken
 
 from entropix.checkpoint.tokenizer_files import read_vocabulary
 from entropix.files import read_json
+from entropix.prompts import token_ids
 
 # What an id without a token decodes to: models often have more rows in their embedding than there are tokens.
 NO_TOKEN = "\N{REPLACEMENT CHARACTER}".encode()
@@ -51,7 +52,7 @@ class Tokenizer:
         """The ids of a text from its beginning, with the vocabulary's beginning-of-text tokens, or none for no text;
         ids as they are."""
         if not isinstance(text, str):
-            return [int(token) for token in text]
+            return token_ids(text, "a text")
         return [*self.bos_ids, *self.encode(text, allow_special)] if text else []
 
     def encode(self, text: str, allow_special: bool = False) -> list[int]:

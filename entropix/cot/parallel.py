@@ -266,7 +266,8 @@ class _Search:
         unfinished = {i for i, result in enumerate(results) if result.finish == FinishReason.RUNNING}
         if not (unfinished and self.plan.select == VOTE and self.plan.stop_early):
             return False
-        found = [None if i in unfinished else self.path_of(result).answer for i, result in enumerate(results)]
+        paths = [None if i in unfinished else self.path_of(result) for i, result in enumerate(results)]
+        found = [path.answer if path is not None and path.ended else None for path in paths]
         return selection.is_decided(found, unfinished)
 
     def path_of(self, result: Result) -> Path:
@@ -288,6 +289,7 @@ class _Search:
             margin_T=_numbers(result, "margin", 0.0),
             self_certainty_T=_numbers(result, "self_certainty", math.inf),
             confidence_T=[_confidence(record) for record in result.records],
+            ended=result.finish in (FinishReason.STOP_TOKEN, FinishReason.STOP_STRING),
         )
 
     def _is_uncertain(self, record: TokenRecord) -> bool:
