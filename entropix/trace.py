@@ -25,15 +25,16 @@ from typing import Any, NamedTuple
 import jax
 
 import entropix
-from entropix import config, sharding
+from entropix import config, samplers, sharding
 from entropix.checkpoint.hf_folder import read_config
 from entropix.checkpoint.loading import Model
 from entropix.checkpoint.tensors import DTYPES, stored_tensors
-from entropix.config import GenerateConfig, SamplerConfig
+from entropix.config import GenerateConfig
 from entropix.decoding.request import GenerationRequest
 from entropix.files import read_text, write_text
 from entropix.metrics import Metrics
 from entropix.results import FinishReason, Result
+from entropix.samplers.rule_files import RuleFile
 
 FORMAT, VERSION = "entropix-trace", 1
 SAMPLED_BYTES = 4096  # of each tensor; see `fingerprint`
@@ -51,6 +52,7 @@ HEADER = {
     "sampler": "string",
     "strategies": "list of strings",
     "sampler_config": "object",
+    "sampler_source": "object or null",
     "generation": "object",
     "rows": "string",
     "prompts": "list of objects",
@@ -59,6 +61,7 @@ HEADER = {
 }
 MODEL = {"name": "string", "config": "object", "dtype": "string", "fingerprint": "string"}
 PROMPT = {"token_ids": "list of integers", "text": "string"}
+SAMPLER_SOURCE = dict.fromkeys(RuleFile._fields, "string")
 SELECTION = {"fork": "string", "select": "string", "extract": "string", "decided_early": "boolean"}
 PATH = {
     "parent": "integer or null",
@@ -107,6 +110,7 @@ END = {
 }
 ADDED = frozenset(
     {
+        "sampler_source",
         "mesh",
         "rows",
         "selection",
@@ -143,12 +147,16 @@ class Trace(NamedTuple):
 
     @property
     def options(self) -> dict[str, Any]:
-        """The keyword arguments of `entropix.generate` that repeat the generation."""
-        sampler_config = config.from_mapping(SamplerConfig, self.header["sampler_config"], "sampler_config")
+        """The keyword arguments of `entropix.generate` that repeat the generation.
+
+        Raises a ValueError for a rule whose file is gone or has changed.
+        """
+        head = self.header
+        sampler = samplers.recorded(head["sampler"], head["sampler_config"], head.get("sampler_source"))
         generation = config.from_mapping(GenerateConfig, self.header["generation"], "generation")
         return {
-            "sampler": self.header["sampler"],
-            "sampler_config": sampler_config,
+            "sampler": sampler.name if sampler.source is None else sampler,
+            "sampler_config": sampler.numbers,
             **{field.name: getattr(generation, field.name) for field in dataclasses.fields(generation)},
         }
 
@@ -204,6 +212,7 @@ def header(job: GenerationRequest, rows: str = BATCH) -> dict[str, Any]:
         "sampler": job.sampler.name,
         "strategies": list(job.sampler.strategies),
         "sampler_config": dataclasses.asdict(job.sampler_config),
+        "sampler_source": None if job.sampler_source is None else job.sampler_source._asdict(),
         "generation": dataclasses.asdict(job.config),
         "rows": rows,
         "prompts": [{"token_ids": ids, "text": job.model.tokenizer.decode(ids)} for ids in job.prompt_ids],
@@ -276,6 +285,8 @@ def _check_header(head: dict[str, Any], where: str) -> None:
         )
     _check(head, HEADER, where)
     _check(head["model"], MODEL, where, "model.")
+    if head.setdefault("sampler_source", None) is not None:
+        _check(head["sampler_source"], SAMPLER_SOURCE, where, "sampler_source.")
     for i, prompt in enumerate(head["prompts"]):
         _check(prompt, PROMPT, where, f"prompts[{i}].")
     _check_choice(head.setdefault("rows", BATCH), (BATCH, TURNS), "rows", where)
@@ -359,6 +370,7 @@ _TYPES: dict[str, Callable[[Any], bool]] = {
     "string or null": lambda value: value is None or isinstance(value, str),
     "number or null": _is_number,
     "object": lambda value: isinstance(value, dict),
+    "object or null": lambda value: value is None or isinstance(value, dict),
     "list of strings": _list_of(lambda value: isinstance(value, str)),
     "list of integers": _list_of(_is_integer),
     "list of numbers": _list_of(_is_number),

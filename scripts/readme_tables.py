@@ -12,10 +12,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from entropix.samplers.knobs import traced
+
 from entropix.config import GenerateConfig, SamplerConfig
 from entropix.presets import preset_names, read_preset
 from entropix.samplers import SAMPLERS, about, guarded
-from entropix.samplers.knobs import traced
 
 ROOT = Path(__file__).parent.parent
 CONFIGURATION, SAMPLERS_PAGE = ROOT / "docs" / "configuration.md", ROOT / "docs" / "samplers.md"

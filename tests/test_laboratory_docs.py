@@ -6,9 +6,9 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from entropix.samplers.knobs import traced
 
 from entropix.samplers import SAMPLERS, Sampler, guarded
-from entropix.samplers.knobs import traced
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "samplers.md").read_text(encoding="utf-8")
