@@ -16,7 +16,6 @@ from entropix.decoding.sample_step import RecordOptions, RowState, StepRecord
 from entropix.generation import generate
 from entropix.metrics import Metrics
 from entropix.model.kv_cache import empty_cache, empty_recent
-from entropix.presets import read_preset
 from entropix.samplers.base import Candidates, SampleInfo
 
 
@@ -79,7 +78,7 @@ def traced(model, extras: RecordOptions) -> tuple[StepRecord, str]:
         empty_cache(cfg, 2, 16, jnp.float32),
         state,
         jnp.asarray(4, jnp.int32),
-        inputs.device_config(read_preset("top-p")[1]),
+        inputs.device_config(samplers.resolve("top-p").numbers),
     )
 
     def chunk(*arguments):

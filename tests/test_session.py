@@ -7,11 +7,12 @@ import pytest
 import toy
 
 from entropix import samplers
-from entropix.config import GenerateConfig, SamplerConfig
+from entropix.config import GenerateConfig
 from entropix.decoding import loop
 from entropix.decoding.session import Session
 from entropix.generation import collect, generate, prepare, run
 from entropix.results import FinishReason
+from entropix.samplers.entropix import SamplerConfig
 
 
 def tokens(results):

@@ -11,11 +11,12 @@ import pytest
 import toy
 
 from entropix import samplers
-from entropix.config import GenerateConfig, SamplerConfig
+from entropix.config import GenerateConfig
 from entropix.decoding import loop, session
 from entropix.decoding.session import Session
 from entropix.generation import collect, generate, prepare, run
 from entropix.results import Result
+from entropix.samplers.entropix import SamplerConfig
 from entropix.tpu import hlo
 
 # Two key/value heads, which four and eight devices have twice and four times; all else is divided.

@@ -18,10 +18,11 @@ import entropix
 from entropix import files, generation, trace
 from entropix.checkpoint import loading
 from entropix.checkpoint.loading import Model
-from entropix.config import GenerateConfig, SamplerConfig
+from entropix.config import GenerateConfig
 from entropix.generation import GenerationRequest
 from entropix.metrics import Metrics
 from entropix.results import FinishReason, Result
+from entropix.samplers.entropix import SamplerConfig
 from entropix.sharding import Shape
 
 

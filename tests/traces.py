@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from entropix import trace
-from entropix.config import SamplerConfig
 from entropix.metrics import Metrics
-from entropix.samplers.entropix import STRATEGIES
+from entropix.samplers.entropix import STRATEGIES, SamplerConfig
 
 PROMPT = {"token_ids": [1, 2, 3], "text": "Why?"}
 

@@ -259,7 +259,9 @@ def sweep(grid: Grid, summaries: Sequence[Summary], fields: Sequence[str]) -> Pl
     """Measures over the one or two fields that were varied: lines, or heat maps."""
     subplots = shell.require("plotly.subplots", "the page")
     go = shell.require("plotly.graph_objects", "the page")
-    values = {name: list(dict.fromkeys(getattr(v.config, name) for v in grid.variants)) for name in fields}
+    values = {
+        name: list(dict.fromkeys(getattr(v.sampler.numbers, name) for v in grid.variants)) for name in fields
+    }
     figure = subplots.make_subplots(rows=2, cols=2, subplot_titles=_MAPPED)
     for i, measure in enumerate(_MAPPED):
         place = {"row": 1 + i // 2, "col": 1 + i % 2}

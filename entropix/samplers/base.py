@@ -60,8 +60,8 @@ class Sampler(NamedTuple):
     none. It runs on the host; `prompts` are token ids, `encode` turns text into them.
     `step(key_B, state, context, cfg)` returns (token_B int32, state, SampleInfo, the Candidates that one draw was made
     from). It is pure, traced under `jit`, treats rows independently and takes all its randomness from the row's key.
-    `config` is the dataclass of the rule's numbers, which `cfg` is one of: a subclass of `RuleConfig`, whose own numbers
-    alone will do for a rule that has none.
+    `config` is the dataclass of the rule's numbers, which `cfg` is one of: a subclass of `RuleConfig`, or that itself
+    for a rule without numbers.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""What a user names, resolved once: a rule with its numbers, which then travels to whoever draws, writes or compares."""
+"""What a user names, resolved once: a rule with its numbers, which travels to whoever draws, writes or compares."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -71,14 +71,14 @@ def resolve(
 def recorded(
     name: str, numbers: Mapping[str, Any], source: Mapping[str, str] | None = None
 ) -> ResolvedSampler:
-    """What a trace or a grid's results say that was used: numbers that the rule does not have are left out.
+    """What a trace or a grid's results say that was used: numbers that only other rules have are left out.
 
     Raises a ValueError for a rule whose file is gone or has changed.
     """
     came_from = None if source is None else RuleFile(**{field: source[field] for field in RuleFile._fields})
     rule = registry.get(name) if came_from is None else rule_files.load_recorded(came_from)
     own = {field.name for field in dataclasses.fields(rule.config)}
-    values = {field: value for field, value in numbers.items() if field in own}
+    values = {field: value for field, value in numbers.items() if field in own or not registry.users(field)}
     return ResolvedSampler(name, rule, config.from_mapping(rule.config, values, "sampler_config"), came_from)
 
 

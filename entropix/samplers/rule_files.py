@@ -66,7 +66,8 @@ def load_recorded(source: RuleFile) -> Sampler:
         raise ValueError(f"{source.file}: the file of the rule {source.object} is not there; put it back")
     if hashlib.sha256(read_bytes(path)).hexdigest() != source.sha256:
         raise ValueError(
-            f"{path}: not the file that the rule {source.object} came from (sha256 {source.sha256[:12]}…); it has changed"
+            f"{path}: not the file that the rule {source.object} came from: its sha256 is not "
+            f"{source.sha256[:12]}..., so it has changed"
         )
     return load(f"{path}:{source.object}")[0]
 
