@@ -136,6 +136,7 @@ class Command(NamedTuple):
 
     flags: Flags
     sampler: ResolvedSampler  # with the numbers that flags gave
+    given: tuple[str, ...]  # flags that are no general ones, as fields
     generation: GenerateConfig
     plan: Plan | None  # of several paths
     color: coloring.Choice
@@ -148,6 +149,7 @@ def main(args: Sequence[str] | None = None, prog: str = _PROG) -> None:
     """
     command = parse(sys.argv[1:] if args is None else args, prog)
     flags, plan = command.flags, command.plan
+    samplers.check_guard(command.given, command.sampler.numbers, "flags", cli.spelled)
     cli.join(flags, apart=["seed"])
     seed = distributed.from_first(lambda: flags.seed)
     asked = distributed.from_first(lambda: _read_prompts(flags))
@@ -254,12 +256,12 @@ def parse(args: Sequence[str], prog: str = _PROG) -> Command:
     flags: Any = cli.parse(_all_flags(sampler), args, prog, _DESCRIPTION)
     numbers = {name: getattr(flags.sampler, name) for name in vars(sampler.numbers)}
     sampler = sampler.changed(numbers, "flags")
-    samplers.check_guard(of_rules, sampler.numbers, "flags", cli.spelled)
     plan = read_plan(flags.paths)
     _check(flags, plan)
     return Command(
         flags=flags,
         sampler=sampler,
+        given=tuple(of_rules),
         generation=_generation(flags),
         plan=plan,
         color=coloring.read_choice(flags.color),

@@ -24,7 +24,7 @@ CONFIGURATION, SAMPLERS_PAGE = ROOT / "docs" / "configuration.md", ROOT / "docs"
 # ----- docs/configuration.md --------------------------------------------------------------------------------
 
 
-def fields_table(cls: type) -> str:
+def fields_table(cls: Any) -> str:
     """One row a field: name, default, range with unit, meaning. A field that is a config has a table of its own."""
     rows, parts = ["| field | default | range | meaning |", "|---|---|---|---|"], []
     fields = parameters(cls) if issubclass(cls, RuleConfig) else dataclasses.fields(cls)

@@ -404,3 +404,12 @@ def test_a_config_field_that_is_not_known_is_an_error_when_repeating(path: Path)
     rewrite(path, lines)
     with pytest.raises(ValueError, match="sampler_config: unknown field 'tmep'; did you mean 'temp'"):
         _ = trace.read(path).options
+
+
+def test_numbers_of_other_rules_in_a_trace_of_before_are_left_out(path: Path) -> None:
+    lines = lines_of(path)
+    before = trace.read(path).options
+    lines[0]["sampler_config"] |= {"typical_p": 0.95, "placebo_flow": 0.008}
+    del lines[0]["sampler_source"]
+    rewrite(path, lines)
+    assert trace.read(path).options == before
