@@ -237,7 +237,7 @@ def test_a_fitted_preset_is_read_back_and_says_what_it_was_fitted_on(
         *("--weights", toy_folder, "--max-new-tokens", "8", "--flow", "0.2", "--out", str(out))
     )
     assert (code, errors) == (0, "")
-    rule, cfg = (found := samplers.resolve(str(out))).name, found.numbers
+    rule, cfg = (fitted_file := samplers.resolve(str(out))).name, fitted_file.numbers
     assert rule == "entropix"
     reference = samplers.resolve("entropix").numbers
     fitted = {name: getattr(cfg, name) for name in Thresholds._fields}
@@ -362,3 +362,11 @@ def test_on_the_default_model_only_the_fitted_thresholds_clarify(real_model: Mod
     assert occupancy(metrics, samplers.resolve("entropix").numbers)["clarify"] == 0
     fitted = occupancy(metrics, samplers.resolve(SHIPPED).numbers)
     assert all(share > 0.01 for share in fitted.values()), fitted
+
+
+def test_a_rule_without_the_thresholds_is_refused(command: Callable[..., tuple[int, str, str]]) -> None:
+    code, out, errors = command("--sampler", "min-p", "--prompts", "none.txt")
+    assert (code, out) == (1, "")
+    assert (
+        "a calibration fits the five thresholds of entropix and its like, but min-p has no low_ent" in errors
+    )
