@@ -13,6 +13,7 @@ import reference
 import toy
 from scipy import stats
 
+from entropix import samplers
 from entropix.metrics import Metrics
 from entropix.samplers import SAMPLERS, SampleInfo, SamplerInputs
 from entropix.samplers.entropix import STRATEGIES, SamplerConfig, Strategy
