@@ -13,13 +13,15 @@ import pytest
 import entropix
 from entropix import generation, samplers
 from entropix.checkpoint.loading import Model
-from entropix.config import GenerateConfig, SamplerConfig
+from entropix.config import GenerateConfig
 from entropix.decoding.sample_step import StepRecord
 from entropix.generation import GenerationRequest, encode_prompt, prepare
 from entropix.metrics import Metrics
 from entropix.records import token_record
 from entropix.results import FinishReason, Result, TokenEvent, add
 from entropix.samplers import SampleInfo
+from entropix.samplers.baselines import MinPConfig
+from entropix.samplers.entropix import SamplerConfig
 from entropix.stream_text import StopStrings
 
 IM_START, IM_END = 257, 258
@@ -188,8 +190,8 @@ def test_one_stop_string_may_be_given_as_such(chat_model: Model) -> None:
 
 
 def test_a_sampler_config_replaces_the_numbers_of_the_preset_and_not_its_rule(chat_model: Model) -> None:
-    job = prepare(chat_model, "Hi", sampler="min-p", sampler_config=SamplerConfig(min_p=0.2))
-    assert job.sampler is samplers.MIN_P
+    job = prepare(chat_model, "Hi", sampler="min-p", sampler_config=MinPConfig(min_p=0.2))
+    assert job.sampler is samplers.SAMPLERS["min-p"]
     assert job.sampler_config.min_p == 0.2
     assert prepare(chat_model, "Hi", sampler="min-p").sampler_config.min_p == 0.1
 
@@ -221,7 +223,9 @@ def chunk(row: dict[str, float], other: float = 7.0) -> StepRecord:
 
 
 def job_of(model: Model) -> GenerationRequest:
-    return GenerationRequest(model, [[1], [2]], samplers.ENTROPIX, SamplerConfig(), GenerateConfig())
+    return GenerationRequest(
+        model, [[1], [2]], samplers.SAMPLERS["entropix"], SamplerConfig(), GenerateConfig()
+    )
 
 
 def test_a_record_is_its_rows_numbers_as_plain_values(chat_model: Model) -> None:
@@ -298,5 +302,5 @@ def test_token_ids_may_come_in_any_kind_of_sequence(toy_model: Model, prompts: A
     "prompts", [np.array([1.5, 2.0]), np.array([[[1]]]), np.array(3), [1.0, 2.0], [None], 5, [[1, "a"]]]
 )
 def test_what_is_neither_text_nor_tokens_is_one_sentence(toy_model: Model, prompts: Any) -> None:
-    with pytest.raises(ValueError, match="^[^\n]*token ids[^\n]*$"):
+    with pytest.raises(ValueError, match=r"^[^\n]*token ids[^\n]*$"):
         prepare(toy_model, prompts)

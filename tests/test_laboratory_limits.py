@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import reference
 import test_laboratory as laboratory
+from every_number import EveryNumber as SamplerConfig
 from scipy import stats
 from test_laboratory import BATCH, CFG, LOGITS_BV, METRICS, VOCABULARY, run
 
-from entropix.config import SamplerConfig
 from entropix.metrics import Metrics
 from entropix.samplers import SAMPLERS
 
