@@ -43,4 +43,4 @@ def test_the_attention_of_a_sentence_is_printed_token_by_token(
 def test_a_rule_of_ones_own_answers_beside_two_built_in_ones(toy_folder: str) -> None:
     answers = load("my_rule").main(n=6, name_or_folder=toy_folder)
     assert list(answers) == ["careful", "min-p", "greedy"]
-    assert answers["careful"] != answers["greedy"] and len(answers["careful"]) == 2
+    assert answers["careful"] == answers["greedy"] != answers["min-p"]  # the toy's tokens are always close
