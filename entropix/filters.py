@@ -47,8 +47,8 @@ def chain(logits_BV: Array, settings: SamplingParams) -> Array:
 
 
 def temperature(logits_BV: Array, temperature_B: Array | float) -> Array:
-    """logits / T, for T > 0."""
-    return logits_BV / _column(temperature_B)
+    """logits / T, for T > 0; the largest float where that would be infinite, since infinite logits have no softmax."""
+    return jnp.minimum(logits_BV / _column(temperature_B), jnp.finfo(jnp.float32).max)
 
 
 def min_p(logits_BV: Array, ratio_B: Array | float) -> Array:

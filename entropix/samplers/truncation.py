@@ -137,9 +137,13 @@ def top_n_sigma(logits_BV: Array, cfg: TopNSigmaConfig) -> Array:
     below_BV = logits_BV - jnp.max(logits_BV, axis=-1, keepdims=True)
     finite_BV = below_BV > -jnp.inf
     n_tokens_B = jnp.sum(finite_BV, axis=-1).astype(jnp.float32)
-    mean_B = total(jnp.where(finite_BV, below_BV, 0)) / n_tokens_B
-    deviation_BV = jnp.where(finite_BV, below_BV - mean_B[:, None], 0)
-    sigma_B = jnp.sqrt(contract(deviation_BV, deviation_BV) / n_tokens_B)
+    counted_BV = jnp.where(finite_BV, below_BV, 0)
+    # Divided by a power of two, which changes no digit, so that no sum and no square is infinite.
+    _, exponent_B = jnp.frexp(jnp.max(-counted_BV, axis=-1))
+    scaled_BV = jnp.ldexp(counted_BV, -exponent_B[:, None])
+    mean_B = total(scaled_BV) / n_tokens_B
+    deviation_BV = jnp.where(finite_BV, scaled_BV - mean_B[:, None], 0)
+    sigma_B = jnp.ldexp(jnp.sqrt(contract(deviation_BV, deviation_BV) / n_tokens_B), exponent_B)
     return below_BV >= -cfg.top_n_sigma * sigma_B[:, None]
 
 
