@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from entropix.inspection import Forward, forward
     from entropix.own_metrics import Metric
     from entropix.own_metrics import register as register_metric
+    from entropix.own_metrics import unregister as unregister_metric
     from entropix.results import FinishReason, Result, TokenEvent
     from entropix.samplers.entropix import SamplerConfig
 
@@ -39,6 +40,7 @@ __all__ = [
     "load",
     "register_metric",
     "stream",
+    "unregister_metric",
 ]
 
 PACKAGE_ROOT = Path(__file__).parent
@@ -57,6 +59,7 @@ _HOME = {
     "forward": "inspection",
     "Metric": "own_metrics",
     "register_metric": "own_metrics:register",
+    "unregister_metric": "own_metrics:unregister",
 }
 
 

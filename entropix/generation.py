@@ -138,35 +138,35 @@ def stream(model: Model, prompts: Prompt | Sequence[Prompt], **options: Any) -> 
 
 def generate(model: Model, prompts: Prompt | Sequence[Prompt], **options: Any) -> list[Result]:
     """One `Result` a prompt, all rows computed as one batch. Options: see `prepare`."""
-    job = prepare(model, prompts, **options)
-    return collect(job, run(job))
+    request = prepare(model, prompts, **options)
+    return collect(request, run(request))
 
 
-def collect(job: GenerationRequest, events: Iterable[TokenEvent]) -> list[Result]:
-    """The stream of a job, joined into results."""
-    results = [Result(prompt_ids) for prompt_ids in job.prompt_ids]
+def collect(request: GenerationRequest, events: Iterable[TokenEvent]) -> list[Result]:
+    """The stream of a request, joined into results."""
+    results = [Result(prompt_ids) for prompt_ids in request.prompt_ids]
     for event in events:
         add(results, event)
     return results
 
 
-def run(job: GenerationRequest, session: Session | None = None) -> Iterator[TokenEvent]:
-    """The events of a job. A session of an earlier job keeps its cache for prompts that begin like its text."""
-    session = session or Session(job.model, len(job.prompt_ids))
-    session.start(job)
-    texts = [RowText(job) for _ in job.prompt_ids]
-    for row, (text, n_forced) in enumerate(zip(texts, job.forced_prefix, strict=False)):
-        event = _opening(text, row, job.prompt_ids[row][-n_forced:] if n_forced else [])
+def run(request: GenerationRequest, session: Session | None = None) -> Iterator[TokenEvent]:
+    """The events of a request. A session of an earlier request keeps its cache for prompts that begin like its text."""
+    session = session or Session(request.model, len(request.prompt_ids))
+    session.start(request)
+    texts = [RowText(request) for _ in request.prompt_ids]
+    for row, (text, n_forced) in enumerate(zip(texts, request.forced_prefix, strict=False)):
+        event = _opening(text, row, request.prompt_ids[row][-n_forced:] if n_forced else [])
         yield event
         if text.ended:
             session.end([row])
     n_done = 0
     while session.running:
-        chunk = session.advance(_until_next_look(job.config, n_done))
+        chunk = session.advance(_until_next_look(request.config, n_done))
         n_done += int(chunk.live_B.sum(axis=0).max())  # not the places of drafts that were wrong
         stopped = set()
         for row, text in enumerate(texts):
-            for event in _row_events(job, row, text, chunk):
+            for event in _row_events(request, row, text, chunk):
                 yield event
                 if event.finish == FinishReason.STOP_STRING:
                     stopped.add(row)
@@ -190,11 +190,13 @@ def _opening(text: RowText, row: int, tokens: Sequence[int]) -> TokenEvent:
     return TokenEvent(row, shown, None, FinishReason.RUNNING)
 
 
-def _row_events(job: GenerationRequest, row: int, text: RowText, chunk: StepRecord) -> Iterator[TokenEvent]:
+def _row_events(
+    request: GenerationRequest, row: int, text: RowText, chunk: StepRecord
+) -> Iterator[TokenEvent]:
     """The events of one row in one chunk."""
     for i in range(len(chunk.token_B)):
         finish = FinishReason(int(chunk.finish_B[i, row]))
-        record = token_record(job, chunk, i, row) if chunk.live_B[i, row] else None
+        record = token_record(request, chunk, i, row) if chunk.live_B[i, row] else None
         for settled, ending in text.settle(record, finish):
             if text.ended:
                 return

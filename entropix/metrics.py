@@ -39,7 +39,7 @@ class Metrics(NamedTuple):
     logits_entropy: Array
     """H = -Σ p log2 p, in [0, log2 V] bits (Shannon 1948)."""
     logits_varentropy: Array
-    """Σ p (log2 p + H)²: the variance of a token's surprise, in bits² (Kontoyiannis & Verdú 2013)."""
+    """Σ p (log2 p + H)²: the variance of a token's surprisal, in bits² (Kontoyiannis & Verdú 2013)."""
     attn_entropy: Array
     """Mean over layers and heads of E_lh = -Σ_j a_lhj log2 a_lhj, in bits."""
     attn_varentropy: Array
@@ -73,7 +73,7 @@ class Metrics(NamedTuple):
 def measure(logits_BTV: Array, attention: AttentionScores) -> Metrics:
     """All metrics at every query position, each `[B, T]`.
 
-    Shapes: logits `[B, T, V]` float32 with at least two tokens in the vocabulary; attention as `model.forward`
+    Shapes: logits `[B, T, V]` float32 with at least two tokens in the vocabulary; attention as `transformer.forward`
     returns it. A row with NaN logits gets NaN; its neighbours are not touched.
     """
     token = softmax_parts(logits_BTV)

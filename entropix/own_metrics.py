@@ -9,9 +9,9 @@
 
     entropix.register_metric(entropix.Metric("two_likeliest", two_likeliest))
 
-From then on every generation computes it, whatever the sampler; it is in records, traces, colours, statistics and
-reports, and a rule finds it as `seen.own["two_likeliest"]`. Installed packages may offer metrics through the entry
-point `entropix.metrics`, whose objects are `Metric`s.
+From then on (until `entropix.unregister_metric`) every generation computes it, whatever the sampler; it is in records,
+traces, colours, statistics and reports, and a rule finds it as `seen.own["two_likeliest"]`. Installed packages may
+offer metrics through the entry point `entropix.metrics`, whose objects are `Metric`s.
 """
 
 import functools
@@ -28,32 +28,13 @@ if (
     from entropix.metrics import AttentionScores
 
 ENTRY_POINT = "entropix.metrics"
-_TAKEN = (  # by what a record has besides metrics
-    *(
-        "row",
-        "step",
-        "id",
-        "text",
-        "bytes",
-        "strategy",
-        "temperature",
-        "top_p",
-        "top_k",
-        "min_p",
-        "kept",
-        "logprob",
-    ),
-    *(
-        "draw_logprob",
-        "score",
-        "injected",
-        "alternatives",
-        "head_entropies",
-        "branches",
-        "taken_back",
-        "finish",
-    ),
-)
+# What a record has besides metrics.
+# fmt: off
+_TAKEN = frozenset((
+    "row", "step", "id", "text", "bytes", "strategy", "temperature", "top_p", "top_k", "min_p", "kept", "logprob",
+    "draw_logprob", "score", "injected", "alternatives", "head_entropies", "branches", "taken_back", "finish",
+))
+# fmt: on
 
 
 class Metric(NamedTuple):
@@ -92,7 +73,7 @@ def register(metric: Metric) -> Metric:
     whole = metric._replace(
         title=metric.title or metric.name.replace("_", " "), meaning=metric.meaning or summary
     )
-    if _registered.get(metric.name, whole) != whole or metric.name in (*Metrics._fields, *_TAKEN):
+    if _registered.get(metric.name, whole) != whole or metric.name in _TAKEN.union(Metrics._fields):
         raise ValueError(f"metric {metric.name!r}: this name is taken; choose another one")
     if not metric.low < metric.high:
         raise ValueError(f"metric {metric.name!r}: low ({metric.low}) must be below high ({metric.high})")

@@ -13,22 +13,28 @@ from entropix.results import TokenRecord
 
 def token_record(request: GenerationRequest, chunk: StepRecord, i: int, row: int) -> TokenRecord:
     """Step i of a chunk as plain Python values. What is not finite becomes None, for which JSON has a word."""
-    info = {name.removesuffix("_B"): _plain(value[i, row]) for name, value in chunk.info._asdict().items()}
+    info = {
+        name.removesuffix("_B"): plain_number(value[i, row]) for name, value in chunk.info._asdict().items()
+    }
     info["strategy"] = request.sampler.strategies[info["strategy"]]
-    metrics = {name: _plain(value[i, row]) for name, value in chunk.metrics._asdict().items()}
-    own = {name: _plain(value[i, row]) for name, value in (chunk.own_metrics or {}).items()}
+    metrics = {name: plain_number(value[i, row]) for name, value in chunk.metrics._asdict().items()}
+    own = {name: plain_number(value[i, row]) for name, value in (chunk.own_metrics or {}).items()}
     record = {**_token(request.model.tokenizer, int(chunk.token_B[i, row])), **info, **metrics, **own}
     if chunk.alternatives is not None:
         columns = (column[i, row] for column in chunk.alternatives)
         record["alternatives"] = [
-            {**_token(request.model.tokenizer, int(token)), "logprob": _plain(p), "draw_logprob": _plain(q)}
+            {
+                **_token(request.model.tokenizer, int(token)),
+                "logprob": plain_number(p),
+                "draw_logprob": plain_number(q),
+            }
             for token, p, q in zip(*columns, strict=True)
         ]
     if chunk.paths is not None and chunk.paths.forked_B[i, row]:
         record["branches"] = _branches(request, jax.tree.map(lambda leaf: leaf[i, row], chunk.paths))
     if chunk.head_entropy_BLN is not None:
         record["head_entropies"] = [
-            [_plain(bits) for bits in layer] for layer in chunk.head_entropy_BLN[i, row]
+            [plain_number(bits) for bits in layer] for layer in chunk.head_entropy_BLN[i, row]
         ]
     return record
 
@@ -41,8 +47,8 @@ def _branches(request: GenerationRequest, paths: Paths) -> list[dict[str, Any]]:
         {
             "ids": ids[c],
             "text": request.model.tokenizer.decode(ids[c]),
-            "logprobs": [_plain(p) for p in paths.logprob_BCD[c, :n]],
-            "score": _plain(paths.score_BC[c]),
+            "logprobs": [plain_number(p) for p in paths.logprob_BCD[c, :n]],
+            "score": plain_number(paths.score_BC[c]),
             "chosen": bool(c == paths.best_B),
         }
         for c, n in enumerate(lengths)
@@ -55,6 +61,7 @@ def _token(tokenizer: Tokenizer, token: int) -> TokenRecord:
     return {"id": token, "text": tokenizer.decode([token]), "bytes": list(tokenizer.token_bytes(token))}
 
 
-def _plain(value: Any) -> Any:
+def plain_number(value: Any) -> Any:
+    """A number of numpy's as Python's; None for what is not finite."""
     number = value.item()
     return None if isinstance(number, float) and not math.isfinite(number) else number

@@ -115,9 +115,9 @@ def _repeat(
     model: Model, session: Session | None, expected: Sequence[Result], options: dict[str, Any]
 ) -> Difference | None:
     """The first difference of rows that were generated together."""
-    job = prepare(model, [result.prompt_ids for result in expected], **options)
+    request = prepare(model, [result.prompt_ids for result in expected], **options)
     repeated = [Result(result.prompt_ids) for result in expected]
-    events = Batches(job, session=session).run()
+    events = Batches(request, session=session).run()
     while not all(map(_is_complete, expected, repeated)):
         event = next(events)
         row = event.row

@@ -5,7 +5,7 @@ a position's numbers are those that decoding would have found there.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,12 +13,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from entropix import sharding
+from entropix import own_metrics, sharding
 from entropix.checkpoint.loading import Model
 from entropix.config import ModelConfig
 from entropix.decoding import loop
 from entropix.decoding.request import check_texts
-from entropix.metrics import Metrics
+from entropix.records import plain_number
 
 Record = dict[str, Any]
 
@@ -33,9 +33,9 @@ class Scored:
     """What the model made of one text.
 
     records: one flat dict a position: `position` (from 0), `id` and `text` of the token there, `next_id` and
-        `next_text` of the one after it, `logprob` (nats, of the next token under the model) and every field of
-        `metrics.Metrics` for the distribution of the next token. At the last position nothing is known to come next, so
-        these three are None, as are numbers that are not finite.
+        `next_text` of the one after it, `logprob` (nats, of the next token under the model), and every field of
+        `metrics.Metrics` and every metric of one's own for the distribution of the next token. At the last position
+        nothing is known to come next, so these three are None, as are numbers that are not finite.
     """
 
     token_ids: list[int]
@@ -122,6 +122,7 @@ def _read(model: Model, rows: Sequence[list[int]]) -> list[Scored]:
             jnp.asarray(np.clip(length_B - start, 0, width)),
             cache,
             cfg,
+            own_metrics.registered(),
         )
         pieces.append(jax.device_get(piece))
     logprob_BS, metrics_BS = jax.tree.map(lambda *parts: np.concatenate(parts, axis=1), *pieces)
@@ -133,11 +134,13 @@ def _read(model: Model, rows: Sequence[list[int]]) -> list[Scored]:
     ]
 
 
-def _scored(model: Model, tokens: list[int], logprob_S: np.ndarray, metrics_S: Metrics) -> Scored:
+def _scored(
+    model: Model, tokens: list[int], logprob_S: np.ndarray, metrics_S: Mapping[str, np.ndarray]
+) -> Scored:
     """Arrays, which may be longer than the text, as records."""
     texts = [model.tokenizer.decode([token]) for token in tokens]
-    followers = [*zip(tokens[1:], texts[1:], map(_plain, logprob_S), strict=False), (None, None, None)]
-    columns = {name: [_plain(x) for x in values] for name, values in metrics_S._asdict().items()}
+    followers = [*zip(tokens[1:], texts[1:], map(plain_number, logprob_S), strict=False), (None, None, None)]
+    columns = {name: [plain_number(x) for x in values] for name, values in metrics_S.items()}
     records = [
         {
             "position": i,
@@ -153,7 +156,3 @@ def _scored(model: Model, tokens: list[int], logprob_S: np.ndarray, metrics_S: M
         )
     ]
     return Scored(list(tokens), records)
-
-
-def _plain(value: np.floating) -> float | None:
-    return float(value) if np.isfinite(value) else None

@@ -158,7 +158,7 @@ def on(mesh: Mesh | None) -> Iterator[None]:
 def widened(cfg: ModelConfig, mesh: Mesh | None) -> ModelConfig:
     """The same model with as many key/value heads as there are devices on the axis `model`, if it has fewer.
 
-    Each is there several times, next to itself, and has accordingly fewer query heads; `weights.load` repeats them.
+    Each is there several times, next to itself, and has accordingly fewer query heads; `load_weights` repeats them.
     """
     n = 1 if mesh is None else mesh.shape[MODEL]
     return dataclasses.replace(cfg, n_kv_heads=cfg.n_kv_heads * _repeats(cfg, n))
@@ -204,11 +204,6 @@ def constrain(x: Array, *axes: str | None) -> Array:
     if mesh.empty:
         return x
     return jax.lax.with_sharding_constraint(x, dividing(x.shape, P(*axes), mesh))
-
-
-def replicate(tree: Any) -> Any:
-    """The same arrays, whole on every device."""
-    return jax.tree.map(constrain, tree)
 
 
 def n_shards(size: int) -> int:

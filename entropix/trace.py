@@ -98,18 +98,18 @@ class Trace(NamedTuple):
 
 def write(
     path: str | Path,
-    job: GenerationRequest,
+    request: GenerationRequest,
     results: Sequence[Result],
     turns: bool = False,
     selection: Mapping[str, Any] | None = None,
     paths: Sequence[Mapping[str, Any]] = (),
 ) -> None:
-    """Writes the trace of a job's results, one a prompt. Replaces a file of that name only when complete.
+    """Writes the trace of a request's results, one a prompt. Replaces a file of that name only when complete.
 
     turns: the results are those of a chat, generated one after the other, and not one batch.
     selection, paths: where the results are paths from one prompt, how one was chosen and what each is; see `PATH`.
     """
-    told = header(job, TURNS if turns else BATCH) | {"selection": selection or {}, "paths": list(paths)}
+    told = header(request, TURNS if turns else BATCH) | {"selection": selection or {}, "paths": list(paths)}
     lines = _lines(told, results)
     pieces = (json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n" for line in lines)
     write_text(path, pieces, "a trace")
@@ -135,20 +135,22 @@ def circumstances(model: Model) -> dict[str, Any]:
     }
 
 
-def header(job: GenerationRequest, rows: str = BATCH) -> dict[str, Any]:
-    """The first line of a job's trace."""
+def header(request: GenerationRequest, rows: str = BATCH) -> dict[str, Any]:
+    """The first line of a request's trace."""
     own = own_metrics.registered()
     return {
         "format": FORMAT,
         "version": VERSION,
-        **circumstances(job.model),
-        "sampler": job.sampler.name,
-        "strategies": list(job.sampler.strategies),
-        "sampler_config": dataclasses.asdict(job.sampler_config),
-        "sampler_source": None if job.sampler_source is None else job.sampler_source._asdict(),
-        "generation": dataclasses.asdict(job.config),
+        **circumstances(request.model),
+        "sampler": request.sampler.name,
+        "strategies": list(request.sampler.strategies),
+        "sampler_config": dataclasses.asdict(request.sampler_config),
+        "sampler_source": None if request.sampler_source is None else request.sampler_source._asdict(),
+        "generation": dataclasses.asdict(request.config),
         "rows": rows,
-        "prompts": [{"token_ids": ids, "text": job.model.tokenizer.decode(ids)} for ids in job.prompt_ids],
+        "prompts": [
+            {"token_ids": ids, "text": request.model.tokenizer.decode(ids)} for ids in request.prompt_ids
+        ],
         "selection": {},
         "paths": [],
         "metrics": [{"name": m.name, "title": m.title, "unit": m.unit, "meaning": m.meaning} for m in own],

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 
 import entropix
-from entropix import metric_labels, own_metrics, run_statistics, trace
+from entropix import metric_labels, own_metrics, run_statistics, scoring, trace
 from entropix.checkpoint.loading import Model
 from entropix.console import coloring
 from entropix.metrics import AttentionScores
 from entropix.own_metrics import Metric
+from entropix.score import table_lines
 
 PROMPTS = ["ab" * 12, "Why?"]
 
@@ -90,6 +91,15 @@ def test_trace_colours_statistics_and_page_show_it(
         assert "Probability of the two likeliest tokens together." in page.read_text()
     finally:
         entropix.register_metric(Metric("visible_keys", visible_keys, unit="keys", high=64.0))
+
+
+@pytest.mark.usefixtures("own")
+def test_a_scored_text_has_it(toy_model: Model) -> None:
+    [scored] = scoring.score(toy_model, ["Why?"])
+    expected = entropix.forward(toy_model, "Why?").own
+    for name, column in expected.items():
+        np.testing.assert_allclose([record[name] for record in scored.records], column, rtol=1e-5)
+    assert "visible_keys" in next(table_lines(scored))
 
 
 @pytest.mark.usefixtures("own")

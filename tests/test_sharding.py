@@ -231,7 +231,7 @@ def draw_all(context: SamplerInputs, states: Any, key_B: Array, cfg: SamplerConf
         program = Program(toy.config(), sampler, record=RecordOptions(alternatives=5))
         with jax.named_scope(f"<{name}>"):
             drawn[name] = sample_step.sample_step(asked, rows, context, cfg, program)[:2]
-    return sharding.replicate(drawn)
+    return jax.tree.map(sharding.constrain, drawn)
 
 
 class Divided(NamedTuple):

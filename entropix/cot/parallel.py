@@ -241,10 +241,10 @@ class _Search:
             Result(prompt, token_ids=tokens, records=[*branch.records])
             for tokens, branch in zip(ids, branches, strict=True)
         ]
-        everything = [*self.results, *results]
+        all_results = [*self.results, *results]
         for event in self._watch(generation.run(request, self._session)):
             add(results, event)
-            if event.finish != FinishReason.RUNNING and not self.decided and self._may_stop(everything):
+            if event.finish != FinishReason.RUNNING and not self.decided and self._may_stop(all_results):
                 self.decided = True
                 self._session.end(range(len(branches)), FinishReason.INTERRUPTED)
         for result in results:

@@ -92,13 +92,13 @@ def branch_step(
 
     def forked() -> _Kept:
         opened = _open(inputs, drawn, sample, plan)
-        ends, fanned, rolled = _roll(inputs, drawn, opened, cache, forward, sample, program)
+        ends, path_kv, rolled = _roll(inputs, drawn, opened, cache, forward, sample, program)
         every = jax.tree.map(
             lambda first, later: jnp.concatenate([first[None], later]), opened.record, rolled
         )
         tried = _score(inputs, every, ends, opened, asked_B, plan)
         last = ends if plan.whole else opened.rows
-        return _keep(drawn, tried, every, last, fanned, program)
+        return _keep(drawn, tried, every, last, path_kv, program)
 
     rows, recent, records = jax.lax.cond(jnp.any(asked_B), forked, straight)
     used_B = state.recent.used_B + jnp.sum(records.live_B, axis=0, dtype=jnp.int32)
@@ -115,15 +115,15 @@ def _open(inputs: BatchInputs, drawn: _Drawn, sample: Sample, plan: BranchPlan) 
         plan, inputs.branching, record.token_B, drawn.offered, allowed
     )
     first_B = token_BC.reshape(-1)
-    alike = _spread(seen, plan)
-    masked_BV = jnp.where(is_token(alike.logits_BV, first_B), alike.logits_BV, -jnp.inf)
+    of_paths = _spread(seen, plan)
+    masked_BV = jnp.where(is_token(of_paths.logits_BV, first_B), of_paths.logits_BV, -jnp.inf)
     paths = _spread(before._replace(backtracks=None), plan)  # paths take nothing back
-    forced, _, _ = sample(_of_paths(inputs, plan), paths, alike._replace(logits_BV=masked_BV))
+    forced, _, _ = sample(_of_paths(inputs, plan), paths, of_paths._replace(logits_BV=masked_BV))
     is_drawn_B = jnp.arange(len(first_B)) % plan.paths == 0
     rows = where_row(is_drawn_B, _spread(drawn.rows._replace(backtracks=None), plan), forced)
     info = _spread(record.info, plan)
     other = info._replace(
-        logprob_B=filters.gather(alike.logits_BV, first_B) - _spread(log_normalizer(seen.logits_BV), plan),
+        logprob_B=filters.gather(of_paths.logits_BV, first_B) - _spread(log_normalizer(seen.logits_BV), plan),
         draw_logprob_B=draw_logprob(drawn.offered, token_BC).reshape(-1),
         score_B=jnp.full_like(info.score_B, jnp.nan),
     )
@@ -148,21 +148,22 @@ def _roll(
     own = _of_paths(inputs, plan)
 
     def rollout(token_BC: Array, world: tuple[RecentKV, Array]) -> tuple[SamplerInputs, Any]:
-        fanned, depth = world
-        beside = tree_mask(cache, fanned, n_shared, plan.paths, depth)
-        logits_BCV, wider, attention = forward(token_BC, fanned, beside)
+        """One token of every path; what is carried from one to the next: all paths' keys and values, and the depth."""
+        path_kv, depth = world
+        mask = tree_mask(cache, path_kv, n_shared, plan.paths, depth)
+        logits_BCV, longer_kv, attention = forward(token_BC, path_kv, mask)
         seen = _flat(sampler_inputs(logits_BCV, attention, program.record.metrics))
-        return seen, (wider._replace(used_B=fanned.used_B), depth + 1)
+        return seen, (longer_kv._replace(used_B=path_kv.used_B), depth + 1)
 
     def draw(paths: RowState, seen: SamplerInputs) -> tuple[RowState, StepRecord]:
         after, record, _ = sample(own, paths, seen)
-        if drawn.rows.backtracks is not None:
+        if drawn.rows.backtracks is not None:  # to go back to a rolled token: its fork is this step's
             record = record._replace(before=Before(paths.sampler, _spread(drawn.before.step_B, plan)))
         return after, record
 
     world = (kv_cache.widen(drawn.recent, plan.paths * plan.depth), jnp.zeros((), jnp.int32))
-    ends, (fanned, _), rolled = branching.roll(plan, opened.rows, rollout, draw, world)
-    return ends, fanned, rolled
+    ends, (path_kv, _), rolled = branching.roll(plan, opened.rows, rollout, draw, world)
+    return ends, path_kv, rolled
 
 
 def _score(
@@ -192,7 +193,7 @@ def _score(
 
 
 def _keep(
-    drawn: _Drawn, tried: Paths, every: StepRecord, last: RowState, fanned: RecentKV, program: Program
+    drawn: _Drawn, tried: Paths, every: StepRecord, last: RowState, path_kv: RecentKV, program: Program
 ) -> _Kept:
     """The best path of the rows that fork; the plain step of the others, and where all paths went wrong.
 
@@ -220,7 +221,7 @@ def _keep(
     forks = branching.note(rows.branching, tried.forked_B, drawn.before.step_B)
     if plan.whole:
         path_B = jnp.where(kept_B, tried.best_B, kv_cache.NO_PATH)
-        recent = kv_cache.accept_path(recent, fanned, path_B, plan.paths)
+        recent = kv_cache.accept_path(recent, path_kv, path_B, plan.paths)
     return after._replace(branching=forks, backtracks=backtracks), recent, _padded(records, program, tried)
 
 

@@ -4,7 +4,8 @@ A step is a pure function of its inputs. Rows share a batch and nothing else: ea
 and end. How many steps run before the host looks is a traced number, so chunk length changes neither the program
 nor a single token.
 
-This is the one file of the package where programs are compiled: it says what is traced, static and donated.
+Programs are compiled here and nowhere else (a layer of the model is jitted inside, to be traced once): this file says
+what is traced, static and donated.
 """
 
 from collections.abc import Callable
@@ -21,7 +22,7 @@ from entropix.decoding.branch_step import branch_step
 from entropix.decoding.sample_step import Sample, plain_step
 from entropix.decoding.speculation import draft_step
 from entropix.decoding.state import BatchInputs, DecodeState, Program, StepRecord
-from entropix.metrics import AttentionScores, Metrics
+from entropix.metrics import AttentionScores
 from entropix.model import kv_cache, transformer
 from entropix.model.kv_cache import KVCache
 from entropix.model.weights import Weights
@@ -111,11 +112,17 @@ def prefill(
     return kv_cache.lay_out(kv_cache.commit(cache, recent, count_B))
 
 
-@partial(jax.jit, static_argnames="cfg", donate_argnames=("cache",))
+@partial(jax.jit, static_argnames=("cfg", "own"), donate_argnames=("cache",))
 def score_tokens(
-    weights: Weights, tokens_BT: Array, next_BT: Array, count_B: Array, cache: KVCache, cfg: ModelConfig
-) -> tuple[KVCache, Array, Metrics]:
-    """(the cache with these tokens, logprob_BT of the tokens that follow, metrics_BT) of a piece of given text.
+    weights: Weights,
+    tokens_BT: Array,
+    next_BT: Array,
+    count_B: Array,
+    cache: KVCache,
+    cfg: ModelConfig,
+    own: tuple[Metric, ...] = (),
+) -> tuple[KVCache, Array, dict[str, Array]]:
+    """(the cache with these tokens, logprob_BT of the tokens that follow, every metric_BT by name) of a piece of text.
 
     logprob_BT is in nats, of `next_BT` under the model; both it and the metrics are what decoding finds after each
     token. Only the first `count_B` positions of a row mean anything, the rest is padding that nobody sees. A row needs
@@ -124,7 +131,8 @@ def score_tokens(
     batch, width = tokens_BT.shape
     recent = kv_cache.empty_recent(cfg, batch, width, cache.k_LBKHS[0].dtype)
     logits_BTV, recent, attention = transformer.forward(weights, tokens_BT, cache, recent, cfg)
-    metrics_BT = sample_step.sampler_inputs(logits_BTV, attention).metrics
+    seen = sample_step.sampler_inputs(logits_BTV, attention, own)
+    metrics_BT = {**seen.metrics._asdict(), **(seen.own or {})}
     logit_BT = jnp.take_along_axis(logits_BTV, next_BT[..., None], axis=-1)[..., 0]
     logprob_BT = logit_BT - log_normalizer(logits_BTV)
     return kv_cache.lay_out((kv_cache.commit(cache, recent, count_B), logprob_BT, metrics_BT))

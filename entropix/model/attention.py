@@ -1,13 +1,13 @@
 """Attention: what new tokens take from the values of the keys that they see.
 
-There are two ways to the same numbers. `scored` computes every score at once and returns them all: the attention
-metrics are made of them. `blocked` is for a pass whose scores nobody asks for, the reading of a prompt. It never holds
-more of them than those of a block of queries with a block of keys, which stay in the fast memory of a core, and leaves
-out the blocks of the cache that no row has filled yet.
+There are two ways to the same numbers. `attention_with_scores` computes every score at once and returns them all: the
+attention metrics are made of them. `blockwise_attention` is for a pass whose scores nobody asks for, the reading of a
+prompt. It never holds more of them than those of a block of queries with a block of keys, which stay in the fast memory
+of a core, and leaves out the blocks of the cache that no row has filled yet.
 
-Keys and values come as pairs: `past`, the k_BKHS and v_BKSH of each part of the cache, and `newest`, k_BKHR and v_BKRH
-of the recent. A pair without the axis B is the same for all rows: k_KHS and v_KSH. Keys are counted through all pairs,
-hence visible_BTS. Letters are those of `model`.
+Keys and values come in pairs: `past`, the k_BKHS and v_BKSH of each part of the cache, and `newest`, k_BKHR and v_BKRH
+of the recent tokens. A pair without the axis B is the same for all rows: k_KHS and v_KSH. Keys are counted through all
+pairs, hence visible_BTS. Letters are those of `transformer`.
 """
 
 import math
@@ -15,6 +15,7 @@ import operator
 from collections.abc import Sequence
 from functools import partial, reduce
 from itertools import accumulate
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,60 +25,70 @@ from entropix.model.kv_cache import LayerKV
 
 QUERIES, KEYS = 64, 512  # of a block
 
-_Found = tuple[Array, Array, Array]  # what `_part` returns
+
+class PartialSoftmax(NamedTuple):
+    """Attention over some of the keys, in float32: (m, l, o) of online softmax (Milakov & Gimelshein 2018)."""
+
+    max_BKGT: Array  # the largest score; the lowest float for a query that sees none of the keys
+    sum_BKGT: Array  # of exp(score - max)
+    output_BKGTH: Array  # the values, weighted by exp(score - max)
 
 
 def attention_with_scores(
     q_BKGTH: Array, past: Sequence[LayerKV], newest: LayerKV, visible_BTS: Array
 ) -> tuple[Array, Array]:
-    """(mix_BKGTH, score_BKGTS): the values, weighed by a softmax over the visible keys; and all scores.
+    """(output_BKGTH, score_BKGTS): the values, weighed by a softmax over the visible keys; and all scores.
 
     Scores are q·k/√H in float32, unmasked.
     """
     keys, values = zip(*past, newest, strict=True)
     score_BKGTS = jnp.concatenate([_scores(q_BKGTH, k) for k in keys], axis=-1)
     prob_BKGTS = jax.nn.softmax(jnp.where(visible_BTS[:, None, None], score_BKGTS, -jnp.inf), axis=-1)
-    mix_BKGTH = reduce(operator.add, map(_weighted_values, _split(prob_BKGTS, keys), values))
-    return mix_BKGTH.astype(q_BKGTH.dtype), score_BKGTS
+    output_BKGTH = reduce(operator.add, map(_weighted_values, _split(prob_BKGTS, keys), values))
+    return output_BKGTH.astype(q_BKGTH.dtype), score_BKGTS
 
 
 def blockwise_attention(
     q_BKGTH: Array, past: Sequence[LayerKV], newest: LayerKV, visible_BTS: Array, filled: Sequence[Array]
 ) -> Array:
-    """mix_BKGTH as of `scored`, from blocks of keys one after the other (Milakov & Gimelshein 2018, arXiv:1805.02867;
-    Rabe & Staats 2021, arXiv:2112.05682).
+    """output_BKGTH as of `attention_with_scores`, from blocks of keys one after the other (Milakov & Gimelshein 2018,
+    arXiv:1805.02867; Rabe & Staats 2021, arXiv:2112.05682).
 
     filled: how many slots of each pair of the past are in use by any row; those behind them are not looked at.
     """
     n_queries = q_BKGTH.shape[3]
     height = _block(n_queries, QUERIES)
 
-    def rows(start: Array) -> Array:
-        """[B, K, G, height, H] of the queries from this one on."""
+    def of_queries(start: Array) -> Array:
+        """[B, K, G, height, H] of the block of queries from this one on."""
         q_BKGtH = jax.lax.dynamic_slice_in_dim(q_BKGTH, start, height, axis=3)
         visible_BtS = jax.lax.dynamic_slice_in_dim(visible_BTS, start, height, axis=1)
+        *of_past, of_newest = _split(visible_BtS, [k for k, _ in (*past, newest)])
+        found = _partial_softmax(q_BKGtH, newest, of_newest)
+        for kv, seen_BtS, count in zip(past, of_past, filled, strict=True):
+            found = _over_blocks(found, q_BKGtH, kv, seen_BtS, count)
+        return (found.output_BKGTH / found.sum_BKGT[..., None]).astype(q_BKGTH.dtype)
 
-        def of_block(i: Array, so_far: _Found, pair: LayerKV, visible_BtS: Array, width: int) -> _Found:
-            block = partial(jax.lax.dynamic_slice_in_dim, start_index=i * width, slice_size=width)
-            k_BKHs, v_BKsH = block(pair[0], axis=-1), block(pair[1], axis=-2)
-            return _merge(so_far, _partial_softmax(q_BKGtH, k_BKHs, v_BKsH, block(visible_BtS, axis=2)))
+    output_NBKGtH = jax.lax.map(of_queries, jnp.arange(0, n_queries, height, dtype=jnp.int32))
+    return jnp.moveaxis(output_NBKGtH, 0, 3).reshape(q_BKGTH.shape)
 
-        *seen, seen_newest_BtR = _split(visible_BtS, [k for k, _ in (*past, newest)])
-        found = _partial_softmax(q_BKGtH, *newest, seen_newest_BtR)
-        for pair, seen_BtS, count in zip(past, seen, filled, strict=True):
-            width = _block(seen_BtS.shape[-1], KEYS)
-            if width > 0:
-                go_on = partial(of_block, pair=pair, visible_BtS=seen_BtS, width=width)
-                found = jax.lax.fori_loop(0, -(-count // width), go_on, found)
-        _, total_BKGt, mix_BKGtH = found
-        return (mix_BKGtH / total_BKGt[..., None]).astype(q_BKGTH.dtype)
 
-    mix_NBKGtH = jax.lax.map(rows, jnp.arange(0, n_queries, height, dtype=jnp.int32))
-    return jnp.moveaxis(mix_NBKGtH, 0, 3).reshape(q_BKGTH.shape)
+def _over_blocks(
+    found: PartialSoftmax, q_BKGTH: Array, kv: LayerKV, visible_BTS: Array, count: Array
+) -> PartialSoftmax:
+    """What was found, and over the blocks of these keys, of which the first `count` are in use."""
+    width = _block(visible_BTS.shape[-1], KEYS)
+
+    def with_block(i: Array, found: PartialSoftmax) -> PartialSoftmax:
+        block = partial(jax.lax.dynamic_slice_in_dim, start_index=i * width, slice_size=width)
+        part = block(kv[0], axis=-1), block(kv[1], axis=-2)
+        return _merge(found, _partial_softmax(q_BKGTH, part, block(visible_BTS, axis=2)))
+
+    return jax.lax.fori_loop(0, -(-count // width), with_block, found) if width > 0 else found
 
 
 def key_blocks(capacity: int) -> int:
-    """How many blocks of keys `blocked` makes of a cache of so many slots."""
+    """How many blocks of keys `blockwise_attention` makes of a cache of so many slots."""
     return capacity // _block(capacity, KEYS)
 
 
@@ -115,25 +126,24 @@ def _split(x_BTS: Array, keys: Sequence[Array]) -> list[Array]:
     return jnp.split(x_BTS, ends[:-1], axis=-1)
 
 
-def _partial_softmax(q_BKGTH: Array, k_BKHS: Array, v_BKSH: Array, visible_BTS: Array) -> _Found:
-    """Over some keys, in float32: (peak_BKGT, the largest score; total_BKGT, the sum of exp(score - peak);
-    mix_BKGTH, the values weighed by these). A query that sees none of the keys has the lowest peak there is."""
+def _partial_softmax(q_BKGTH: Array, kv: LayerKV, visible_BTS: Array) -> PartialSoftmax:
+    """Attention over these keys alone."""
+    k_BKHS, v_BKSH = kv
     lowest = jnp.finfo(jnp.float32).min
     score_BKGTS = jnp.where(visible_BTS[:, None, None], _scores(q_BKGTH, k_BKHS), -jnp.inf)
-    peak_BKGT = jnp.max(score_BKGTS, axis=-1, initial=lowest)
-    exp_BKGTS = jnp.exp(score_BKGTS - peak_BKGT[..., None])
-    mix_BKGTH = _weighted_values(exp_BKGTS, v_BKSH)
-    return peak_BKGT, jnp.sum(exp_BKGTS, axis=-1), mix_BKGTH
+    max_BKGT = jnp.max(score_BKGTS, axis=-1, initial=lowest)
+    exp_BKGTS = jnp.exp(score_BKGTS - max_BKGT[..., None])
+    return PartialSoftmax(max_BKGT, jnp.sum(exp_BKGTS, axis=-1), _weighted_values(exp_BKGTS, v_BKSH))
 
 
-def _merge(a: _Found, b: _Found) -> _Found:
-    """What `_part` finds over the keys of both."""
-    peak_BKGT = jnp.maximum(a[0], b[0])
-    weight_a, weight_b = jnp.exp(a[0] - peak_BKGT), jnp.exp(b[0] - peak_BKGT)
-    return (
-        peak_BKGT,
-        a[1] * weight_a + b[1] * weight_b,
-        a[2] * weight_a[..., None] + b[2] * weight_b[..., None],
+def _merge(a: PartialSoftmax, b: PartialSoftmax) -> PartialSoftmax:
+    """Attention over the keys of both."""
+    max_BKGT = jnp.maximum(a.max_BKGT, b.max_BKGT)
+    weight_a, weight_b = jnp.exp(a.max_BKGT - max_BKGT), jnp.exp(b.max_BKGT - max_BKGT)
+    return PartialSoftmax(
+        max_BKGT,
+        a.sum_BKGT * weight_a + b.sum_BKGT * weight_b,
+        a.output_BKGTH * weight_a[..., None] + b.output_BKGTH * weight_b[..., None],
     )
 
 

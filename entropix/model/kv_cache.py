@@ -8,7 +8,7 @@ slot j of a row's cache always holds the j-th of the tokens that are there, and 
 Rows whose texts begin alike, such as several paths of one prompt, may hold that beginning once: the `SharedPrefix` of a
 cache. Keys and values are always in the order prefix, cache, recent.
 
-Letters in names are those of `model`; S is a slot of the cache or of the prefix, R one of the recent.
+Letters in names are those of `transformer`; S is a slot of the cache or of the prefix, R one of the recent.
 """
 
 from collections.abc import Iterator
@@ -238,7 +238,7 @@ def widen(recent: RecentKV, n_slots: int) -> RecentKV:
     return RecentKV(k, v, recent.used_B)
 
 
-def accept_path(recent: RecentKV, fanned: RecentKV, path_B: Array, n_paths: int) -> RecentKV:
+def accept_path(recent: RecentKV, path_kv: RecentKV, path_B: Array, n_paths: int) -> RecentKV:
     """The buffer with the keys and values of one path of each row, laid out by `attention_mask.tree_mask`, behind its
     `used_B` tokens.
 
@@ -254,8 +254,8 @@ def accept_path(recent: RecentKV, fanned: RecentKV, path_B: Array, n_paths: int)
         index = jnp.maximum(path_B, 0).reshape(-1, *(1,) * (len(shape) - 1))
         return jnp.take_along_axis(new.reshape(shape), index, axis=axis + 1).squeeze(axis + 1)
 
-    pairs_k = zip(recent.k_LBKHR, fanned.k_LBKHR, strict=True)
-    pairs_v = zip(recent.v_LBKRH, fanned.v_LBKRH, strict=True)
+    pairs_k = zip(recent.k_LBKHR, path_kv.k_LBKHR, strict=True)
+    pairs_v = zip(recent.v_LBKRH, path_kv.v_LBKRH, strict=True)
     return RecentKV(
         tuple(write_slots(old, chosen(new, 3), start_B, axis=3) for old, new in pairs_k),
         tuple(write_slots(old, chosen(new, 2), start_B, axis=2) for old, new in pairs_v),

@@ -126,17 +126,17 @@ def transformer_layer(
         seen = k_BKHR, seen_BKRH
         score_BNTS = None
         if places.filled is None:
-            found_BKGTH, score_BKGTS = attention.attention_with_scores(
+            output_BKGTH, score_BKGTS = attention.attention_with_scores(
                 q_BKGTH, past, seen, places.visible_BTS
             )
             score_BNTS = constrain(
                 score_BKGTS.reshape(len(x_BTD), cfg.n_heads, *score_BKGTS.shape[3:]), DATA, MODEL
             )
         else:
-            found_BKGTH = attention.blockwise_attention(
+            output_BKGTH = attention.blockwise_attention(
                 q_BKGTH, past, seen, places.visible_BTS, places.filled
             )
-        x_BTD = constrain(x_BTD + output_projection(layer, found_BKGTH), DATA)
+        x_BTD = constrain(x_BTD + output_projection(layer, output_BKGTH), DATA)
     with jax.named_scope("feed_forward"):
         x_BTD = constrain(x_BTD + feed_forward(layer, rms_norm(x_BTD, layer.ffn_norm_D, cfg)), DATA)
     return x_BTD, (k_BKHR, v_BKRH), score_BNTS
@@ -172,10 +172,10 @@ def qkv_projection(
     return q_BTKGH.transpose(0, 2, 3, 1, 4), k_BTKH.transpose(0, 2, 3, 1), v_BTKH.transpose(0, 2, 1, 3)
 
 
-def output_projection(layer: LayerWeights, mix_BKGTH: Array) -> Array:
-    """x_BTD: the output projection of what all heads have found."""
-    mix_BTKGH = mix_BKGTH.transpose(0, 3, 1, 2, 4)
-    return linear(mix_BTKGH.reshape(*mix_BTKGH.shape[:2], -1), layer.attn_out)
+def output_projection(layer: LayerWeights, output_BKGTH: Array) -> Array:
+    """x_BTD: the output projection of all heads together."""
+    output_BTKGH = output_BKGTH.transpose(0, 3, 1, 2, 4)
+    return linear(output_BTKGH.reshape(*output_BTKGH.shape[:2], -1), layer.attn_out)
 
 
 def feed_forward(layer: LayerWeights, x_BTD: Array) -> Array:

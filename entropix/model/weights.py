@@ -1,9 +1,9 @@
-"""The parameters of a model as a pytree: their shapes, random ones, and those of a checkpoint folder.
+"""The parameters of a model as a pytree: their shapes, and random ones.
 
-Matrices are `[out, in]`, as checkpoints store them: nothing is transposed on loading, and CPU products of a few rows
-are up to a quarter faster so than with `[in, out]`. What
-is one product is one array: queries, keys and values, gate and up-projection. The axes along which devices divide these
-stand first. Queries and keys are in Hugging Face's rotary layout: the two members of a rotated pair are H/2 apart.
+`checkpoint.load_weights` reads those of a folder. Matrices are `[out, in]`, as checkpoints store them: nothing is
+transposed on loading, and CPU products of a few rows are up to a quarter faster so than with `[in, out]`. What is one
+product is one array: queries, keys and values, gate and up-projection. The axes along which devices divide these stand
+first. Queries and keys are in Hugging Face's rotary layout: the two members of a rotated pair are H/2 apart.
 """
 
 import math

@@ -47,16 +47,12 @@ class DynamicTemperatureConfig(RuleConfig):
     )
 
 
-def dynamic_temperature(
-    key_B: Array, state: Any, context: SamplerInputs, cfg: DynamicTemperatureConfig
-) -> Step:
+def dynamic_temperature(key_B: Array, state: Any, seen: SamplerInputs, cfg: DynamicTemperatureConfig) -> Step:
     """T = min + (max - min)·(H / log V)^exponent, with min and max = temp ∓ range, as in llama.cpp's `dynatemp`."""
     coldest = jnp.maximum(cfg.temp - cfg.dynatemp_range, MIN_TEMPERATURE)
     warmest = cfg.temp + cfg.dynatemp_range
-    share_B = context.metrics.logits_entropy / math.log2(context.logits_BV.shape[-1])
-    return _at_temperature(
-        key_B, state, context, coldest + (warmest - coldest) * share_B**cfg.dynatemp_exponent
-    )
+    share_B = seen.metrics.logits_entropy / math.log2(seen.logits_BV.shape[-1])
+    return _at_temperature(key_B, state, seen, coldest + (warmest - coldest) * share_B**cfg.dynatemp_exponent)
 
 
 @rule_config
@@ -70,21 +66,21 @@ class EdtConfig(RuleConfig):
     edt_base: float = parameter(0.8, "what is raised to theta / entropy", 1e-3, 1.0, source="0.8 [edt]")
 
 
-def edt(key_B: Array, state: Any, context: SamplerInputs, cfg: EdtConfig) -> Step:
+def edt(key_B: Array, state: Any, seen: SamplerInputs, cfg: EdtConfig) -> Step:
     """T = temp·N^(θ / H), with N = 0.8 and H in nats (Zhang 2024, arXiv:2403.14541). Certainty is greedy."""
-    entropy_B = jnp.maximum(context.metrics.logits_entropy * math.log(2), jnp.finfo(jnp.float32).tiny)
-    return _at_temperature(key_B, state, context, cfg.temp * cfg.edt_base ** (cfg.edt_theta / entropy_B))
+    entropy_B = jnp.maximum(seen.metrics.logits_entropy * math.log(2), jnp.finfo(jnp.float32).tiny)
+    return _at_temperature(key_B, state, seen, cfg.temp * cfg.edt_base ** (cfg.edt_theta / entropy_B))
 
 
-def _at_temperature(key_B: Array, state: Any, context: SamplerInputs, temperature_B: Array) -> Step:
+def _at_temperature(key_B: Array, state: Any, seen: SamplerInputs, temperature_B: Array) -> Step:
     """One draw a row from everything at this temperature, or at the lowest allowed one.
 
     The largest logit becomes 0 first: divided by a tiny temperature, large ones would round by more than log p may err.
     """
     temperature_B = jnp.maximum(temperature_B, MIN_TEMPERATURE)
-    below_BV = context.logits_BV - jnp.max(context.logits_BV, axis=-1, keepdims=True)
+    below_BV = seen.logits_BV - jnp.max(seen.logits_BV, axis=-1, keepdims=True)
     candidates = full_vocabulary(filters.temperature(below_BV, temperature_B))
-    token_B, info = draw(key_B, context, candidates, SamplingParams(temperature_B))
+    token_B, info = draw(key_B, seen, candidates, SamplingParams(temperature_B))
     return token_B, state, info, candidates
 
 
@@ -100,17 +96,17 @@ class GreedyThresholdConfig(TemperatureConfig):
     )
 
 
-def greedy_threshold(key_B: Array, state: Any, context: SamplerInputs, cfg: GreedyThresholdConfig) -> Step:
+def greedy_threshold(key_B: Array, state: Any, seen: SamplerInputs, cfg: GreedyThresholdConfig) -> Step:
     """Greedy where the largest p at `temp` is below the threshold, plain sampling elsewhere (arXiv:2510.05987).
 
     Entropix's opposite: where the model is unsure it takes the likeliest token, for there the others are mostly wrong.
     """
-    temperature_B = jnp.full(len(context.logits_BV), cfg.temp, jnp.float32)
-    logits_BV = filters.temperature(context.logits_BV, temperature_B)
+    temperature_B = jnp.full(len(seen.logits_BV), cfg.temp, jnp.float32)
+    logits_BV = filters.temperature(seen.logits_BV, temperature_B)
     greedy_B = 1 / softmax_parts(logits_BV).total < cfg.greedy_threshold
     candidates = full_vocabulary(filters.keep(logits_BV, keep_argmax(logits_BV, ~greedy_B[:, None])))
     top_k_B = jnp.where(greedy_B, 1, logits_BV.shape[-1]).astype(jnp.int32)
-    token_B, info = draw(key_B, context, candidates, SamplingParams(temperature_B, top_k_B=top_k_B))
+    token_B, info = draw(key_B, seen, candidates, SamplingParams(temperature_B, top_k_B=top_k_B))
     return token_B, state, info._replace(strategy_B=greedy_B.astype(jnp.int32)), candidates
 
 
@@ -136,15 +132,15 @@ class XtcConfig(TemperatureConfig):
     )
 
 
-def xtc(key_B: Array, state: Any, context: SamplerInputs, cfg: XtcConfig) -> Step:
+def xtc(key_B: Array, state: Any, seen: SamplerInputs, cfg: XtcConfig) -> Step:
     """Exclude top choices: with a given chance, of the tokens with p >= threshold only the least likely one stays.
 
     By p-e-w, 2024: text-generation-webui, pull request 6335. Tokens below the threshold always stay; where fewer than
     two reach it, nothing happens. p is the model's at `temp`. The original does nothing either where the end of the
     text or a newline would go; here, as in llama.cpp, they are tokens like any other.
     """
-    temperature_B = jnp.full(len(context.logits_BV), cfg.temp, jnp.float32)
-    logits_BV = filters.temperature(context.logits_BV, temperature_B)
+    temperature_B = jnp.full(len(seen.logits_BV), cfg.temp, jnp.float32)
+    logits_BV = filters.temperature(seen.logits_BV, temperature_B)
     parts = softmax_parts(logits_BV)
     p_BV = parts.exp / parts.total[:, None]
     above_BV = (p_BV >= cfg.xtc_threshold) & (p_BV > 0)
@@ -154,7 +150,7 @@ def xtc(key_B: Array, state: Any, context: SamplerInputs, cfg: XtcConfig) -> Ste
     excluding_B = (coin_B < cfg.xtc_probability) & (jnp.sum(above_BV, axis=-1) > 1)
     removed_BV = above_BV & ~is_token(logits_BV, spared_B)
     candidates = full_vocabulary(filters.keep(logits_BV, ~(removed_BV & excluding_B[:, None])))
-    token_B, info = draw(key_B, context, candidates, SamplingParams(temperature_B))
+    token_B, info = draw(key_B, seen, candidates, SamplingParams(temperature_B))
     return token_B, state, info._replace(strategy_B=excluding_B.astype(jnp.int32)), candidates
 
 
@@ -166,7 +162,7 @@ class MirostatConfig(TemperatureConfig):
     """The numbers of mirostat."""
 
     mirostat_tau: float = parameter(
-        3.0, "the mean surprise to steer to", 0.0, 100.0, "bits", source="3 [mirostat], 5 [llama.cpp]"
+        3.0, "the mean surprisal to steer to", 0.0, 100.0, "bits", source="3 [mirostat], 5 [llama.cpp]"
     )
     mirostat_eta: float = parameter(
         0.1,
@@ -188,22 +184,22 @@ def mirostat_init(cfg: MirostatConfig, prompts: Prompts, encode: Encode) -> Miro
     return Mirostat(jnp.full(len(prompts), 2 * cfg.mirostat_tau, jnp.float32))
 
 
-def mirostat(key_B: Array, state: Mirostat, context: SamplerInputs, cfg: MirostatConfig) -> Step:
+def mirostat(key_B: Array, state: Mirostat, seen: SamplerInputs, cfg: MirostatConfig) -> Step:
     """Removes tokens with -log2 p > μ, draws, then corrects μ by -η·(-log2 p(token) - τ).
 
-    Mirostat 2.0 (Basu 2021, arXiv:2007.14966). The surprise is that under the whole distribution at `temp`, as in the
+    Mirostat 2.0 (Basu 2021, arXiv:2007.14966). The surprisal is that under the whole distribution at `temp`, as in the
     authors' code; llama.cpp measures it after the truncation. The most likely token always stays.
     """
-    temperature_B = jnp.full(len(context.logits_BV), cfg.temp, jnp.float32)
-    logits_BV = filters.temperature(context.logits_BV, temperature_B)
-    surprise_BV = (
+    temperature_B = jnp.full(len(seen.logits_BV), cfg.temp, jnp.float32)
+    logits_BV = filters.temperature(seen.logits_BV, temperature_B)
+    surprisal_BV = (
         jnp.log(softmax_parts(logits_BV).total)[:, None]
         - (logits_BV - jnp.max(logits_BV, axis=-1, keepdims=True))
     ) / math.log(2)
-    kept_BV = keep_argmax(logits_BV, surprise_BV <= state.mu_B[:, None])
+    kept_BV = keep_argmax(logits_BV, surprisal_BV <= state.mu_B[:, None])
     candidates = full_vocabulary(filters.keep(logits_BV, kept_BV))
-    token_B, info = draw(key_B, context, candidates, SamplingParams(temperature_B))
-    error_B = filters.gather(surprise_BV, token_B) - cfg.mirostat_tau
+    token_B, info = draw(key_B, seen, candidates, SamplingParams(temperature_B))
+    error_B = filters.gather(surprisal_BV, token_B) - cfg.mirostat_tau
     return token_B, Mirostat(state.mu_B - cfg.mirostat_eta * error_B), info, candidates
 
 
@@ -225,7 +221,7 @@ EDT = Sampler(
 )
 MIROSTAT = Sampler(
     "mirostat",
-    "cuts off surprising tokens, so that the mean surprise stays at a target (Basu 2021, version 2)",
+    "cuts off surprising tokens, so that the mean surprisal stays at a target (Basu 2021, version 2)",
     ("mirostat",),
     mirostat_init,
     mirostat,

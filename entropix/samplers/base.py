@@ -59,7 +59,7 @@ class Sampler(NamedTuple):
 
     `init(cfg, prompts, encode)` returns the state, a pytree of arrays whose first axis is the row, `()` when there is
     none. It runs on the host; `prompts` are token ids, `encode` turns text into them.
-    `step(key_B, state, context, cfg)` returns (token_B int32, state, SampleInfo, the Candidates that one draw was made
+    `step(key_B, state, seen, cfg)` returns (token_B int32, state, SampleInfo, the Candidates that one draw was made
     from). It is pure, traced under `jit`, treats rows independently and takes all its randomness from the row's key.
     `config` is the dataclass of the rule's numbers, which `cfg` is one of: a subclass of `RuleConfig`, or that itself
     for a rule without numbers.
@@ -111,13 +111,13 @@ def log_normalizer(logits_BV: Array) -> Array:
 
 def draw(
     key_B: Array,
-    context: SamplerInputs,
+    seen: SamplerInputs,
     candidates: Candidates,
     shown: SamplingParams = _NEUTRAL,
     strategy: int = 0,
 ) -> tuple[Array, SampleInfo]:
     """(token_B, info) of one draw a row from filtered candidates. `shown` are the settings to record."""
-    batch, vocabulary = context.logits_BV.shape
+    batch, vocabulary = seen.logits_BV.shape
     drawn = filters.draw(key_B, candidates.logits_BC)
     token_B = filters.gather(candidates.token_BC, drawn.token_B)
     neutral = SamplingParams(
@@ -131,7 +131,7 @@ def draw(
         strategy_B=jnp.full(batch, strategy, jnp.int32),
         **settings,
         kept_B=filters.kept(candidates.logits_BC),
-        logprob_B=model_logprob(context.logits_BV, token_B),
+        logprob_B=model_logprob(seen.logits_BV, token_B),
         draw_logprob_B=drawn.logprob_B,
         score_B=jnp.full(batch, jnp.nan),
         injected_B=jnp.zeros(batch, bool),

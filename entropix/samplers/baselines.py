@@ -49,22 +49,22 @@ class MinPConfig(TemperatureConfig):
 
 
 def step(
-    key_B: Array, state: Any, context: SamplerInputs, cfg: Any, filters_on: tuple[str, ...]
+    key_B: Array, state: Any, seen: SamplerInputs, cfg: Any, filters_on: tuple[str, ...]
 ) -> tuple[Array, Any, SampleInfo, Candidates]:
     """One draw a row, with the numbers named in `filters_on` in force and no others; with none at all it is argmax."""
-    batch = len(context.logits_BV)
+    batch = len(seen.logits_BV)
     dtype = {"top_k": jnp.int32}
     values = {name: jnp.full(batch, getattr(cfg, name), dtype.get(name, jnp.float32)) for name in filters_on}
     wanted = SamplingParams(values.get("temp"), values.get("top_p"), values.get("top_k"), values.get("min_p"))
     if not filters_on:
         wanted = SamplingParams(top_k_B=jnp.ones(batch, jnp.int32))
-        candidates = top_candidates(context.logits_BV, 1)
+        candidates = top_candidates(seen.logits_BV, 1)
     elif "top_k" in filters_on:
-        candidates = top_candidates(context.logits_BV, cfg.max_top_k)
+        candidates = top_candidates(seen.logits_BV, cfg.max_top_k)
     else:
-        candidates = full_vocabulary(context.logits_BV)
+        candidates = full_vocabulary(seen.logits_BV)
     candidates = candidates._replace(logits_BC=filters.chain(candidates.logits_BC, wanted))
-    token_B, info = draw(key_B, context, candidates, wanted)
+    token_B, info = draw(key_B, seen, candidates, wanted)
     return token_B, state, info, candidates
 
 

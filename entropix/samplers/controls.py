@@ -60,15 +60,15 @@ def logits_only(metrics: Metrics) -> Metrics:
 
 
 def logits_step(
-    key_B: Array, state: Clarifier, context: SamplerInputs, cfg: LogitsConfig
+    key_B: Array, state: Clarifier, seen: SamplerInputs, cfg: LogitsConfig
 ) -> tuple[Array, Clarifier, SampleInfo, Candidates]:
     """The entropix rule without attention."""
-    context = context._replace(metrics=logits_only(context.metrics))
-    return entropix.step(key_B, state, context, with_attention(cfg), THRESHOLDS["entropix"])
+    seen = seen._replace(metrics=logits_only(seen.metrics))
+    return entropix.step(key_B, state, seen, with_attention(cfg), THRESHOLDS["entropix"])
 
 
 def placebo_step(
-    key_B: Array, state: Clarifier, context: SamplerInputs, cfg: PlaceboConfig
+    key_B: Array, state: Clarifier, seen: SamplerInputs, cfg: PlaceboConfig
 ) -> tuple[Array, Clarifier, SampleInfo, Candidates]:
     """A strategy drawn with the config's frequencies, which are relative, and done as if every metric were 0."""
     weight_S = jnp.stack([jnp.asarray(getattr(cfg, f"placebo_{name}"), jnp.float32) for name in STRATEGIES])
@@ -76,8 +76,8 @@ def placebo_step(
     choice_B = jax.vmap(
         lambda key: jax.random.categorical(jax.random.fold_in(key, cfg.n_adaptive_samples), jnp.log(weight_S))
     )(key_B)
-    context = context._replace(metrics=Metrics(*(jnp.zeros_like(values_B) for values_B in context.metrics)))
-    return entropix.act(key_B, state, context, with_attention(cfg), choice_B.astype(jnp.int32))
+    seen = seen._replace(metrics=Metrics(*(jnp.zeros_like(values_B) for values_B in seen.metrics)))
+    return entropix.act(key_B, state, seen, with_attention(cfg), choice_B.astype(jnp.int32))
 
 
 ENTROPIX_LOGITS = Sampler(

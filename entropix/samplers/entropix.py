@@ -289,18 +289,18 @@ def _draw(key_B: Array, logits_BC: Array, log_p_BC: Array, strategy_B: Array, n:
 
 
 def step(
-    key_B: Array, state: Clarifier, context: SamplerInputs, cfg: SamplerConfig, thresholds: tuple[str, str]
+    key_B: Array, state: Clarifier, seen: SamplerInputs, cfg: SamplerConfig, thresholds: tuple[str, str]
 ) -> tuple[Array, Clarifier, SampleInfo, Candidates]:
     """One token a row. `thresholds` names the config fields above which a row clarifies and resamples."""
     clarify_above, resample_above = (getattr(cfg, name) for name in thresholds)
-    return act(key_B, state, context, cfg, choose(context.metrics, clarify_above, resample_above, cfg))
+    return act(key_B, state, seen, cfg, choose(seen.metrics, clarify_above, resample_above, cfg))
 
 
 def act(
-    key_B: Array, state: Clarifier, context: SamplerInputs, cfg: SamplerConfig, strategy_B: Array
+    key_B: Array, state: Clarifier, seen: SamplerInputs, cfg: SamplerConfig, strategy_B: Array
 ) -> tuple[Array, Clarifier, SampleInfo, Candidates]:
     """One token a row by the strategy chosen for it, unless the row is in the middle of an insertion."""
-    metrics, logits_BV = context.metrics, context.logits_BV
+    metrics, logits_BV = seen.metrics, seen.logits_BV
     under_way_B = state.next_B > 0
     strategy_B = jnp.where(under_way_B, Strategy.CLARIFY, strategy_B)
     inject_B = under_way_B | (

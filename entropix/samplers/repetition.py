@@ -75,23 +75,23 @@ def init(cfg: RuleConfig, prompts: Prompts, encode: Encode, sampler: Sampler) ->
 def step(
     key_B: Array,
     state: Guarded,
-    context: SamplerInputs,
+    seen: SamplerInputs,
     cfg: RuleConfig,
     sampler: Sampler,
     special: tuple[int, ...],
 ) -> tuple[Array, Guarded, SampleInfo, Candidates]:
     """One token a row by the sampler, from guarded logits."""
-    logits_BV = repetition_penalty(context.logits_BV, state.recent_BW, cfg.repetition_penalty)
+    logits_BV = repetition_penalty(seen.logits_BV, state.recent_BW, cfg.repetition_penalty)
     logits_BV -= dry_penalty(logits_BV, state.recent_BW, state.breaker_BQ, cfg)
     if special:
         is_special_V = jnp.asarray(np.isin(np.arange(logits_BV.shape[-1]), special))
         spared_BV = (is_special_V & (cfg.repetition_special == 0))[None, :]
-        logits_BV = jnp.where(spared_BV, context.logits_BV, logits_BV)
+        logits_BV = jnp.where(spared_BV, seen.logits_BV, logits_BV)
     token_B, inner, info, candidates = sampler.step(
-        key_B, state.inner, context._replace(logits_BV=logits_BV), cfg
+        key_B, state.inner, seen._replace(logits_BV=logits_BV), cfg
     )
     recent_BW = jnp.concatenate([state.recent_BW[:, 1:], token_B[:, None]], axis=1)
-    info = info._replace(logprob_B=model_logprob(context.logits_BV, token_B))
+    info = info._replace(logprob_B=model_logprob(seen.logits_BV, token_B))
     return token_B, Guarded(inner, recent_BW, state.breaker_BQ), info, candidates
 
 

@@ -34,13 +34,13 @@ Rule = Callable[[Array, Any], Array]  # (logits_BV at the temperature, cfg) -> k
 
 
 def step(
-    key_B: Array, state: Any, context: SamplerInputs, cfg: Any, rule: Rule
+    key_B: Array, state: Any, seen: SamplerInputs, cfg: Any, rule: Rule
 ) -> tuple[Array, Any, SampleInfo, Candidates]:
     """One draw a row from the tokens that the rule keeps."""
-    temperature_B = jnp.full(len(context.logits_BV), cfg.temp, jnp.float32)
-    logits_BV = filters.temperature(context.logits_BV, temperature_B)
+    temperature_B = jnp.full(len(seen.logits_BV), cfg.temp, jnp.float32)
+    logits_BV = filters.temperature(seen.logits_BV, temperature_B)
     candidates = full_vocabulary(filters.keep(logits_BV, rule(logits_BV, cfg)))
-    token_B, info = draw(key_B, context, candidates, SamplingParams(temperature_B))
+    token_B, info = draw(key_B, seen, candidates, SamplingParams(temperature_B))
     return token_B, state, info, candidates
 
 
@@ -50,7 +50,7 @@ class TypicalConfig(TemperatureConfig):
 
     typical_p: float = parameter(
         0.95,
-        "mass of the tokens whose surprise is nearest the entropy",
+        "mass of the tokens whose surprisal is nearest the entropy",
         0.0,
         1.0,
         "probability",
@@ -70,7 +70,7 @@ def typical(logits_BV: Array, cfg: TypicalConfig) -> Array:
     mass = jnp.asarray(cfg.typical_p, jnp.float32)
     wanted = jnp.where(mass >= 1, jnp.inf, jnp.maximum(mass, jnp.finfo(jnp.float32).tiny))
     nearest_BV = filters.top_mass(-distance_BV, parts.exp / parts.total[:, None], wanted)
-    # A surprise as far above the entropy as another is below it ties with it, and does not weigh as much.
+    # A surprisal as far above the entropy as another is below it ties with it, and does not weigh as much.
     farthest_B = jnp.max(jnp.where(nearest_BV, distance_BV, 0), axis=-1)
     # Where a compiler computes distances twice, and rounds differently, the farthest would not equal itself.
     return nearest_BV | (distance_BV <= farthest_B[:, None])
@@ -235,7 +235,7 @@ def truncation(name: str, summary: str, rule: Rule, config: type[RuleConfig] = T
 
 TYPICAL = truncation(
     "typical",
-    "tokens whose surprise is nearest the expected one, the entropy (Meister 2023)",
+    "tokens whose surprisal is nearest the expected one, the entropy (Meister 2023)",
     typical,
     TypicalConfig,
 )

@@ -195,7 +195,7 @@ def generate_batch(model: Model, grid: Grid, batch: Batch) -> tuple[list[Line], 
     """
     variant = grid.variants[batch.variant]
     rows = [*batch.cells, *[batch.cells[-1]] * (batch.size - len(batch.cells))]
-    job = prepare(
+    request = prepare(
         model,
         [list(grid.prompts[cell.prompt]) for cell in rows],
         sampler=variant.sampler,
@@ -204,9 +204,9 @@ def generate_batch(model: Model, grid: Grid, batch: Batch) -> tuple[list[Line], 
         **{name: value for name, value in vars(grid.options).items() if name not in _SEEDS},
     )
     session = Session(model, batch.size)
-    results = [Result(prompt_ids) for prompt_ids in job.prompt_ids]
+    results = [Result(prompt_ids) for prompt_ids in request.prompt_ids]
     first_chunk, began, ended, late = 0, 0.0, 0.0, 0
-    for event in events_of(job, session):
+    for event in events_of(request, session):
         add(results, event)
         if first_chunk in (0, session.costs.n_passes):
             first_chunk, began = session.costs.n_passes, time.perf_counter()
