@@ -6,7 +6,8 @@
     [result] = entropix.generate(model, "Why is the sky blue?", seed=1)
     print(result.text)
 
-`stream` yields the same tokens one by one, each with its record.
+`stream` yields the same tokens one by one, each with its record. `forward` gives logits, raw attention scores and all
+metrics of a text.
 """
 
 import importlib
@@ -17,18 +18,25 @@ if TYPE_CHECKING:
     from entropix.checkpoint.loading import Model, load
     from entropix.config import GenerateConfig, SamplerConfig
     from entropix.generation import generate, stream
+    from entropix.inspection import Forward, forward
+    from entropix.own_metrics import Metric
+    from entropix.own_metrics import register as register_metric
     from entropix.results import FinishReason, Result, TokenEvent
 
 __version__ = "0.1.0"
 __all__ = [
     "FinishReason",
+    "Forward",
     "GenerateConfig",
+    "Metric",
     "Model",
     "Result",
     "SamplerConfig",
     "TokenEvent",
+    "forward",
     "generate",
     "load",
+    "register_metric",
     "stream",
 ]
 
@@ -37,18 +45,23 @@ PACKAGE_ROOT = Path(__file__).parent
 _HOME = {
     "GenerateConfig": "config",
     "SamplerConfig": "config",
-    "FinishReason": "decoding.sample_step",
-    "TokenEvent": "generation",
-    "Result": "generation",
+    "FinishReason": "results",
+    "TokenEvent": "results",
+    "Result": "results",
     "generate": "generation",
     "stream": "generation",
     "Model": "checkpoint.loading",
     "load": "checkpoint.loading",
+    "Forward": "inspection",
+    "forward": "inspection",
+    "Metric": "own_metrics",
+    "register_metric": "own_metrics:register",
 }
 
 
 def __getattr__(name: str) -> Any:
     """Imports JAX only when something that needs it is asked for: `--help` and the download stay quick."""
     if name in _HOME:
-        return getattr(importlib.import_module(f"entropix.{_HOME[name]}"), name)
+        module, _, there = _HOME[name].partition(":")
+        return getattr(importlib.import_module(f"entropix.{module}"), there or name)
     raise AttributeError(f"module 'entropix' has no attribute {name!r}")

@@ -113,9 +113,8 @@ def top_mass(key_BV: Array, weight_BV: Array, wanted_B: Array) -> Array:
         return total(jnp.where(bits_BV >= bound_B[..., None], weight_BV, 0))
 
     def narrow(step: Array, bound_B: Array) -> Array:
-        higher_B = bound_B + jax.lax.shift_left(
-            jnp.int32(1), 31 - step
-        )  # from the lowest integer, 2³¹ wraps to 0
+        # From the lowest integer, 2³¹ wraps to 0.
+        higher_B = bound_B + jax.lax.shift_left(jnp.int32(1), 31 - step)
         return jnp.where(weight_from(higher_B) >= wanted_B, higher_B, bound_B)
 
     bound_B1 = jax.lax.fori_loop(0, 32, narrow, jnp.full(wanted_B.shape, lowest))[..., None]

@@ -129,7 +129,7 @@ def encode_prompt(
                 raise ValueError(
                     "a system message needs a chat, but --raw completes plain text; drop one of the two"
                 )
-            return [*model.tokenizer.bos_ids, *model.tokenizer.encode(prompt, allow_special=allow_special)]
+            return model.tokenizer.encode_text(prompt, allow_special)
         opening = [] if system is None else [Message(role="system", content=system)]
         prompt = [*opening, Message(role="user", content=prompt)]
     if isinstance(prompt[0], int):

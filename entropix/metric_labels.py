@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from entropix import own_metrics
+
 # By a strategy's place among its sampler's. The last four are those of Okabe & Ito's palette for colour-blind readers
 # ("Color Universal Design", 2008) whose contrast is 3 or more on white and on black; the first one is a grey that has
 # the same, for what happens most often.
@@ -15,6 +17,11 @@ class Label(NamedTuple):
     title: str
     unit: str  # empty for a share or a count
     meaning: str  # a sentence
+
+    @property
+    def axis_title(self) -> str:
+        """The title with the unit, if there is one."""
+        return f"{self.title} ({self.unit})" if self.unit else self.title
 
 
 METRICS = {
@@ -89,7 +96,29 @@ def strategy_color(name: str, strategies: Sequence[str]) -> str:
     return STRATEGIES[strategies.index(name) % len(STRATEGIES)]
 
 
-def axis_title(metric: str) -> str:
+def known() -> list[str]:
+    """The names of all metrics, those of one's own last."""
+    return [*METRICS, *(metric.name for metric in own_metrics.registered())]
+
+
+def label(name: str) -> Label:
+    """How a metric is shown, one of one's own too; a bare name for one that is not registered here."""
+    if name in METRICS:
+        return METRICS[name]
+    for metric in own_metrics.registered():
+        if metric.name == name:
+            return Label(metric.title, metric.unit, metric.meaning)
+    return Label(name.replace("_", " "), "", "")
+
+
+def span(name: str) -> Span:
+    """The ends of a known metric's scale."""
+    if name in SPANS:
+        return SPANS[name]
+    [own] = [metric for metric in own_metrics.registered() if metric.name == name]
+    return Span(own.low, own.high, False)
+
+
+def axis_title(name: str) -> str:
     """A metric's title with its unit, if it has one."""
-    label = METRICS[metric]
-    return f"{label.title} ({label.unit})" if label.unit else label.title
+    return label(name).axis_title

@@ -16,7 +16,8 @@ def token_record(request: GenerationRequest, chunk: StepRecord, i: int, row: int
     info = {name.removesuffix("_B"): _plain(value[i, row]) for name, value in chunk.info._asdict().items()}
     info["strategy"] = request.sampler.strategies[info["strategy"]]
     metrics = {name: _plain(value[i, row]) for name, value in chunk.metrics._asdict().items()}
-    record = {**_token(request.model.tokenizer, int(chunk.token_B[i, row])), **info, **metrics}
+    own = {name: _plain(value[i, row]) for name, value in (chunk.own_metrics or {}).items()}
+    record = {**_token(request.model.tokenizer, int(chunk.token_B[i, row])), **info, **metrics, **own}
     if chunk.alternatives is not None:
         columns = (column[i, row] for column in chunk.alternatives)
         record["alternatives"] = [

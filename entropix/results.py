@@ -62,6 +62,22 @@ class Result:
     records: list[TokenRecord] = field(default_factory=list)
     finish: FinishReason = FinishReason.RUNNING
 
+    def columns(self) -> dict[str, list[Any]]:
+        """The records as columns, one entry a token, None where a record lacks the field: what
+        `pandas.DataFrame` and `polars.DataFrame` take."""
+        names = list(dict.fromkeys(name for record in self.records for name in record))
+        return {name: [record.get(name) for record in self.records] for name in names}
+
+    def to_dataframe(self) -> Any:
+        """A pandas data frame with a row a token and a column a field. Raises a ValueError where there is no pandas."""
+        try:
+            import pandas
+        except ImportError:
+            raise ValueError(
+                "to_dataframe needs pandas: pip install pandas; polars takes polars.DataFrame(result.columns())"
+            ) from None
+        return pandas.DataFrame(self.columns())
+
 
 def add(results: Sequence[Result], event: TokenEvent) -> None:
     """Appends one event to its row's result."""

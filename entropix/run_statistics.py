@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from entropix import own_metrics
 from entropix.config import GenerateConfig
 from entropix.decoding import backtracking, branching
 from entropix.metrics import Metrics
@@ -55,8 +56,8 @@ def strategy_counts(results: Sequence[Result], strategies: Sequence[str]) -> dic
 def mean_metrics(results: Sequence[Result]) -> dict[str, float]:
     """Mean of every metric over all tokens, leaving out numbers that are not finite; NaN if none is left."""
     means = {}
-    for name in Metrics._fields:
-        values = [r[name] for result in results for r in result.records if r[name] is not None]
+    for name in (*Metrics._fields, *(metric.name for metric in own_metrics.registered())):
+        values = [r[name] for result in results for r in result.records if r.get(name) is not None]
         means[name] = math.fsum(values) / len(values) if values else math.nan
     return means
 

@@ -79,7 +79,7 @@ def json_lines(scored: "Scored") -> Iterator[str]:
 
 def table_lines(scored: "Scored") -> Iterator[str]:
     """The records in columns, then the summary. Tokens are quoted, so that each stays on its line."""
-    numbers = ("logprob", *metric_labels.METRICS)
+    numbers = ("logprob", *metric_labels.known())
     heads = [f"{name:>{max(len(name), 8)}}" for name in numbers]
     yield "  ".join([f"{'position':>8}", f"{'token':{_TEXT_WIDTH}}", f"{'next':{_TEXT_WIDTH}}", *heads])
     for record in scored.records:

@@ -17,6 +17,7 @@ from entropix import sharding
 from entropix.checkpoint.loading import Model
 from entropix.config import ModelConfig
 from entropix.decoding import loop
+from entropix.decoding.request import check_texts
 from entropix.metrics import Metrics
 
 Record = dict[str, Any]
@@ -67,8 +68,8 @@ def score(
     before any work is done.
     """
     several = [texts] if isinstance(texts, str) else texts
-    rows = [_encode(model, text, allow_special) for text in several]
-    _check(rows, model.config)
+    rows = [model.tokenizer.encode_text(text, allow_special) for text in several]
+    check_texts(rows, model.config)
     scored: list[Scored | None] = [None] * len(rows)
     by_length = sorted(range(len(rows)), key=lambda row: len(rows[row]))
     with sharding.on(model.mesh):
@@ -76,31 +77,6 @@ def score(
             for row, one in zip(batch, _read(model, [rows[row] for row in batch]), strict=True):
                 scored[row] = one
     return [one for one in scored if one is not None]
-
-
-def _encode(model: Model, text: str | Sequence[int], allow_special: bool) -> list[int]:
-    if not isinstance(text, str):
-        return [int(token) for token in text]
-    if not text:
-        return []  # not even the beginning of a text
-    return [*model.tokenizer.bos_ids, *model.tokenizer.encode(text, allow_special=allow_special)]
-
-
-def _check(rows: Sequence[Sequence[int]], cfg: ModelConfig) -> None:
-    if not rows:
-        raise ValueError("no text: give at least one")
-    for number, row in enumerate(rows, start=1):
-        if not row:
-            raise ValueError(f"text {number} is empty: give at least one character")
-        if len(row) > cfg.context_length:
-            raise ValueError(
-                f"text {number} has {len(row)} tokens, but the model's context holds {cfg.context_length}; "
-                "cut it into shorter texts"
-            )
-        if not 0 <= min(row) <= max(row) < cfg.vocab_size:
-            raise ValueError(
-                f"text {number} has token ids outside 0 to {cfg.vocab_size - 1}, the model's vocabulary"
-            )
 
 
 def _capacity(length: int) -> int:

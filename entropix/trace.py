@@ -25,13 +25,14 @@ from typing import Any, NamedTuple
 import jax
 
 import entropix
-from entropix import config, sharding
+from entropix import config, own_metrics, sharding
 from entropix.checkpoint.hf_folder import read_config
 from entropix.checkpoint.loading import Model
 from entropix.checkpoint.tensors import DTYPES, stored_tensors
 from entropix.config import GenerateConfig, SamplerConfig
 from entropix.decoding.request import GenerationRequest
 from entropix.files import read_text, write_text
+from entropix.metric_labels import METRICS, Label
 from entropix.metrics import Metrics
 from entropix.results import FinishReason, Result
 
@@ -56,7 +57,9 @@ HEADER = {
     "prompts": "list of objects",
     "selection": "object",
     "paths": "list of objects",
+    "metrics": "list of objects",
 }
+METRIC = {"name": "string", "title": "string", "unit": "string", "meaning": "string"}
 MODEL = {"name": "string", "config": "object", "dtype": "string", "fingerprint": "string"}
 PROMPT = {"token_ids": "list of integers", "text": "string"}
 SELECTION = {"fork": "string", "select": "string", "extract": "string", "decided_early": "boolean"}
@@ -111,6 +114,7 @@ ADDED = frozenset(
         "rows",
         "selection",
         "paths",
+        "metrics",
         "bytes",
         "alternatives",
         "head_entropies",
@@ -197,6 +201,7 @@ def circumstances(model: Model) -> dict[str, Any]:
 
 def header(job: GenerationRequest, rows: str = BATCH) -> dict[str, Any]:
     """The first line of a job's trace."""
+    own = own_metrics.registered()
     return {
         "format": FORMAT,
         "version": VERSION,
@@ -209,7 +214,14 @@ def header(job: GenerationRequest, rows: str = BATCH) -> dict[str, Any]:
         "prompts": [{"token_ids": ids, "text": job.model.tokenizer.decode(ids)} for ids in job.prompt_ids],
         "selection": {},
         "paths": [],
+        "metrics": [{"name": m.name, "title": m.title, "unit": m.unit, "meaning": m.meaning} for m in own],
     }
+
+
+def metric_labels_of(headers: Sequence[Mapping[str, Any]]) -> dict[str, Label]:
+    """How the metrics in these traces are shown, by name: the built-in ones, then those of one's own."""
+    own = (metric for header in headers for metric in header["metrics"])
+    return METRICS | {m["name"]: Label(m["title"], m["unit"], m["meaning"]) for m in own}
 
 
 def fingerprint(folder: Path) -> str:
@@ -283,6 +295,8 @@ def _check_header(head: dict[str, Any], where: str) -> None:
         _check(head["selection"], SELECTION, where, "selection.")
     if head.setdefault("paths", []) and len(head["paths"]) != len(head["prompts"]):
         raise ValueError(f"{where}: {len(head['paths'])} paths for {len(head['prompts'])} prompts")
+    for i, metric in enumerate(head.setdefault("metrics", [])):
+        _check(metric, METRIC, where, f"metrics[{i}].")
     for i, path in enumerate(head["paths"]):
         _check(path, PATH, where, f"paths[{i}].")
 

@@ -262,9 +262,8 @@ def run_command(weights: str, compiled: str, *flags: str) -> Ran:
             out = process.stdout.read(1)
             first_byte = time.perf_counter() - start
             out += process.stdout.read()
-            _, status, usage = os.wait4(
-                process.pid, 0
-            )  # `process.wait` does not tell how much memory it took
+            # `process.wait` does not tell how much memory it took.
+            _, status, usage = os.wait4(process.pid, 0)
             end = time.perf_counter() - start
             process.returncode = os.waitstatus_to_exitcode(status)
         if process.returncode:

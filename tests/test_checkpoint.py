@@ -122,7 +122,7 @@ def test_what_is_no_llama_is_refused_by_name(tmp_path: Path, changes: dict[str, 
     [
         (None, "no such file"),
         (b"{", "not a readable JSON file"),
-        (b"\xff", "not a readable"),
+        (b"\xff", "line 1 is not UTF-8"),
         (b"[]", "got a list"),
     ],
 )

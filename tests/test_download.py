@@ -40,7 +40,7 @@ def test_the_manifest_knows_the_default_model() -> None:
     [
         ("[a]\nkind = 'torrent'", "a: kind must be 'wheel', got 'torrent'"),
         ("[a]\nkind = 'wheel'", "a: .*missing 8 required positional arguments"),
-        ("[a", "not a readable manifest"),
+        ("[a", "not a readable TOML file"),
     ],
 )
 def test_a_manifest_that_cannot_be_understood_is_refused(tmp_path: Path, text: str, message: str) -> None:

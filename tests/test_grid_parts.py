@@ -77,8 +77,8 @@ def test_what_is_no_whole_set_of_parts_is_not_merged(
         ((one, half, three), f"{half}: 4 of 12 answers are there; complete part 2/3 first"),
         ((one, other), f"{other} is not of the same grid as {one}: seeds is a list of 5 there, a list of 2 here"),
         ((one, parts / "whole"), f"{parts / 'whole'} is not of the same grid as {one}: parts is 3 there, 1 here"),
-        ((one, torn, three), f"{torn / 'manifest.json'}: not a JSON object"),
-        ((one, tmp_path / "none"), f"{tmp_path / 'none' / 'manifest.json'}: cannot be read (No such file"),
+        ((one, torn, three), f"{torn / 'manifest.json'}: expected a JSON object"),
+        ((one, tmp_path / "none"), f"{tmp_path / 'none' / 'manifest.json'}: no such file"),
     ):  # fmt: skip
         code, table, errors = merge(run_command, *folders, out=out)
         assert (code, table) == (1, "")

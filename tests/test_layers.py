@@ -13,18 +13,18 @@ import entropix
 # The wings from the top down: folders, and files at the package's door. What is new has no place yet: a test says so.
 # fmt: off
 WINGS = [
-    "config", "paths", "distributed", "numerics", "results", "metric_labels",
+    "config", "paths", "distributed", "numerics", "results",
     "files", "backend", "sharding", "presets", "prompts",
-    "metrics", "filters", "samplers",
+    "metrics", "own_metrics", "metric_labels", "filters", "samplers",
     "model", "checkpoint", "decoding",
-    "generation", "scoring", "batching", "tpu",
+    "records", "stream_text", "generation", "scoring", "inspection", "batching", "tpu",
     "trace", "run_statistics", "console",
     "cot", "replay", "logprobs", "report", "score", "lab",
     "main", "__main__", "calibrate", "compare", "sweep",
 ]
 # fmt: on
 PLACE = {name: place for place, name in enumerate(WINGS)}
-THE_PAPER = ("numerics", "metrics", "filters", "samplers")
+THE_PAPER = ("numerics", "metrics", "own_metrics", "filters", "samplers")
 SOURCES = {
     ".".join(file.relative_to(entropix.PACKAGE_ROOT).with_suffix("").parts).removesuffix(".__init__"): file
     for file in sorted(entropix.PACKAGE_ROOT.rglob("*.py"))

@@ -368,7 +368,7 @@ def test_a_missing_library_is_named_with_the_command_that_installs_it(
 ) -> None:
     path = traces.write(tmp_path / "a.jsonl", traces.tokens("ab"))
     script = (
-        f"import sys; sys.modules['{library}'] = None; from entropix import cli; "
+        f"import sys; sys.modules['{library}'] = None; from entropix.console import cli; "
         f"from entropix.report.__main__ import main; sys.exit(cli.run(lambda: main({[path, *flags]!r})))"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path)

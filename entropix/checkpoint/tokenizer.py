@@ -2,7 +2,7 @@
 
 import codecs
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -46,6 +46,13 @@ class Tokenizer:
     def vocab_size(self) -> int:
         """One more than the highest id; a model's own vocabulary may be padded beyond it."""
         return len(self.texts)
+
+    def encode_text(self, text: str | Sequence[int], allow_special: bool = False) -> list[int]:
+        """The ids of a text from its beginning, with the vocabulary's beginning-of-text tokens, or none for no text;
+        ids as they are."""
+        if not isinstance(text, str):
+            return [int(token) for token in text]
+        return [*self.bos_ids, *self.encode(text, allow_special)] if text else []
 
     def encode(self, text: str, allow_special: bool = False) -> list[int]:
         """The ids of `text`. The names of special tokens are plain text in it unless `allow_special`.

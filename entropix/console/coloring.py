@@ -45,7 +45,7 @@ class Choice(NamedTuple):
 
 def read_choice(text: str) -> Choice:
     """The choice in `--color`: what, or when, or both with a comma between. Raises a ValueError for other words."""
-    known = (STRATEGY, *metric_labels.METRICS)
+    known = (STRATEGY, *metric_labels.known())
     words = [word.strip() for word in text.split(",")]
     what = [word for word in words if word in known]
     when = [word for word in words if word in WHEN]
@@ -101,7 +101,7 @@ def metric_style(name: str, value: float | None, system: ColorSystem | None) -> 
     """A place on the metric's scale; what is beyond an end looks like the end, and no number like plain text."""
     if value is None:
         return Style()
-    low, high, _ = metric_labels.SPANS[name]
+    low, high, _ = metric_labels.span(name)
     share = min(max((value - low) / (high - low), 0.0), 1.0)
     if system == ColorSystem.STANDARD:
         behind, letters = _COARSE_SCALE[min(int(share * len(_COARSE_SCALE)), len(_COARSE_SCALE) - 1)]
@@ -136,7 +136,7 @@ def legend(what: str, counts: Mapping[str, int], system: ColorSystem | None, ins
             for name, count in counts.items()
         ]
     else:
-        label, (low, high, is_bound) = metric_labels.METRICS[what], metric_labels.SPANS[what]
+        label, (low, high, is_bound) = metric_labels.label(what), metric_labels.span(what)
         steps = (low + (high - low) * (i + 0.5) / _SWATCHES for i in range(_SWATCHES))
         bar = "".join(paint(" ", metric_style(what, value, system), system) for value in steps)
         end = f"{high:g}{'' if is_bound else '+'} {label.unit}".rstrip()

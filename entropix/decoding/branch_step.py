@@ -78,7 +78,7 @@ def branch_step(
         return transformer.forward(weights, tokens_BT, cache, recent, program.model, mask)
 
     logits_BTV, recent, attention = forward(before.token_B[:, None], state.recent)
-    seen = _flat(sampler_inputs(logits_BTV, attention))
+    seen = _flat(sampler_inputs(logits_BTV, attention, program.record.metrics))
     rows, record, offered = sample(inputs, before, seen)
     drawn = _Drawn(before, rows, record, offered, seen, recent)
     may_go_on_B = (rows.finish_B == FinishReason.RUNNING) | (rows.finish_B == FinishReason.STOP_TOKEN)
@@ -92,7 +92,7 @@ def branch_step(
 
     def forked() -> _Kept:
         opened = _open(inputs, drawn, sample, plan)
-        ends, fanned, rolled = _roll(inputs, drawn, opened, cache, forward, sample, plan)
+        ends, fanned, rolled = _roll(inputs, drawn, opened, cache, forward, sample, program)
         every = jax.tree.map(
             lambda first, later: jnp.concatenate([first[None], later]), opened.record, rolled
         )
@@ -140,16 +140,18 @@ def _roll(
     cache: KVCache,
     forward: Forward,
     sample: Sample,
-    plan: BranchPlan,
+    program: Program,
 ) -> tuple[RowState, RecentKV, StepRecord]:
     """(the paths' ends, all that they have computed behind the recent tokens, records `[D, B·C]` of what they drew)."""
-    own, n_shared = _of_paths(inputs, plan), drawn.recent.size
+    plan, n_shared = program.branching, drawn.recent.size
+    assert plan is not None
+    own = _of_paths(inputs, plan)
 
     def rollout(token_BC: Array, world: tuple[RecentKV, Array]) -> tuple[SamplerInputs, Any]:
         fanned, depth = world
         beside = tree_mask(cache, fanned, n_shared, plan.paths, depth)
         logits_BCV, wider, attention = forward(token_BC, fanned, beside)
-        seen = _flat(sampler_inputs(logits_BCV, attention))
+        seen = _flat(sampler_inputs(logits_BCV, attention, program.record.metrics))
         return seen, (wider._replace(used_B=fanned.used_B), depth + 1)
 
     def draw(paths: RowState, seen: SamplerInputs) -> tuple[RowState, StepRecord]:

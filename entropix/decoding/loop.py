@@ -21,12 +21,13 @@ from entropix.decoding.branch_step import branch_step
 from entropix.decoding.sample_step import Sample, plain_step
 from entropix.decoding.speculation import draft_step
 from entropix.decoding.state import BatchInputs, DecodeState, Program, StepRecord
-from entropix.metrics import Metrics
+from entropix.metrics import AttentionScores, Metrics
 from entropix.model import kv_cache, transformer
 from entropix.model.kv_cache import KVCache
 from entropix.model.weights import Weights
+from entropix.own_metrics import Metric
 from entropix.results import FinishReason
-from entropix.samplers.base import log_normalizer
+from entropix.samplers.base import SamplerInputs, log_normalizer
 
 RECENT_SLOTS = 32  # tokens between two commits to the cache: the cost of a commit is spread over so many
 
@@ -127,6 +128,19 @@ def score_tokens(
     logit_BT = jnp.take_along_axis(logits_BTV, next_BT[..., None], axis=-1)[..., 0]
     logprob_BT = logit_BT - log_normalizer(logits_BTV)
     return kv_cache.lay_out((kv_cache.commit(cache, recent, count_B), logprob_BT, metrics_BT))
+
+
+@partial(jax.jit, static_argnames=("cfg", "own"))
+def forward(
+    weights: Weights, tokens_BT: Array, cfg: ModelConfig, own: tuple[Metric, ...] = ()
+) -> tuple[SamplerInputs, AttentionScores]:
+    """(logits and metrics of every position, raw scores) of whole texts; own: metrics of one's own."""
+    batch, width = tokens_BT.shape
+    dtype = weights.embed_VD.dtype
+    past = kv_cache.empty_cache(cfg, batch, 0, dtype)
+    recent = kv_cache.empty_recent(cfg, batch, width, dtype)
+    logits_BTV, _, attention = transformer.forward(weights, tokens_BT, past, recent, cfg)
+    return kv_cache.lay_out((sample_step.sampler_inputs(logits_BTV, attention, own), attention))
 
 
 def _placed(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from entropix import own_metrics
 from entropix.checkpoint.loading import Model
 from entropix.config import GenerateConfig, ModelConfig
 from entropix.decoding import branching
@@ -32,7 +33,7 @@ class GenerationRequest:
             model=self.model.config,
             sampler=self.sampler,
             n_draft=cfg.speculate,
-            record=RecordOptions(cfg.alternatives, cfg.head_entropies),
+            record=RecordOptions(cfg.alternatives, cfg.head_entropies, own_metrics.registered()),
             branching=branching.plan(cfg.branching, self.sampler.strategies),
         )
 
@@ -69,4 +70,22 @@ def check_prompts(prompts: Sequence[Sequence[int]], cfg: ModelConfig) -> None:
         if not 0 <= min(prompt) <= max(prompt) < vocabulary:
             raise ValueError(
                 f"prompt {number} has token ids outside 0 to {vocabulary - 1}, the model's vocabulary"
+            )
+
+
+def check_texts(texts: Sequence[Sequence[int]], cfg: ModelConfig) -> None:
+    """Raises a ValueError for the first text, as token ids, that cannot be read."""
+    if not texts:
+        raise ValueError("no text: give at least one")
+    for number, text in enumerate(texts, start=1):
+        if not text:
+            raise ValueError(f"text {number} is empty: give at least one character")
+        if len(text) > cfg.context_length:
+            raise ValueError(
+                f"text {number} has {len(text)} tokens, but the model's context holds {cfg.context_length}; "
+                "cut it into shorter texts"
+            )
+        if not 0 <= min(text) <= max(text) < cfg.vocab_size:
+            raise ValueError(
+                f"text {number} has token ids outside 0 to {cfg.vocab_size - 1}, the model's vocabulary"
             )

@@ -4,7 +4,7 @@ Rule, filters and draw are the sampler's (`samplers`). What is optional wraps ar
 own: backtracking before and after the draw, drafts and branches around the whole of `plain_step`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from enum import IntEnum
 from typing import Any
 
@@ -26,6 +26,7 @@ from entropix.model import transformer
 from entropix.model.kv_cache import KVCache
 from entropix.model.weights import Weights
 from entropix.numerics import entropy_bits, softmax_parts
+from entropix.own_metrics import Metric
 from entropix.results import FinishReason
 from entropix.samplers.base import Candidates, SamplerInputs, log_normalizer
 from entropix.sharding import top_k
@@ -53,7 +54,9 @@ def plain_step(
     logits_BTV, recent, attention = transformer.forward(
         weights, newest_BT, cache, state.recent, program.model
     )
-    seen = jax.tree.map(lambda leaf_BT: leaf_BT[:, 0], sampler_inputs(logits_BTV, attention))
+    seen = jax.tree.map(
+        lambda leaf_BT: leaf_BT[:, 0], sampler_inputs(logits_BTV, attention, program.record.metrics)
+    )
     rows, record, _ = sample(inputs, state.rows, seen)
     if program.record.head_entropies:
         record = record._replace(head_entropy_BLN=head_entropies(attention)[0])
@@ -61,10 +64,14 @@ def plain_step(
     return DecodeState(rows, recent._replace(used_B=used_B), state.text_BX), record
 
 
-def sampler_inputs(logits_BTV: Array, attention: AttentionScores) -> SamplerInputs:
-    """What a sampler may look at, of every position: the logits and all metrics, `[B, T]`."""
+def sampler_inputs(
+    logits_BTV: Array, attention: AttentionScores, own: Sequence[Metric] = ()
+) -> SamplerInputs:
+    """What a sampler may look at, of every position: the logits and all metrics, `[B, T]`. own: those of one's own."""
     with jax.named_scope("metrics"):
-        return SamplerInputs(logits_BTV, measure(logits_BTV, attention))
+        measured = {metric.name: metric.compute(logits_BTV, attention) for metric in own}
+        chex.assert_shape(list(measured.values()), logits_BTV.shape[:2])
+        return SamplerInputs(logits_BTV, measure(logits_BTV, attention), measured or None)
 
 
 def sample_step(
@@ -96,7 +103,7 @@ def sample_step(
     )
     finish_B = jnp.where(running_B, ended_B, rows.finish_B)
 
-    record = StepRecord(token_B, live_B, finish_B, seen.metrics, info)
+    record = StepRecord(token_B, live_B, finish_B, seen.metrics, info, seen.own)
     record = with_alternatives(record, seen.logits_BV, candidates, program)
     drawn = rows._replace(token_B=token_B, step_B=step_B, finish_B=finish_B, sampler=state)
     stood = rows._replace(finish_B=finish_B)

@@ -82,10 +82,9 @@ def _checked(
         return (where_row(following_B, after, rows), record.live_B & (record.token_B == drafted_B)), record
 
     nothing_B1 = jnp.full_like(draft_BK, NO_TOKEN, shape=(len(draft_BK), 1))
-    positions = jax.tree.map(
-        lambda leaf_BT: jnp.moveaxis(leaf_BT, 1, 0),
-        (sampler_inputs(logits_BTV, attention), jnp.concatenate([draft_BK, nothing_B1], axis=1)),
-    )
+    seen = sampler_inputs(logits_BTV, attention, program.record.metrics)
+    drafted_BT = jnp.concatenate([draft_BK, nothing_B1], axis=1)
+    positions = jax.tree.map(lambda leaf_BT: jnp.moveaxis(leaf_BT, 1, 0), (seen, drafted_BT))
     everyone_B = jnp.ones(len(draft_BK), bool)
     (rows, _), records = jax.lax.scan(follow, (state.rows, everyone_B), positions)
     if program.record.head_entropies:

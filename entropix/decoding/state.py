@@ -8,6 +8,7 @@
 What is optional is None where it is not asked for, and then it is not in the program either.
 """
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from jax import Array
@@ -15,6 +16,7 @@ from jax import Array
 from entropix.config import ModelConfig
 from entropix.metrics import Metrics
 from entropix.model.kv_cache import RecentKV
+from entropix.own_metrics import Metric
 from entropix.samplers.base import SampleInfo, Sampler
 
 # ----- what is static ---------------------------------------------------------------------------------------
@@ -25,6 +27,7 @@ class RecordOptions(NamedTuple):
 
     alternatives: int = 0  # how many of the likeliest tokens
     head_entropies: bool = False
+    metrics: tuple[Metric, ...] = ()  # of one's own
 
 
 class BranchPlan(NamedTuple):
@@ -102,9 +105,7 @@ class Backtracks(NamedTuple):
 
     count_B: Array  # int32
     plain_B: Array  # int32: newest tokens of which none was inserted
-    frontier_B: (
-        Array  # int32: the step from which the latest was made; there is none before it is reached again
-    )
+    frontier_B: Array  # int32: the step of the latest; none is made before it is reached again
     place_B: Array  # int32: the step to which it led
     forbidden_BF: Array  # int32: tokens tried at that step, -1 where there are fewer
 
@@ -165,6 +166,7 @@ class StepRecord(NamedTuple):
     finish_B: Array  # int32: FinishReason after the token
     metrics: Metrics
     info: SampleInfo
+    own_metrics: Mapping[str, Array] | None = None  # by name
     alternatives: Alternatives | None = None
     head_entropy_BLN: Array | None = None  # bits: attention entropy of each head of each layer
     paths: Paths | None = None  # where generation branches: what was tried; in the records of forks

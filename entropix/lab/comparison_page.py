@@ -150,9 +150,8 @@ def tradeoff(summaries: Sequence[Summary]) -> Plot:
             hovertemplate="%{text}<br>%{x:.3f} nats<br>distinct-2 %{y:.3f}<extra></extra>",
         )
     )
-    figure.update_layout(
-        margin={"l": 52, "r": 52, "t": 32, "b": 44}
-    )  # labels reach beyond the outermost points
+    # Labels reach beyond the outermost points.
+    figure.update_layout(margin={"l": 52, "r": 52, "t": 32, "b": 44})
     figure.update_layout(xaxis_title="mean log-probability (nats per token)", yaxis_title="distinct-2")
     return Plot(
         "How likely and how varied",

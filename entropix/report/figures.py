@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from entropix import files, metric_labels, run_statistics
+from entropix import files, metric_labels, run_statistics, trace
 from entropix.report import shell
 from entropix.report.page import Named
 from entropix.report.regions import RULES, Regions, limits, regions, sampler_config
@@ -57,7 +57,7 @@ def draw(header: dict[str, Any], result: Result) -> Iterator[tuple[str, "Figure"
     if not result.records:
         return
     yield "scatter", scatter(header, result)
-    yield "series", series(result)
+    yield "series", series(header, result)
     yield "timeline", timeline(header, result)
     if all(record.get("head_entropies") for record in result.records):
         yield "heads", heads(result)
@@ -111,14 +111,15 @@ def shade(axes: "Axes", found: Regions, alpha: float = 0.22) -> None:
     )
 
 
-def series(result: Result) -> "Figure":
+def series(header: dict[str, Any], result: Result) -> "Figure":
     """Every metric over the steps, one above the other."""
-    figure = _figure(1.05 * len(metric_labels.METRICS) + 0.5)
+    labels = trace.metric_labels_of([header])
+    figure = _figure(1.05 * len(labels) + 0.5)
     step_n = np.arange(1, len(result.records) + 1)
-    panels = figure.subplots(len(metric_labels.METRICS), 1, sharex=True)
-    for axes, name in zip(panels, metric_labels.METRICS, strict=True):
+    panels = figure.subplots(len(labels), 1, sharex=True)
+    for axes, name in zip(panels, labels, strict=True):
         axes.plot(step_n, column(result, name), color="#222222", linewidth=0.8)
-        axes.set_title(metric_labels.axis_title(name), fontsize=8, loc="left", pad=2)
+        axes.set_title(labels[name].axis_title, fontsize=8, loc="left", pad=2)
         axes.margins(x=0.01)
     panels[-1].set_xlabel("token")
     return figure
@@ -166,7 +167,7 @@ def heads(result: Result) -> "Figure":
 
 def column(result: Result, name: str) -> np.ndarray:
     """float64 `[n]`: a number of every token, NaN where there is none."""
-    return np.array([math.nan if r[name] is None else r[name] for r in result.records], np.float64)
+    return np.array([math.nan if r.get(name) is None else r[name] for r in result.records], np.float64)
 
 
 def _figure(height: float, width: float = WIDTH) -> "Figure":

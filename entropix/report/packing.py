@@ -15,7 +15,12 @@ DIGITS = 5  # significant ones that a number keeps
 NOT_A_NUMBER = 65535  # among the head entropies, whose largest becomes one less
 
 
-def pack(records: Sequence[Mapping[str, Any]], strategies: Sequence[str], texts: "Texts") -> dict[str, Any]:
+def pack(
+    records: Sequence[Mapping[str, Any]],
+    strategies: Sequence[str],
+    texts: "Texts",
+    metrics: Sequence[str] = Metrics._fields,
+) -> dict[str, Any]:
     """The columns of n tokens, for JSON.
 
     token, strategy              indices into `texts` and `strategies`
@@ -32,7 +37,7 @@ def pack(records: Sequence[Mapping[str, Any]], strategies: Sequence[str], texts:
         "injected": [step for step, record in enumerate(records) if record["injected"]],
         "shown": shown(records),
         "columns": {
-            name: [rounded(record[name]) for record in records] for name in (*SETTINGS, *Metrics._fields)
+            name: [rounded(record.get(name)) for record in records] for name in (*SETTINGS, *metrics)
         },
         "alternatives": _pack_alternatives(records, texts),
         "heads": pack_heads(records),

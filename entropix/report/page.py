@@ -33,17 +33,18 @@ def page(traces: Sequence[Named]) -> str:
     texts = packing.Texts()
     headers = [named.trace.header for named in traces]
     strategies = _strategies(headers)
+    labels = trace.metric_labels_of(headers)
     notes = differences([named.trace for named in traces])
     data: dict[str, Any] = {
         "traces": [
-            _trace_data(named, note, texts) | {"dash": plots.DASHES[i % len(plots.DASHES)]}
+            _trace_data(named, note, texts, list(labels)) | {"dash": plots.DASHES[i % len(plots.DASHES)]}
             for i, (named, note) in enumerate(zip(traces, notes, strict=True))
         ],
         "texts": texts.packed(),
-        "metrics": plots.titles(),
+        "metrics": plots.titles(labels),
         "alignments": alignments([named.trace for named in traces]),
         "places": {strategy["name"]: strategy["place"] for strategy in strategies},
-        "metric_labels": list(metric_labels.STRATEGIES),
+        "palette": list(metric_labels.STRATEGIES),
         "marks": list(plots.MARKS),
     }
     body = shell.fragment(
@@ -125,7 +126,7 @@ def _row_names(traces: Sequence[dict[str, Any]]) -> list[str]:
     return [f"path {row}{', chosen' if row in chosen else ''}" for row in range(n_rows)]
 
 
-def _trace_data(named: Named, note: str, texts: packing.Texts) -> dict[str, Any]:
+def _trace_data(named: Named, note: str, texts: packing.Texts, metrics: Sequence[str]) -> dict[str, Any]:
     header = named.trace.header
     return {
         "file": named.name,
@@ -144,7 +145,7 @@ def _trace_data(named: Named, note: str, texts: packing.Texts) -> dict[str, Any]
                 "finish": result.finish.name.lower(),
                 "reason": result.finish.sentence,
                 "tree": tree.forks(named.trace, row),
-                **packing.pack(result.records, header["strategies"], texts),
+                **packing.pack(result.records, header["strategies"], texts, metrics),
             }
             for row, (prompt, result) in enumerate(zip(header["prompts"], named.trace.results, strict=True))
         ],

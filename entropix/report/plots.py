@@ -6,7 +6,7 @@ from typing import Any
 import plotly.graph_objects as go
 
 from entropix import metric_labels
-from entropix.metrics import Metrics
+from entropix.metric_labels import Label
 from entropix.report.regions import RULES, limits, regions, sampler_config
 from entropix.samplers.entropix import STRATEGIES
 from entropix.trace import Trace
@@ -30,8 +30,14 @@ def scatter(header: Mapping[str, Any], right: float, top: float) -> go.Figure:
     """Axes of entropy and varentropy, over the regions of the strategies if the sampler's rule has such."""
     figure = go.Figure(
         layout={
-            "xaxis": {"title": metric_labels.axis_title("logits_entropy"), "range": [-0.02 * right, right]},
-            "yaxis": {"title": metric_labels.axis_title("logits_varentropy"), "range": [-0.02 * top, top]},
+            "xaxis": {
+                "title": metric_labels.axis_title("logits_entropy"),
+                "range": [-0.02 * right, right],
+            },
+            "yaxis": {
+                "title": metric_labels.axis_title("logits_varentropy"),
+                "range": [-0.02 * top, top],
+            },
             "showlegend": False,
             "hovermode": "closest",
         }
@@ -91,9 +97,6 @@ def heads() -> go.Figure:
     )
 
 
-def titles() -> list[dict[str, str]]:
+def titles(labels: Mapping[str, Label]) -> list[dict[str, str]]:
     """What scripts need to know of the metrics."""
-    return [
-        {"name": name, "axis": metric_labels.axis_title(name), **metric_labels.METRICS[name]._asdict()}
-        for name in Metrics._fields
-    ]
+    return [{"name": name, "axis": label.axis_title, **label._asdict()} for name, label in labels.items()]

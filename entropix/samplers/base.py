@@ -1,6 +1,6 @@
 """What every sampler is: two pure functions over a batch, and one common account of what was done."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -25,6 +25,7 @@ class SamplerInputs(NamedTuple):
 
     logits_BV: Array  # float32, the model's own, unfiltered
     metrics: Metrics  # one number a row
+    own: Mapping[str, Array] | None = None  # metrics of one's own by name, `own_metrics`
 
 
 class SampleInfo(NamedTuple):
