@@ -19,13 +19,14 @@ os.environ["XLA_FLAGS"] = " ".join(
         "--xla_force_host_platform_device_count=8",
     )
 )
-# What is compiled under test is kept until the session's end: of all workers in one folder, made by the process that
-# starts them, and of the commands that a worker starts in one of its own. Nothing is shared with the user.
-WORKER = os.environ.get("PYTEST_XDIST_WORKER", "")
-if not WORKER:
-    os.environ["ENTROPIX_TESTS_COMPILED"] = tempfile.mkdtemp(prefix="entropix-compiled-")
-COMPILED = Path(os.environ["ENTROPIX_TESTS_COMPILED"])
-os.environ["ENTROPIX_COMPILATION_CACHE"] = str(COMPILED / f"commands{WORKER}")
+# What is compiled under test is kept until the session's end, and shared with nobody else: that of all workers in one
+# folder, which they inherit from the process that starts them, and that of the commands under test in another.
+os.environ["ENTROPIX_TESTS_COMPILED"] = os.environ.get("ENTROPIX_TESTS_COMPILED") or tempfile.mkdtemp(
+    prefix="entropix-compiled-"
+)
+os.environ["ENTROPIX_COMPILATION_CACHE"] = os.path.join(  # noqa: PTH118
+    os.environ["ENTROPIX_TESTS_COMPILED"], "commands" + os.environ.get("PYTEST_XDIST_WORKER", "")
+)
 
 import chromium
 import commands
@@ -47,6 +48,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
+COMPILED = Path(os.environ["ENTROPIX_TESTS_COMPILED"])
 jax.config.update("jax_compilation_cache_dir", str(COMPILED / "programs"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
@@ -69,7 +71,7 @@ SLOWEST_FIRST = (
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Slow files first. A file is one worker's; the tests on the real weights are all one worker's, which loads them once."""
+    """Slow files first. A file is one worker's; so are all tests on the real weights, which are then loaded once."""
 
     def rank(item: pytest.Item) -> int:
         name = item.path.stem
@@ -85,7 +87,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_unconfigure() -> None:
     """The process that started the workers, or is the only one, removes what was compiled."""
-    if not WORKER:
+    if "PYTEST_XDIST_WORKER" not in os.environ:
         shutil.rmtree(COMPILED, ignore_errors=True)
 
 
