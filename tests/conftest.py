@@ -50,7 +50,7 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 COMPILED = Path(os.environ["ENTROPIX_TESTS_COMPILED"])
 jax.config.update("jax_compilation_cache_dir", str(COMPILED / "programs"))
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)  # what takes less is not worth a file
 
 # These read the text of compiled programs, or run them on meshes: XLA's simulated devices wait for each other in a pool
 # of threads, and a worker was once seen to be aborted there with programs from the cache. They compile what they test.
