@@ -19,10 +19,10 @@ run: $(VENV)/.run $(DEFAULT_MODEL)
 	@$(BIN)/python -m entropix.main --prompt="$$PROMPT_TEXT" $(ARGS)
 
 test: $(VENV)/.dev $(VENV)/.libtpu $(DEFAULT_MODEL)
-	$(BIN)/python -m pytest -n auto --dist loadfile
+	$(BIN)/python -m pytest -n auto --dist loadgroup --no-loadscope-reorder
 
 test-fast: $(VENV)/.dev $(VENV)/.libtpu
-	$(BIN)/python -m pytest -n auto --dist loadfile -m "not real"
+	$(BIN)/python -m pytest -n auto --dist loadgroup --no-loadscope-reorder -m "not real"
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -13,12 +13,20 @@ os.environ["XLA_FLAGS"] = " ".join(
         # The toys' time goes into compiling. Less of LLVM's optimisation leaves the arithmetic and halves the wait.
         "--xla_backend_optimization_level=0",
         "--xla_cpu_use_fusion_emitters=false",
+        # There is a worker for each core already: a program that is compiled in parts is compiled for longer.
+        "--xla_cpu_parallel_codegen_split_count=1",
         # The tests of meshes use eight simulated devices; all others the first of them.
         "--xla_force_host_platform_device_count=8",
     )
 )
-# What the commands under test compile they share with each other, and not with the user.
-os.environ["ENTROPIX_COMPILATION_CACHE"] = tempfile.mkdtemp(prefix="entropix-compiled-")
+# What is compiled under test is kept until the session's end, and shared with nobody else: that of all workers in one
+# folder, which they inherit from the process that starts them, and that of the commands under test in another.
+os.environ["ENTROPIX_TESTS_COMPILED"] = os.environ.get("ENTROPIX_TESTS_COMPILED") or tempfile.mkdtemp(
+    prefix="entropix-compiled-"
+)
+os.environ["ENTROPIX_COMPILATION_CACHE"] = os.path.join(  # noqa: PTH118
+    os.environ["ENTROPIX_TESTS_COMPILED"], "commands" + os.environ.get("PYTEST_XDIST_WORKER", "")
+)
 
 import chromium
 import commands
@@ -26,6 +34,7 @@ import folders
 import jax
 import pytest
 import toy
+from jax.experimental.compilation_cache import compilation_cache
 from playwright.sync_api import Browser
 
 from entropix.checkpoint import loading
@@ -39,19 +48,64 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
+COMPILED = Path(os.environ["ENTROPIX_TESTS_COMPILED"])
+jax.config.update("jax_compilation_cache_dir", str(COMPILED / "programs"))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)  # what takes less is not worth a file
 
-@pytest.fixture(scope="session", autouse=True)
-def compiled_programs() -> Iterator[None]:
-    """Ends with the session."""
-    yield
-    shutil.rmtree(os.environ["ENTROPIX_COMPILATION_CACHE"], ignore_errors=True)
+# These read the text of compiled programs, or run them on meshes: XLA's simulated devices wait for each other in a pool
+# of threads, and a worker was once seen to be aborted there with programs from the cache. They compile what they test.
+COMPILED_ANEW = {
+    *("test_compiled", "test_cuda", "test_hlo", "test_tpu"),
+    *("test_device_flags", "test_golden", "test_prefix", "test_replay", "test_run_grid", "test_trace"),
+    *("test_sharding", "test_sharding_loading", "test_sharding_output", "test_sharding_sessions"),
+}
+
+# What takes longest, in its order, so that no worker is left with one of these when the others are done.
+SLOWEST_FIRST = (
+    *("test_speculation", "test_golden", "test_cot", "test_samplers", "test_backtracking", "test_generation"),
+    *("test_branching_model", "test_distributed", "test_tpu", "test_seeds", "test_laboratory_limits"),
+    *("test_model", "test_calibration", "test_run_grid", "test_sharding", "test_bench", "test_prefix"),
+    *("test_entropix", "test_grid", "test_branching", "test_report"),
+)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Slow files first. A file is one worker's; so are all tests on the real weights, which are then loaded once."""
+
+    def rank(item: pytest.Item) -> int:
+        name = item.path.stem
+        return SLOWEST_FIRST.index(name) if name in SLOWEST_FIRST else len(SLOWEST_FIRST)
+
+    def group(item: pytest.Item) -> str:
+        return "real" if item.get_closest_marker("real") else item.path.stem
+
+    items.sort(key=rank)
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(group(item)))
+
+
+def pytest_unconfigure() -> None:
+    """The process that started the workers, or is the only one, removes what was compiled."""
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        shutil.rmtree(COMPILED, ignore_errors=True)
 
 
 @pytest.fixture(scope="module", autouse=True)
-def forget_programs() -> Iterator[None]:
-    """Frees what a file's tests compiled. Each program takes pages of memory, of which a process may map 65,530."""
+def forget_programs(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Frees what a file's tests compiled: each program takes pages of memory, of which a process may map 65,530."""
+    anew = request.module.__name__ in COMPILED_ANEW
+    if anew:
+        _keep_compiled(False)
     yield
     jax.clear_caches()
+    if anew:
+        _keep_compiled(True)
+
+
+def _keep_compiled(keep: bool) -> None:
+    jax.config.update("jax_enable_compilation_cache", keep)
+    compilation_cache.reset_cache()  # JAX asks once, and remembers
 
 
 @pytest.fixture(scope="session")

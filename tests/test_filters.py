@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,14 @@ from scipy import stats
 
 from entropix import filters
 from entropix.filters import SamplingParams
+
+# As programs. Plainly called, JAX compiles each of their operations for itself, and the search in every call anew.
+compiled = SimpleNamespace(
+    **{
+        name: jax.jit(getattr(filters, name))
+        for name in ("temperature", "min_p", "top_k", "top_p", "chain", "kept", "draw")
+    }
+)
 
 # In no particular order: filters may not rely on one.
 P = [0.05, 0.4, 0.15, 0.1, 0.3]
@@ -32,7 +41,7 @@ def assert_leaves(filtered_BV: Array, *rows: list[float]) -> None:
     """The filtered logits mean these probabilities, with exact zeros."""
     np.testing.assert_allclose(probabilities(filtered_BV), rows, rtol=1e-5)
     assert np.array_equal(np.isneginf(filtered_BV), np.asarray(rows) == 0)
-    np.testing.assert_array_equal(filters.kept(filtered_BV), [sum(p > 0 for p in row) for row in rows])
+    np.testing.assert_array_equal(compiled.kept(filtered_BV), [sum(p > 0 for p in row) for row in rows])
 
 
 # ----- one filter at a time ---------------------------------------------------------------------------------
@@ -49,7 +58,7 @@ def assert_leaves(filtered_BV: Array, *rows: list[float]) -> None:
     ],
 )
 def test_temperature_raises_probabilities_to_its_inverse(temperature: float, expected: list[float]) -> None:
-    filtered_BV = filters.temperature(logits_of([0.2, 0.8]), temperature)
+    filtered_BV = compiled.temperature(logits_of([0.2, 0.8]), temperature)
     np.testing.assert_allclose(probabilities(filtered_BV)[0], expected, rtol=1e-5)
 
 
@@ -68,11 +77,11 @@ def test_temperature_raises_probabilities_to_its_inverse(temperature: float, exp
 def test_min_p_keeps_what_is_not_much_less_likely_than_the_likeliest(
     ratio: float, expected: list[float]
 ) -> None:
-    assert_leaves(filters.min_p(logits_of(P), ratio), expected)
+    assert_leaves(compiled.min_p(logits_of(P), ratio), expected)
 
 
 def test_min_p_keeps_a_token_exactly_at_the_bound() -> None:
-    assert_leaves(filters.min_p(jnp.zeros((1, 3)), 1.0), [1 / 3] * 3)
+    assert_leaves(compiled.min_p(jnp.zeros((1, 3)), 1.0), [1 / 3] * 3)
 
 
 @pytest.mark.parametrize(
@@ -86,12 +95,12 @@ def test_min_p_keeps_a_token_exactly_at_the_bound() -> None:
     ],
 )
 def test_top_k_keeps_the_k_most_likely(k: int, expected: list[float]) -> None:
-    assert_leaves(filters.top_k(logits_of(P), k), expected)
+    assert_leaves(compiled.top_k(logits_of(P), k), expected)
 
 
 def test_top_k_keeps_exactly_k_among_equals_and_of_those_the_first() -> None:
-    assert_leaves(filters.top_k(logits_of([0.1, 0.3, 0.3, 0.3]), 2), [0, 0.5, 0.5, 0])
-    assert_leaves(filters.top_k(logits_of([0.25] * 4), 3), [1 / 3, 1 / 3, 1 / 3, 0])
+    assert_leaves(compiled.top_k(logits_of([0.1, 0.3, 0.3, 0.3]), 2), [0, 0.5, 0.5, 0])
+    assert_leaves(compiled.top_k(logits_of([0.25] * 4), 3), [1 / 3, 1 / 3, 1 / 3, 0])
 
 
 @pytest.mark.parametrize(
@@ -111,25 +120,25 @@ def test_top_p_keeps_the_shortest_descending_prefix_that_reaches_the_mass(
     mass: float, expected: list[float]
 ) -> None:
     """Summed from the small end, a mass of 0.41 would drop 0.4 and 0.3 or keep all but 0.05."""
-    assert_leaves(filters.top_p(logits_of(P), mass), expected)
+    assert_leaves(compiled.top_p(logits_of(P), mass), expected)
 
 
 def test_top_p_stops_at_a_prefix_that_reaches_the_mass_exactly() -> None:
     """Halves, quarters and eighths sum without rounding."""
-    assert_leaves(filters.top_p(logits_of([0.125, 0.5, 0.25, 0.125]), 0.75), [0, 2 / 3, 1 / 3, 0])
+    assert_leaves(compiled.top_p(logits_of([0.125, 0.5, 0.25, 0.125]), 0.75), [0, 2 / 3, 1 / 3, 0])
 
 
 def test_top_p_of_one_keeps_every_token_however_the_sum_rounds() -> None:
     """In float32 the first token's probability is 1 and leaves nothing for the others to add."""
     logits_BV = logits_of([1 - 2e-9, 1e-9, 1e-9])
-    np.testing.assert_array_equal(filters.top_p(logits_BV, 1.0), logits_BV)
+    np.testing.assert_array_equal(compiled.top_p(logits_BV, 1.0), logits_BV)
 
 
 def test_top_p_among_equals_keeps_the_first_ones() -> None:
-    assert_leaves(filters.top_p(logits_of([0.1, 0.3, 0.3, 0.3]), 0.5), [0, 0.5, 0.5, 0])
+    assert_leaves(compiled.top_p(logits_of([0.1, 0.3, 0.3, 0.3]), 0.5), [0, 0.5, 0.5, 0])
 
 
-@pytest.mark.parametrize("apply", [filters.min_p, filters.top_k, filters.top_p])
+@pytest.mark.parametrize("apply", [compiled.min_p, compiled.top_k, compiled.top_p])
 def test_filters_leave_the_logits_they_keep_as_they_are(apply: object) -> None:
     logits_BV = logits_of(P)
     filtered_BV = apply(logits_BV, 1)  # type: ignore[operator]
@@ -138,7 +147,7 @@ def test_filters_leave_the_logits_they_keep_as_they_are(apply: object) -> None:
     np.testing.assert_array_equal(np.asarray(filtered_BV)[kept_BV], np.asarray(logits_BV)[kept_BV])
 
 
-@pytest.mark.parametrize("apply", [filters.temperature, filters.min_p, filters.top_k, filters.top_p])
+@pytest.mark.parametrize("apply", [compiled.temperature, compiled.min_p, compiled.top_k, compiled.top_p])
 def test_tokens_that_were_removed_before_stay_removed(apply: object) -> None:
     filtered_BV = apply(logits_of([0.5, 0, 0.5, 0]), 1)  # type: ignore[operator]
     assert np.isneginf(filtered_BV)[0, [1, 3]].all() and not np.isnan(filtered_BV).any()
@@ -188,28 +197,28 @@ def settings(
 
 def test_temperature_comes_before_min_p() -> None:
     """At T = 2 the ratio 0.25 becomes 0.5 and passes a bound of 0.4, which it would not pass at T = 1."""
-    assert_leaves(filters.chain(logits_of([0.8, 0.2]), settings(temperature=2.0, min_p=0.4)), [2 / 3, 1 / 3])
+    assert_leaves(compiled.chain(logits_of([0.8, 0.2]), settings(temperature=2.0, min_p=0.4)), [2 / 3, 1 / 3])
 
 
 def test_temperature_comes_before_top_p() -> None:
     """At T = 1/2, 0.8 becomes 0.94 and is a nucleus of 0.9 by itself."""
-    assert_leaves(filters.chain(logits_of([0.8, 0.2]), settings(temperature=0.5, top_p=0.9)), [1, 0])
+    assert_leaves(compiled.chain(logits_of([0.8, 0.2]), settings(temperature=0.5, top_p=0.9)), [1, 0])
 
 
 def test_top_k_comes_before_top_p() -> None:
     """Of 0.4, 0.3 alone, 0.4 is 4/7 of the mass and suffices for 0.5; of all tokens it would not."""
-    assert_leaves(filters.chain(logits_of(P), settings(top_k=2, top_p=0.5)), [0, 1, 0, 0, 0])
-    assert_leaves(filters.top_k(filters.top_p(logits_of(P), 0.5), 2), [0, 4 / 7, 0, 0, 3 / 7])
+    assert_leaves(compiled.chain(logits_of(P), settings(top_k=2, top_p=0.5)), [0, 1, 0, 0, 0])
+    assert_leaves(compiled.top_k(compiled.top_p(logits_of(P), 0.5), 2), [0, 4 / 7, 0, 0, 3 / 7])
 
 
 def test_min_p_comes_before_top_p() -> None:
     """min-p leaves 0.4 and 0.3, of which 0.4 is 4/7: enough for 0.55, while 0.4 of the whole is not."""
-    assert_leaves(filters.chain(logits_of(P), settings(min_p=0.5, top_p=0.55)), [0, 1, 0, 0, 0])
-    assert_leaves(filters.min_p(filters.top_p(logits_of(P), 0.55), 0.5), [0, 4 / 7, 0, 0, 3 / 7])
+    assert_leaves(compiled.chain(logits_of(P), settings(min_p=0.5, top_p=0.55)), [0, 1, 0, 0, 0])
+    assert_leaves(compiled.min_p(compiled.top_p(logits_of(P), 0.55), 0.5), [0, 4 / 7, 0, 0, 3 / 7])
 
 
 def test_an_empty_chain_changes_nothing() -> None:
-    np.testing.assert_array_equal(filters.chain(logits_of(P), SamplingParams()), logits_of(P))
+    np.testing.assert_array_equal(compiled.chain(logits_of(P), SamplingParams()), logits_of(P))
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -223,7 +232,7 @@ def test_the_most_likely_token_survives_any_chain(seed: int) -> None:
         "top_k": int(rng.integers(1, 41)),
         "min_p": float(rng.uniform(0, 1) ** 2),
     }
-    filtered_BV = filters.chain(logits_BV, settings(**chosen))
+    filtered_BV = compiled.chain(logits_BV, settings(**chosen))
     assert np.isfinite(filtered_BV[0, int(jnp.argmax(logits_BV))])
     np.testing.assert_allclose(
         probabilities(filtered_BV)[0],
@@ -250,7 +259,7 @@ COMBINATIONS = [
 def draw_many(logits_V: Array, seed: int) -> filters.Draw:
     """`N_DRAWS` independent draws, as so many rows."""
     key_B = jax.random.split(jax.random.key(seed), N_DRAWS)
-    return jax.jit(filters.draw)(key_B, jnp.broadcast_to(logits_V, (N_DRAWS, *logits_V.shape)))
+    return compiled.draw(key_B, jnp.broadcast_to(logits_V, (N_DRAWS, *logits_V.shape)))
 
 
 @pytest.mark.parametrize("chosen", COMBINATIONS, ids=lambda chosen: "+".join(chosen) or "nothing")
@@ -260,7 +269,7 @@ def test_draws_follow_the_filtered_distribution(chosen: dict[str, float]) -> Non
     appear."""
     logits_BV = logits_of(MANY)
     expected_V = reference.filtered(np.asarray(logits_BV)[0], **chosen)
-    filtered_BV = filters.chain(logits_BV, settings(**chosen))
+    filtered_BV = compiled.chain(logits_BV, settings(**chosen))
     drawn = draw_many(filtered_BV[0], seed=COMBINATIONS.index(chosen))
     count_V = np.bincount(drawn.token_B, minlength=len(MANY))
     assert count_V[expected_V == 0].sum() == 0
@@ -285,12 +294,12 @@ def test_a_draw_depends_on_its_rows_key_and_logits_alone() -> None:
     rng = np.random.default_rng(0)
     logits_BV = jnp.asarray(rng.normal(0, 2, (6, 30)), jnp.float32)
     key_B = jax.random.split(jax.random.key(1), 6)
-    together = filters.draw(key_B, logits_BV)
+    together = compiled.draw(key_B, logits_BV)
     order = rng.permutation(6)
-    shuffled = filters.draw(key_B[order], logits_BV[order])
+    shuffled = compiled.draw(key_B[order], logits_BV[order])
     np.testing.assert_array_equal(shuffled.token_B, together.token_B[order])
     for row in range(6):
-        alone = filters.draw(key_B[row : row + 1], logits_BV[row : row + 1])
+        alone = compiled.draw(key_B[row : row + 1], logits_BV[row : row + 1])
         assert alone.token_B[0] == together.token_B[row]
 
 
@@ -305,13 +314,13 @@ def test_rows_with_the_same_logits_and_other_keys_draw_independently() -> None:
 def test_the_same_key_draws_the_same_token() -> None:
     logits_BV = jnp.broadcast_to(logits_of(MANY), (50, len(MANY)))
     key_B = jnp.broadcast_to(jax.random.key(5), (50,))
-    assert len(set(filters.draw(key_B, logits_BV).token_B.tolist())) == 1
+    assert len(set(compiled.draw(key_B, logits_BV).token_B.tolist())) == 1
 
 
 def test_draws_are_int32_tokens_and_float32_log_probabilities() -> None:
-    drawn = filters.draw(jax.random.split(jax.random.key(0), 2), logits_of(P, P))
+    drawn = compiled.draw(jax.random.split(jax.random.key(0), 2), logits_of(P, P))
     assert (drawn.token_B.dtype, drawn.logprob_B.dtype) == (jnp.int32, jnp.float32)
-    assert filters.kept(logits_of(P, P)).dtype == jnp.int32
+    assert compiled.kept(logits_of(P, P)).dtype == jnp.int32
 
 
 def test_the_noise_of_a_draw_has_a_tail_of_its_own() -> None:
@@ -323,7 +332,7 @@ def test_the_noise_of_a_draw_has_a_tail_of_its_own() -> None:
     def noise(mode: str) -> Array:
         return jax.vmap(lambda key: jax.random.gumbel(key, (40,), mode=mode))(key_B)
 
-    token_B = filters.draw(key_B, logits_BV).token_B
+    token_B = compiled.draw(key_B, logits_BV).token_B
     np.testing.assert_array_equal(token_B, jnp.argmax(logits_BV + noise("high"), axis=-1))
     assert jnp.any(token_B != jnp.argmax(logits_BV + noise("low"), axis=-1))
 
@@ -332,7 +341,8 @@ def test_the_noise_of_a_draw_has_a_tail_of_its_own() -> None:
 
 
 def test_leading_keys_are_those_of_a_stable_sort_with_ties_zeros_and_infinities() -> None:
-    """Few different values, so that most searches end among equals; weights that sum exactly."""
+    """Few different values, so that most searches end among equals; weights that sum exactly. Plainly called: a
+    program on a CPU takes the smallest numbers, below 1.2e-38, for zero."""
     rng = np.random.default_rng(0)
     values = np.array([-np.inf, -3e38, -2.5, -1e-38, -0.0, 0.0, 1e-38, 0.5, 7.0, 3e38], np.float32)
     key_BV = values[rng.integers(0, len(values), (200, 60))]
@@ -359,7 +369,7 @@ def test_top_p_of_a_large_vocabulary_ends_where_float64_says(mass: float) -> Non
     rng = np.random.default_rng(0)
     logits_V = (rng.permutation(-2.0 * np.log(np.arange(1, 128_257)))).astype(np.float32)
     p_V = reference.softmax(logits_V.astype(np.float64))
-    marked_V = np.isfinite(np.asarray(filters.top_p(logits_V[None], mass))[0])
+    marked_V = np.isfinite(np.asarray(compiled.top_p(logits_V[None], mass))[0])
     weakest = p_V[marked_V].min()
     assert p_V[~marked_V].max() <= weakest
     assert p_V[marked_V].sum() >= mass - 5e-7
