@@ -90,21 +90,9 @@ NASTY: list[Any] = [
         1e-320,
         -0.0,
     ),
+    *(float("nan"), float("inf"), "", "x", "\ud800", "\0", "\ue000", "<|im_end|>", "{{ 1 }}", "llama", "ab"),
     *(
-        float("nan"),
-        float("inf"),
-        "",
-        "x",
-        "\ud800",
-        "\0",
-        "\ue000",
-        "<|im_end|>",
-        "{{ 1 }}",
-        "llama",
-        "ab",
         "é" * 9999,
-    ),
-    *(
         "{{ 'a'.center(10**9) }}",
         "(?=a)",
         "a*",
@@ -116,14 +104,13 @@ NASTY: list[Any] = [
         [1, "a"],
         {},
         {"a": {}},
-        {"content": None},
     ),
     *(
+        {"content": None},
         [2**70],
         {"": 1},
         {"content": "a", "id": 2**70, "special": "no"},
         [{"name": "default"}],
-        {"type": "Sequence"},
     ),
 ]
 DEEP = json.loads("[" * 400 + "]" * 400)
@@ -188,7 +175,7 @@ FILES = [
     *("special_tokens_map.json", "added_tokens.json", "chat_template.json", "chat_template.jinja"),
 ]
 FEW = settings(
-    max_examples=40,
+    max_examples=80,
     deadline=None,
     derandomize=True,
     database=None,
