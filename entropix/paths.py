@@ -17,7 +17,7 @@ def weights_root() -> Path:
 
 def is_complete(folder: Path) -> bool:
     """Whether this is a checkpoint folder. They are renamed into place when finished, so none is half."""
-    return os.path.lexists(folder / "config.json")  # which whoever reads it will find readable, or not
+    return (folder / "config.json").is_file()
 
 
 def weights_folder(name_or_dir: str | Path) -> Path:
@@ -27,11 +27,7 @@ def weights_folder(name_or_dir: str | Path) -> Path:
         if is_complete(folder):
             return folder
     for folder in candidates:
-        if os.path.isdir(folder) and not os.access(folder, os.R_OK | os.X_OK):
-            raise ValueError(
-                f"{folder}: you may not read this folder (permission denied); change its permissions"
-            )
-        if os.path.isdir(folder):
+        if folder.is_dir():
             raise ValueError(
                 f"{folder}: no config.json in this folder; `python scripts/convert_weights.py` converts GGUF "
                 "files and Meta's originals"

@@ -385,7 +385,7 @@ _TYPES: dict[str, Callable[[Any], bool]] = {
 def _object(line: str, where: str) -> dict[str, Any]:
     try:
         value = json.loads(line)
-    except (ValueError, RecursionError) as error:
+    except json.JSONDecodeError as error:
         raise ValueError(f"{where}: not JSON ({error}); the file is no trace, or cut short") from None
     if not isinstance(value, dict):
         raise ValueError(f"{where}: expected a JSON object, got a {type(value).__name__}")
