@@ -176,7 +176,7 @@ def test_a_folder_with_pytorch_model_bin_becomes_the_same_with_safetensors(
 ) -> None:
     cfg = toy.config(tied_embeddings=tied)
     tensors = folders.random_tensors(cfg)
-    stored = tensors | {"lm_head.weight": tensors["model.embed_tokens.weight"]} if tied else tensors
+    stored = tensors | {"lm_head.weight": tensors["model.embed_tokens.weight"]} if tied else dict(tensors)
     stored["model.layers.0.self_attn.rotary_emb.inv_freq"] = np.ones(4, np.float32)
     source = torch_folder(tmp_path / "source", stored, n_files, tie_word_embeddings=tied)
     convert(source, tmp_path / "out", chat_template=None)
@@ -286,7 +286,7 @@ def test_help_says_what_each_flag_is(capsys: pytest.CaptureFixture[str]) -> None
     for text in (
         "pytorch_model.bin",
         "the folder to make",
-        "replace weights that are there",
+        "replace weights that",
         "python -m entropix.convert",
     ):
         assert text in out
