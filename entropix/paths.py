@@ -80,6 +80,10 @@ def weights_folder(name_or_dir: str | Path) -> Path:
         try:
             if path.is_dir():
                 names = [file.name for file in path.iterdir()]
+                if "config.json" in names:
+                    raise ValueError(
+                        f"{path / 'config.json'}: expected a regular file, this is something else, or a link to nothing"
+                    )
                 raise ValueError(f"{path}: {what_is_there(names, path)}")
             if path.exists():
                 raise ValueError(f"{path}: {_what_file(path)}")

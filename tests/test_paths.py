@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import folders
@@ -83,7 +84,7 @@ def test_a_near_name_is_suggested(wheel: Path) -> None:
         paths.weights_folder("my-lama")
     with pytest.raises(
         ValueError,
-        match=r"did you mean 'smollm2-135m-instruct', which `python -m entropix.download smollm2-135m-instruct` fetches",
+        match=r"did you mean 'smollm2-135m-instruct', which `python -m entropix.download smollm2-135m-instruct`",
     ):
         paths.weights_folder("smolm2-135m")
     with pytest.raises(
@@ -148,6 +149,13 @@ def test_a_file_in_place_of_a_folder_tells_what_to_do(
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=f"{name}: .*{message}"):
         paths.weights_folder(tmp_path / name)
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda path: path.symlink_to("gone")])
+def test_a_config_that_is_no_file_is_not_called_absent(tmp_path: Path, make: Callable[[Path], None]) -> None:
+    make(tmp_path / "config.json")
+    with pytest.raises(ValueError, match=r"config\.json: expected a regular file"):
+        paths.weights_folder(tmp_path)
 
 
 def test_a_folder_that_may_not_be_read_is_not_called_absent(
