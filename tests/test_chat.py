@@ -171,7 +171,7 @@ def test_a_folder_without_a_template_has_none(tmp_path: Path) -> None:
 def test_a_damaged_template_names_its_file(tmp_path: Path) -> None:
     (tmp_path / "tokenizer_config.json").write_text('{"chat_template": 5}')
     with pytest.raises(
-        ValueError, match=r"tokenizer_config\.json: expected chat_template to be text, got int"
+        ValueError, match=r"tokenizer_config\.json: chat_template must be text, or a list of .*, got 5"
     ):
         load_chat_template(tmp_path)
     (tmp_path / "chat_template.jinja").write_bytes(b"\xff")

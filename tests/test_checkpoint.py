@@ -173,24 +173,24 @@ def special(**ids: int) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("files", "expected"),
     [
-        ({"generation_config.json": {"eos_token_id": 2}, "config.json": {"eos_token_id": 9}}, (2,)),
+        ({"generation_config.json": {"eos_token_id": 2}, "config.json": {"eos_token_id": 9}}, (2, 9)),
         ({"generation_config.json": {"eos_token_id": [7, 3]}}, (3, 7)),
         ({"generation_config.json": {}, "config.json": {"eos_token_id": 9}}, (9,)),
         ({"tokenizer_config.json": {"eos_token": "<|stop|>", **special(stop=5)}}, (5,)),
         ({"tokenizer_config.json": {"eos_token": {"content": "<|stop|>"}, **special(stop=5)}}, (5,)),
         ({"tokenizer_config.json": special(im_end=4, other=5), "config.json": {"eos_token_id": 9}}, (4, 9)),
-        ({"tokenizer_config.json": special(im_end_plain=4), "config.json": {"eos_token_id": 9}}, (9,)),
+        ({"tokenizer_config.json": special(im_end_plain=4), "config.json": {"eos_token_id": 9}}, (4, 9)),
         ({"tokenizer.json": {"added_tokens": [{"id": 6, "content": "<|eot_id|>", "special": True}]}}, (6,)),
         ({}, ()),
     ],
     ids=[
-        "generation_config.json wins",
+        "what either file lists",
         "a list",
         "config.json otherwise",
         "the tokenizer's eos_token otherwise",
         "eos_token as an object",
         "a forgotten end of turn is added",
-        "ordinary text of that name is not",
+        "one that is not special too",
         "from tokenizer.json",
         "none known",
     ],
@@ -210,7 +210,9 @@ def test_a_stop_token_that_is_no_id_is_refused(tmp_path: Path, value: Any) -> No
 
 def test_a_damaged_token_list_is_refused(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text(json.dumps({"added_tokens": ["<|eot_id|>"]}))
-    with pytest.raises(ValueError, match=r"tokenizer.json: added_tokens must list tokens with their id"):
+    with pytest.raises(
+        ValueError, match=r"tokenizer.json: expected each of added_tokens to have a content and an id"
+    ):
         hf_folder.stop_token_ids(tmp_path)
 
 

@@ -10,10 +10,8 @@ import vocabularies
 from tokenizers import Tokenizer as Reference
 from vocabularies import BYTES, edit, written
 
+from entropix.checkpoint.patterns import GPT2_PATTERN, LLAMA3_PATTERN, SMOLLM_PATTERN
 from entropix.checkpoint.tokenizer_files import (
-    GPT2_PATTERN,
-    LLAMA3_PATTERN,
-    SMOLLM_PATTERN,
     read_tokenizer_json,
     read_tokenizer_model,
     read_vocabulary,
