@@ -111,9 +111,9 @@ def test_llama3_folders_stop_at_every_end_token(tmp_path: Path, template: str | 
     [
         ({"quantization_args": {"group_size": 32}}, "quantization_args is .*: this variant is not supported"),
         ({"moe_args": {"num_experts": 16}}, "moe_args is .*: this variant is not supported"),
-        ({"dim": None}, "dim must be one whole number of at least 1, got none"),
+        ({"dim": None}, "dim must be one whole number of at least 1, got None"),
         ({"norm_eps": "1e-5"}, "norm_eps must be one number above 0, got '1e-5'"),
-        ({"norm_eps": 10**400}, "norm_eps must be one number above 0, got a whole number of 1329 bits"),
+        ({"norm_eps": 10**400}, "norm_eps must be one number above 0, got a number of some 401 digits"),
         ({"n_layers": 10**7}, "n_layers is 10000000, but there are only 20 tensors"),
         ({"n_heads": 2**40}, "n_heads must be one whole number of at least 1, got 1099511627776"),
         ({"n_heads": 3}, r"dim \(32\) must be a multiple of n_heads \(3\)"),

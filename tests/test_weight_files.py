@@ -42,14 +42,14 @@ def test_a_git_lfs_pointer_is_called_so(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_a_pipe_is_not_waited_for(tmp_path: Path, name: str) -> None:
     os.mkfifo(tmp_path / name)
-    with pytest.raises(ValueError, match=f"{name}: expected a regular file, this is a named pipe"):
+    with pytest.raises(ValueError, match=f"{name}: expected a regular file, but this is a pipe"):
         read(tmp_path / name)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_device_is_not_read(tmp_path: Path, name: str) -> None:
     (tmp_path / name).symlink_to("/dev/zero")
-    with pytest.raises(ValueError, match=f"{name}: expected a regular file, this is a device"):
+    with pytest.raises(ValueError, match=f"{name}: expected a regular file, but this is a device"):
         read(tmp_path / name)
 
 
@@ -64,9 +64,7 @@ def test_a_file_that_may_not_be_read_is_not_called_absent(
 
     (tmp_path / name).write_bytes(b"GGUF")
     monkeypatch.setattr(Path, "open", refuse)
-    with pytest.raises(
-        ValueError, match=rf"{name}: it is there, but this user may not read it \(permission denied\)"
-    ):
+    with pytest.raises(ValueError, match=rf"{name}: you may not read this \(permission denied\)"):
         read(tmp_path / name)
 
 

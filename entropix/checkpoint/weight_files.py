@@ -1,16 +1,9 @@
 """What must hold of any file of weights before it is opened: it is regular, may be read, and is no mere pointer."""
 
-import stat
+import os
 from pathlib import Path, PurePosixPath
 
-_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
-_KINDS = {
-    stat.S_IFDIR: "a folder",
-    stat.S_IFIFO: "a named pipe",
-    stat.S_IFSOCK: "a socket",
-    stat.S_IFCHR: "a device",
-    stat.S_IFBLK: "a device",
-}
+from entropix.files import check_no_pointer, opened
 
 
 def check_file(path: Path) -> int:
@@ -19,27 +12,9 @@ def check_file(path: Path) -> int:
     Raises a ValueError for one that is not there, may not be read, is no regular file (a pipe would wait for ever), or
     is the pointer that Git leaves in place of a large file.
     """
-    try:
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode):
-            kind = _KINDS.get(stat.S_IFMT(status.st_mode), "something else")
-            raise ValueError(f"{path}: expected a regular file, this is {kind}")
-        with path.open("rb") as stream:
-            start = stream.read(len(_LFS_POINTER))
-    except FileNotFoundError:
-        raise ValueError(f"{path}: no such file") from None
-    except PermissionError:
-        raise ValueError(
-            f"{path}: it is there, but this user may not read it (permission denied); `chmod u+r` or its owner can help"
-        ) from None
-    except OSError as error:
-        raise ValueError(f"{path}: cannot be read ({error.strerror})") from None
-    if start == _LFS_POINTER:
-        raise ValueError(
-            f"{path}: this is a Git LFS pointer, a few lines that stand for the file; fetch the file itself with "
-            "`git lfs pull` in its folder, or download it again"
-        )
-    return status.st_size
+    with opened(path) as file:
+        check_no_pointer(path, file.read(100))
+        return os.fstat(file.fileno()).st_size
 
 
 def starts_with(path: Path, magic: bytes) -> bool:

@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from entropix.checkpoint import values
+
 REQUIRED: Any = object()  # in place of a default
 _LARGEST_WHOLE = 2**31 - 1
 _LARGEST = 3.4028234e38  # what float32 holds
@@ -17,15 +19,15 @@ class Values:
     An absent key, or one without a value, has the default; `REQUIRED` refuses it.
     """
 
-    def __init__(self, path: Path, values: Mapping[str, Any]) -> None:
+    def __init__(self, path: Path, raw: Mapping[str, Any]) -> None:
         self.path = path
-        self.raw = values
+        self.raw = raw
 
     def refusal(self, key: str, expected: str) -> ValueError:
         """The error for a value that is not as expected."""
         value = self.raw.get(key)
-        return ValueError(
-            f"{self.path}: {key} must be {expected}, got {'none' if value is None else shown(value)}"
+        return values.wrong(
+            self.path, key, expected, value[:10].tolist() if isinstance(value, np.ndarray) else value
         )
 
     def whole(self, key: str, default: Any = REQUIRED, low: int = 1, high: int = _LARGEST_WHOLE) -> Any:
@@ -91,22 +93,6 @@ def named(key: str) -> str:
     return shown(key)[1:-1]
 
 
-def shown(value: Any, longest: int = 100) -> str:
+def shown(value: Any) -> str:
     """A value as an error shows it: in few words, however large it is."""
-    if isinstance(value, int) and value.bit_length() > 256:
-        return f"a whole number of {value.bit_length()} bits"
-    if isinstance(value, str | bytes):
-        text = repr(value[: longest + 1])
-    elif isinstance(value, list | np.ndarray):
-        items = [shown(item, 20) for item in list(value[:6])]
-        text = "[" + ", ".join([*items, *([f"{len(value) - 6} more"] if len(value) > 6 else [])]) + "]"
-    elif isinstance(value, Mapping):
-        text = "{" + ", ".join(
-            f"{shown(key, 20)}: {shown(item, 20)}" for key, item in list(value.items())[:4]
-        )
-        text += ", ...}" if len(value) > 4 else "}"
-    elif isinstance(value, np.generic):
-        text = repr(value.item())
-    else:
-        text = repr(value)
-    return text if len(text) <= longest else f"{text[:longest]}..."
+    return values.shown(value[:10].tolist() if isinstance(value, np.ndarray) else value)
