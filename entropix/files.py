@@ -12,11 +12,12 @@ import stat
 import tomllib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from entropix import distributed
 
 MOST_JSON = 200_000_000  # bytes; the largest tokenizer files have some 35 million
+_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
 # ----- reading ----------------------------------------------------------------------------------------------
 
@@ -35,24 +36,45 @@ def is_there(path: str | Path) -> bool:
 def read_bytes(path: str | Path, most: int | None = None) -> bytes:
     """What is in a regular file, of at most `most` bytes.
 
-    Raises a ValueError that names it where it is not there, cannot be read, is too large or no regular file; what is
-    of another kind is not even opened, but for `/dev/stdin` and `/dev/fd/N`, which are open.
+    Raises a ValueError that names it where it is too large, is the pointer that Git leaves in place of a large file, or
+    cannot be opened (see `opened`).
+    """
+    with opened(path) as file:
+        if most is not None and (size := os.fstat(file.fileno()).st_size) > most:
+            raise ValueError(f"{path}: expected a file of at most {most} bytes, but this has {size}")
+        data = file.read()
+    check_no_pointer(path, data)
+    return data
+
+
+@contextlib.contextmanager
+def opened(path: str | Path) -> Iterator[BinaryIO]:
+    """A regular file, open for reading bytes.
+
+    Raises a ValueError that names it where it is not there, cannot be read or is no regular file; what is of another
+    kind is not even opened, but for `/dev/stdin` and `/dev/fd/N`, which are open.
     """
     try:
         status = os.stat(path)  # noqa: PTH116 (Path's would refuse less than it says)
         if not stat.S_ISREG(status.st_mode) and not _is_handed_over(Path(path)):
             raise ValueError(f"{path}: expected a regular file, but this is {_kind(status.st_mode)}")
-        if most is not None and status.st_size > most:
-            raise ValueError(
-                f"{path}: expected a file of at most {most} bytes, but this has {status.st_size}"
-            )
-        return Path(path).read_bytes()
+        with Path(path).open("rb") as file:
+            yield file
     except FileNotFoundError:
         if is_there(path):
             raise ValueError(f"{path}: a link to a file that is not there") from None
         raise ValueError(f"{path}: no such file") from None
     except OSError as error:
         raise ValueError(_unreadable(path, error)) from None
+
+
+def check_no_pointer(path: str | Path, start: bytes) -> None:
+    """Raises a ValueError for a file that begins like the pointer that Git LFS leaves in place of a large one."""
+    if start.startswith(_LFS_POINTER):
+        raise ValueError(
+            f"{path}: this is a Git LFS pointer, a few lines that stand for the file; fetch the file itself with "
+            "`git lfs pull` in its folder, or download it again"
+        )
 
 
 def _is_handed_over(path: Path) -> bool:

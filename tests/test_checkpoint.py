@@ -148,12 +148,12 @@ def test_missing_weights_tell_the_command_that_fetches_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ENTROPIX_WEIGHTS", str(tmp_path))
-    with pytest.raises(ValueError, match=r"no weights 'absent'.*python scripts/download_weights.py"):
+    with pytest.raises(ValueError, match=r"no weights 'absent'.*python -m entropix.download"):
         paths.weights_folder("absent")
 
 
 def test_a_folder_of_another_format_tells_the_command_that_converts_it(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"no config.json in this folder.*python scripts/convert_weights.py"):
+    with pytest.raises(ValueError, match=r"no config.json in this folder.*python -m entropix.convert"):
         paths.weights_folder(tmp_path)
 
 
@@ -285,6 +285,6 @@ def test_a_truncated_file_is_named(tmp_path: Path, keep: int) -> None:
 
 
 def test_a_file_of_something_else_is_named(tmp_path: Path) -> None:
-    (tmp_path / "model.safetensors").write_bytes(b"version https://git-lfs.github.com/spec/v1\n" * 3)
+    (tmp_path / "model.safetensors").write_bytes(b"<!doctype html><title>Not Found</title>" * 3)
     with pytest.raises(ValueError, match=r"model\.safetensors: empty, truncated or no safetensors file"):
         tensors.stored_tensors(tmp_path)

@@ -16,6 +16,7 @@ import pytest
 import toy
 
 from entropix import PACKAGE_ROOT
+from entropix import download as command
 from entropix.checkpoint import download, hf_folder, load_weights
 from entropix.checkpoint.tokenizer_files import read_vocabulary, write_tokenizer_json
 
@@ -197,6 +198,36 @@ def test_an_unsupported_architecture_is_refused_before_its_tensors_are_fetched(
     assert names(tmp_path / "weights") == []
 
 
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["config.json", "pytorch_model.bin"], r"its tensors are in pytorch_model\.bin"),
+        (["adapter_config.json", "adapter_model.safetensors"], "this is an adapter"),
+        (["README.md", "toy.Q4_0.gguf"], "GGUF files; `python -m entropix.convert FOLDER/toy.Q4_0.gguf`"),
+    ],
+)
+def test_a_repository_without_tensors_that_can_be_read_is_refused_before_anything_is_fetched(
+    tmp_path: Path, repository: hub.Hub, names: list[str], message: str
+) -> None:
+    repository.files = dict.fromkeys(names, b"{}")
+    with pytest.raises(
+        ValueError, match=f"^org/toy cannot be used as it is, and nothing was fetched: .*{message}"
+    ):
+        fetch(repository, tmp_path / "weights" / "toy")
+    assert not any("resolve" in request for request in repository.requests)
+    assert not (tmp_path / "weights").exists()
+
+
+@pytest.mark.parametrize("name", ["original/../../../outside.pth", "/outside.json", "..\\outside.json"])
+def test_a_repository_that_names_files_elsewhere_is_not_fetched(
+    tmp_path: Path, repository: hub.Hub, name: str
+) -> None:
+    repository.files[name] = b"outside"
+    with pytest.raises(ValueError, match=r"org/toy: it names '.*outside.*', a file outside its folder"):
+        fetch(repository, tmp_path / "weights" / "toy", original=True)
+    assert not (tmp_path / "weights").exists()
+
+
 def test_an_unsupported_vocabulary_is_refused_before_the_tensors_are_fetched(
     tmp_path: Path, repository: hub.Hub
 ) -> None:
@@ -290,6 +321,11 @@ def test_what_is_there_already_is_not_fetched_again(tmp_path: Path, monkeypatch:
     ran = script()
     assert (ran.returncode, ran.stderr) == (0, "")
     assert ran.stdout == f"{tmp_path}/smollm2-135m-instruct is there already (--force fetches it again)\n"
+
+
+def test_a_near_name_is_suggested() -> None:
+    with pytest.raises(ValueError, match=r"in the manifest; did you mean smollm2-135m-instruct\?"):
+        command.main(["smolm2-135m"])
 
 
 def test_an_unknown_name_lists_the_known_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,10 +15,10 @@ import tempfile
 import zipfile
 from collections.abc import Iterator
 from fnmatch import fnmatch
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from entropix.files import read_toml
-from entropix.paths import MANIFEST
+from entropix.paths import MANIFEST, what_is_there
 
 _STDERR = 2  # the file descriptor: pip's progress bar is no answer of ours
 
@@ -151,6 +151,12 @@ def download_repository(
     with _explained(f"{api.endpoint}/{model_id}", revision):
         info = api.model_info(model_id, revision=revision)
     names = [file.rfilename for file in info.siblings or ()]
+    for name in names:
+        if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts or "\\" in name:
+            raise ValueError(f"{model_id}: it names {name!r}, a file outside its folder; it is not fetched")
+    if "config.json" not in names or not any(fnmatch(name, part) for name in names for part in _TENSORS):
+        what = what_is_there(names, "FOLDER")
+        raise ValueError(f"{model_id} cannot be used as it is, and nothing was fetched: {what}")
 
     def fetch(*patterns: str) -> None:
         wanted = [name for name in names if any(fnmatch(name, pattern) for pattern in patterns)]
