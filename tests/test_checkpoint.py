@@ -126,6 +126,10 @@ def test_mistral_without_sliding_window_is_a_llama(tmp_path: Path) -> None:
             {"rope_scaling": {"rope_type": "llama3", "factor": 8.0}},
             "low_freq_factor must be a number above 0, got None",
         ),
+        (
+            {"rope_scaling": {"rope_type": "llama3", **folders.LLAMA3, "low_freq_factor": 5}},
+            r"rope_scaling: high_freq_factor \(4\.0\) must be above low_freq_factor \(5\.0\)",
+        ),
         ({"hidden_size": None}, "hidden_size must be a whole number of at least 1, got None"),
         ({"hidden_size": "32"}, "hidden_size must be a whole number of at least 1, got '32'"),
         ({"num_hidden_layers": 0}, "num_hidden_layers must be a whole number of at least 1, got 0"),

@@ -61,7 +61,7 @@ def test_a_file_beyond_the_limit_is_not_read(tmp_path: Path) -> None:
     with (tmp_path / "huge.json").open("wb") as file:
         file.truncate(files.MOST_JSON + 1)  # a hole: hardly any disk
     with pytest.raises(
-        ValueError, match=r"huge\.json: expected a file of at most 200000000 bytes, but this has 200000001"
+        ValueError, match=r"huge\.json: expected a file of at most 64000000 bytes, but this has 64000001"
     ):
         files.read_json(tmp_path / "huge.json")
 
