@@ -28,7 +28,7 @@ END_TOKENS = ("<|end_of_text|>", "<|eot_id|>", "<|eom_id|>", "<|im_end|>")
 # ----- config.json ------------------------------------------------------------------------------------------
 
 # More than any Llama has; what a file claims beyond this is not worth an attempt at making room for it.
-_MOST_LAYERS, _MOST_WIDTH, _MOST_POSITIONS = 1000, 1 << 22, 1 << 30
+_MOST_LAYERS, _MOST_WIDTH, _MOST_POSITIONS = 10_000, 1 << 22, 1 << 30
 
 # Key -> accepted values (None: absent) and what any other value would mean.
 _NEUTRAL: dict[str, tuple[tuple[Any, ...], str]] = {
