@@ -332,6 +332,7 @@ def test_views_of_a_storage_are_read(tmp_path: Path) -> None:
             "keeps values as QInt8",
         ),
         (b"}u", "its data.pkl cannot be read"),
+        (b"ccollections\nOrdered\\_Dict\n)R", "it calls collections.Ordered"),
         (b"(lp0\n", "it has the instruction LIST"),
     ],
 )
