@@ -76,7 +76,7 @@ class ChatTemplate:
         except chat_sandbox.TooMuch as error:
             why = f"the chat template asks for too much: {error}"
         except Exception as error:  # a template is a program of others: it may fail in any way
-            why = f"the chat template refuses this conversation: {error}"
+            why = f"the chat template refuses this conversation: {str(error) or type(error).__name__}"
         raise ValueError(why[:1000])
 
 

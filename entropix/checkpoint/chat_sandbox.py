@@ -24,11 +24,11 @@ from jinja2.compiler import CodeGenerator
 from jinja2.runtime import LoopContext
 from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError
 
-LONGEST_TEMPLATE = 200_000  # characters; the longest in use have some 30,000
-SECONDS = 20.0  # that rendering may take
-_LEAST = 4_000_000  # characters and elements that any template may make
+LONGEST_TEMPLATE = 100_000  # characters; the longest in use have some 30,000
+SECONDS = 10.0  # that rendering may take
+_LEAST = 4_000_000  # characters that any template may make
 _FACTOR = 200  # as many for each character of the conversation
-_STEP = 16  # what a step costs besides
+_STEP = 16  # what a step costs besides, and an element of a list or object
 _LARGEST = 1_000_000  # whole number that a text's method or a filter may be given
 _BITS = 4096  # of a product or power of whole numbers
 
@@ -233,11 +233,14 @@ def _priced_filter(name: str, function: Callable[..., Any]) -> Callable[..., Any
 
 
 def _measure(value: Any) -> tuple[int, int]:
-    """(characters and elements in a value all the way down, how deep that is); stops where nobody could pay."""
+    """(characters in a value all the way down, elements counted as several, how deep that is).
+
+    Stops where nobody could pay.
+    """
     most, total, depth, waiting = _PURSE.get().left, 0, 0, [(value, 0)]
     while waiting and total <= most:
         item, level = waiting.pop()
-        total, depth = total + 1, max(depth, level)
+        total, depth = total + (_STEP if level else 1), max(depth, level)
         if isinstance(item, str | bytes):
             total += len(item)
         elif isinstance(item, Mapping):
@@ -251,7 +254,7 @@ def _measure(value: Any) -> tuple[int, int]:
 
 def _text_price(value: Any) -> int:
     """At least the length of the value as a text."""
-    return len(value) if isinstance(value, str) else 12 * _measure(value)[0]
+    return len(value) if isinstance(value, str) else 2 * _measure(value)[0] + 30
 
 
 def _check_numbers(arguments: Iterable[Any]) -> None:
@@ -291,7 +294,7 @@ def _replace_price(text: Any, old: Any = "", new: Any = "", *_: Any, **__: Any) 
 
 
 def _join_price(separator: Any, values: Any, *_: Any) -> int:
-    return 12 * _measure(values)[0] + len(values) * len(str(separator))
+    return 2 * _measure(values)[0] + len(values) * len(str(separator))
 
 
 def _width_price(text: Any, width: Any = 80, *_: Any) -> int:

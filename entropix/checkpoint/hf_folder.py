@@ -28,7 +28,7 @@ END_TOKENS = ("<|end_of_text|>", "<|eot_id|>", "<|eom_id|>", "<|im_end|>")
 # ----- config.json ------------------------------------------------------------------------------------------
 
 # More than any Llama has; what a file claims beyond this is not worth an attempt at making room for it.
-_MOST_LAYERS, _MOST_WIDTH, _MOST_POSITIONS = 10_000, 1 << 22, 1 << 30
+_MOST_LAYERS, _MOST_WIDTH, _MOST_POSITIONS = 1000, 1 << 22, 1 << 30
 
 # Key -> accepted values (None: absent) and what any other value would mean.
 _NEUTRAL: dict[str, tuple[tuple[Any, ...], str]] = {
@@ -66,8 +66,9 @@ def read_config(folder: Path) -> ModelConfig:
             raise ValueError(f"{path}: {key} is {values.shown(raw[key])}: {reason}")
     for kind in values.items(raw, "layer_types", path):
         if kind != "full_attention":
-            kind = kind if isinstance(kind, str) else values.shown(kind)
-            raise ValueError(f"{path}: layer_types has {kind}: only full_attention is supported")
+            raise ValueError(
+                f"{path}: layer_types has {values.named(kind)}: only full_attention is supported"
+            )
 
     width = whole(raw, "hidden_size", path, _MOST_WIDTH)
     n_heads = whole(raw, "num_attention_heads", path, _MOST_WIDTH)

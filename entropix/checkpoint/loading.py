@@ -64,7 +64,7 @@ def load(
     with ThreadPoolExecutor(1) as thread:  # reading weights and building a tokenizer take about as long
         reading = thread.submit(load_weights.load, folder, config, jnp.dtype(dtype), mesh)
         text = tokenizer.load_tokenizer(folder)
-        _check_vocabulary(folder, text, config)
+        check_vocabulary(folder, text, config)
         template = chat.load_chat_template(folder)
         tokens = text.special_tokens | text.added_tokens
         end_of_turn = chat.end_of_turn_id(template, text)
@@ -84,7 +84,7 @@ def load(
         )
 
 
-def _check_vocabulary(folder: Path, text: tokenizer.Tokenizer, config: ModelConfig) -> None:
+def check_vocabulary(folder: Path, text: tokenizer.Tokenizer, config: ModelConfig) -> None:
     """Raises a ValueError that names the tokens for which the model has no row."""
     beyond = [i for i in range(config.vocab_size, text.vocab_size) if i not in set(text.missing_ids)]
     if not beyond:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import tiktoken
 
+from entropix.checkpoint import values
 from entropix.checkpoint.special_tokens import read_special_tokens
 from entropix.checkpoint.tokenizer_files import read_vocabulary
 
@@ -185,7 +186,9 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     if name := small.named.get("bos_token"):
         bos_id = (vocabulary.special | vocabulary.added).get(name)
         if bos_id is None:
-            raise ValueError(f"{small.where['bos_token']}: bos_token {name!r} is no token of the vocabulary")
+            raise ValueError(
+                f"{small.where['bos_token']}: bos_token {values.shown(name)} is no token of the vocabulary"
+            )
     if small.add_bos is False:
         bos_ids = ()
     elif small.add_bos:

@@ -6,6 +6,7 @@ vocabulary for which tiktoken would not give exactly the ids of the original is 
 """
 
 import base64
+import codecs
 import itertools
 import json
 from collections.abc import Mapping, Sequence
@@ -83,7 +84,7 @@ def read_tokenizer_model(path: Path, small: SpecialTokens = NOTHING) -> Vocabula
     Raises a ValueError for a damaged file, and for the SentencePiece file of this name of Llama 1 and 2.
     """
     ranks: dict[bytes, int] = {}
-    lines = read_bytes(path, MOST_JSON).splitlines()
+    lines = read_bytes(path, MOST_JSON).removeprefix(codecs.BOM_UTF8).splitlines()
     for number, line in enumerate(lines, start=1):
         try:
             token, rank = line.split()
@@ -186,7 +187,8 @@ def _check_ids(path: Path, vocab: Mapping[str, int], more: Mapping[str, int], sm
         if other != (i, token):
             raise ValueError(
                 f"{where.get(token, path)}: {values.shown(token)} has the id {i}, but in {path} "
-                f"{values.shown(other[1])} has {other[0]}; expected every token of model.vocab and added_tokens to have one id of its own"
+                f"{values.shown(other[1])} has {other[0]}; expected every token of model.vocab and added_tokens to "
+                "have one id of its own"
             )
 
 
@@ -196,8 +198,7 @@ def _refuse_other_kinds(path: Path, file: Mapping[str, Any]) -> None:
     if not isinstance(model, dict):
         raise ValueError(f"{path}: expected an object `model`, as the tokenizers library writes it")
     if model.get("type", "BPE") != "BPE":
-        kind = model["type"]
-        raise refusal(path, f"its model is {kind if isinstance(kind, str) else values.shown(kind)}, not BPE")
+        raise refusal(path, f"its model is {values.named(model['type'])}, not BPE")
     if model.get("byte_fallback"):
         raise refusal(path, "it is a SentencePiece vocabulary (byte_fallback), not a byte-level one")
     for option in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):

@@ -7,6 +7,7 @@ null is the `default`, where there is one.
 
 import json
 import math
+import re
 import reprlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -34,6 +35,11 @@ def shown(value: Any) -> str:
     """The value as a message shows it: short, and on one line."""
     text = _Short().repr(value)
     return text if len(text) <= 2 * _LONGEST else f"{text[: 2 * _LONGEST]}..."
+
+
+def named(value: Any) -> str:
+    """A short text as it is, anything else as `shown`: for names of kinds."""
+    return value if isinstance(value, str) and re.fullmatch(r"[\w.-]{1,60}", value) else shown(value)
 
 
 def as_json(value: Any) -> str:
