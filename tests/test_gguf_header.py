@@ -74,7 +74,7 @@ def test_counts_beyond_the_end_of_a_gguf_file_are_refused(tmp_path: Path, at: in
             "of type Q4_K, whose rows are multiples of 256 values; got rows of 32",
         ),
         ("token_embd.weight", 24, HUGE, "token_embd.weight would take 33152 bytes from byte 1000000"),
-        ("blk.0.attn_norm.weight", 16, bytes(8), r"(begins inside the tensor before it|token_embd)"),
+        ("blk.0.attn_norm.weight", 16, bytes(8), "blk.0.attn_norm.weight begins inside the tensor before it"),
     ],
 )
 def test_what_a_gguf_file_cannot_mean_is_refused_by_name(
