@@ -74,7 +74,7 @@ def main(args: Sequence[str] | None = None) -> None:
         read_vocabulary(source)
         print(f"{source} is a Hugging Face folder: use it as it is, with --weights {source}")
         return
-    folder = flags.out_dir or weights_root() / _name(source)
+    folder = flags.out_dir or _default_folder(source)
     convert(source, folder, flags.dtype, flags.chat_template, flags.force)
     print(f"weights in {folder}")
     try:
@@ -83,10 +83,11 @@ def main(args: Sequence[str] | None = None) -> None:
         print(f"note: other tools can use this folder, entropix cannot: {error}", file=sys.stderr)
 
 
-def _name(source: Path) -> str:
-    """What the folder is called unless told otherwise; never as a folder that is converted, which may lie there."""
-    name = source.resolve().name.lower()
-    return f"{name}-safetensors" if source.is_dir() else name.removesuffix(".gguf")
+def _default_folder(source: Path) -> Path:
+    """Where weights are looked up, under the name of the source; beside it where the source lies there itself."""
+    name = source.resolve().name.lower().removesuffix(".gguf")
+    folder = weights_root() / name
+    return folder if folder.resolve() != source.resolve() else weights_root() / f"{name}-safetensors"
 
 
 if __name__ == "__main__":

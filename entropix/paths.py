@@ -168,12 +168,8 @@ def _unknown(name: str) -> str:
     if name in offered:
         return f"no weights {name!r} in {roots}; `{DOWNLOAD} {name}` fetches them"
     near = difflib.get_close_matches(name, [*there, *offered], n=1)
-    hint = ""
+    missing = f"no weights {name!r}, neither in {roots} nor as a folder"
     if near:
-        hint = f"; did you mean {near[0]!r}" + (
-            "?" if near[0] in there else f", which `{DOWNLOAD} {near[0]}` fetches?"
-        )
-    return (
-        f"no weights {name!r}, neither in {roots} nor as a folder{hint or ';'} `{DOWNLOAD}` fetches the default model, "
-        "`--model-id ORG/NAME` another one"
-    )
+        fetched = "" if near[0] in there else f", which `{DOWNLOAD} {near[0]}` fetches"
+        return f"{missing}; did you mean {near[0]!r}{fetched}?"
+    return f"{missing}; `{DOWNLOAD}` fetches the default model, `{DOWNLOAD} --model-id ORG/NAME` another one"

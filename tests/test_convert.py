@@ -279,6 +279,23 @@ def test_a_folder_that_cannot_be_used_as_it_is_is_not_called_so(
     assert "quantised tensors are not supported; use the unquantised checkpoint" in err
 
 
+@pytest.mark.parametrize(
+    ("source", "made"),
+    [("elsewhere/Toy.GGUF", "toy"), ("elsewhere/Toy-1B", "toy-1b"), ("weights/toy", "toy-safetensors")],
+)
+def test_the_folder_is_named_after_the_source(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, made: str
+) -> None:
+    monkeypatch.setenv("ENTROPIX_WEIGHTS", str(tmp_path / "weights"))
+    (tmp_path / source).parent.mkdir()
+    if source.endswith(".GGUF"):
+        foreign.toy_gguf(tmp_path).rename(tmp_path / source)
+    else:
+        torch_folder(tmp_path / source, folders.random_tensors(toy.config()))
+    main([str(tmp_path / source)])
+    folders.assert_tensors(tmp_path / "weights" / made, folders.random_tensors(toy.config()))
+
+
 def test_help_says_what_each_flag_is(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="0"):
         main(["--help"])

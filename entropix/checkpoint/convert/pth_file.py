@@ -10,6 +10,7 @@ import io
 import math
 import pickletools
 import struct
+import warnings
 import zipfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -181,7 +182,9 @@ def _bytes(stream: io.BufferedIOBase | Any, info: zipfile.ZipInfo, size: int) ->
 def _views(path: Path, program: bytes) -> dict[str, _View]:
     """What the pickle makes: a dictionary of tensors by name."""
     try:
-        made = _made(program)
+        with warnings.catch_warnings():  # of a damaged name's backslashes
+            warnings.simplefilter("ignore")
+            made = _made(program)
     except (
         ValueError,
         IndexError,
