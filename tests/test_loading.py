@@ -114,7 +114,11 @@ def test_tokens_beyond_the_embedding_are_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "values", "complaint"),
     [
-        ("config.json", {"num_hidden_layers": 10**7}, "num_hidden_layers must be at most 10000, got 10000000"),
+        (
+            "config.json",
+            {"num_hidden_layers": 10**7},
+            "num_hidden_layers must be at most 10000, got 10000000",
+        ),
         ("config.json", {"vocab_size": 10**9}, "vocab_size must be at most 2097152, got 1000000000"),
         ("config.json", {"hidden_size": 2**62}, "hidden_size must be at most 4194304, got 46116860184273879"),
         (
