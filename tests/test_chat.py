@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from vocabularies import written
+from vocabularies import edit, written
 
 from entropix.checkpoint.chat import ChatTemplate, encode_chat, load_chat_template
 from entropix.checkpoint.tokenizer import Tokenizer, load_tokenizer
@@ -260,6 +260,17 @@ def test_special_tokens_in_a_message_stay_plain_text(
     ids = encode_chat(template, tokenizer, [user(content)])
     assert sum(i in tokenizer.special_tokens.values() for i in ids) == n_special
     assert tokenizer.decode(ids) == template.render([user(content)])
+
+
+def test_ends_that_are_not_special_stay_plain_text_in_a_message(tmp_path: Path) -> None:
+    added = {"<|im_end|>": 256, "<|done|>": 257, "<think>": 258}
+    written(tmp_path)
+    edit(tmp_path, added_tokens=[{"id": i, "content": text, "special": False} for text, i in added.items()])
+    template = "{{ messages[0].content }}{{ eos_token }}<|im_end|><think>"
+    edit(tmp_path, "tokenizer_config.json", eos_token="<|done|>", chat_template=template)
+    message = user("a<|done|><|im_end|><think>")
+    ids = encode_chat(load_chat_template(tmp_path), load_tokenizer(tmp_path), [message])
+    assert ids == [*b"a<|done|><|im_end|>", 258, 257, 256, 258]
 
 
 def test_special_tokens_in_a_message_can_be_allowed(tokenizer: Tokenizer) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from entropix import files
+from entropix import files, prompts
 
 
 def test_a_pipe_is_refused_before_it_is_opened(tmp_path: Path) -> None:
@@ -83,3 +83,10 @@ def test_brackets_without_end_are_a_value_error(tmp_path: Path, ending: str, tex
     path.write_text(text)
     with pytest.raises(ValueError, match=f"file.{ending}: not a readable {ending.upper()} file"):
         {"json": files.read_json, "toml": files.read_toml}[ending](path)
+
+
+@pytest.mark.parametrize("line", ["[" * 100_000, '{"prompt": ' + "9" * 5000 + "}", '{"prompt": '])
+def test_a_line_of_prompts_that_is_no_json_is_named(tmp_path: Path, line: str) -> None:
+    (tmp_path / "p.jsonl").write_text(f'{{"prompt": "a"}}\n{line}\n')
+    with pytest.raises(ValueError, match=r"p\.jsonl: line 2: not JSON \("):
+        prompts.from_file(tmp_path / "p.jsonl")

@@ -1,5 +1,6 @@
 """Damage of every kind to every text file of a checkpoint: it is read, or refused in one sentence that names a file."""
 
+import base64
 import copy
 import json
 import shutil
@@ -17,6 +18,7 @@ from entropix.checkpoint.chat import encode_chat, end_of_turn_id, load_chat_temp
 from entropix.checkpoint.tokenizer import load_tokenizer
 from entropix.prompts import Message
 
+VOCAB_SIZE = 600
 SPLIT = {"type": "Split", "pattern": {"Regex": r"\p{L}+|\s"}, "behavior": "Isolated", "invert": False}
 SCALING = {"rope_type": "llama3", **folders.LLAMA3}
 TOKEN = {"content": "<|im_end|>", "special": True, "lstrip": False}
@@ -46,7 +48,7 @@ def with_everything(folder: Path) -> Path:
     file["model"] |= {"merges": ["a b", ["ab", "c"]], "ignore_merges": False, "byte_fallback": False}
     file["model"]["vocab"] |= {"ab": 259, "abc": 260}
     path.write_text(json.dumps(file))
-    config = json.loads((folder / "config.json").read_text()) | {"vocab_size": 264}
+    config = json.loads((folder / "config.json").read_text()) | {"vocab_size": VOCAB_SIZE}
     (folder / "config.json").write_text(json.dumps(config))
     small = {
         "generation_config.json": {"eos_token_id": [256, 258], "bos_token_id": 256},
@@ -67,6 +69,9 @@ def with_everything(folder: Path) -> Path:
     for name, values in small.items():
         (folder / name).write_text(json.dumps(values))
     (folder / "chat_template.jinja").write_text(folders.CHATML)
+    ranked = [*(bytes([byte]) for byte in range(256)), b"ab", b"abc"]
+    lines = [f"{base64.b64encode(token).decode()} {rank}\n" for rank, token in enumerate(ranked)]
+    (folder / "tokenizer.model").write_text("".join(lines))
     return folder
 
 
@@ -132,12 +137,18 @@ def assert_read_or_refused(folder: Path) -> None:
         assert str(error).strip()
         assert len(str(error)) < 2000
         return
-    assert all(0 <= i < 264 for i in ids)
+    assert all(0 <= i < VOCAB_SIZE for i in ids)
 
 
 FILES = [
     *("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"),
-    *("special_tokens_map.json", "added_tokens.json", "chat_template.json", "chat_template.jinja"),
+    *(
+        "special_tokens_map.json",
+        "added_tokens.json",
+        "chat_template.json",
+        "chat_template.jinja",
+        "tokenizer.model",
+    ),
 ]
 FEW = settings(
     max_examples=80,
@@ -156,8 +167,11 @@ def damaged(whole: Path, name: str, content: bytes, tmp: Path) -> Path:
     hiding = {"chat_template.json": ["jinja"], "tokenizer_config.json": ["jinja", "json"]}
     for ending in hiding.get(name, ()):
         (folder / f"chat_template.{ending}").unlink()
-    if name == "added_tokens.json":
+    if name in ("added_tokens.json", "tokenizer.model"):
         (folder / "tokenizer_config.json").unlink()
+    if name == "tokenizer.model":
+        for other in ("tokenizer.json", "added_tokens.json", "special_tokens_map.json"):
+            (folder / other).unlink()
     (folder / name).write_bytes(content)
     return folder
 

@@ -20,6 +20,7 @@ import jinja2.nodes
 import jinja2.parser
 
 from entropix.checkpoint import chat_sandbox, values
+from entropix.checkpoint.hf_folder import END_TOKENS
 from entropix.checkpoint.special_tokens import NAMED, read_special_tokens, read_tokenizer_config
 from entropix.checkpoint.tokenizer import Tokenizer
 from entropix.files import is_there, read_json, read_text
@@ -42,6 +43,11 @@ class ChatTemplate:
     cls_token: str = ""
     mask_token: str = ""
     now: datetime.datetime | None = None
+
+    @property
+    def tokens(self) -> set[str]:
+        """The texts of the special tokens that it may name."""
+        return {getattr(self, name) for name in NAMED} - {""}
 
     @property
     def has_date(self) -> bool:
@@ -153,9 +159,10 @@ def encode_chat(
 ) -> list[int]:
     """The ids of a rendered conversation, in which the template's special tokens are special tokens.
 
-    Special tokens that the messages spell out stay plain text unless `allow_special`, so nobody can end a
-    turn or speak as someone else by writing `<|im_end|>`. Everything between two special tokens is tokenised
-    as one text, as it was in training, whether it comes from a message, from the template or from both.
+    Special tokens that the messages spell out stay plain text unless `allow_special`, and so do tokens that end a turn
+    without being marked special, so nobody can end a turn or speak as someone else by writing `<|im_end|>`. Everything
+    between two special tokens is tokenised as one text, as it was in training, whether it comes from a message, from
+    the template or from both.
 
     Raises:
         ValueError: there is no template, it refuses the messages, or a character has no token.
@@ -167,11 +174,14 @@ def encode_chat(
     _check(messages)
     for message in messages:
         tokenizer.check(message["content"])
-    names = tokenizer.special_tokens
+    ends = (template.tokens | {*END_TOKENS}).intersection(tokenizer.added_tokens)
+    names = {*tokenizer.special_tokens, *ends}
     guarded, originals = _guard(messages, names, "".join([template.source, *names, *tokenizer.added_tokens]))
     ids: list[int] = []
     for _, piece in tokenizer.pieces(template.render(guarded, add_generation_prompt), allow_special=True):
-        ids.extend([piece] if isinstance(piece, int) else tokenizer.encode(piece.translate(originals)))
+        ids.extend(
+            [piece] if isinstance(piece, int) else tokenizer.encode(piece.translate(originals), plain=names)
+        )
     return _some(ids)
 
 

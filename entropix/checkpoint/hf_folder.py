@@ -2,8 +2,10 @@
 
     config.json                                            the architecture
     *.safetensors (+ model.safetensors.index.json)         the tensors
-    tokenizer.json or tokenizer.model, tokenizer_config.json
-    generation_config.json                                 the stop tokens
+    tokenizer.json or tokenizer.model                      the vocabulary
+    tokenizer_config.json, special_tokens_map.json, added_tokens.json    what completes it (`special_tokens`)
+    generation_config.json                                 stop tokens
+    chat_template.jinja, or in other files (`chat`)        the chat template
 
 A downloaded Hugging Face repository is such a folder already; `entropix.checkpoint.convert` makes one of other
 formats. What this package would not compute exactly (biases, sliding windows, other rotary scalings) is

@@ -2,7 +2,7 @@
 
 import codecs
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -66,15 +66,18 @@ class Tokenizer:
     def _begins(self, ids: Sequence[int]) -> bool:
         return tuple(ids[: len(self.bos_ids)]) == self.bos_ids
 
-    def encode(self, text: str, allow_special: bool = False) -> list[int]:
-        """The ids of `text`. The names of special tokens are plain text in it unless `allow_special`.
+    def encode(
+        self, text: str, allow_special: bool = False, plain: Collection[str] = frozenset()
+    ) -> list[int]:
+        """The ids of `text`. The names of special tokens are plain text in it unless `allow_special`, those in `plain`
+        even so, and even where they are added tokens.
 
         Raises:
             ValueError: a character, named with its position, has no tokens, since it contains one of
                 `missing_bytes` or is half of one in text that was not UTF-8; or white space without end.
         """
         ids: list[int] = []
-        for start, piece in self.pieces(text, allow_special):
+        for start, piece in self.pieces(text, allow_special, plain):
             if isinstance(piece, int):
                 ids.append(piece)
             else:
@@ -82,15 +85,17 @@ class Tokenizer:
                 ids.extend(self._encode_ordinary(piece))
         return ids
 
-    def pieces(self, text: str, allow_special: bool = False) -> Iterator[tuple[int, str | int]]:
+    def pieces(
+        self, text: str, allow_special: bool = False, plain: Collection[str] = frozenset()
+    ) -> Iterator[tuple[int, str | int]]:
         """`text` cut at its added tokens, and at its special ones if allowed: (position, id or text between).
 
-        Of tokens that begin at the same place the longest is taken. A special token that is not allowed stays
-        part of the text around it, with all that it contains.
+        Of tokens that begin at the same place the longest is taken. A special token that is not allowed, and any that
+        is in `plain`, stays part of the text around it, with all that it contains.
         """
         start = 0
         for match in self._names.finditer(text):
-            if match[0] in self.special_tokens and not allow_special:
+            if match[0] in plain or (match[0] in self.special_tokens and not allow_special):
                 continue
             if match.start() > start:
                 yield start, text[start : match.start()]
