@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from entropix.checkpoint.loading import Model, load
-    from entropix.config import GenerateConfig, SamplerConfig
+    from entropix.config import GenerateConfig
     from entropix.generation import generate, stream
     from entropix.inspection import Forward, forward
     from entropix.own_metrics import Metric
     from entropix.own_metrics import register as register_metric
     from entropix.results import FinishReason, Result, TokenEvent
+    from entropix.samplers.entropix import SamplerConfig
 
 __version__ = "0.1.0"
 __all__ = [
@@ -44,7 +45,7 @@ PACKAGE_ROOT = Path(__file__).parent
 
 _HOME = {
     "GenerateConfig": "config",
-    "SamplerConfig": "config",
+    "SamplerConfig": "samplers.entropix",
     "FinishReason": "results",
     "TokenEvent": "results",
     "Result": "results",

@@ -21,13 +21,13 @@ from typing import Annotated
 
 from tyro.conf import arg
 
-from entropix import config, distributed, presets, prompts
+from entropix import config, distributed, presets, prompts, samplers
 from entropix.console import cli
 from entropix.console.cli import DeviceFlags, Dtype, Text, Weights, flag
-from entropix.lab.calibration.targets import Targets, check_targets
+from entropix.lab.calibration.targets import Targets, check_targets, check_thresholds
 
 _PROG = "python -m entropix.calibrate"
-_DESCRIPTION = "Fit the thresholds of the entropix rule to a model, by how often each strategy shall be used."
+_DESCRIPTION = "Fit the thresholds of an entropix rule to a model, by how often each strategy shall be used."
 TEXT, PROMPTS = "calibration.txt", "calibration-prompts.txt"  # in configs/: what is observed by default
 
 
@@ -35,6 +35,9 @@ TEXT, PROMPTS = "calibration.txt", "calibration-prompts.txt"  # in configs/: wha
 class Flags:
     """What can be asked for."""
 
+    sampler: Annotated[str, flag("a rule with the five thresholds", "NAME|FILE.toml|FILE.py:NAME", None)] = (
+        "entropix"
+    )
     weights: Weights = None
     dtype: Dtype = None
     devices: Annotated[DeviceFlags, arg(name="devices")] = field(default_factory=DeviceFlags)
@@ -62,6 +65,8 @@ def main(args: Sequence[str] | None = None) -> None:
     cli.join(flags)
     targets = Targets(flags.flow, flags.clarify, flags.explore, flags.resample)
     distributed.from_first(lambda: check(flags, targets))
+    sampler = samplers.resolve(flags.sampler)
+    check_thresholds(sampler)
     both = flags.text is None and flags.prompts is None
     text_file = presets.shipped(TEXT) if both else flags.text
     prompts_file = presets.shipped(PROMPTS) if both else flags.prompts
@@ -86,7 +91,7 @@ def main(args: Sequence[str] | None = None) -> None:
         with terminal.status("answering the prompts"):
             note = distributed.from_first(lambda: fitting.file_note(prompts_file))
             sources.append(fitting.observe_answers(model, asked, note, flags.max_new_tokens, flags.seed))
-    result = fitting.fit(sources, targets)
+    result = fitting.fit(sources, targets, sampler)
     if asked is not None:
         with terminal.status("answering the prompts with the rule"):
             loop = fitting.observe_rule(model, asked, result, flags.max_new_tokens, flags.seed)

@@ -15,7 +15,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
-from entropix import presets
 from entropix.console import cli
 from entropix.console.cli import flag
 from entropix.lab.experiments import command
@@ -32,7 +31,12 @@ class Flags(command.Flags):
     """What can be asked for."""
 
     samplers: Annotated[
-        str, flag("presets or TOML files; the first is what the others are compared with", "A,B,...", None)
+        str,
+        flag(
+            "presets, TOML files or FILE.py:NAME; the first is what the others are compared with",
+            "A,B,...",
+            None,
+        ),
     ]
 
 
@@ -45,13 +49,11 @@ def main(args: Sequence[str] | None = None) -> None:
 
 
 def variant(name: str) -> "Variant":
-    """The sampler of a preset or TOML file, under that name. Raises a ValueError for numbers that its rule ignores."""
+    """What is meant by that name, which is its label too. Raises a ValueError that says what is wrong with it."""
+    from entropix import samplers
     from entropix.lab.experiments.engine import Variant
-    from entropix.samplers import knobs
 
-    rule, numbers = presets.read_preset(name)
-    knobs.check_preset(name)
-    return Variant(name, rule, numbers)
+    return Variant(name, samplers.resolve(name))
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 
 from entropix import distributed
 
-MOST_JSON = 200_000_000  # bytes; the largest tokenizer files have some 35 million
+MOST_JSON = 64_000_000  # bytes; the largest tokenizer files have some 35 million
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
 # ----- reading ----------------------------------------------------------------------------------------------

@@ -47,8 +47,8 @@ def chain(logits_BV: Array, settings: SamplingParams) -> Array:
 
 
 def temperature(logits_BV: Array, temperature_B: Array | float) -> Array:
-    """logits / T, for T > 0."""
-    return logits_BV / _column(temperature_B)
+    """logits / T, for T > 0; the largest float where that would be infinite, since infinite logits have no softmax."""
+    return jnp.minimum(logits_BV / _column(temperature_B), jnp.finfo(jnp.float32).max)
 
 
 def min_p(logits_BV: Array, ratio_B: Array | float) -> Array:
@@ -113,9 +113,8 @@ def top_mass(key_BV: Array, weight_BV: Array, wanted_B: Array) -> Array:
         return total(jnp.where(bits_BV >= bound_B[..., None], weight_BV, 0))
 
     def narrow(step: Array, bound_B: Array) -> Array:
-        higher_B = bound_B + jax.lax.shift_left(
-            jnp.int32(1), 31 - step
-        )  # from the lowest integer, 2³¹ wraps to 0
+        # From the lowest integer, 2³¹ wraps to 0.
+        higher_B = bound_B + jax.lax.shift_left(jnp.int32(1), 31 - step)
         return jnp.where(weight_from(higher_B) >= wanted_B, higher_B, bound_B)
 
     bound_B1 = jax.lax.fori_loop(0, 32, narrow, jnp.full(wanted_B.shape, lowest))[..., None]

@@ -1,21 +1,20 @@
 """Prompts in, text and records out: `stream` yields tokens as they come, `generate` is the stream joined."""
 
-import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
-from entropix import config, presets, samplers
+from entropix import config, samplers
 from entropix.checkpoint.chat import encode_chat
 from entropix.checkpoint.loading import Model
-from entropix.config import GenerateConfig, SamplerConfig
+from entropix.config import GenerateConfig
 from entropix.decoding import backtracking, branching
 from entropix.decoding.request import GenerationRequest, check_prompts
 from entropix.decoding.session import Session
 from entropix.decoding.state import StepRecord
-from entropix.prompts import Message
+from entropix.prompts import Message, token_ids
 from entropix.records import token_record
 from entropix.results import FinishReason, Result, TokenEvent, add
-from entropix.samplers import Sampler
+from entropix.samplers import ResolvedSampler, RuleConfig, Sampler
 from entropix.stream_text import RowText
 
 Prompt = str | Sequence[Message] | Sequence[int]
@@ -25,8 +24,8 @@ def prepare(
     model: Model,
     prompts: Prompt | Sequence[Prompt],
     *,
-    sampler: str = "entropix",
-    sampler_config: SamplerConfig | Mapping[str, Any] | None = None,
+    sampler: str | Sampler | ResolvedSampler = "entropix",
+    sampler_config: RuleConfig | Mapping[str, Any] | None = None,
     system: str | None = None,
     raw: bool = False,
     allow_special: bool = False,
@@ -37,26 +36,20 @@ def prepare(
     prompts: one prompt or several. A string is a user's message to a model with a chat template, or plain text to
         continue when `raw` or when there is no template; a list of `{"role", "content"}` is a conversation; a list
         of integers is token ids, used as they are.
-    sampler: a preset in configs/samplers or a TOML file.
-    sampler_config: a mapping replaces single numbers of the preset, a `SamplerConfig` all of them.
+    sampler: a preset in configs/samplers, a TOML file, a rule in a Python file (`my_rule.py:RULE`), or a rule itself.
+    sampler_config: a mapping replaces single numbers, the rule's dataclass (`SamplerConfig` for entropix) all of them.
     system: a system message for string prompts.
     allow_special: names of special tokens in a prompt become these tokens; otherwise they are text like any other.
     options: the fields of `GenerateConfig`, like max_new_tokens, seed, stop, speculate and alternatives. With `seeds`
         each row draws what its prompt alone would with that `seed`, so that one batch holds many samples of a prompt.
     """
-    rule, preset = presets.read_preset(sampler)
-    if isinstance(sampler_config, SamplerConfig):
-        chosen = sampler_config
-    else:
-        numbers = dataclasses.asdict(preset) | dict(sampler_config or {})
-        chosen = config.from_mapping(SamplerConfig, numbers, "sampler config")
-    config.check(chosen, "sampler config")
+    chosen = samplers.resolve(sampler, sampler_config)
     if isinstance(stop := options.get("stop"), str):
         options["stop"] = (stop,)
     cfg = config.from_mapping(GenerateConfig, options, "generation")
     if "" in cfg.stop:
         raise ValueError("generation: a stop string must not be empty")
-    several = cast(list[Prompt], [prompts] if _is_one(prompts) else list(prompts))
+    several = _several(prompts)
     prompt_ids = [
         encode_prompt(model, p, system=system, raw=raw, allow_special=allow_special) for p in several
     ]
@@ -66,15 +59,15 @@ def prepare(
             raise ValueError(
                 f"generation: {name} has {n} numbers for {len(prompt_ids)} prompts; give one for each prompt"
             )
-    rule_or_guarded = samplers.configured(rule, chosen)
-    _check_branching(cfg, rule_or_guarded)
-    _check_backtracking(cfg, rule_or_guarded)
+    _check_branching(cfg, chosen.rule)
+    _check_backtracking(cfg, chosen.rule)
     return GenerationRequest(
         model=model,
         prompt_ids=prompt_ids,
-        sampler=rule_or_guarded,
-        sampler_config=chosen,
+        sampler=chosen.sampler,
+        sampler_config=chosen.numbers,
         config=cfg,
+        sampler_source=chosen.source,
     )
 
 
@@ -110,7 +103,7 @@ def _check_backtracking(cfg: GenerateConfig, sampler: Sampler) -> None:
 
 def _check_strategies(what: str, names: Sequence[str], sampler: Sampler) -> None:
     """Raises a ValueError for strategies that no sampler has."""
-    known = {name for other in samplers.SAMPLERS.values() for name in other.strategies}
+    known = {name for other in (sampler, *samplers.SAMPLERS.values()) for name in other.strategies}
     if unknown := [name for name in names if name not in known]:
         raise ValueError(
             f"{what}: unknown strategy {unknown[0]!r}; {sampler.name} has {', '.join(sampler.strategies)}"
@@ -132,8 +125,8 @@ def encode_prompt(
             return model.tokenizer.encode_text(prompt, allow_special)
         opening = [] if system is None else [Message(role="system", content=system)]
         prompt = [*opening, Message(role="user", content=prompt)]
-    if isinstance(prompt[0], int):
-        return [int(token) for token in cast(Sequence[int], prompt)]
+    if not isinstance(prompt[0], Mapping):
+        return token_ids(prompt, "a prompt")
     messages = cast(Sequence[Message], prompt)
     return encode_chat(model.chat_template, model.tokenizer, messages, allow_special=allow_special)
 
@@ -218,5 +211,12 @@ def _row_events(job: GenerationRequest, row: int, text: RowText, chunk: StepReco
             return
 
 
-def _is_one(prompts: Any) -> bool:
-    return isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], int | Mapping))
+def _several(prompts: Any) -> list[Prompt]:
+    """One prompt or several, as a list: of arrays the last axis is a prompt's tokens."""
+    if isinstance(prompts, str):
+        return [prompts]
+    if getattr(prompts, "ndim", 1) == 0 or not isinstance(prompts, Iterable):
+        token_ids(prompts, "a prompt")
+    listed = list(prompts)
+    is_one = len(listed) > 0 and getattr(listed[0], "ndim", 0) == 0 and not isinstance(listed[0], Sequence)
+    return [listed] if is_one else listed

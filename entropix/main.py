@@ -18,13 +18,14 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, get_type_hints
 import tyro
 from tyro.conf import UseAppendAction, arg
 
-from entropix import config, distributed, presets, prompts
-from entropix.config import GenerateConfig, SamplerConfig
+from entropix import config, distributed, presets, prompts, samplers
+from entropix.config import GenerateConfig
 from entropix.console import cli, coloring
 from entropix.console.cli import DeviceFlags, Dtype, Text, Weights, flag
 from entropix.console.search_flags import BacktrackFlags, BranchFlags, read_backtracking, read_branching
 from entropix.cot.flags import PathFlags, read_plan
 from entropix.cot.plan import Plan
+from entropix.samplers import ResolvedSampler
 
 if TYPE_CHECKING:
     from entropix.decoding.request import GenerationRequest
@@ -118,21 +119,24 @@ class Preset:
     sampler: Annotated[
         Text,
         flag(
-            f"a rule with its preset: {', '.join(presets.preset_names('samplers'))}; help describes them",
-            "NAME|help",
+            f"a rule with its preset: {', '.join(sorted({*presets.preset_names('samplers'), *samplers.SAMPLERS}))}; "
+            "help describes them; or a rule in a Python file of yours",
+            "NAME|FILE.py:NAME|help",
             f"(default: {_DEFAULT_SAMPLER})",
         ),
     ] = None
     sampler_config: Annotated[Text, flag("take both from this file instead", "FILE.toml")] = None
 
 
+_GENERAL = frozenset(name for flags in (Flags, Preset) for name, _ in cli.takes_value(flags))
+
+
 class Command(NamedTuple):
     """A command line, understood."""
 
     flags: Flags
-    sampler: str  # a preset or a TOML file
-    sampler_config: SamplerConfig
-    given: tuple[str, ...]  # its fields that have a flag, with whatever value
+    sampler: ResolvedSampler  # with the numbers that flags gave
+    given: tuple[str, ...]  # flags that are no general ones, as fields
     generation: GenerateConfig
     plan: Plan | None  # of several paths
     color: coloring.Choice
@@ -145,6 +149,7 @@ def main(args: Sequence[str] | None = None, prog: str = _PROG) -> None:
     """
     command = parse(sys.argv[1:] if args is None else args, prog)
     flags, plan = command.flags, command.plan
+    samplers.check_guard(command.given, command.sampler.numbers, "flags", cli.spelled)
     cli.join(flags, apart=["seed"])
     seed = distributed.from_first(lambda: flags.seed)
     asked = distributed.from_first(lambda: _read_prompts(flags))
@@ -155,22 +160,16 @@ def main(args: Sequence[str] | None = None, prog: str = _PROG) -> None:
         )
     options: dict[str, Any] = {
         "sampler": command.sampler,
-        "sampler_config": command.sampler_config,
         "allow_special": flags.allow_special,
         **vars(command.generation),
         "seed": seed,
     }
 
     # These compile and load; what is wrong so far was said without waiting for them.
-    from entropix import backend, generation, samplers
+    from entropix import backend, generation
     from entropix.console import terminal
 
-    try:
-        samplers.get(presets.read_preset(command.sampler)[0])
-    except ValueError as error:
-        raise ValueError(f"{command.sampler}: {error}") from None
     backend.use_compilation_cache()
-    _check_knobs(command)
     if not flags.json and len(asked) < 2 and plan is None:
         options["chunk_length"] = terminal.STREAM_CHUNK
     show = terminal.Show(
@@ -237,18 +236,6 @@ def _check_outputs(flags: Flags) -> None:
         backend.make_profile_folder(flags.profile)
 
 
-def _check_knobs(command: Command) -> None:
-    """Raises a ValueError for a number, given as a flag or in a file, that the sampler ignores."""
-    from entropix import samplers
-    from entropix.samplers import knobs
-
-    rule, preset = presets.read_preset(command.sampler)
-    knobs.check_preset(command.sampler)
-    changed = knobs.changed(command.sampler_config, preset)
-    wanted = dict.fromkeys([*command.given, *changed])
-    knobs.check_used(wanted, samplers.get(rule), command.sampler_config, "flags", cli.spelled)
-
-
 # ----- flags ------------------------------------------------------------------------------------------------
 
 
@@ -262,56 +249,63 @@ def parse(args: Sequence[str], prog: str = _PROG) -> Command:
     if preset.sampler == "help":
         print(_describe_samplers())
         sys.exit(0)
-    source = choose_preset(preset)
-    _, defaults = presets.read_preset(source)
-    flags: Any = cli.parse(_all_flags(source, defaults), args, prog, _DESCRIPTION)
-    numbers = {f.name: getattr(flags.sampler, f.name) for f in dataclasses.fields(SamplerConfig)}
-    sampler_config = config.from_mapping(SamplerConfig, numbers, "flags")
+    sampler = choose_preset(preset)
+    given = [arg.partition("=")[0] for arg in args if arg.startswith("--")]
+    of_rules = [name.removeprefix("--").replace("-", "_") for name in given if name not in _GENERAL]
+    samplers.check_names(of_rules, sampler.rule, "flags", cli.spelled)
+    flags: Any = cli.parse(_all_flags(sampler), args, prog, _DESCRIPTION)
+    numbers = {name: getattr(flags.sampler, name) for name in vars(sampler.numbers)}
+    sampler = sampler.changed(numbers, "flags")
     plan = read_plan(flags.paths)
     _check(flags, plan)
-    named = {
-        arg.partition("=")[0].removeprefix("--").replace("-", "_") for arg in args if arg.startswith("--")
-    }
     return Command(
         flags=flags,
-        sampler=source,
-        sampler_config=sampler_config,
-        given=tuple(name for name in numbers if name in named),
+        sampler=sampler,
+        given=tuple(of_rules),
         generation=_generation(flags),
         plan=plan,
         color=coloring.read_choice(flags.color),
     )
 
 
-def choose_preset(preset: Preset) -> str:
-    """The preset or TOML file that is meant; a ValueError if the two flags contradict each other."""
+def choose_preset(preset: Preset) -> ResolvedSampler:
+    """The rule that is meant, with the numbers of its preset; a ValueError if the two flags contradict each other."""
     if preset.sampler_config is None:
-        return _DEFAULT_SAMPLER if preset.sampler is None else preset.sampler
+        return samplers.resolve(_DEFAULT_SAMPLER if preset.sampler is None else preset.sampler)
     if not preset.sampler_config.endswith(".toml"):
         raise ValueError(
             f"--sampler-config takes a .toml file, got {preset.sampler_config!r}; presets go to --sampler"
         )
     if preset.sampler is not None:
-        wanted, found = (presets.read_preset(name)[0] for name in (preset.sampler, preset.sampler_config))
-        if wanted != found:
+        wanted, found = map(samplers.resolve, (preset.sampler, preset.sampler_config))
+        if wanted.rule != found.rule:
             raise ValueError(
-                f"--sampler {preset.sampler} contradicts {preset.sampler_config}, whose rule is {found!r}; "
+                f"--sampler {preset.sampler} contradicts {preset.sampler_config}, whose rule is {found.name!r}; "
                 "drop one of them"
             )
-    return preset.sampler_config
+        return found
+    return samplers.resolve(preset.sampler_config)
 
 
-def _all_flags(source: str, defaults: SamplerConfig) -> type:
-    """`Flags` with one more group: the preset, and one flag for each field of `SamplerConfig`."""
-    hints = get_type_hints(SamplerConfig)
+def _all_flags(chosen: ResolvedSampler) -> type:
+    """`Flags` with one more group: the preset, and one flag for each number of the rule."""
+    fields, hints = samplers.parameters(chosen.rule.config), get_type_hints(chosen.rule.config)
+    if taken := [field.name for field in fields if cli.spelled(field.name) in _GENERAL]:
+        raise ValueError(
+            f"{chosen.label}: there is a flag {cli.spelled(taken[0])} already; rename that number"
+        )
     numbers: list[Any] = [
-        (f.name, Annotated[hints[f.name], arg(help=cli.describe(f.metadata))], getattr(defaults, f.name))
-        for f in dataclasses.fields(SamplerConfig)
+        (
+            f.name,
+            Annotated[hints[f.name], arg(help=cli.describe(f.metadata))],
+            getattr(chosen.numbers, f.name),
+        )
+        for f in fields
     ]
     group = dataclasses.make_dataclass("SamplerFlags", numbers, bases=(Preset,), frozen=True)
     about = (
-        f"Defaults are those of {source!r}. Filters apply in the order temperature, min-p, top-k, top-p. "
-        "A number that the sampler has no use for is refused."
+        f"Defaults are those of {chosen.label!r}, whose numbers these are; another --sampler has others. Filters apply "
+        "in the order temperature, min-p, top-k, top-p."
     )
     sampler = ("sampler", Annotated[group, arg(help=about)], field(default_factory=group))
     return dataclasses.make_dataclass("AllFlags", [sampler], bases=(Flags,), frozen=True)
@@ -319,9 +313,7 @@ def _all_flags(source: str, defaults: SamplerConfig) -> type:
 
 def _describe_samplers() -> str:
     """A line for each preset, and where to read more."""
-    from entropix import samplers
-
-    names = presets.preset_names("samplers")
+    names = samplers.names()
     width = max(map(len, names))
     lines = [f"{name:{width}}  {samplers.about(name)}" for name in names]
     return "\n".join([*lines, "", "Formulas, numbers and sources: docs/samplers.md"])

@@ -78,10 +78,9 @@ def measure(logits_BTV: Array, attention: AttentionScores) -> Metrics:
     """
     token = softmax_parts(logits_BTV)
     top_prob_BT = 1 / token.total
-    surprise_BT = mean_shift(
-        token
-    )  # of the likeliest token's log-probability over a token drawn from p, in nats
-    varentropy_BT = contract(token.exp, jnp.square(token.shift - surprise_BT[..., None])) / token.total
+    # In nats: how far the log-probability of a token drawn from p lies below the likeliest one's, on average.
+    shift_BT = mean_shift(token)
+    varentropy_BT = contract(token.exp, jnp.square(token.shift - shift_BT[..., None])) / token.total
 
     visible_BNTS = attention.visible_BTS[:, None]
     count_BT = jnp.sum(attention.visible_BTS, axis=-1, dtype=jnp.int32)

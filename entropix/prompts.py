@@ -1,6 +1,8 @@
 """Prompts from files and standard input: plain text, a prompt a line, or JSON lines."""
 
 import json
+import operator
+import reprlib
 import sys
 from pathlib import Path
 from typing import Any, TypedDict
@@ -50,6 +52,18 @@ def text_from_file(path: str | Path) -> str:
     if not text.strip():
         raise ValueError(f"{path}: there is no text in this file")
     return text
+
+
+def token_ids(tokens: Any, what: str) -> list[int]:
+    """Token ids as a list of Python's integers, of whatever sequence or array of integers. Raises a ValueError that
+    begins with `what` for anything else."""
+    try:
+        return [operator.index(token) for token in tokens]
+    except TypeError:
+        raise ValueError(
+            f"{what} must be a text, a list of messages, or a sequence of token ids, which are integers; got "
+            f"{reprlib.repr(tokens)}"
+        ) from None
 
 
 def shown(prompt: PromptText) -> str:

@@ -17,7 +17,7 @@ from typing import Annotated, Any, NamedTuple
 import jax
 import tyro
 
-from entropix import backend, sharding, trace
+from entropix import backend, sharding, trace, trace_schema
 from entropix.batching import Batches
 from entropix.checkpoint import loading
 from entropix.checkpoint.loading import Model
@@ -99,7 +99,7 @@ def first_difference(model: Model, recorded: Trace) -> Difference | None:
     Of a row that was interrupted only the tokens that it has are repeated.
     """
     rows = range(len(recorded.results))
-    is_chat = recorded.header["rows"] == trace.TURNS
+    is_chat = recorded.header["rows"] == trace_schema.TURNS
     groups = [[row] for row in rows] if is_chat else [list(rows)]
     session = Session(model, 1) if is_chat else None
     for group in groups:

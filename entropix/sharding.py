@@ -17,7 +17,7 @@ Without a mesh (`on(None)`), on a single device, nothing here does anything.
 
 import contextlib
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -130,9 +130,26 @@ def as_text(mesh: Mesh | None) -> str | None:
     return None if mesh is None else str(Shape(**mesh.shape))
 
 
-def on(mesh: Mesh | None) -> contextlib.AbstractContextManager[Any]:
-    """Within this context, what is traced and put on devices lies as said here."""
-    return contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh)
+@contextlib.contextmanager
+def on(mesh: Mesh | None) -> Iterator[None]:
+    """Within this context, what is traced and put on devices lies as said here.
+
+    And it is the same program with the same numbers whatever JAX's environment variables ask for: 32 bits, random
+    numbers that do not depend on the mesh, NaN as a value (a row that has one ends and says so), and copies to and from
+    the host.
+    """
+    with contextlib.ExitStack() as stack:
+        for setting in (
+            jax.enable_x64(False),
+            jax.threefry_partitionable(True),
+            jax.debug_nans(False),
+            jax.debug_infs(False),
+            jax.transfer_guard("allow"),
+        ):
+            stack.enter_context(setting)
+        if mesh is not None:
+            stack.enter_context(jax.set_mesh(mesh))
+        yield
 
 
 # ----- a model's arrays -------------------------------------------------------------------------------------

@@ -24,12 +24,12 @@ from typing import Annotated, Any, get_type_hints
 import numpy as np
 from tyro.conf import UseAppendAction
 
-from entropix import config
-from entropix.config import SamplerConfig
+from entropix import config, samplers
 from entropix.console import cli
 from entropix.console.cli import flag
 from entropix.lab.experiments import command
 from entropix.lab.experiments.variants import expand
+from entropix.samplers import Sampler
 
 _PROG = "python -m entropix.sweep"
 _DESCRIPTION = (
@@ -43,7 +43,9 @@ _DIGITS = 6  # of a number in a range: 0.1:0.5:5 gives 0.3 and not 0.30000000000
 class Flags(command.Flags):
     """What can be asked for."""
 
-    sampler: Annotated[str, flag("a preset or TOML file", "NAME|FILE.toml", None)] = "entropix"
+    sampler: Annotated[
+        str, flag("a preset, a TOML file or a rule of yours", "NAME|FILE.toml|FILE.py:NAME", None)
+    ] = "entropix"
     grid: Annotated[
         UseAppendAction[tuple[str, ...]],
         flag(f"a field and its values, {_FORMS}", "FIELD=VALUES", "(repeatable)"),
@@ -54,12 +56,13 @@ def main(args: Sequence[str] | None = None) -> None:
     """Does what the flags (by default those of the process) say. Raises a ValueError for bad input."""
     flags = cli.parse(Flags, args, _PROG, _DESCRIPTION)
     cli.join(flags, sigterm_ends=False)
-    axes = parse_axes(flags.grid)
-    command.perform(flags, expand(flags.sampler, axes), f"Sweep of {flags.sampler}", list(axes))
+    sampler = samplers.resolve(flags.sampler)
+    axes = parse_axes(flags.grid, sampler.rule)
+    command.perform(flags, expand(sampler, axes), f"Sweep of {flags.sampler}", list(axes))
 
 
-def parse_axes(specifications: Sequence[str]) -> dict[str, list[Any]]:
-    """The values of each field, by name."""
+def parse_axes(specifications: Sequence[str], rule: Sampler) -> dict[str, list[Any]]:
+    """The values of each number of the rule that is varied, by name."""
     if not specifications:
         raise ValueError(f"nothing to vary: give --grid {_FORMS}")
     axes: dict[str, list[Any]] = {}
@@ -69,14 +72,15 @@ def parse_axes(specifications: Sequence[str]) -> dict[str, list[Any]]:
             raise ValueError(f"--grid {text}: expected {_FORMS}")
         if name in axes:
             raise ValueError(f"--grid {text}: {name} is varied already; give all its values at once")
-        axes[name] = parse_values(name, values)
+        axes[name] = parse_values(name, values, rule)
     return axes
 
 
-def parse_values(name: str, text: str) -> list[Any]:
-    """The values of one field, of the field's type."""
-    config.from_mapping(SamplerConfig, {name: getattr(SamplerConfig(), name, None)}, "--grid")
-    kind = get_type_hints(SamplerConfig)[name]
+def parse_values(name: str, text: str, rule: Sampler) -> list[Any]:
+    """The values of one number of a rule, of its type."""
+    samplers.check_names([name], rule, "--grid")
+    config.from_mapping(rule.config, {name: getattr(rule.config, name, None)}, "--grid")
+    kind = get_type_hints(rule.config)[name]
     if kind is str:
         return text.split(",")
     where = f"--grid {name}={text}"

@@ -9,121 +9,53 @@ A trace is UTF-8 text with one JSON object a line. null stands for numbers that 
 A row is a prompt, or a turn of a chat, counted from 0. Rows come one after the other, each with its tokens in order
 and its end; a file that lacks the end of a row is truncated.
 
-The tables below are the schema; docs/trace.md explains every field. `version` rises when a field goes or changes its
-meaning. Fields may be added without that: readers ignore fields they do not know, and the fields in `ADDED` may be
-missing from traces of earlier releases.
+`trace_schema` has the fields and their types; docs/trace.md explains every one.
 """
 
 import dataclasses
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 
 import entropix
-from entropix import config, own_metrics, sharding
+from entropix import config, own_metrics, samplers, sharding
 from entropix.checkpoint.hf_folder import read_config
 from entropix.checkpoint.loading import Model
 from entropix.checkpoint.tensors import DTYPES, stored_tensors
-from entropix.config import GenerateConfig, SamplerConfig
+from entropix.config import GenerateConfig
 from entropix.decoding.request import GenerationRequest
 from entropix.files import read_text, write_text
 from entropix.metric_labels import METRICS, Label
 from entropix.metrics import Metrics
 from entropix.results import FinishReason, Result
-
-FORMAT, VERSION = "entropix-trace", 1
-SAMPLED_BYTES = 4096  # of each tensor; see `fingerprint`
-
-# The types of the fields.
-HEADER = {
-    "format": "string",
-    "version": "integer",
-    "entropix": "string",
-    "jax": "string",
-    "backend": "string",
-    "device": "string",
-    "mesh": "string or null",
-    "model": "object",
-    "sampler": "string",
-    "strategies": "list of strings",
-    "sampler_config": "object",
-    "generation": "object",
-    "rows": "string",
-    "prompts": "list of objects",
-    "selection": "object",
-    "paths": "list of objects",
-    "metrics": "list of objects",
-}
-METRIC = {"name": "string", "title": "string", "unit": "string", "meaning": "string"}
-MODEL = {"name": "string", "config": "object", "dtype": "string", "fingerprint": "string"}
-PROMPT = {"token_ids": "list of integers", "text": "string"}
-SELECTION = {"fork": "string", "select": "string", "extract": "string", "decided_early": "boolean"}
-PATH = {
-    "parent": "integer or null",
-    "position": "integer",
-    "given": "integer",
-    "answer": "string or null",
-    "scores": "object",
-    "forward_passes": "integer",
-    "chosen": "boolean",
-}
-PLACE = {"row": "integer", "step": "integer"}
-RECORD = {
-    "id": "integer",
-    "text": "string",
-    "bytes": "list of integers",
-    "strategy": "string",
-    "temperature": "number or null",
-    "top_p": "number or null",
-    "top_k": "integer",
-    "min_p": "number or null",
-    "kept": "integer",
-    "logprob": "number or null",
-    "draw_logprob": "number or null",
-    "score": "number or null",
-    "injected": "boolean",
-    **dict.fromkeys(Metrics._fields, "number or null"),
-    "alternatives": "list of objects",
-    "head_entropies": "list of lists of numbers",
-    "branches": "list of objects",
-    "taken_back": "list of lists of integers",
-}
-ALTERNATIVE = {name: RECORD[name] for name in ("id", "text", "bytes", "logprob", "draw_logprob")}
-BRANCH = {
-    "ids": "list of integers",
-    "text": "string",
-    "logprobs": "list of numbers",
-    "score": "number or null",
-    "chosen": "boolean",
-}
-END = {
-    "row": "integer",
-    "finish": "string",
-    "reason": "string",
-    "new_tokens": "integer",
-    "text": "string",
-}
-ADDED = frozenset(
-    {
-        "mesh",
-        "rows",
-        "selection",
-        "paths",
-        "metrics",
-        "bytes",
-        "alternatives",
-        "head_entropies",
-        "branches",
-        "taken_back",
-        *Metrics._fields,
-    }
+from entropix.trace_schema import (
+    ALTERNATIVE,
+    BATCH,
+    BRANCH,
+    END,
+    FORMAT,
+    HEADER,
+    METRIC,
+    MODEL,
+    PATH,
+    PLACE,
+    PROMPT,
+    RECORD,
+    SAMPLER_SOURCE,
+    SELECTION,
+    TURNS,
+    TYPES,
+    VERSION,
+    check,
+    check_choice,
 )
-BATCH, TURNS = "batch", "turns"  # what `rows` may be
+
+SAMPLED_BYTES = 4096  # of each tensor; see `fingerprint`
 
 
 class Trace(NamedTuple):
@@ -147,12 +79,16 @@ class Trace(NamedTuple):
 
     @property
     def options(self) -> dict[str, Any]:
-        """The keyword arguments of `entropix.generate` that repeat the generation."""
-        sampler_config = config.from_mapping(SamplerConfig, self.header["sampler_config"], "sampler_config")
+        """The keyword arguments of `entropix.generate` that repeat the generation.
+
+        Raises a ValueError for a rule whose file is gone or has changed.
+        """
+        head = self.header
+        sampler = samplers.recorded(head["sampler"], head["sampler_config"], head.get("sampler_source"))
         generation = config.from_mapping(GenerateConfig, self.header["generation"], "generation")
         return {
-            "sampler": self.header["sampler"],
-            "sampler_config": sampler_config,
+            "sampler": sampler.name if sampler.source is None else sampler,
+            "sampler_config": sampler.numbers,
             **{field.name: getattr(generation, field.name) for field in dataclasses.fields(generation)},
         }
 
@@ -209,6 +145,7 @@ def header(job: GenerationRequest, rows: str = BATCH) -> dict[str, Any]:
         "sampler": job.sampler.name,
         "strategies": list(job.sampler.strategies),
         "sampler_config": dataclasses.asdict(job.sampler_config),
+        "sampler_source": None if job.sampler_source is None else job.sampler_source._asdict(),
         "generation": dataclasses.asdict(job.config),
         "rows": rows,
         "prompts": [{"token_ids": ids, "text": job.model.tokenizer.decode(ids)} for ids in job.prompt_ids],
@@ -279,32 +216,34 @@ def _check_header(head: dict[str, Any], where: str) -> None:
     if head.get("format") != FORMAT:
         raise ValueError(f'{where}: not a trace; its first line should have "format": "{FORMAT}"')
     version: Any = head.get("version")
-    if not _TYPES["integer"](version) or version < 1:
+    if not TYPES["integer"](version) or version < 1:
         raise ValueError(f"{where}: field 'version' must be a positive integer, got {version!r}")
     if version > VERSION:
         raise ValueError(
             f"{where}: a trace of version {version}, written by entropix {head.get('entropix')}, but entropix "
             f"{entropix.__version__} reads version {VERSION}; use a later entropix"
         )
-    _check(head, HEADER, where)
-    _check(head["model"], MODEL, where, "model.")
+    check(head, HEADER, where)
+    check(head["model"], MODEL, where, "model.")
+    if head.setdefault("sampler_source", None) is not None:
+        check(head["sampler_source"], SAMPLER_SOURCE, where, "sampler_source.")
     for i, prompt in enumerate(head["prompts"]):
-        _check(prompt, PROMPT, where, f"prompts[{i}].")
-    _check_choice(head.setdefault("rows", BATCH), (BATCH, TURNS), "rows", where)
+        check(prompt, PROMPT, where, f"prompts[{i}].")
+    check_choice(head.setdefault("rows", BATCH), (BATCH, TURNS), "rows", where)
     if head.setdefault("selection", {}):
-        _check(head["selection"], SELECTION, where, "selection.")
+        check(head["selection"], SELECTION, where, "selection.")
     if head.setdefault("paths", []) and len(head["paths"]) != len(head["prompts"]):
         raise ValueError(f"{where}: {len(head['paths'])} paths for {len(head['prompts'])} prompts")
     for i, metric in enumerate(head.setdefault("metrics", [])):
-        _check(metric, METRIC, where, f"metrics[{i}].")
+        check(metric, METRIC, where, f"metrics[{i}].")
     for i, path in enumerate(head["paths"]):
-        _check(path, PATH, where, f"paths[{i}].")
+        check(path, PATH, where, f"paths[{i}].")
 
 
 def _add_line(results: list[Result], line: dict[str, Any], strategies: Sequence[str], where: str) -> None:
     """Adds a token or a row's end to its result."""
     is_end = "finish" in line
-    _check(line, END if is_end else PLACE | RECORD, where)
+    check(line, END if is_end else PLACE | RECORD, where)
     row = line.pop("row")
     if not 0 <= row < len(results):
         raise ValueError(f"{where}: row {row}, but the header has {len(results)} prompts")
@@ -316,7 +255,7 @@ def _add_line(results: list[Result], line: dict[str, Any], strategies: Sequence[
             raise ValueError(
                 f"{where}: row {row} has {len(result.records)} tokens, but ends after {line['new_tokens']}"
             )
-        _check_choice(
+        check_choice(
             line["finish"],
             [f.name.lower() for f in FinishReason if f != FinishReason.RUNNING],
             "finish",
@@ -326,60 +265,15 @@ def _add_line(results: list[Result], line: dict[str, Any], strategies: Sequence[
         return
     if line.pop("step") != len(result.records):
         raise ValueError(f"{where}: expected step {len(result.records)} of row {row}")
-    _check_choice(line["strategy"], strategies, "strategy", where)
+    check_choice(line["strategy"], strategies, "strategy", where)
     for i, alternative in enumerate(line.get("alternatives", [])):
-        _check(alternative, ALTERNATIVE, where, f"alternatives[{i}].")
+        check(alternative, ALTERNATIVE, where, f"alternatives[{i}].")
     for i, branch in enumerate(line.get("branches", [])):
-        _check(branch, BRANCH, where, f"branches[{i}].")
+        check(branch, BRANCH, where, f"branches[{i}].")
     for name in Metrics._fields:
         line.setdefault(name, None)
     result.token_ids.append(line["id"])
     result.records.append(line)
-
-
-def _check(value: dict[str, Any], fields: Mapping[str, str], where: str, inside: str = "") -> None:
-    """Raises a ValueError for the first field that is missing or of another type."""
-    for name, kind in fields.items():
-        if name not in value:
-            if name not in ADDED:
-                raise ValueError(f"{where}: field '{inside}{name}' is missing")
-        elif not _TYPES[kind](value[name]):
-            shown = json.dumps(value[name])
-            raise ValueError(f"{where}: field '{inside}{name}' must be of type {kind}, got {shown[:80]}")
-
-
-def _check_choice(value: str, known: Sequence[str], name: str, where: str) -> None:
-    if value not in known:
-        raise ValueError(f"{where}: field '{name}' must be one of {', '.join(known)}; got {value!r}")
-
-
-def _is_integer(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_number(value: Any) -> bool:
-    return value is None or _is_integer(value) or isinstance(value, float)
-
-
-def _list_of(is_item: Callable[[Any], bool]) -> Callable[[Any], bool]:
-    return lambda value: isinstance(value, list) and all(map(is_item, value))
-
-
-_TYPES: dict[str, Callable[[Any], bool]] = {
-    "string": lambda value: isinstance(value, str),
-    "integer": _is_integer,
-    "boolean": lambda value: isinstance(value, bool),
-    "integer or null": lambda value: value is None or _is_integer(value),
-    "string or null": lambda value: value is None or isinstance(value, str),
-    "number or null": _is_number,
-    "object": lambda value: isinstance(value, dict),
-    "list of strings": _list_of(lambda value: isinstance(value, str)),
-    "list of integers": _list_of(_is_integer),
-    "list of numbers": _list_of(_is_number),
-    "list of objects": _list_of(lambda value: isinstance(value, dict)),
-    "list of lists of numbers": _list_of(_list_of(_is_number)),
-    "list of lists of integers": _list_of(_list_of(_is_integer)),
-}
 
 
 def _object(line: str, where: str) -> dict[str, Any]:

@@ -36,7 +36,7 @@ import entropix
 from entropix import metrics, samplers
 from entropix.checkpoint import loading
 from entropix.checkpoint.loading import Model
-from entropix.config import GenerateConfig, SamplerConfig
+from entropix.config import GenerateConfig
 from entropix.console import cli
 from entropix.decoding import loop
 from entropix.decoding.inputs import device_numbers
@@ -181,7 +181,8 @@ def chunk_case(
     """
     prompts = [[1 + (row + i) % 200 for i in range(context + 1)] for row in range(batch)]
     cfg = GenerateConfig(max_new_tokens=budget, ignore_stop_tokens=True, chunk_length=STEPS)
-    request = GenerationRequest(loaded, prompts, samplers.get(preset), SamplerConfig(), cfg)
+    chosen = samplers.resolve(preset)
+    request = GenerationRequest(loaded, prompts, chosen.sampler, chosen.numbers, cfg)
     start = partial(session.start, request)
     return Case(name, STEPS * batch, session.advance, start, STEPS * tree_bytes(loaded.weights), ratio)
 
@@ -211,10 +212,10 @@ def bare_cases(name: str, loaded: Model, batch: int, context: int) -> Iterator[C
     measured = jax.tree.map(lambda metric_BT: metric_BT[:, 0], measure(logits_BTV, attention))
     seen, state = (
         samplers.SamplerInputs(logits_BTV[:, 0], measured),
-        rule.init(SamplerConfig(), [[]] * batch, loaded.tokenizer.encode),
+        rule.init(rule.config(), [[]] * batch, loaded.tokenizer.encode),
     )
     key_B = jax.random.split(jax.random.key(0), batch)
-    draw = partial(jax.jit(rule.step), key_B, state, seen, device_numbers(SamplerConfig()))
+    draw = partial(jax.jit(rule.step), key_B, state, seen, device_numbers(rule.config()))
     yield Case(f"{name}: metrics alone", 0, partial(call, partial(measure, logits_BTV, attention)))
     yield Case(f"{name}: sampler alone", 0, partial(call, draw))
 
@@ -262,9 +263,8 @@ def run_command(weights: str, compiled: str, *flags: str) -> Ran:
             out = process.stdout.read(1)
             first_byte = time.perf_counter() - start
             out += process.stdout.read()
-            _, status, usage = os.wait4(
-                process.pid, 0
-            )  # `process.wait` does not tell how much memory it took
+            # `process.wait` does not tell how much memory it took.
+            _, status, usage = os.wait4(process.pid, 0)
             end = time.perf_counter() - start
             process.returncode = os.waitstatus_to_exitcode(status)
         if process.returncode:

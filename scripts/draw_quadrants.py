@@ -18,7 +18,7 @@ from matplotlib.colors import ListedColormap
 from entropix import trace
 from entropix.console import cli
 from entropix.metrics import Metrics
-from entropix.presets import read_preset
+from entropix.samplers import resolve
 from entropix.samplers.entropix import STRATEGIES, THRESHOLDS, choose
 
 COLORS = ("#6baed6", "#fdd0a2", "#a1d99b", "#fb9a99", "#d9d9d9")
@@ -41,7 +41,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--trace", type=Path, help="trace whose tokens are drawn as dots")
     args = parser.parse_args(argv)
 
-    _, cfg = read_preset(args.sampler)
+    cfg = resolve(args.sampler).numbers
     entropy, varentropy = np.geomspace(*ENTROPY, 801), np.geomspace(*VARENTROPY, 601)
     grid_entropy, grid_varentropy = (
         jnp.asarray(g.ravel(), jnp.float32) for g in np.meshgrid(entropy, varentropy)

@@ -17,7 +17,6 @@ from entropix.decoding.request import GenerationRequest
 from entropix.decoding.sample_step import Purpose
 from entropix.decoding.session import Session
 from entropix.generation import collect, generate, prepare, run
-from entropix.presets import read_preset
 from entropix.results import FinishReason
 from entropix.samplers.base import SamplerInputs
 
@@ -37,9 +36,9 @@ def without_a_cache(
     prompt: list[int], sampler_name: str, wish: dict[str, Any], **numbers: Any
 ) -> tuple[list[int], list[tuple[int, list[int]]]]:
     """(tokens, what was taken back to which step): the rule in a plain loop that reads the whole text at every step."""
-    rule, cfg = read_preset(sampler_name)
+    cfg = (found := samplers.resolve(sampler_name)).numbers
     cfg = type(cfg)(**{**vars(cfg), **numbers})
-    sampler = samplers.configured(rule, cfg)
+    sampler = found.sampler
     draw, fold = (
         jax.jit(sampler.step),
         jax.jit(lambda key, step: jax.random.fold_in(jax.random.fold_in(key, step), Purpose.DRAW)),

@@ -44,8 +44,8 @@ def job_of(model: Model, **options: object) -> GenerationRequest:
 
 
 def found(model: Model, size: int, **options: object) -> list[Result]:
-    job = job_of(model, **options)
-    return collect(job, Batches(job, size).run())
+    request = job_of(model, **options)
+    return collect(request, Batches(request, size).run())
 
 
 def tokens(results: list[Result]) -> list[tuple[object, ...]]:
@@ -56,8 +56,8 @@ def tokens(results: list[Result]) -> list[tuple[object, ...]]:
 @pytest.mark.parametrize("options", [{"seed": 5}, {"seeds": (1, 2, 1, 1, 2, 2, 3)}])
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 8])
 def test_the_size_of_a_batch_changes_no_token(model: Model, size: int, options: dict[str, object]) -> None:
-    job = job_of(model, **options)
-    whole = collect(job, generation.run(job))
+    request = job_of(model, **options)
+    whole = collect(request, generation.run(request))
     assert tokens(found(model, size, **options)) == tokens(whole)
 
 
@@ -89,7 +89,9 @@ def test_a_batch_has_no_more_rows_than_asked_for_and_all_have_the_same(
 ) -> None:
     usual, sizes = generation.run, []
     monkeypatch.setattr(
-        generation, "run", lambda job, session: sizes.append(len(job.prompt_ids)) or usual(job, session)
+        generation,
+        "run",
+        lambda request, session: sizes.append(len(request.prompt_ids)) or usual(request, session),
     )
     for size, expected in ((1, [1] * 7), (3, [3, 3, 3]), (4, [4, 4]), (6, [4, 4]), (7, [7])):
         found(model, size)
@@ -125,9 +127,9 @@ def test_the_command_prints_and_traces_all_rows_in_order_whatever_the_size(
 def test_more_prompts_than_a_batch_holds_replay(
     model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    job = generation.prepare(model, ["Why?"] * 40, sampler="temperature", max_new_tokens=2)
+    request = generation.prepare(model, ["Why?"] * 40, sampler="temperature", max_new_tokens=2)
     path = tmp_path / "many.jsonl"
-    trace.write(path, job, collect(job, Batches(job).run()))
+    trace.write(path, request, collect(request, Batches(request).run()))
     assert first_difference(model, trace.read(path)) is None
 
 

@@ -13,13 +13,14 @@ import toy
 from branches import STRATEGIES, V, context_of, info
 
 from entropix import samplers
-from entropix.config import BranchConfig, SamplerConfig
+from entropix.config import BranchConfig
 from entropix.decoding import branching
 from entropix.decoding.sample_step import sample_step
 from entropix.decoding.state import BatchInputs, BranchParams, BranchPlan, Paths, Program, RowState
 from entropix.metrics import Metrics
 from entropix.results import FinishReason
 from entropix.samplers.base import SamplerInputs, full_vocabulary
+from entropix.samplers.entropix import SamplerConfig
 
 # The dynamics: after each token the likeliest next one and its probability; all others are equally likely. After token
 # 0, the fork, 1, 2 and 3 may follow. The product of a path's probabilities is largest for the path of token 1 at depth

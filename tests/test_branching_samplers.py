@@ -8,10 +8,11 @@ import pytest
 from branches import EVERYWHERE, MODEL, PROMPTS, SMALL, forks
 
 from entropix import generation
-from entropix.config import GenerateConfig, SamplerConfig
+from entropix.config import GenerateConfig
 from entropix.decoding.session import Session
 from entropix.generation import collect, prepare, run
 from entropix.results import Result
+from entropix.samplers.entropix import SamplerConfig
 
 # ----- samplers that remember -------------------------------------------------------------------------------
 

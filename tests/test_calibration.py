@@ -11,14 +11,13 @@ import numpy as np
 import pytest
 
 import entropix
-from entropix import calibrate, config, files, presets, run_statistics
+from entropix import calibrate, config, files, presets, run_statistics, samplers
 from entropix.checkpoint.loading import Model
-from entropix.config import SamplerConfig
 from entropix.lab.calibration import fitting, solver
 from entropix.lab.calibration.solver import Thresholds, occupancy, thresholds
 from entropix.lab.calibration.targets import Targets
 from entropix.metrics import Metrics
-from entropix.samplers.entropix import STRATEGIES
+from entropix.samplers.entropix import STRATEGIES, SamplerConfig
 
 SHIPPED = "entropix-smollm2-135m-instruct"
 ORDERINGS = 200  # random joint distributions
@@ -238,9 +237,9 @@ def test_a_fitted_preset_is_read_back_and_says_what_it_was_fitted_on(
         *("--weights", toy_folder, "--max-new-tokens", "8", "--flow", "0.2", "--out", str(out))
     )
     assert (code, errors) == (0, "")
-    rule, cfg = presets.read_preset(str(out))
+    rule, cfg = (fitted_file := samplers.resolve(str(out))).name, fitted_file.numbers
     assert rule == "entropix"
-    reference = presets.read_preset("entropix")[1]
+    reference = samplers.resolve("entropix").numbers
     fitted = {name: getattr(cfg, name) for name in Thresholds._fields}
     assert cfg == config.from_mapping(SamplerConfig, vars(reference) | fitted, "test")
     assert cfg != reference
@@ -360,6 +359,14 @@ def test_on_the_default_model_only_the_fitted_thresholds_clarify(real_model: Mod
     """The end of the corpus, a seventh of what the preset was fitted on. The reference never clarifies there."""
     text = presets.shipped("calibration.txt").read_text()[-2000:]
     metrics = fitting.observe_text(real_model, text, "").metrics
-    assert occupancy(metrics, presets.read_preset("entropix")[1])["clarify"] == 0
-    fitted = occupancy(metrics, presets.read_preset(SHIPPED)[1])
+    assert occupancy(metrics, samplers.resolve("entropix").numbers)["clarify"] == 0
+    fitted = occupancy(metrics, samplers.resolve(SHIPPED).numbers)
     assert all(share > 0.01 for share in fitted.values()), fitted
+
+
+def test_a_rule_without_the_thresholds_is_refused(command: Callable[..., tuple[int, str, str]]) -> None:
+    code, out, errors = command("--sampler", "min-p", "--prompts", "none.txt")
+    assert (code, out) == (1, "")
+    assert (
+        "a calibration fits the five thresholds of entropix and its like, but min-p has no low_ent" in errors
+    )

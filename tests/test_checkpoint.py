@@ -56,6 +56,32 @@ def test_llama3_scaling_is_read_wherever_it_is_written(tmp_path: Path, keys: dic
     assert (cfg.rope_theta, cfg.rope_scaling) == (5e5, RopeScaling(8.0, 1.0, 4.0, 8192))
 
 
+def test_rotary_parameters_that_stand_twice_must_agree(tmp_path: Path) -> None:
+    scaling, other = (
+        {"rope_type": "llama3", **folders.LLAMA3},
+        {"rope_type": "llama3", **folders.LLAMA3, "factor": 4},
+    )
+    same = {"rope_theta": None, "rope_parameters": scaling | {"rope_theta": 5e5}, "rope_scaling": scaling}
+    folders.write_config(tmp_path, **same)
+    cfg = hf_folder.read_config(tmp_path)
+    assert (cfg.rope_theta, cfg.rope_scaling) == (5e5, RopeScaling(8.0, 1.0, 4.0, 8192))
+    folders.write_config(tmp_path, rope_parameters={}, rope_scaling=scaling)
+    assert hf_folder.read_config(tmp_path).rope_scaling == RopeScaling(8.0, 1.0, 4.0, 8192)
+    different = "rope_parameters is .*, but rope_scaling is .*, which mean different rotary frequencies"
+    for changes, complaint in (
+        (same | {"rope_scaling": other}, different),
+        ({"rope_parameters": {"rope_type": "default"}, "rope_scaling": scaling}, different),
+        ({"rope_parameters": scaling, "rope_scaling": {"type": "yarn"}}, "rope_scaling is of type 'yarn'"),
+        (
+            {"rope_theta": 1e4, "rope_parameters": scaling | {"rope_theta": 5e5}},
+            "it has rope_theta 10000.0 and rope_parameters.rope_theta 500000.0; make them agree",
+        ),
+    ):
+        folders.write_config(tmp_path, **changes)
+        with pytest.raises(ValueError, match=complaint):
+            hf_folder.read_config(tmp_path)
+
+
 def test_default_rotary_parameters_mean_no_scaling(tmp_path: Path) -> None:
     folders.write_config(
         tmp_path, rope_theta=None, rope_parameters={"rope_type": "default", "rope_theta": 5e5}
@@ -99,6 +125,10 @@ def test_mistral_without_sliding_window_is_a_llama(tmp_path: Path) -> None:
         (
             {"rope_scaling": {"rope_type": "llama3", "factor": 8.0}},
             "low_freq_factor must be a number above 0, got None",
+        ),
+        (
+            {"rope_scaling": {"rope_type": "llama3", **folders.LLAMA3, "low_freq_factor": 5}},
+            r"rope_scaling: high_freq_factor \(4\.0\) must be above low_freq_factor \(5\.0\)",
         ),
         ({"hidden_size": None}, "hidden_size must be a whole number of at least 1, got None"),
         ({"hidden_size": "32"}, "hidden_size must be a whole number of at least 1, got '32'"),

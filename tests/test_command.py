@@ -17,8 +17,8 @@ import pytest
 import entropix
 from entropix import trace
 from entropix.checkpoint.loading import Model
-from entropix.config import SamplerConfig
 from entropix.results import FinishReason, Result
+from entropix.samplers.entropix import SamplerConfig
 from entropix.trace import Trace
 
 pytestmark = pytest.mark.real

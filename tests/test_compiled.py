@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 
 from entropix import samplers
-from entropix.config import GenerateConfig, SamplerConfig
+from entropix.config import GenerateConfig
 from entropix.decoding import loop, prefix_cache
 from entropix.decoding.request import GenerationRequest
 from entropix.decoding.session import Session
 from entropix.generation import generate
+from entropix.samplers.entropix import SamplerConfig
 
 
 def test_fifty_configs_seeds_and_lengths_compile_nothing_new(toy_model):

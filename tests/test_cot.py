@@ -189,12 +189,12 @@ def test_a_shrinking_batch_says_what_a_whole_one_says(
     seen = widths(monkeypatch)
     shrinking, whole = Session(model, 6, shrinks=True), Session(model, 6)
     for seed in (1, 2):
-        job = prepare(model, prompts, **{**options, "seed": seed})
+        request = prepare(model, prompts, **{**options, "seed": seed})
         seen.clear()
-        results = generation.collect(job, generation.run(job, shrinking))
+        results = generation.collect(request, generation.run(request, shrinking))
         assert seen == sorted(seen, reverse=True) and set(seen) <= {6, 4, 2, 1} and {6, 1} <= set(seen)
         passes = shrinking.costs.row_passes_B.tolist()
-        expected = generation.collect(job, generation.run(job, whole))
+        expected = generation.collect(request, generation.run(request, whole))
         assert passes == whole.costs.row_passes_B.tolist()
         for one, other in zip(results, expected, strict=True):
             assert (one.token_ids, one.text, one.finish) == (other.token_ids, other.text, other.finish)
@@ -205,9 +205,9 @@ def test_a_shrinking_batch_says_what_a_whole_one_says(
 
 def test_ended_rows_keep_their_numbers_and_their_ends(model: Model) -> None:
     prompts = [[*PROMPT, i] for i in range(40, 46)]
-    job = prepare(model, prompts, **{**OPTIONS, "max_new_tokens": 40, "chunk_length": 3, "seed": 1})
+    request = prepare(model, prompts, **{**OPTIONS, "max_new_tokens": 40, "chunk_length": 3, "seed": 1})
     session = Session(model, 6, shrinks=True)
-    session.start(job)
+    session.start(request)
     before = np.full(6, FinishReason.RUNNING)
     while session.running:
         chunk = session.advance()
@@ -324,10 +324,10 @@ def test_a_stop_string_in_a_given_token_ends_its_path_alone(model: Model, from_s
 
 @pytest.mark.parametrize("fork", [parallel.START, parallel.EXPLORE, parallel.NONE])
 def test_an_interrupt_leaves_what_there_is(model: Model, fork: str) -> None:
-    job = prepare(model, PROMPT, **OPTIONS, chunk_length=2)
+    request = prepare(model, PROMPT, **OPTIONS, chunk_length=2)
     plan = Plan(3, fork, extract="text", entropy=0.0)
     for n in (0, 1, 4):
-        found = parallel.run(job, plan, watch=lambda events, n=n: itertools.islice(events, n))
+        found = parallel.run(request, plan, watch=lambda events, n=n: itertools.islice(events, n))
         assert found.interrupted
         assert any(path.result.finish == FinishReason.INTERRUPTED for path in found.paths)
         assert all(

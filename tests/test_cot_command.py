@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from entropix import replay, trace
+from entropix import replay, trace, trace_schema
 from entropix.checkpoint.loading import load
 from entropix.cot import output
 from entropix.cot.flags import read_plan
@@ -59,10 +59,10 @@ def test_the_chosen_text_is_printed_and_the_table_goes_to_stderr(
         "extract": "text",
         "decided_early": False,
     }
-    assert list(read.header["selection"]) == list(trace.SELECTION)
+    assert list(read.header["selection"]) == list(trace_schema.SELECTION)
     for path, row, result in zip(read.header["paths"], told["paths"], read.results, strict=True):
-        assert list(path) == list(trace.PATH)
-        assert path == {name: row[name] for name in trace.PATH}
+        assert list(path) == list(trace_schema.PATH)
+        assert path == {name: row[name] for name in trace_schema.PATH}
         assert (result.text, result.token_ids) == (row["text"], row["token_ids"])
 
 

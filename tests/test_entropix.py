@@ -13,11 +13,10 @@ import reference
 import toy
 from scipy import stats
 
-from entropix import presets
-from entropix.config import SamplerConfig
+from entropix import samplers
 from entropix.metrics import Metrics
 from entropix.samplers import SAMPLERS, SampleInfo, SamplerInputs
-from entropix.samplers.entropix import STRATEGIES, Strategy
+from entropix.samplers.entropix import STRATEGIES, SamplerConfig, Strategy
 
 CFG = SamplerConfig()
 BLOCK, VOCABULARY = 512, 40
@@ -135,7 +134,7 @@ def test_every_point_of_the_plane_has_the_strategy_of_the_table(rule: str, seed:
 )
 def test_the_presets_decide_as_published(H: float, V: float, entropix: str, torch: str) -> None:
     for preset, expected in (("entropix", entropix), ("entropix-torch", torch)):
-        rule, cfg = presets.read_preset(preset)
+        rule, cfg = (found := samplers.resolve(preset)).name, found.numbers
         _, info = run(rule, metrics_of([H], [V]), cfg)
         assert STRATEGIES[info.strategy_B[0]] == expected, preset
 

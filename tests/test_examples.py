@@ -38,3 +38,9 @@ def test_the_attention_of_a_sentence_is_printed_token_by_token(
     assert len(capsys.readouterr().out.splitlines()) == 1 + 5
     n_keys_T = np.arange(1, 6)
     assert (entropy_LNT >= 0).all() and (entropy_LNT <= np.log2(n_keys_T) + 1e-4).all()
+
+
+def test_a_rule_of_ones_own_answers_beside_two_built_in_ones(toy_folder: str) -> None:
+    answers = load("my_rule").main(n=6, name_or_folder=toy_folder)
+    assert list(answers) == ["careful", "min-p", "greedy"]
+    assert answers["careful"] == answers["greedy"] != answers["min-p"]  # the toy's tokens are always close

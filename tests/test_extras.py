@@ -16,7 +16,6 @@ from entropix.decoding.state import Alternatives, DecodeState, Program, RecordOp
 from entropix.generation import generate
 from entropix.metrics import Metrics
 from entropix.model.kv_cache import empty_cache, empty_recent
-from entropix.presets import read_preset
 from entropix.samplers.base import Candidates, SampleInfo
 
 
@@ -79,7 +78,7 @@ def test_a_vocabulary_smaller_than_the_alternatives_is_told_whole():
 
 def traced(model, extras: RecordOptions) -> tuple[StepRecord, str]:
     """(records, jaxpr) of a chunk; nothing is compiled."""
-    cfg, numbers = model.config, read_preset("top-p")[1]
+    cfg, numbers = model.config, samplers.resolve("top-p").numbers
     request = GenerationRequest(model, [[1, 2], [3]], samplers.get("top-p"), numbers, GenerateConfig())
     recent = empty_recent(cfg, 2, 8, jnp.float32)
     arguments = (

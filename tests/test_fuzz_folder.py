@@ -70,49 +70,14 @@ def with_everything(folder: Path) -> Path:
     return folder
 
 
+# fmt: off
 NASTY: list[Any] = [
-    *(
-        None,
-        True,
-        False,
-        0,
-        1,
-        -1,
-        5,
-        2**31,
-        2**40,
-        2**63,
-        2**64,
-        10**400,
-        -(10**30),
-        1.5,
-        1e300,
-        1e-320,
-        -0.0,
-    ),
-    *(float("nan"), float("inf"), "", "x", "\ud800", "\0", "\ue000", "<|im_end|>", "{{ 1 }}", "llama", "ab"),
-    *(
-        "é" * 9999,
-        "{{ 'a'.center(10**9) }}",
-        "(?=a)",
-        "a*",
-        "(",
-        "{% for",
-        [],
-        [[]],
-        [None],
-        [1, "a"],
-        {},
-        {"a": {}},
-    ),
-    *(
-        {"content": None},
-        [2**70],
-        {"": 1},
-        {"content": "a", "id": 2**70, "special": "no"},
-        [{"name": "default"}],
-    ),
+    None, True, False, 0, 1, -1, 5, 2**31, 2**40, 2**63, 2**64, 2**70, 10**400, -(10**30), 1.5, 1e300, 1e-320, -0.0,
+    float("nan"), float("inf"), "", "x", "\ud800", "\0", "\ue000", "<|im_end|>", "{{ 1 }}", "llama", "ab", "é" * 9999,
+    "{{ 'a'.center(10**9) }}", "(?=a)", "a*", "(", "{% for", [], [[]], [None], [1, "a"], [2**70], [{"name": "default"}],
+    {}, {"a": {}}, {"": 1}, {"content": None}, {"content": "a", "id": 2**70, "special": "no"},
 ]
+# fmt: on
 DEEP = json.loads("[" * 400 + "]" * 400)
 
 

@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 import toy
 
-from entropix.config import SamplerConfig
 from entropix.decoding import loop, prefix_cache, session
 from entropix.generation import collect, generate, prepare, run, stream
 from entropix.results import FinishReason
-from entropix.samplers.entropix import Strategy
+from entropix.samplers.entropix import SamplerConfig, Strategy
 
 PROMPTS = [[5], [17, 4, 200, 31, 8], list(range(40, 90)), [9] * 130]
 

@@ -3,21 +3,25 @@
 import itertools
 import json
 from pathlib import Path
+from typing import Any
 
 import folders
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import entropix
 from entropix import generation, samplers
 from entropix.checkpoint.loading import Model
-from entropix.config import GenerateConfig, SamplerConfig
+from entropix.config import GenerateConfig
 from entropix.decoding.sample_step import StepRecord
 from entropix.generation import GenerationRequest, encode_prompt, prepare
 from entropix.metrics import Metrics
 from entropix.records import token_record
 from entropix.results import FinishReason, Result, TokenEvent, add
 from entropix.samplers import SampleInfo
+from entropix.samplers.baselines import MinPConfig
+from entropix.samplers.entropix import SamplerConfig
 from entropix.stream_text import StopStrings
 
 IM_START, IM_END = 257, 258
@@ -186,8 +190,8 @@ def test_one_stop_string_may_be_given_as_such(chat_model: Model) -> None:
 
 
 def test_a_sampler_config_replaces_the_numbers_of_the_preset_and_not_its_rule(chat_model: Model) -> None:
-    job = prepare(chat_model, "Hi", sampler="min-p", sampler_config=SamplerConfig(min_p=0.2))
-    assert job.sampler is samplers.MIN_P
+    job = prepare(chat_model, "Hi", sampler="min-p", sampler_config=MinPConfig(min_p=0.2))
+    assert job.sampler is samplers.SAMPLERS["min-p"]
     assert job.sampler_config.min_p == 0.2
     assert prepare(chat_model, "Hi", sampler="min-p").sampler_config.min_p == 0.1
 
@@ -219,7 +223,9 @@ def chunk(row: dict[str, float], other: float = 7.0) -> StepRecord:
 
 
 def job_of(model: Model) -> GenerationRequest:
-    return GenerationRequest(model, [[1], [2]], samplers.ENTROPIX, SamplerConfig(), GenerateConfig())
+    return GenerationRequest(
+        model, [[1], [2]], samplers.SAMPLERS["entropix"], SamplerConfig(), GenerateConfig()
+    )
 
 
 def test_a_record_is_its_rows_numbers_as_plain_values(chat_model: Model) -> None:
@@ -272,3 +278,29 @@ def test_a_mapping_replaces_single_numbers_of_the_preset(toy_model: Model) -> No
     assert (job.sampler_config.temp, job.sampler_config.min_p) == (1.0, 0.25)
     with pytest.raises(ValueError, match="sampler config: unknown field 'minp'; did you mean 'min_p'"):
         prepare(toy_model, [[1]], sampler="min-p", sampler_config={"minp": 0.25})
+
+
+@pytest.mark.parametrize(
+    ("prompts", "expected"),
+    [
+        (np.array([1, 2], np.int64), [[1, 2]]),
+        (np.array([[1, 2], [3, 4]], np.uint8), [[1, 2], [3, 4]]),
+        (jnp.array([1, 2]), [[1, 2]]),
+        ([np.int64(1), np.int32(2)], [[1, 2]]),
+        ([np.array([1, 2]), jnp.array([3])], [[1, 2], [3]]),
+        ([jnp.int32(1), jnp.int32(2)], [[1, 2]]),
+        (((1, 2), (3,)), [[1, 2], [3]]),
+        (range(1, 4), [[1, 2, 3]]),
+    ],
+)
+def test_token_ids_may_come_in_any_kind_of_sequence(toy_model: Model, prompts: Any, expected: Any) -> None:
+    found = prepare(toy_model, prompts).prompt_ids
+    assert found == expected and {type(token) for ids in found for token in ids} == {int}
+
+
+@pytest.mark.parametrize(
+    "prompts", [np.array([1.5, 2.0]), np.array([[[1]]]), np.array(3), [1.0, 2.0], [None], 5, [[1, "a"]]]
+)
+def test_what_is_neither_text_nor_tokens_is_one_sentence(toy_model: Model, prompts: Any) -> None:
+    with pytest.raises(ValueError, match=r"^[^\n]*token ids[^\n]*$"):
+        prepare(toy_model, prompts)

@@ -12,9 +12,9 @@ import pytest
 import scipy.stats
 
 import entropix
-from entropix import config, presets, trace
+from entropix import config, samplers, trace
 from entropix.checkpoint.loading import Model
-from entropix.config import GenerateConfig, SamplerConfig
+from entropix.config import GenerateConfig
 from entropix.decoding import loop
 from entropix.generation import generate
 from entropix.lab.experiments import engine, results, summary
@@ -27,7 +27,7 @@ NEW_TOKENS = 20  # more than one chunk, so that there is a speed
 
 
 def variant(label: str, sampler: str = "temperature", **numbers: Any) -> Variant:
-    return Variant(label, sampler, dataclasses.replace(presets.read_preset(sampler)[1], **numbers))
+    return Variant(label, samplers.resolve(sampler, numbers))
 
 
 def grid_of(*variants: Variant, n_seeds: int = 3, max_rows: int = 4, **changes: Any) -> Grid:
@@ -445,4 +445,5 @@ def test_every_measure_is_explained() -> None:
 
 def test_the_numbers_of_a_config_are_kept_in_the_manifest(model: Model) -> None:
     kept = engine.manifest(grid_of(), model)["variants"][0]["config"]
-    assert config.from_mapping(SamplerConfig, kept, "manifest") == grid_of().variants[0].config
+    numbers = grid_of().variants[0].sampler.numbers
+    assert config.from_mapping(type(numbers), kept, "manifest") == numbers

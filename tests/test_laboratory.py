@@ -9,12 +9,11 @@ import jax
 import numpy as np
 import pytest
 import reference
+from every_number import EveryNumber as SamplerConfig
 from scipy import stats
 
-from entropix import config
-from entropix.config import SamplerConfig
+from entropix import config, samplers
 from entropix.metrics import Metrics
-from entropix.presets import read_preset
 from entropix.samplers import SAMPLERS, SampleInfo, SamplerInputs, truncation
 from entropix.samplers.base import MIN_TEMPERATURE
 
@@ -329,7 +328,7 @@ def test_the_placebo_draws_its_strategies_as_often_as_it_was_told() -> None:
 
 
 def test_the_placebo_is_blind_to_the_metrics() -> None:
-    cfg = read_preset("placebo")[1]
+    cfg = samplers.resolve("placebo").numbers
     other = Metrics(*(np.full(BATCH, 7.0, np.float32) for _ in Metrics._fields))
     jax.tree.map(np.testing.assert_array_equal, run("placebo", cfg), run("placebo", cfg, metrics=other))
 
@@ -347,4 +346,4 @@ def test_a_placebo_without_any_frequency_is_refused() -> None:
     with pytest.raises(
         ValueError, match=r"one of placebo_flow, .*placebo_adaptive must be above 0, got 0 for all"
     ):
-        config.check(dataclasses.replace(CFG, **none))
+        config.check(SAMPLERS["placebo"].config(**none))

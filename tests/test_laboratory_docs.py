@@ -7,8 +7,7 @@ from types import ModuleType
 
 import pytest
 
-from entropix.samplers import SAMPLERS, Sampler, guarded
-from entropix.samplers.knobs import traced
+from entropix.samplers import SAMPLERS
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "samplers.md").read_text(encoding="utf-8")
@@ -28,7 +27,7 @@ def test_the_tables_of_the_samplers_page_are_those_of_code_and_presets(tables: M
     assert tables.updated_samplers(PAGE) == PAGE, "run scripts/readme_tables.py"
 
 
-def test_every_sampler_has_a_section_with_its_strategies_and_its_knobs() -> None:
+def test_every_sampler_has_a_section_with_its_strategies_and_its_numbers() -> None:
     assert set(SECTIONS) == set(SAMPLERS)
     for name, sampler in SAMPLERS.items():
         family = sampler.strategies == SAMPLERS["entropix"].strategies
@@ -48,22 +47,6 @@ def test_every_source_that_is_named_is_listed_and_the_other_way_round() -> None:
     text = re.sub(r"(?m)^\| \[[a-z.-]+\] \||^\[.*$", "", PAGE)
     assert set(re.findall(r"\[([a-z.-]+)\](?!\()", text)) == listed
     assert set(re.findall(r"(?m)^\[([a-z.-]+)\]: #sources$", PAGE)) == listed
-
-
-@pytest.mark.parametrize(
-    ("sampler", "knobs"),
-    [
-        (SAMPLERS["greedy"], []),
-        (SAMPLERS["temperature"], ["temp"]),
-        (SAMPLERS["mirostat"], ["temp", "mirostat_tau", "mirostat_eta"]),
-        (
-            guarded(SAMPLERS["p-less"]),
-            ["temp", "repetition_penalty", "dry_multiplier", "dry_base", "dry_allowed_length"],
-        ),
-    ],
-)
-def test_the_knobs_of_a_sampler_are_those_that_reach_its_result(sampler: Sampler, knobs: list[str]) -> None:
-    assert list(traced(sampler)) == knobs
 
 
 def test_no_table_has_a_column_that_says_nothing() -> None:

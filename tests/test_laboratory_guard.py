@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import reference
 import test_samplers as conformance
+from every_number import EveryNumber as SamplerConfig
 
 from entropix import presets, samplers
-from entropix.config import SamplerConfig
 from entropix.console import cli
 from entropix.main import main
 from entropix.samplers import SAMPLERS, Sampler, SamplerInputs, repetition, truncation
@@ -215,22 +215,20 @@ def test_every_sampler_can_be_guarded(sampler: Sampler) -> None:
 def test_a_sampler_has_one_guarded_version() -> None:
     """Another object would be another compilation."""
     assert guarded(SAMPLERS["greedy"]) is guarded(SAMPLERS["greedy"])
-    assert samplers.configured("greedy", CFG) is SAMPLERS["greedy"]
+    assert samplers.resolve("greedy").sampler is SAMPLERS["greedy"]
     for change in ({"repetition_penalty": 1.2}, {"dry_multiplier": 0.8}):
-        assert samplers.configured("greedy", dataclasses.replace(CFG, **change)) is guarded(
-            SAMPLERS["greedy"]
-        )
+        assert samplers.resolve("greedy", change).sampler is guarded(SAMPLERS["greedy"])
 
 
 # ----- what a reader is told --------------------------------------------------------------------------------
 
 
-def test_the_example_of_contributing_is_a_sampler(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_example_of_contributing_is_a_sampler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = (Path(__file__).parent.parent / "CONTRIBUTING.md").read_text(encoding="utf-8")
-    [example] = re.findall(r"   ```python\n(.*?)   ```", text, re.DOTALL)
-    module: dict[str, Any] = {}
-    exec(re.sub(r"(?m)^   ", "", example), module)
-    sampler = module["ABOVE_UNIFORM"]
+    [example] = re.findall(r"(?ms)^```python\n(.*?)^```", text)
+    file = tmp_path / "my_rule.py"
+    file.write_text(example, encoding="utf-8")
+    sampler = samplers.resolve(f"{file}:RULE").rule
     monkeypatch.setitem(conformance.STEPS, sampler.name, conformance.counted(sampler))
     conformance.test_a_step_returns_what_the_contract_says(sampler)
     conformance.test_all_randomness_comes_from_the_rows_key(sampler)
@@ -242,8 +240,8 @@ def test_the_example_of_contributing_is_a_sampler(monkeypatch: pytest.MonkeyPatc
 
 
 def test_list_describes_every_sampler() -> None:
-    assert samplers.list() == {name: sampler.summary for name, sampler in SAMPLERS.items()}
-    assert next(iter(samplers.list())) == "entropix"
+    assert samplers.summaries() == {name: sampler.summary for name, sampler in SAMPLERS.items()}
+    assert next(iter(samplers.summaries())) == "entropix"
 
 
 def test_sampler_help_describes_every_preset_and_ends_well(capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import reference
 import test_laboratory as laboratory
+from every_number import EveryNumber as SamplerConfig
 from scipy import stats
 from test_laboratory import BATCH, CFG, LOGITS_BV, METRICS, VOCABULARY, run
 
-from entropix.config import SamplerConfig
 from entropix.metrics import Metrics
 from entropix.samplers import SAMPLERS
 
@@ -107,7 +107,8 @@ def test_a_limit_reproduces_the_full_distribution(name: str) -> None:
 
 
 def awkward(n_tokens: int) -> np.ndarray:
-    """Rows with ties, certainty, impossible tokens, long tails, large offsets and one far below all others."""
+    """Rows with ties, signed zeros, certainty, impossible tokens, long tails, large offsets, one far below all others, and
+    numbers whose squares float32 does not hold."""
     rng, token = np.random.default_rng(3), np.arange(n_tokens)
     noise = rng.normal(0, 3, n_tokens)
     zipf = -np.log(1.0 + token)
@@ -126,6 +127,10 @@ def awkward(n_tokens: int) -> np.ndarray:
         np.where(token == 0, noise - 100.0, noise),
         noise + 1e3,
         noise - 3e3,
+        np.where(token % 2 == 0, -0.0, 0.0),
+        np.where(token == 0, 1e30, -1e30),
+        np.where(token % 2 == 0, 1e30, 3.0),
+        np.where(token == n_tokens - 1, 3e38, 0.0),
     ]
     return np.array([row if np.isfinite(row).any() else noise for row in rows], np.float32)
 

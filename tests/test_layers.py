@@ -18,7 +18,7 @@ WINGS = [
     "metrics", "own_metrics", "metric_labels", "filters", "samplers",
     "model", "checkpoint", "decoding",
     "records", "stream_text", "generation", "scoring", "inspection", "batching", "tpu",
-    "trace", "run_statistics", "console",
+    "trace_schema", "trace", "run_statistics", "console",
     "cot", "replay", "logprobs", "report", "score", "lab",
     "main", "__main__", "calibrate", "compare", "sweep", "download", "convert",
 ]

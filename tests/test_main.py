@@ -8,11 +8,13 @@ import commands
 import pytest
 from commands import Command, type_in
 
-from entropix import presets
+from entropix import presets, samplers
 from entropix.checkpoint import loading
-from entropix.config import BacktrackConfig, BranchConfig, SamplerConfig
+from entropix.config import BacktrackConfig, BranchConfig
 from entropix.console.search_flags import read_backtracking, read_branching
 from entropix.main import Flags, _read_prompts, parse
+from entropix.samplers.baselines import MinPConfig, TopKConfig
+from entropix.samplers.entropix import SamplerConfig
 
 
 @pytest.fixture
@@ -34,16 +36,16 @@ def test_every_field_of_the_sampler_has_a_flag_that_sets_it() -> None:
         if field.metadata["high"] <= 1:
             value = 0.25
         flag = "--" + field.name.replace("_", "-")
-        chosen = parse(["--chat", flag, str(value)]).sampler_config
+        chosen = parse(["--chat", flag, str(value)]).sampler.numbers
         assert chosen == dataclasses.replace(SamplerConfig(), **{field.name: value}), flag
 
 
 @pytest.mark.parametrize("name", presets.preset_names("samplers"))
 def test_a_preset_brings_its_own_defaults(name: str) -> None:
     command = parse(["--chat", "--sampler", name])
-    assert (command.sampler, command.sampler_config) == (name, presets.read_preset(name)[1])
-    changed = parse(["--chat", f"--sampler={name}", "--temp", "0.25"]).sampler_config
-    assert changed == dataclasses.replace(presets.read_preset(name)[1], temp=0.25)
+    assert command.sampler == samplers.resolve(name)
+    changed = parse(["--chat", f"--sampler={name}", "--repetition-penalty", "1.25"]).sampler.numbers
+    assert changed == dataclasses.replace(samplers.resolve(name).numbers, repetition_penalty=1.25)
 
 
 def test_every_field_of_branching_has_a_flag_that_sets_it() -> None:
@@ -84,16 +86,16 @@ def test_without_flags_there_is_neither_branching_nor_backtracking() -> None:
 
 def test_without_a_preset_it_is_entropix() -> None:
     command = parse(["--chat"])
-    assert (command.sampler, command.sampler_config) == ("entropix", presets.read_preset("entropix")[1])
+    assert command.sampler == samplers.resolve("entropix")
 
 
 def test_a_config_file_names_the_rule_and_flags_overrule_its_numbers(tmp_path: Path) -> None:
     path = tmp_path / "mine.toml"
     path.write_text('sampler = "min-p"\ntemp = 2\nmin_p = 0.2\n')
     command = parse(["--chat", "--sampler-config", str(path), "--min-p", "0.3"])
-    assert command.sampler == str(path)
-    assert command.sampler_config == SamplerConfig(temp=2.0, min_p=0.3)
-    assert parse(["--chat", "--sampler", "min-p", "--sampler-config", str(path)]).sampler == str(path)
+    assert command.sampler.label == str(path)
+    assert command.sampler.numbers == MinPConfig(temp=2.0, min_p=0.3)
+    assert parse(["--chat", "--sampler", "min-p", "--sampler-config", str(path)]).sampler.label == str(path)
 
 
 def test_a_numbers_default_in_the_help_is_the_presets(command: Command) -> None:
@@ -103,8 +105,8 @@ def test_a_numbers_default_in_the_help_is_the_presets(command: Command) -> None:
     assert "Filters apply in the order temperature, min-p, top-k, top-p." in text
     assert "base temperature [0.001 to 100] (default: 1.0)" in text
     assert "most tokens a draw may choose from; at most max_top_k [tokens, at least 1] (default: 50)" in text
-    assert "flow below this logits entropy [bits, at least 0] (default: 0.1)" in text
-    for field in dataclasses.fields(SamplerConfig):
+    assert "flow below this logits entropy" not in text
+    for field in dataclasses.fields(TopKConfig):
         assert "--" + field.name.replace("_", "-") + " " in text
         assert field.metadata["help"] in text
 

@@ -12,11 +12,11 @@ import pytest
 import entropix
 from entropix import generation, replay, trace
 from entropix.checkpoint.loading import Model
-from entropix.config import SamplerConfig
 from entropix.console import cli
 from entropix.decoding.session import Session
 from entropix.replay import first_difference, main
 from entropix.results import FinishReason
+from entropix.samplers.entropix import SamplerConfig
 from entropix.sharding import Shape
 from entropix.trace import Trace
 

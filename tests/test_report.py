@@ -18,13 +18,12 @@ from PIL import Image
 
 import entropix
 from entropix import generation, metric_labels, samplers, trace
-from entropix.config import SamplerConfig
 from entropix.metrics import Metrics
 from entropix.report import figures, packing, page, shell
 from entropix.report.__main__ import main
 from entropix.report.align import align, first_difference
 from entropix.report.regions import RULES, regions
-from entropix.samplers.entropix import STRATEGIES, THRESHOLDS, choose
+from entropix.samplers.entropix import STRATEGIES, THRESHOLDS, SamplerConfig, choose
 
 # ----- alignment --------------------------------------------------------------------------------------------
 

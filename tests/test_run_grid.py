@@ -16,9 +16,8 @@ import pytest
 import screens
 from grid_files import HEAD, SAMPLED, TAIL, lines_of, tokens_of
 
-from entropix import config, distributed, presets
+from entropix import config, distributed, samplers
 from entropix.checkpoint.loading import Model, load
-from entropix.config import SamplerConfig
 from entropix.decoding import inputs
 from entropix.generation import generate
 from entropix.lab.experiments import engine, file, running
@@ -82,13 +81,13 @@ temp = 0.7
         2,
     )
     assert found.options.chunk_length == 10
-    assert [(variant.label, variant.sampler) for variant in found.variants] == [
+    assert [(variant.label, variant.sampler.name) for variant in found.variants] == [
         *((f"min-p temp={temp} min_p={min_p}", "min-p") for temp in (1, 2) for min_p in (0.1, 0.3)),
         ("mine.toml temp=0.7", "min-p"),
     ]
-    preset = presets.read_preset("min-p")[1]
-    assert found.variants[1].config == dataclasses.replace(preset, temp=1.0, min_p=0.3)
-    assert found.variants[4].config == dataclasses.replace(preset, temp=0.7, min_p=0.2)
+    preset = samplers.resolve("min-p").numbers
+    assert found.variants[1].sampler.numbers == dataclasses.replace(preset, temp=1.0, min_p=0.3)
+    assert found.variants[4].sampler.numbers == dataclasses.replace(preset, temp=0.7, min_p=0.2)
 
 
 @pytest.mark.parametrize(
@@ -192,7 +191,7 @@ def test_batches_meshes_and_parts_do_not_change_a_token(
 def test_every_group_of_devices_has_as_many_rows() -> None:
     """Three prompts and two seeds, on four groups: two batches of four rows, the last of which has two to spare."""
     whole = engine.Grid([], [[1], [2], [3]], ["1", "2", "3"], [0, 1], config.GenerateConfig(), 4, groups=4)
-    whole = dataclasses.replace(whole, variants=[engine.Variant("greedy", "greedy", config.SamplerConfig())])
+    whole = dataclasses.replace(whole, variants=[engine.Variant("greedy", samplers.resolve("greedy"))])
     assert [(batch.size, len(batch.cells)) for batch in engine.plan(whole)] == [(4, 4), (4, 2)]
     even = dataclasses.replace(whole, max_rows=8)
     assert [(batch.size, len(batch.cells)) for batch in engine.plan(even)] == [(8, 6)]
@@ -310,12 +309,14 @@ def test_the_pace_is_that_of_the_newest_batches_without_compilation() -> None:
 
 
 def test_a_new_number_is_the_same_program_and_a_new_rule_shape_or_guard_is_another() -> None:
-    usual = engine.Variant("a", "entropix", SamplerConfig())
-    assert running.program(usual) == running.program(engine.Variant("b", "entropix", SamplerConfig(temp=0.1)))
+    usual = engine.Variant("a", samplers.resolve("entropix"))
+    assert running.program(usual) == running.program(
+        engine.Variant("b", samplers.resolve("entropix", {"temp": 0.1}))
+    )
     others = [
-        engine.Variant("a", "entropix-logits", SamplerConfig()),
-        engine.Variant("a", "entropix", SamplerConfig(max_top_k=50)),
-        engine.Variant("a", "entropix", SamplerConfig(repetition_penalty=1.1)),
+        engine.Variant("a", samplers.resolve("entropix-logits")),
+        engine.Variant("a", samplers.resolve("entropix", {"max_top_k": 50})),
+        engine.Variant("a", samplers.resolve("entropix", {"repetition_penalty": 1.1})),
     ]
     assert len({running.program(variant) for variant in [usual, *others]}) == 4
 

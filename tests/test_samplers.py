@@ -14,16 +14,15 @@ import reference
 from jax import Array
 
 from entropix import config, filters, presets, samplers
-from entropix.config import SamplerConfig
 from entropix.decoding.inputs import device_numbers
 from entropix.filters import SamplingParams
 from entropix.metrics import Metrics
-from entropix.samplers import SAMPLERS, SampleInfo, Sampler, SamplerInputs
+from entropix.samplers import SAMPLERS, RuleConfig, SampleInfo, Sampler, SamplerInputs
+from entropix.samplers.entropix import SamplerConfig
 
 VOCABULARY = 300
 BATCH = 64  # one size almost everywhere: a program is compiled for each
 NOTHING: list[list[int]] = [[]] * BATCH  # prompts
-CFG = SamplerConfig()
 DTYPES = SampleInfo(
     strategy_B=jnp.int32,
     temperature_B=jnp.float32,
@@ -64,14 +63,16 @@ def random_context(seed: int) -> SamplerInputs:
     return SamplerInputs(logits_BV.astype(np.float32), metrics)
 
 
-def random_config(rng: np.random.Generator) -> SamplerConfig:
-    """Every traced field somewhere in its range."""
+def random_config(rng: np.random.Generator, sampler: Sampler) -> RuleConfig:
+    """Every traced number somewhere in its range."""
     changes: dict[str, Any] = {}
-    for field in dataclasses.fields(SamplerConfig):
+    for field in dataclasses.fields(sampler.config):
         low, high = max(field.metadata["low"], -2.0), min(field.metadata["high"], 8.0)
         if field.type is float:
             changes[field.name] = float(rng.uniform(low, high))
-    cfg = dataclasses.replace(CFG, top_k=int(rng.integers(1, CFG.max_top_k)), **changes)
+        if field.name == "top_k":
+            changes["top_k"] = int(rng.integers(1, 128))
+    cfg = sampler.config(**changes)
     config.check(cfg)
     return cfg
 
@@ -85,16 +86,17 @@ def rows(tree: Any, chosen: Any) -> Any:
 
 
 def run(
-    sampler: Sampler, context: SamplerInputs, cfg: SamplerConfig = CFG, seed: int = 0
+    sampler: Sampler, context: SamplerInputs, cfg: RuleConfig | None = None, seed: int = 0
 ) -> tuple[np.ndarray, SampleInfo]:
     """(token_B, info) of one jitted step from the initial state, in numpy."""
     return run_whole(sampler, context, cfg, seed)[:2]
 
 
 def run_whole(
-    sampler: Sampler, context: SamplerInputs, cfg: SamplerConfig = CFG, seed: int = 0
+    sampler: Sampler, context: SamplerInputs, cfg: RuleConfig | None = None, seed: int = 0
 ) -> tuple[np.ndarray, SampleInfo, np.ndarray]:
     """(token_B, info, the logits_BV that one draw was made from, -inf for removed tokens)."""
+    cfg = sampler.config() if cfg is None else cfg
     state = sampler.init(cfg, NOTHING, encode)
     token_B, _, info, candidates = jax.device_get(STEPS[sampler.name](keys(seed), state, context, cfg))
     filtered_BV = np.full((BATCH, VOCABULARY), -np.inf, np.float32)
@@ -105,7 +107,7 @@ def run_whole(
 def counted(sampler: Sampler) -> Callable[..., Any]:
     """The jitted step, which counts how often it is traced."""
 
-    def step(key_B: Array, state: Any, context: SamplerInputs, cfg: SamplerConfig) -> Any:
+    def step(key_B: Array, state: Any, context: SamplerInputs, cfg: RuleConfig) -> Any:
         TRACES[sampler.name] += 1
         return sampler.step(key_B, state, context, cfg)
 
@@ -139,15 +141,15 @@ def test_an_unknown_sampler_is_an_error_that_lists_the_known_ones() -> None:
 
 @every_preset
 def test_every_preset_names_a_registered_sampler_and_runs(preset: str) -> None:
-    name, cfg = presets.read_preset(preset)
-    token_B, info = run(samplers.get(name), random_context(0), cfg)
+    chosen = samplers.resolve(preset)
+    token_B, info = run(chosen.rule, random_context(0), chosen.numbers)
     assert np.all((token_B >= 0) & (token_B < VOCABULARY))
     assert np.isfinite(info.draw_logprob_B).all()
 
 
 @every_sampler
 def test_every_sampler_has_a_preset_and_a_summary(sampler: Sampler) -> None:
-    assert presets.read_preset(sampler.name)[0] == sampler.name
+    assert samplers.resolve(sampler.name).name == sampler.name
     assert sampler.summary and sampler.strategies
     assert len(set(sampler.strategies)) == len(sampler.strategies)
 
@@ -171,8 +173,8 @@ def test_a_step_returns_what_the_contract_says(sampler: Sampler) -> None:
 @every_sampler
 def test_the_state_keeps_its_structure_shapes_and_dtypes(sampler: Sampler) -> None:
     """A loop on the device needs this, down to weak types."""
-    state = sampler.init(CFG, NOTHING, encode)
-    _, after, *_ = jax.eval_shape(sampler.step, keys(0), state, random_context(2), CFG)
+    state = sampler.init(sampler.config(), NOTHING, encode)
+    _, after, *_ = jax.eval_shape(sampler.step, keys(0), state, random_context(2), sampler.config())
 
     def kinds(tree: Any) -> Any:
         return jax.tree.map(
@@ -186,9 +188,12 @@ def test_the_state_keeps_its_structure_shapes_and_dtypes(sampler: Sampler) -> No
 @every_sampler
 def test_jit_changes_nothing(sampler: Sampler) -> None:
     """Nothing of the rule happens in Python. Rounding may differ in the last bit."""
-    context, state = jax.tree.map(jnp.asarray, random_context(3)), sampler.init(CFG, NOTHING, encode)
-    plain = sampler.step(keys(3), state, context, CFG)
-    jitted = STEPS[sampler.name](keys(3), state, context, CFG)
+    context, state = (
+        jax.tree.map(jnp.asarray, random_context(3)),
+        sampler.init(sampler.config(), NOTHING, encode),
+    )
+    plain = sampler.step(keys(3), state, context, sampler.config())
+    jitted = STEPS[sampler.name](keys(3), state, context, sampler.config())
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-6, atol=1e-6), plain, jitted)
     np.testing.assert_array_equal(plain[0], jitted[0])
 
@@ -199,7 +204,7 @@ def test_fifty_random_configs_compile_once(sampler: Sampler) -> None:
     run(sampler, context)
     before = TRACES[sampler.name]
     temperatures = {
-        tuple(run(sampler, context, random_config(rng), seed)[1].temperature_B) for seed in range(50)
+        tuple(run(sampler, context, random_config(rng, sampler), seed)[1].temperature_B) for seed in range(50)
     }
     assert TRACES[sampler.name] == before
     assert len(temperatures) == (1 if sampler.name == "greedy" else 50)  # the configs did reach the program
@@ -211,7 +216,7 @@ def test_whole_numbers_in_a_preset_are_the_same_program_as_decimal_ones(tmp_path
     def outcome(numbers: str) -> Any:
         file = tmp_path / "numbers.toml"
         file.write_text(f'sampler = "entropix"\n{numbers}')
-        return run(SAMPLERS["entropix"], random_context(4), presets.read_preset(str(file))[1])
+        return run(SAMPLERS["entropix"], random_context(4), samplers.resolve(str(file)).numbers)
 
     decimal, before = outcome("temp = 1.0\nmin_p = 0.0\n"), TRACES["entropix"]
     assert_trees_equal(outcome("temp = 1\nmin_p = 0\n"), decimal)
@@ -219,7 +224,7 @@ def test_whole_numbers_in_a_preset_are_the_same_program_as_decimal_ones(tmp_path
 
 
 def test_whole_numbers_in_python_are_the_same_program_as_decimal_ones() -> None:
-    whole, decimal = (device_numbers(dataclasses.replace(CFG, temp=number)) for number in (1, 1.0))
+    whole, decimal = (device_numbers(SamplerConfig(temp=number)) for number in (1, 1.0))
     assert jax.tree.map(lambda leaf: leaf.dtype, whole) == jax.tree.map(lambda leaf: leaf.dtype, decimal)
     assert (whole.temp.dtype, whole.top_k.dtype) == (jnp.float32, jnp.int32)
 
@@ -227,9 +232,9 @@ def test_whole_numbers_in_python_are_the_same_program_as_decimal_ones() -> None:
 @every_sampler
 def test_a_config_of_arrays_is_as_good_as_one_of_numbers(sampler: Sampler) -> None:
     """It is traced, in a session where arrays of different dtypes do not mix."""
-    arrays = device_numbers(CFG)
+    arrays = device_numbers(sampler.config())
     token_B, _, info, _ = jax.eval_shape(
-        sampler.step, keys(0), sampler.init(CFG, NOTHING, encode), random_context(5), arrays
+        sampler.step, keys(0), sampler.init(sampler.config(), NOTHING, encode), random_context(5), arrays
     )
     assert token_B.dtype == jnp.int32
     assert [values_B.dtype for values_B in info] == list(DTYPES)
@@ -244,7 +249,10 @@ def test_a_row_alone_is_the_row_in_a_batch(sampler: Sampler) -> None:
     for row in range(0, BATCH, 4):
         one = slice(row, row + 1)
         alone = STEPS[sampler.name](
-            key_B[one], sampler.init(CFG, NOTHING[:1], encode), rows(context, one), CFG
+            key_B[one],
+            sampler.init(sampler.config(), NOTHING[:1], encode),
+            rows(context, one),
+            sampler.config(),
         )
         assert int(alone[0][0]) == token_B[row]
         for name, value_B, expected_B in zip(SampleInfo._fields, alone[2], rows(info, one), strict=True):
@@ -269,7 +277,8 @@ def test_all_randomness_comes_from_the_rows_key(sampler: Sampler) -> None:
     """The same key repeats the step; over flat rows, to which mirostat and greedy-threshold would be greedy if they
     were asked to, another key gives other tokens, except to `greedy`."""
     context = random_context(8)._replace(logits_BV=np.zeros((BATCH, VOCABULARY), np.float32))
-    cfg = dataclasses.replace(CFG, mirostat_tau=50.0, greedy_threshold=0.0)
+    bold = {"mirostat_tau": 50.0, "greedy_threshold": 0.0}
+    cfg = sampler.config(**{name: value for name, value in bold.items() if hasattr(sampler.config, name)})
     first, again, other = (run(sampler, context, cfg, seed) for seed in (0, 0, 1))
     assert_trees_equal(first, again)
     assert np.array_equal(first[0], other[0]) == (sampler.name == "greedy")
@@ -291,7 +300,9 @@ def test_the_log_probability_is_the_models_own(sampler: Sampler) -> None:
 @pytest.mark.parametrize("seed", [10, 11])
 def test_kept_count_and_draw_probability_are_those_of_the_candidates(sampler: Sampler, seed: int) -> None:
     context = random_context(seed)
-    token_B, info, filtered_BV = run_whole(sampler, context, random_config(np.random.default_rng(seed)), seed)
+    token_B, info, filtered_BV = run_whole(
+        sampler, context, random_config(np.random.default_rng(seed), sampler), seed
+    )
     drawn = np.flatnonzero(~info.injected_B)
     assert len(drawn) > BATCH / 3
     for row in drawn:
@@ -307,7 +318,7 @@ def test_recorded_settings_give_back_the_candidates(name: str, seed: int) -> Non
     and not applied, or applied and not recorded."""
     context = random_context(seed)
     token_B, info, filtered_BV = run_whole(
-        SAMPLERS[name], context, random_config(np.random.default_rng(seed)), seed
+        SAMPLERS[name], context, random_config(np.random.default_rng(seed), SAMPLERS[name]), seed
     )
     recorded = SamplingParams(info.temperature_B, info.top_p_B, info.top_k_B, info.min_p_B)
     np.testing.assert_allclose(filtered_BV, chain(context.logits_BV, recorded), rtol=1e-6)
@@ -342,7 +353,8 @@ def test_no_draw_leaves_the_support_of_its_candidates(sampler: Sampler) -> None:
     ],
 )
 def test_a_baseline_uses_its_own_filters_and_no_other(name: str, chosen: dict[str, Any]) -> None:
-    cfg = dataclasses.replace(CFG, temp=1.3, top_k=9, top_p=0.7, min_p=0.2)
+    own = {"temperature": "temp"}
+    cfg = SAMPLERS[name].config(**{own.get(field, field): value for field, value in chosen.items()})
     context = random_context(13)
     token_B, info = run(SAMPLERS[name], context, cfg)
     neutral = {"temperature": 1.0, "top_p": 1.0, "top_k": VOCABULARY, "min_p": 0.0} | chosen

@@ -17,6 +17,7 @@ def path(
     certainty: float = 1.0,
     confidence: float = 1.0,
     n: int = 4,
+    ended: bool = True,
 ) -> Path:
     """n tokens all alike, the last two of which are the answer."""
     return Path(
@@ -26,6 +27,7 @@ def path(
         margin_T=[margin] * n,
         self_certainty_T=[certainty] * n,
         confidence_T=[confidence] * n,
+        ended=ended,
     )
 
 
@@ -239,3 +241,14 @@ def test_ending_early_never_changes_the_winner_of_random_votes() -> None:
                 assert SELECTORS["majority"].select(seen).winner == winner
                 break
     assert n_early > 300
+
+
+@pytest.mark.parametrize("name", SELECTORS)
+def test_a_path_that_was_cut_off_neither_wins_nor_votes_where_one_that_ended_has_an_answer(name: str) -> None:
+    """The "2" of "Step 2:", of which the model was sure."""
+    cut = [path("2", -0.01, 0.9999, 90.0, 90.0, ended=False)] * 3
+    ended = [path("7"), path("8", -2.0, 0.1, 0.5, 0.5)]
+    choice = SELECTORS[name].select([*cut, *ended])
+    assert choice.winner == 3
+    assert SELECTORS[name].select(cut).winner == 0  # where all were cut off they are all there is
+    assert SELECTORS[name].select([*cut, path(None)]).winner == 0  # and an answer is better than none

@@ -13,11 +13,11 @@ from meshes import Made
 
 from entropix import presets, samplers, sharding
 from entropix.checkpoint import loading
-from entropix.config import SamplerConfig
 from entropix.decoding import inputs, sample_step
 from entropix.decoding.state import BatchInputs, Program, RecordOptions, RowState
 from entropix.metrics import Metrics
 from entropix.samplers.base import SamplerInputs
+from entropix.samplers.entropix import SamplerConfig
 from entropix.sharding import Shape
 
 # ----- meshes -----------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from entropix.decoding.request import GenerationRequest
 from entropix.decoding.session import Session
 from entropix.decoding.speculation import NO_TOKEN, lookup
 from entropix.generation import collect, generate, prepare, run
-from entropix.presets import preset_names, read_preset
+from entropix.presets import preset_names
 from entropix.results import FinishReason
 
 PROMPTS = [[1, 2, 3, 4, 5, 6, 1, 2, 3, 4], [200], [7, 8] * 20, list(range(40, 75))]
@@ -169,7 +169,7 @@ def test_speculation_compiles_once_for_all_texts() -> None:
 
 def test_a_conversation_goes_on_after_speculation() -> None:
     """The cache that speculation leaves behind is the one that plain decoding leaves."""
-    rule, cfg = samplers.get("greedy"), read_preset("greedy")[1]
+    rule, cfg = samplers.get("greedy"), samplers.resolve("greedy").numbers
     answers = []
     for n_draft in (0, 4):
         session = Session(MODEL, 1)

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from entropix import presets, sweep
+from entropix import samplers, sweep
 from entropix.decoding import loop
 from entropix.lab import comparison_page
+from entropix.samplers import SAMPLERS
 from entropix.sweep import expand, parse_axes, parse_values
 
 Command = Callable[..., tuple[int, str, str]]
@@ -38,7 +39,7 @@ def command(run_command: Command, toy_folder: str, tmp_path: Path) -> Command:
     ],
 )
 def test_values_are_listed_or_ranges(name: str, text: str, values: list[Any]) -> None:
-    found = parse_values(name, text)
+    found = parse_values(name, text, SAMPLERS["entropix"])
     assert found == values
     assert list(map(type, found)) == list(map(type, values))
 
@@ -63,23 +64,27 @@ def test_values_are_listed_or_ranges(name: str, text: str, values: list[Any]) ->
 )
 def test_a_grid_that_means_nothing_is_refused(texts: list[str], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        parse_axes(texts)
+        parse_axes(texts, SAMPLERS["entropix"])
 
 
 def test_every_combination_is_a_variant_and_nothing_else_changes() -> None:
-    variants = expand("min-p", {"min_p": [0.1, 0.2], "temp": [1.0, 2.0]})
+    variants = expand(samplers.resolve("min-p"), {"min_p": [0.1, 0.2], "temp": [1.0, 2.0]})
     assert [variant.label for variant in variants] == [
         "min_p=0.1 temp=1.0",
         "min_p=0.1 temp=2.0",
         "min_p=0.2 temp=1.0",
         "min_p=0.2 temp=2.0",
     ]
-    rule, preset = presets.read_preset("min-p")
+    preset = samplers.resolve("min-p").numbers
     changed = [
-        {name: value for name, value in vars(variant.config).items() if value != getattr(preset, name)}
+        {
+            name: value
+            for name, value in vars(variant.sampler.numbers).items()
+            if value != getattr(preset, name)
+        }
         for variant in variants
     ]
-    assert {variant.sampler for variant in variants} == {rule}
+    assert {variant.sampler.name for variant in variants} == {"min-p"}
     assert changed[3] == {"min_p": 0.2, "temp": 2.0}
 
 
@@ -87,7 +92,7 @@ def test_every_combination_is_a_variant_and_nothing_else_changes() -> None:
     ("axes", "message"),
     [
         ({"top_p": [0.5, 1.5]}, "--grid top_p=1.5: top_p must be between 0.0 and 1.0, got 1.5"),
-        ({"top_k": [500]}, r"--grid top_k=500: top_k must be at most max_top_k \(128\), got 500"),
+        ({"top_k": [500]}, r"--grid: top_k has no effect with top-p; it is used by top-k, entropix, "),
         ({"temp": [float("nan")]}, "--grid temp=nan: temp must be between"),
         (
             {"temp": [1.0, 2.0], "min_p": [0.1, 0.2]},
@@ -106,11 +111,13 @@ def test_a_value_out_of_range_and_a_field_without_effect_are_refused_before_any_
     axes: dict[str, list[Any]], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        expand("top-p", axes)
+        expand(samplers.resolve("top-p"), axes)
 
 
 def test_a_field_of_the_guard_may_be_varied_with_the_guard() -> None:
-    assert len(expand("greedy", {"dry_multiplier": [0.0, 0.8], "dry_base": [1.5, 2.0]})) == 4
+    assert (
+        len(expand(samplers.resolve("greedy"), {"dry_multiplier": [0.0, 0.8], "dry_base": [1.5, 2.0]})) == 4
+    )
 
 
 def test_a_sweep_compiles_one_program(command: Command, tmp_path: Path) -> None:

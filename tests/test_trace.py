@@ -15,13 +15,14 @@ import pytest
 from traces import lines_of, rewrite
 
 import entropix
-from entropix import files, generation, trace
+from entropix import files, generation, trace, trace_schema
 from entropix.checkpoint import loading
 from entropix.checkpoint.loading import Model
-from entropix.config import GenerateConfig, SamplerConfig
+from entropix.config import GenerateConfig
 from entropix.generation import GenerationRequest
 from entropix.metrics import Metrics
 from entropix.results import FinishReason, Result
+from entropix.samplers.entropix import SamplerConfig
 from entropix.sharding import Shape
 
 
@@ -222,15 +223,15 @@ def test_the_document_names_exactly_the_fields_that_are_written(path: Path) -> N
 
 def test_the_document_tells_the_types_that_are_checked() -> None:
     assert documented() == {
-        "Header": trace.HEADER,
-        "Model": trace.MODEL,
-        "Prompt": trace.PROMPT,
-        "Selection": trace.SELECTION,
-        "Path": trace.PATH,
-        "Token": {**trace.PLACE, **trace.RECORD},
-        "Alternative": trace.ALTERNATIVE,
-        "Branch": trace.BRANCH,
-        "Row end": trace.END,
+        "Header": trace_schema.HEADER,
+        "Model": trace_schema.MODEL,
+        "Prompt": trace_schema.PROMPT,
+        "Selection": trace_schema.SELECTION,
+        "Path": trace_schema.PATH,
+        "Token": {**trace_schema.PLACE, **trace_schema.RECORD},
+        "Alternative": trace_schema.ALTERNATIVE,
+        "Branch": trace_schema.BRANCH,
+        "Row end": trace_schema.END,
     }
 
 
@@ -403,3 +404,12 @@ def test_a_config_field_that_is_not_known_is_an_error_when_repeating(path: Path)
     rewrite(path, lines)
     with pytest.raises(ValueError, match="sampler_config: unknown field 'tmep'; did you mean 'temp'"):
         _ = trace.read(path).options
+
+
+def test_numbers_of_other_rules_in_a_trace_of_before_are_left_out(path: Path) -> None:
+    lines = lines_of(path)
+    before = trace.read(path).options
+    lines[0]["sampler_config"] |= {"typical_p": 0.95, "placebo_flow": 0.008}
+    del lines[0]["sampler_source"]
+    rewrite(path, lines)
+    assert trace.read(path).options == before

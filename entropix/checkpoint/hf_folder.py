@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from entropix.checkpoint import special_tokens, values
-from entropix.checkpoint.tokenizer_files import added_token_ids
+from entropix.checkpoint.special_tokens import added_token_ids
 from entropix.checkpoint.values import MOST_TOKENS, positive, whole
 from entropix.config import ModelConfig, RopeScaling
 from entropix.files import is_there, read_json, write_json
@@ -28,7 +28,7 @@ END_TOKENS = ("<|end_of_text|>", "<|eot_id|>", "<|eom_id|>", "<|im_end|>")
 # ----- config.json ------------------------------------------------------------------------------------------
 
 # More than any Llama has; what a file claims beyond this is not worth an attempt at making room for it.
-_MOST_LAYERS, _MOST_WIDTH, _MOST_POSITIONS = 1000, 1 << 22, 1 << 30
+_MOST_LAYERS, _MOST_WIDTH, _MOST_POSITIONS = 10_000, 1 << 22, 1 << 30
 
 # Key -> accepted values (None: absent) and what any other value would mean.
 _NEUTRAL: dict[str, tuple[tuple[Any, ...], str]] = {
@@ -174,12 +174,12 @@ def _scaling(rope: Mapping[str, Any], key: str, path: Path) -> RopeScaling | Non
         )
     if kind == "default":
         return None
-    return RopeScaling(
-        factor=positive(rope, "factor", path),
-        low_freq_factor=positive(rope, "low_freq_factor", path),
-        high_freq_factor=positive(rope, "high_freq_factor", path),
-        original_context_length=whole(rope, "original_max_position_embeddings", path, _MOST_POSITIONS),
-    )
+    numbers = {name: positive(rope, name, path) for name in ("factor", "low_freq_factor", "high_freq_factor")}
+    length = whole(rope, "original_max_position_embeddings", path, _MOST_POSITIONS)
+    try:
+        return RopeScaling(**numbers, original_context_length=length)
+    except ValueError as error:
+        raise ValueError(f"{path}: {key}: {error}") from None
 
 
 # ----- stop tokens ------------------------------------------------------------------------------------------

@@ -86,7 +86,8 @@ def load(
 
 def check_vocabulary(folder: Path, text: tokenizer.Tokenizer, config: ModelConfig) -> None:
     """Raises a ValueError that names the tokens for which the model has no row."""
-    beyond = [i for i in range(config.vocab_size, text.vocab_size) if i not in set(text.missing_ids)]
+    missing = set(text.missing_ids)
+    beyond = [i for i in range(config.vocab_size, text.vocab_size) if i not in missing]
     if not beyond:
         return
     names = ", ".join(f"{text.token_bytes(i).decode(errors='replace')!r} ({i})" for i in beyond[:3])

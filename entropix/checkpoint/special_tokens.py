@@ -5,7 +5,7 @@
 the vocabulary file; where two files contradict each other, which one is right is not for us to say.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from entropix.files import is_there, read_json
 # The tokens that templates may name.
 NAMED = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
 _SEVERAL = "additional_special_tokens"
+_MOST_ADDED = 1 << 18  # vocabularies of speech have some 70,000; looking for them in a text is one expression
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,49 @@ def added_token(text: Any, i: Any, entry: Mapping[str, Any], path: Path, key: st
         if entry.get(flag):
             raise refusal(path, f"its added token {values.shown(text)} is marked {flag}")
     return AddedToken(text, i, values.flag(entry, "special", where), where)
+
+
+def added_token_ids(folder: Path) -> dict[str, int]:
+    """The added tokens of a folder, special or not, and their ids, from all of its files but `tokenizer.model`."""
+    path, small = folder / "tokenizer.json", read_special_tokens(folder)
+    listed = listed_tokens(path, read_json(path)) if is_there(path) else []
+    special, added = together([*listed, *small.added], small)
+    return special | added
+
+
+def listed_tokens(path: Path, file: Mapping[str, Any]) -> list[AddedToken]:
+    """The `added_tokens` of a tokenizer.json."""
+    found = []
+    for entry in values.items(file, "added_tokens", path):
+        parts = entry if isinstance(entry, dict) else {}
+        found.append(added_token(parts.get("content"), parts.get("id"), parts, path, "added_tokens"))
+    return found
+
+
+def together(tokens: Sequence[AddedToken], small: SpecialTokens) -> tuple[dict[str, int], dict[str, int]]:
+    """(special, other) added tokens and their ids. Raises where two of them, or two files, contradict each other."""
+    by_text: dict[str, AddedToken] = {}
+    by_id: dict[int, AddedToken] = {}
+    for token in tokens:
+        for first in (by_text.setdefault(token.text, token), by_id.setdefault(token.id, token)):
+            flags = {first.special, token.special} - {None}
+            if (first.text, first.id) != (token.text, token.id) or len(flags) > 1:
+                one, two = (
+                    f"{values.shown(t.text)} with the id {t.id}, {'' if t.special else 'not '}special"
+                    for t in (token, first)
+                )
+                raise ValueError(f"{token.where} has {one}, but {first.where} has {two}; make them agree")
+    if len(by_text) > _MOST_ADDED:
+        raise ValueError(
+            f"{tokens[0].where}: expected at most {_MOST_ADDED} added tokens, got {len(by_text)}"
+        )
+    names = {*small.named.values(), *small.others}
+    special = {
+        token.text: token.id
+        for token in by_text.values()
+        if (token.text in names if token.special is None else token.special)
+    }
+    return special, {token.text: token.id for token in by_text.values() if token.text not in special}
 
 
 def _decoder_tokens(path: Path, config: Mapping[str, Any]) -> list[AddedToken]:

@@ -12,6 +12,7 @@ import tiktoken
 from entropix.checkpoint import values
 from entropix.checkpoint.special_tokens import read_special_tokens
 from entropix.checkpoint.tokenizer_files import read_vocabulary
+from entropix.prompts import token_ids
 
 # What an id without a token decodes to: models often have more rows in their embedding than there are tokens.
 NO_TOKEN = "\N{REPLACEMENT CHARACTER}".encode()
@@ -53,7 +54,7 @@ class Tokenizer:
         """The ids of a text from its beginning, with the vocabulary's beginning-of-text tokens, or none for no text;
         ids as they are. Where the text itself begins with these tokens (`begins_itself`), they are there once."""
         if not isinstance(text, str):
-            return [int(token) for token in text]
+            return token_ids(text, "a text")
         ids = self.encode(text, allow_special)
         return ids if not text or self._begins(ids) else [*self.bos_ids, *ids]
 

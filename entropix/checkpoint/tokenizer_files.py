@@ -17,7 +17,13 @@ from typing import Any
 from entropix.checkpoint import patterns, values
 from entropix.checkpoint.bpe import unreachable_tokens
 from entropix.checkpoint.patterns import LLAMA3_PATTERN, refusal
-from entropix.checkpoint.special_tokens import AddedToken, SpecialTokens, added_token, read_special_tokens
+from entropix.checkpoint.special_tokens import (
+    AddedToken,
+    SpecialTokens,
+    listed_tokens,
+    read_special_tokens,
+    together,
+)
 from entropix.files import MOST_JSON, is_there, read_bytes, read_json
 
 # Special tokens that follow the ranks of `tokenizer.model`, in order, as published with Llama 3.1 and later.
@@ -103,7 +109,7 @@ def read_tokenizer_model(path: Path, small: SpecialTokens = NOTHING) -> Vocabula
     given = {token.id: token for token in small.added}
     names = {begin + i: name for i, name in enumerate(_LLAMA3_SPECIAL) if begin + i not in given}
     published = [AddedToken(name, i, True, str(path)) for i, name in names.items()]
-    special, added = _together([*published, *small.added], small)
+    special, added = together([*published, *small.added], small)
     texts = {i: token for token, i in ranks.items()}
     if clash := texts.keys() & given.keys():
         wrong = given[min(clash)]
@@ -133,7 +139,7 @@ def read_tokenizer_json(path: Path, small: SpecialTokens = NOTHING) -> Vocabular
         )
     if half := [token for token in vocab if not values.is_text(token)]:
         raise ValueError(f"{path}: the token {values.shown(half[0])} in model.vocab has half a character")
-    special, added = _together([*_added_tokens(path, file), *small.added], small)
+    special, added = together([*listed_tokens(path, file), *small.added], small)
 
     # A token spelt in other characters than the 256 is out of reach of any text.
     spelt = {token: raw for token in vocab if (raw := _spelt_bytes(token))}
@@ -214,44 +220,6 @@ def _refuse_other_kinds(path: Path, file: Mapping[str, Any]) -> None:
             pass
         case _:
             raise refusal(path, f"its decoder is {values.as_json(decoder)}, not ByteLevel")
-
-
-def added_token_ids(folder: Path) -> dict[str, int]:
-    """The added tokens of a folder, special or not, and their ids, from all of its files but `tokenizer.model`."""
-    path, small = folder / "tokenizer.json", read_special_tokens(folder)
-    listed = _added_tokens(path, read_json(path)) if is_there(path) else []
-    special, added = _together([*listed, *small.added], small)
-    return special | added
-
-
-def _added_tokens(path: Path, file: Mapping[str, Any]) -> list[AddedToken]:
-    found = []
-    for entry in values.items(file, "added_tokens", path):
-        parts = entry if isinstance(entry, dict) else {}
-        found.append(added_token(parts.get("content"), parts.get("id"), parts, path, "added_tokens"))
-    return found
-
-
-def _together(tokens: Sequence[AddedToken], small: SpecialTokens) -> tuple[dict[str, int], dict[str, int]]:
-    """(special, other) added tokens and their ids. Raises where two of them, or two files, contradict each other."""
-    by_text: dict[str, AddedToken] = {}
-    by_id: dict[int, AddedToken] = {}
-    for token in tokens:
-        for first in (by_text.setdefault(token.text, token), by_id.setdefault(token.id, token)):
-            flags = {first.special, token.special} - {None}
-            if (first.text, first.id) != (token.text, token.id) or len(flags) > 1:
-                one, two = (
-                    f"{values.shown(t.text)} with the id {t.id}, {'' if t.special else 'not '}special"
-                    for t in (token, first)
-                )
-                raise ValueError(f"{token.where} has {one}, but {first.where} has {two}; make them agree")
-    names = {*small.named.values(), *small.others}
-    special = {
-        token.text: token.id
-        for token in by_text.values()
-        if (token.text in names if token.special is None else token.special)
-    }
-    return special, {token.text: token.id for token in by_text.values() if token.text not in special}
 
 
 def _spelt_bytes(token: str) -> bytes:

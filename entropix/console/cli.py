@@ -103,7 +103,7 @@ def parse(flags: type[Flags], args: Sequence[str] | None, prog: str | None, desc
     for flags that do not exist and values of the wrong type, with 0 after --help.
     """
     words = sys.argv[1:] if args is None else list(args)
-    if error := _misspelt(words, dict(_takes_value(flags))):
+    if error := _misspelt(words, dict(takes_value(flags))):
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     style = (tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes)
@@ -177,13 +177,13 @@ def run(main: Callable[[], None]) -> int:
     return 0
 
 
-def _takes_value(flags: Any) -> Iterator[tuple[str, bool]]:
+def takes_value(flags: Any) -> Iterator[tuple[str, bool]]:
     """(name as typed, whether a value follows) of every flag."""
     yield from (("--help", False), ("-h", False))
     hints, annotated = get_type_hints(flags), get_type_hints(flags, include_extras=True)
     for field in dataclasses.fields(flags):
         if dataclasses.is_dataclass(hints[field.name]):
-            yield from _takes_value(hints[field.name])
+            yield from takes_value(hints[field.name])
         elif field.default is True:
             yield spelled(f"no_{field.name}"), False
         else:

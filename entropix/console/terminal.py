@@ -42,17 +42,17 @@ class Show:
 
 
 def answer(
-    job: GenerationRequest, show: Show, session: Session | None = None, most_rows: int = BATCH_ROWS
+    request: GenerationRequest, show: Show, session: Session | None = None, most_rows: int = BATCH_ROWS
 ) -> list[Result]:
     """Generates, at most so many rows at a time, and prints.
 
     Ctrl-C ends it early: rows that were running get `FinishReason.INTERRUPTED`. Whatever happens, what was produced
     so far is printed and its trace written. Raises a ValueError, after all, for rows whose logits were not finite.
     """
-    results = [Result(ids) for ids in job.prompt_ids]
-    batches = batching.Batches(job, most_rows, session)
-    bar = _bar(job, show)
-    page, clock = _Page(job, show, bar), _Clock(batches)
+    results = [Result(ids) for ids in request.prompt_ids]
+    batches = batching.Batches(request, most_rows, session)
+    bar = _bar(request, show)
+    page, clock = _Page(request, show, bar), _Clock(batches)
     try:
         for event in until_ctrl_c(_after_wait(batches.run(), "compiling and reading the prompt")):
             add(results, event)
@@ -65,9 +65,9 @@ def answer(
             if result.finish == FinishReason.RUNNING:
                 result.finish = FinishReason.INTERRUPTED
         if show.trace is not None:
-            trace.write(show.trace, job, results)
+            trace.write(show.trace, request, results)
         page.close(results)
-        _report(job, show, results, clock.timing())
+        _report(request, show, results, clock.timing())
     for row, result in enumerate(results):
         if result.finish == FinishReason.NAN:
             raise ValueError(f"prompt {row + 1}: {FinishReason.NAN.sentence}")
@@ -92,8 +92,8 @@ def chat(model: Model, system: str | None, options: dict[str, Any], show: Show) 
     try:
         while (line := _next_line()) is not None:
             messages.append({"role": "user", "content": line})
-            job = prepare(model, messages, **options)
-            [result] = answer(job, dataclasses.replace(show, trace=None), session)
+            request = prepare(model, messages, **options)
+            [result] = answer(request, dataclasses.replace(show, trace=None), session)
             messages.append({"role": "assistant", "content": result.text})
             prompt_ids.append(result.prompt_ids)
             results.append(result)
@@ -101,7 +101,7 @@ def chat(model: Model, system: str | None, options: dict[str, Any], show: Show) 
                 session = Session(model, 1)
     finally:
         if show.trace is not None and results:
-            trace.write(show.trace, dataclasses.replace(job, prompt_ids=prompt_ids), results, turns=True)
+            trace.write(show.trace, dataclasses.replace(request, prompt_ids=prompt_ids), results, turns=True)
 
 
 def note(text: str) -> None:
@@ -132,10 +132,10 @@ def load(weights: str | None, dtype: str | None, devices: DeviceFlags) -> Model:
 class _Page:
     """The answers on stdout. One is streamed; several come whole, in the order of the prompts."""
 
-    def __init__(self, job: GenerationRequest, show: Show, bar: live.StatusLine) -> None:
-        self._job, self._json, self._bar = job, show.json, bar
-        self._streams = len(job.prompt_ids) == 1 and not show.json
-        self._painted = [""] * len(job.prompt_ids)
+    def __init__(self, request: GenerationRequest, show: Show, bar: live.StatusLine) -> None:
+        self._job, self._json, self._bar = request, show.json, bar
+        self._streams = len(request.prompt_ids) == 1 and not show.json
+        self._painted = [""] * len(request.prompt_ids)
         self._printed = 0
         self._what = show.color.what
         self._colors = coloring.color_system(show.color.when, sys.stdout, os.environ)
@@ -184,14 +184,14 @@ class _Page:
         self._bar.moved(text)
 
 
-def _bar(job: GenerationRequest, show: Show) -> live.StatusLine:
+def _bar(request: GenerationRequest, show: Show) -> live.StatusLine:
     """Lives only on terminals that understand its codes."""
     wanted = show.live and sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
     colors = coloring.color_system("never" if show.color.when == "never" else "auto", sys.stderr, os.environ)
-    return live.StatusLine(sys.stderr if wanted else None, job.sampler.strategies, colors)
+    return live.StatusLine(sys.stderr if wanted else None, request.sampler.strategies, colors)
 
 
-def json_object(job: GenerationRequest, row: int, result: Result) -> dict[str, Any]:
+def json_object(request: GenerationRequest, row: int, result: Result) -> dict[str, Any]:
     """A result as `--json` prints it; the names are those of a trace."""
     return {
         "row": row,
@@ -199,10 +199,10 @@ def json_object(job: GenerationRequest, row: int, result: Result) -> dict[str, A
         "token_ids": result.token_ids,
         "finish": result.finish.name.lower(),
         "reason": result.finish.sentence,
-        "seed": job.config.seed,
+        "seed": request.config.seed,
         "prompt_tokens": len(result.prompt_ids),
         "new_tokens": len(result.token_ids),
-        "strategies": run_statistics.strategy_counts([result], job.sampler.strategies),
+        "strategies": run_statistics.strategy_counts([result], request.sampler.strategies),
     }
 
 
@@ -241,7 +241,7 @@ class _Clock:
 
 
 def _report(
-    job: GenerationRequest, show: Show, results: Sequence[Result], timing: run_statistics.Timing
+    request: GenerationRequest, show: Show, results: Sequence[Result], timing: run_statistics.Timing
 ) -> None:
     """Endings other than the model's own, the legend and the statistics, on stderr."""
     for row, result in enumerate(results):
@@ -250,12 +250,12 @@ def _report(
             note(f"{which}stopped: {result.finish.sentence}")
     if not show.json and coloring.color_system(show.color.when, sys.stdout, os.environ):
         colors = coloring.color_system(show.color.when, sys.stderr, os.environ)
-        counts = run_statistics.strategy_counts(results, job.sampler.strategies)
+        counts = run_statistics.strategy_counts(results, request.sampler.strategies)
         inserted = any(record["injected"] for result in results for record in result.records)
         note(coloring.legend(show.color.what, counts, colors, inserted))
     if show.stats:
-        note(run_statistics.stats(results, job.sampler.strategies, timing, job.config))
-        note_devices(job.model)
+        note(run_statistics.stats(results, request.sampler.strategies, timing, request.config))
+        note_devices(request.model)
 
 
 def _after_wait(events: Iterator[TokenEvent], text: str) -> Iterator[TokenEvent]:
@@ -269,7 +269,7 @@ def _after_wait(events: Iterator[TokenEvent], text: str) -> Iterator[TokenEvent]
 def until_ctrl_c(events: Iterator[TokenEvent]) -> Iterator[TokenEvent]:
     """The events up to a Ctrl-C, which interrupts waiting for one but nothing that is done with one.
 
-    Where Ctrl-C is ignored, as in a shell's background jobs, it stays ignored.
+    Where Ctrl-C is ignored, as in a shell's background requests, it stays ignored.
     """
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         yield from events

@@ -24,18 +24,20 @@ _SHOWN = 24  # characters of an answer in the table
 _WIDTH = 160  # characters of the table where stderr is no terminal
 
 
-def answer(job: GenerationRequest, plan: Plan, show: Show) -> CotResult:
+def answer(request: GenerationRequest, plan: Plan, show: Show) -> CotResult:
     """Decodes and prints. Ctrl-C ends it early, and what there is then is chosen from.
 
     Raises a ValueError, after all, where the logits of every path were not finite.
     """
     start = time.perf_counter()
     with terminal.status(f"decoding {plan.paths} paths"):
-        result = parallel.run(job, plan, terminal.until_ctrl_c)
+        result = parallel.run(request, plan, terminal.until_ctrl_c)
     seconds = time.perf_counter() - start
     if show.trace is not None:
         several = [path.result for path in result.paths]
-        trace.write(show.trace, result.job, several, selection=selection_header(result), paths=tree(result))
+        trace.write(
+            show.trace, result.request, several, selection=selection_header(result), paths=tree(result)
+        )
     text = json.dumps(json_object(result), ensure_ascii=False) if show.json else result.text
     sys.stdout.write(text + "\n")
     sys.stdout.flush()
@@ -46,7 +48,7 @@ def answer(job: GenerationRequest, plan: Plan, show: Show) -> CotResult:
         terminal.note(line)
     if show.stats:
         terminal.note(stats(result, seconds))
-        terminal.note_devices(job.model)
+        terminal.note_devices(request.model)
     if result.winner.result.finish == FinishReason.NAN:
         raise ValueError(FinishReason.NAN.sentence)
     return result
@@ -176,7 +178,7 @@ def stats(result: CotResult, seconds: float) -> str:
         ("forward passes", str(result.forward_passes), ""),
         ("total time", f"{seconds:.4g}", "s, compilation included"),
         ("speed", f"{computed / seconds:.4g}", "tokens/s of all paths"),
-        *run_statistics.of_tokens([result.winner.result], result.job.sampler.strategies),
+        *run_statistics.of_tokens([result.winner.result], result.request.sampler.strategies),
     ]
     return run_statistics.as_text(rows)
 

@@ -56,7 +56,7 @@ class CotPath:
 class CotResult:
     """All paths and the one that was chosen."""
 
-    job: GenerationRequest  # with a prompt for each path
+    request: GenerationRequest  # with a prompt for each path
     plan: Plan
     paths: list[CotPath]
     chosen: int
@@ -101,38 +101,44 @@ def decode(
     if at == NONE:
         raise ValueError(f"paths fork at {START} or {EXPLORE}; best_of draws independent ones")
     plan = Plan(paths, at, select, extract, entropy)
-    return run(_job(model, prompt, options), plan)
+    return run(_request(model, prompt, options), plan)
 
 
 def best_of(
     model: Model, prompt: Prompt, n: int, *, select: str = "borda", extract: str = "number", **options: Any
 ) -> CotResult:
     """`n` independent samples, and the one that `select` chooses. The first is that of `generate`."""
-    return run(_job(model, prompt, options), Plan(n, NONE, select, extract))
+    return run(_request(model, prompt, options), Plan(n, NONE, select, extract))
 
 
 def self_consistency(
     model: Model, prompt: Prompt, n: int, *, extract: str = "number", stop_early: bool = True, **options: Any
 ) -> CotResult:
     """`n` independent samples, and a majority vote over their answers, ended as soon as it is decided."""
-    return run(_job(model, prompt, options), Plan(n, NONE, VOTE, extract, stop_early=stop_early))
+    return run(_request(model, prompt, options), Plan(n, NONE, VOTE, extract, stop_early=stop_early))
 
 
-def run(job: GenerationRequest, plan: Plan, watch: Watch = iter) -> CotResult:
-    """All paths of a job with a single prompt.
+def run(request: GenerationRequest, plan: Plan, watch: Watch = iter) -> CotResult:
+    """All paths of a request with a single prompt.
 
     watch: passes the events of each batch on, and may end them before their time, at which paths that are still running
     get `FinishReason.INTERRUPTED`.
     """
-    if len(job.prompt_ids) != 1:
-        raise ValueError(f"paths start from one prompt, got {len(job.prompt_ids)}; decode them one by one")
-    if plan.fork == START and job.config.max_new_tokens < 2:
+    if len(request.prompt_ids) != 1:
+        raise ValueError(
+            f"paths start from one prompt, got {len(request.prompt_ids)}; decode them one by one"
+        )
+    if plan.fork == START and request.config.max_new_tokens < 2:
         raise ValueError(
             "max_new_tokens must be at least 2, as the first token of every path is given to it, got 1"
         )
-    n_alternatives = max(job.config.alternatives, CONFIDENCE_TOKENS, plan.paths + len(job.model.stop_ids))
-    config = dataclasses.replace(job.config, alternatives=n_alternatives)
-    return _finished(_Search(dataclasses.replace(job, config=config), plan, watch), job)
+    n_alternatives = max(
+        request.config.alternatives, CONFIDENCE_TOKENS, plan.paths + len(request.model.stop_ids)
+    )
+    config = dataclasses.replace(request.config, alternatives=n_alternatives)
+    search = _Search(dataclasses.replace(request, config=config), plan, watch)
+    search.decode()
+    return _finished(search, request)
 
 
 def path_seed(seed: int, index: int) -> int:
@@ -153,8 +159,8 @@ class _Branch:
 class _Search:
     """The paths as they come."""
 
-    def __init__(self, job: GenerationRequest, plan: Plan, watch: Watch) -> None:
-        self.job, self.plan = job, plan
+    def __init__(self, request: GenerationRequest, plan: Plan, watch: Watch) -> None:
+        self.request, self.plan = request, plan
         self.extract: Extract = answers.extractor(plan.extract)
         self.branches: list[_Branch] = []
         self.results: list[Result] = []
@@ -162,18 +168,29 @@ class _Search:
         self.computed: list[int] = []
         self.decided = False
         self._watch = watch
-        self._seed = job.config.seeds[0] if job.config.seeds else job.config.seed
-        self._session = Session(job.model, 1, shrinks=True)
-        {START: self._from_first_tokens, EXPLORE: self._from_uncertain_positions, NONE: self._samples}[
-            plan.fork
-        ]()
-        self.forward_passes = self._session.costs.n_passes
+        self._seed = request.config.seeds[0] if request.config.seeds else request.config.seed
+        self._session = Session(request.model, 1, shrinks=True)
+
+    @property
+    def forward_passes(self) -> int:
+        """Of decoding, each of a whole batch."""
+        return self._session.costs.n_passes
+
+    def decode(self) -> None:
+        """Decodes all paths, from where the plan says that they part."""
+        if self.plan.fork == START:
+            self._from_first_tokens()
+        elif self.plan.fork == EXPLORE:
+            self._from_uncertain_positions()
+        else:
+            self._samples()
 
     def _from_first_tokens(self) -> None:
         """One step of the sampler tells the most likely tokens; what it draws is not used."""
-        config = dataclasses.replace(self.job.config, max_new_tokens=1)
+        config = dataclasses.replace(self.request.config, max_new_tokens=1)
         [first] = generation.collect(
-            self.job, self._watch(generation.run(dataclasses.replace(self.job, config=config), self._session))
+            self.request,
+            self._watch(generation.run(dataclasses.replace(self.request, config=config), self._session)),
         )
         if first.records:
             record = first.records[0]
@@ -188,7 +205,7 @@ class _Search:
         """The first pass, which is path 0, and a path from each position where it might have gone another way."""
         self._continue([_Branch([], self._seed)])
         [first] = self.results
-        room = min(self.job.config.max_new_tokens, self._room) - 1
+        room = min(self.request.config.max_new_tokens, self._room) - 1
         forks = [i for i, record in enumerate(first.records[:room]) if self._is_uncertain(record)]
         branches: list[_Branch] = []
         for position in forks:
@@ -205,19 +222,19 @@ class _Search:
 
     def _samples(self) -> None:
         """Independent paths after one prefill."""
-        job = self.job
-        self._session.start(job)
+        request = self.request
+        self._session.start(request)
         self._session.fork([0] * self.plan.paths)
         self._continue([_Branch([], path_seed(self._seed, i)) for i in range(self.plan.paths)])
 
     def _continue(self, branches: Sequence[_Branch]) -> None:
         """Continues paths as one batch."""
-        [prompt] = self.job.prompt_ids
+        [prompt] = self.request.prompt_ids
         ids = [[record["id"] for record in branch.records] for branch in branches]
-        job = dataclasses.replace(
-            self.job,
+        request = dataclasses.replace(
+            self.request,
             prompt_ids=[[*prompt, *tokens] for tokens in ids],
-            config=dataclasses.replace(self.job.config, seeds=tuple(branch.seed for branch in branches)),
+            config=dataclasses.replace(self.request.config, seeds=tuple(branch.seed for branch in branches)),
             forced_prefix=tuple(map(len, ids)),
         )
         results = [
@@ -225,7 +242,7 @@ class _Search:
             for tokens, branch in zip(ids, branches, strict=True)
         ]
         everything = [*self.results, *results]
-        for event in self._watch(generation.run(job, self._session)):
+        for event in self._watch(generation.run(request, self._session)):
             add(results, event)
             if event.finish != FinishReason.RUNNING and not self.decided and self._may_stop(everything):
                 self.decided = True
@@ -240,9 +257,8 @@ class _Search:
         self.branches += branches
         self.results += results
         self.row_passes += self._session.costs.row_passes_B.tolist()
-        own = [
-            len(branch.records) - branch.position for branch in branches
-        ]  # given, and shared with no other
+        # What was given to a path and is shared with no other was computed for it too.
+        own = [len(branch.records) - branch.position for branch in branches]
         self.computed += [int(n) + m for n, m in zip(self._session.costs.computed_B, own, strict=True)]
 
     def _may_stop(self, results: Sequence[Result]) -> bool:
@@ -250,7 +266,8 @@ class _Search:
         unfinished = {i for i, result in enumerate(results) if result.finish == FinishReason.RUNNING}
         if not (unfinished and self.plan.select == VOTE and self.plan.stop_early):
             return False
-        found = [None if i in unfinished else self.path_of(result).answer for i, result in enumerate(results)]
+        paths = [None if i in unfinished else self.path_of(result) for i, result in enumerate(results)]
+        found = [path.answer if path is not None and path.ended else None for path in paths]
         return selection.is_decided(found, unfinished)
 
     def path_of(self, result: Result) -> Path:
@@ -272,20 +289,21 @@ class _Search:
             margin_T=_numbers(result, "margin", 0.0),
             self_certainty_T=_numbers(result, "self_certainty", math.inf),
             confidence_T=[_confidence(record) for record in result.records],
+            ended=result.finish in (FinishReason.STOP_TOKEN, FinishReason.STOP_STRING),
         )
 
     def _is_uncertain(self, record: TokenRecord) -> bool:
-        if EXPLORE in self.job.sampler.strategies:
+        if EXPLORE in self.request.sampler.strategies:
             return bool(record["strategy"] == EXPLORE)
         return record["logits_entropy"] > self.plan.entropy
 
     def _not_stopping(self, tokens: Sequence[TokenRecord]) -> list[TokenRecord]:
         """Those that a text can go on with."""
-        return [token for token in tokens if token["id"] not in self.job.model.stop_ids]
+        return [token for token in tokens if token["id"] not in self.request.model.stop_ids]
 
     @property
     def _room(self) -> int:
-        return self.job.model.config.context_length - len(self.job.prompt_ids[0])
+        return self.request.model.config.context_length - len(self.request.prompt_ids[0])
 
 
 def given(record: TokenRecord, token: TokenRecord) -> TokenRecord:
@@ -296,13 +314,13 @@ def given(record: TokenRecord, token: TokenRecord) -> TokenRecord:
     return {**kept, **fields, "draw_logprob": 0.0, "score": None, "injected": True}
 
 
-def _finished(search: _Search, job: GenerationRequest) -> CotResult:
+def _finished(search: _Search, request: GenerationRequest) -> CotResult:
     """Scores every path and chooses one."""
     seen = [search.path_of(result) for result in search.results]
     choices = {name: kind.select(seen) for name, kind in selection.SELECTORS.items()}
     for result in search.results:
         for record in result.records:
-            wanted = record.pop("alternatives", [])[: job.config.alternatives]
+            wanted = record.pop("alternatives", [])[: request.config.alternatives]
             if wanted:
                 record["alternatives"] = wanted
     paths = [
@@ -322,13 +340,13 @@ def _finished(search: _Search, job: GenerationRequest) -> CotResult:
         )
     ]
     several = dataclasses.replace(
-        job,
-        prompt_ids=job.prompt_ids * len(paths),
-        config=dataclasses.replace(job.config, seeds=tuple(path.seed for path in paths)),
+        request,
+        prompt_ids=request.prompt_ids * len(paths),
+        config=dataclasses.replace(request.config, seeds=tuple(path.seed for path in paths)),
     )
     cut = any(result.finish == FinishReason.INTERRUPTED for result in search.results)
     return CotResult(
-        job=several,
+        request=several,
         plan=search.plan,
         paths=paths,
         chosen=choices[search.plan.select].winner,
@@ -348,6 +366,6 @@ def _confidence(record: TokenRecord) -> float:
     return math.inf if None in likeliest else -math.fsum(likeliest) / len(likeliest)
 
 
-def _job(model: Model, prompt: Prompt, options: dict[str, Any]) -> GenerationRequest:
+def _request(model: Model, prompt: Prompt, options: dict[str, Any]) -> GenerationRequest:
     """The prompt as a batch of one: a list of messages, or of ids, is one prompt, several prompts are an error."""
     return generation.prepare(model, prompt, **options)

@@ -3,11 +3,13 @@
 A path is one text that a prompt was continued with, together with what the model thought of its tokens. Every selector
 is a pure function of the paths. Paths without an answer never win against one that has an answer; only where none has
 one are they compared with each other, by the score itself if it needs no answer and otherwise by mean log-probability.
-Of what is equal in every respect the earlier path wins.
+Paths that the model ended count before those that their limit cut off, whose last number may be of a step and not of
+the answer: where a path that ended has an answer, others neither win nor vote. Of what is equal in every respect the
+earlier path wins.
 """
 
 import math
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -18,7 +20,7 @@ FALLBACK = "mean-logprob"  # the selector that has the say where no path has a s
 
 @dataclass(frozen=True)
 class Path:
-    """A finished path. The arrays have one number a token, the stop token included; none is NaN."""
+    """A path that goes on no more. The arrays have one number a token, the stop token included; none is NaN."""
 
     answer: str | None  # normalised; None where nothing was found
     span: tuple[int, int]  # first token of the answer, and the one after its last; equal without an answer
@@ -26,6 +28,7 @@ class Path:
     margin_T: Sequence[float]  # largest probability minus the second largest
     self_certainty_T: Sequence[float]  # nats; see `metrics.Metrics`
     confidence_T: Sequence[float]  # nats: minus the mean log-probability of the likeliest tokens
+    ended: bool = True  # by the model or a stop string, and not cut off by a limit
 
 
 class Choice(NamedTuple):
@@ -134,7 +137,9 @@ def by_majority(paths: Sequence[Path]) -> Choice:
         return by_mean_logprob(paths)._replace(scores=(None,) * len(paths))
     sums = {answer: _sum(_number(mean_logprob(paths[i])) for i in group) for answer, group in groups.items()}
     chosen = max(groups, key=lambda answer: (len(groups[answer]), sums[answer], -groups[answer][0]))
-    scores = tuple(None if path.answer is None else float(len(groups[path.answer])) for path in paths)
+    scores = tuple(
+        _of_answer(path, {answer: float(len(group)) for answer, group in groups.items()}) for path in paths
+    )
     return Choice(groups[chosen][0], scores)
 
 
@@ -188,7 +193,8 @@ def is_decided(answers: Sequence[str | None], unfinished: Collection[int]) -> bo
 
 def _best(paths: Sequence[Path], scores: Sequence[float | None]) -> Choice:
     """The largest score of a path with an answer."""
-    candidates = _answered(paths) or range(len(paths))
+    ended = [i for i, path in enumerate(paths) if path.ended]
+    candidates = _answered(paths) or ended or range(len(paths))
     if all(scores[i] is None for i in candidates):
         return Choice(max(candidates, key=lambda i: (_number(mean_logprob(paths[i])), -i)), tuple(scores))
     return Choice(max(candidates, key=lambda i: (_number(scores[i]), -i)), tuple(scores))
@@ -202,20 +208,28 @@ def _vote(paths: Sequence[Path], votes: Sequence[float], merit: Sequence[float |
     sums = {answer: _sum(votes[i] for i in group) for answer, group in groups.items()}
     best = {answer: max(group, key=lambda i: (_number(merit[i]), -i)) for answer, group in groups.items()}
     chosen = max(groups, key=lambda answer: (sums[answer], _number(merit[best[answer]]), -best[answer]))
-    return Choice(best[chosen], tuple(None if path.answer is None else sums[path.answer] for path in paths))
+    return Choice(best[chosen], tuple(_of_answer(path, sums) for path in paths))
 
 
 def _answered(paths: Sequence[Path]) -> list[int]:
-    return [i for i, path in enumerate(paths) if path.answer is not None]
+    """The paths that count: those with an answer that have ended or, where there are none, all with an answer."""
+    answered = [i for i, path in enumerate(paths) if path.answer is not None]
+    return [i for i in answered if paths[i].ended] or answered
 
 
 def _by_answer(paths: Sequence[Path]) -> dict[str, list[int]]:
-    """The paths of each answer, in order."""
+    """Of the paths that count those of each answer, in order."""
     groups: dict[str, list[int]] = {}
-    for i, path in enumerate(paths):
-        if path.answer is not None:
-            groups.setdefault(path.answer, []).append(i)
+    for i in _answered(paths):
+        answer = paths[i].answer
+        assert answer is not None
+        groups.setdefault(answer, []).append(i)
     return groups
+
+
+def _of_answer(path: Path, numbers: Mapping[str, float]) -> float | None:
+    """The number of a path's answer; None where it has none that counts."""
+    return None if path.answer is None else numbers.get(path.answer)
 
 
 def _mean(values: Sequence[float]) -> float | None:

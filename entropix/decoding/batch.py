@@ -61,9 +61,8 @@ class RowTokens:
     def __init__(self, newest: Sequence[int]) -> None:
         self.newest = [*newest]  # its key and value come with the next step
         self.recent: list[list[int]] = [[] for _ in newest]  # whose keys and values are in the recent slots
-        self._before: list[list[Before]] = [
-            [] for _ in newest
-        ]  # of the last tokens, where some may be taken back
+        # What was before each of the last tokens, where some may be taken back.
+        self._before: list[list[Before]] = [[] for _ in newest]
 
     def of(self, places: Sequence[int]) -> "RowTokens":
         """Those of these places."""

@@ -4,18 +4,20 @@ import dataclasses
 import zlib
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, get_type_hints
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from entropix.config import GenerateConfig
+from entropix.config import TRACED, GenerateConfig, fields_of_kind
 from entropix.decoding import backtracking, branching, loop
 from entropix.decoding.request import GenerationRequest
 from entropix.decoding.speculation import NO_TOKEN
 from entropix.decoding.state import BatchInputs, RowState
 from entropix.results import FinishReason
+
+_DTYPES: dict[type, Any] = {float: np.float32, int: np.int32, bool: np.bool_}
 
 
 def batch_inputs(request: GenerationRequest) -> BatchInputs:
@@ -70,8 +72,11 @@ def occurrences(prompts: Sequence[Sequence[int]], cfg: GenerateConfig) -> Sequen
 
 def device_numbers(numbers: Any) -> Any:
     """The sampler's numbers as arrays of their field's dtype, so that 1 and 1.0 are the same program."""
-    decimal = jax.tree.map(np.float32, numbers)
-    return jax.device_put(dataclasses.replace(decimal, top_k=np.int32(numbers.top_k)))
+    hints = get_type_hints(type(numbers))
+    arrays = {
+        name: _DTYPES[hints[name]](getattr(numbers, name)) for name in fields_of_kind(type(numbers), TRACED)
+    }
+    return jax.device_put(dataclasses.replace(numbers, **arrays))
 
 
 def _seeds(prompts: Sequence[Sequence[int]], cfg: GenerateConfig) -> Sequence[int]:

@@ -11,6 +11,7 @@ from entropix.config import GenerateConfig, ModelConfig
 from entropix.decoding import branching
 from entropix.decoding.state import Program, RecordOptions
 from entropix.samplers import Sampler
+from entropix.samplers.rule_files import RuleFile
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,7 @@ class GenerationRequest:
     sampler: Sampler
     sampler_config: Any  # the numbers of the sampler
     config: GenerateConfig
+    sampler_source: RuleFile | None = None  # of a rule in a file of somebody's own
     forced_prefix: tuple[int, ...] = ()
     """How many tokens at each prompt's end are its answer's first ones, which nobody draws; () for none anywhere."""
 

@@ -35,6 +35,9 @@ from entropix.sharding import top_k
 Sample = Callable[[BatchInputs, RowState, SamplerInputs], tuple[RowState, StepRecord, Candidates]]
 
 
+GENERATOR = "threefry2x32"  # of all random numbers
+
+
 class Purpose(IntEnum):
     """What a random key is for; folded in last, so that two uses in one step never share a key."""
 
@@ -117,11 +120,13 @@ def row_keys(seed_B: Array, digest_B: Array, occurrence_B: Array) -> Array:
     """One key a row from (seed, what the prompt is, how often the batch has had both before), all uint32.
 
     A row's draws therefore do not depend on its place in the batch or on its neighbours, and repeating a prompt
-    gives independent samples.
+    gives independent samples. The generator is part of the key: JAX's Threefry, whatever its environment says, since
+    others draw for a whole batch at once.
     """
 
     def row(seed: Array, digest: Array, occurrence: Array) -> Array:
-        return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), digest), occurrence)
+        key = jax.random.wrap_key_data(jnp.stack([jnp.zeros_like(seed), seed]), impl=GENERATOR)
+        return jax.random.fold_in(jax.random.fold_in(key, digest), occurrence)
 
     return jax.vmap(row)(seed_B, digest_B, occurrence_B)
 

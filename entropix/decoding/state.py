@@ -105,9 +105,7 @@ class Backtracks(NamedTuple):
 
     count_B: Array  # int32
     plain_B: Array  # int32: newest tokens of which none was inserted
-    frontier_B: (
-        Array  # int32: the step from which the latest was made; there is none before it is reached again
-    )
+    frontier_B: Array  # int32: the step of the latest; none is made before it is reached again
     place_B: Array  # int32: the step to which it led
     forbidden_BF: Array  # int32: tokens tried at that step, -1 where there are fewer
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from entropix import files, metric_labels, samplers
+from entropix import files, metric_labels
 from entropix.checkpoint.loading import Model
 from entropix.lab.experiments import summary
 from entropix.lab.experiments.engine import Grid
@@ -150,9 +150,8 @@ def tradeoff(summaries: Sequence[Summary]) -> Plot:
             hovertemplate="%{text}<br>%{x:.3f} nats<br>distinct-2 %{y:.3f}<extra></extra>",
         )
     )
-    figure.update_layout(
-        margin={"l": 52, "r": 52, "t": 32, "b": 44}
-    )  # labels reach beyond the outermost points
+    # Labels reach beyond the outermost points.
+    figure.update_layout(margin={"l": 52, "r": 52, "t": 32, "b": 44})
     figure.update_layout(xaxis_title="mean log-probability (nats per token)", yaxis_title="distinct-2")
     return Plot(
         "How likely and how varied",
@@ -189,10 +188,10 @@ def strategies(grid: Grid, summaries: Sequence[Summary]) -> Plot:
     """A stacked bar for each variant that has a choice."""
     go = shell.require("plotly.graph_objects", "the page")
     shown = [found for found in summaries if len(found.strategies) > 1]
-    rule = {variant.label: variant.sampler for variant in grid.variants}
+    rule = {variant.label: variant.sampler.rule for variant in grid.variants}
     figure = go.Figure()
     for name in summary.strategy_names(summaries):
-        [known, *_] = [s for f in shown if name in (s := samplers.get(rule[f.label]).strategies)]
+        [known, *_] = [s for f in shown if name in (s := rule[f.label].strategies)]
         figure.add_bar(
             y=[found.label for found in shown],
             x=[found.strategies.get(name, 0) for found in shown],
@@ -259,7 +258,9 @@ def sweep(grid: Grid, summaries: Sequence[Summary], fields: Sequence[str]) -> Pl
     """Measures over the one or two fields that were varied: lines, or heat maps."""
     subplots = shell.require("plotly.subplots", "the page")
     go = shell.require("plotly.graph_objects", "the page")
-    values = {name: list(dict.fromkeys(getattr(v.config, name) for v in grid.variants)) for name in fields}
+    values = {
+        name: list(dict.fromkeys(getattr(v.sampler.numbers, name) for v in grid.variants)) for name in fields
+    }
     figure = subplots.make_subplots(rows=2, cols=2, subplot_titles=_MAPPED)
     for i, measure in enumerate(_MAPPED):
         place = {"row": 1 + i // 2, "col": 1 + i % 2}

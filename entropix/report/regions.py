@@ -8,10 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from entropix import config
-from entropix.config import SamplerConfig
 from entropix.metrics import Metrics
 from entropix.results import Result
-from entropix.samplers.entropix import THRESHOLDS, choose
+from entropix.samplers.entropix import THRESHOLDS, LogitsConfig, SamplerConfig, choose
 
 # The samplers that choose by the two numbers, and the rule whose order of thresholds they use.
 RULES = {**{name: name for name in THRESHOLDS}, "entropix-logits": "entropix"}
@@ -25,7 +24,7 @@ class Regions(NamedTuple):
     strategy_YX: np.ndarray  # int32, indices into `samplers.entropix.STRATEGIES`
 
 
-def regions(sampler: str, cfg: SamplerConfig, right: float, top: float) -> Regions:
+def regions(sampler: str, cfg: LogitsConfig, right: float, top: float) -> Regions:
     """What a sampler of `RULES` does at entropies up to `right` and varentropies up to `top`.
 
     The rule only compares with its thresholds. So these are the edges, and inside of a rectangle it is asked once.

@@ -28,9 +28,8 @@ SELECTORS = {
     "tail-confidence": ("tail confidence", "nats"),
     "majority": ("count of votes", ""),
 }
-VOTES = frozenset(
-    {"margin-sum", "borda", "majority"}
-)  # whose number is that of all paths with the same answer
+# Whose number is that of all paths with the same answer.
+VOTES = frozenset({"margin-sum", "borda", "majority"})
 
 
 # ----- forks inside a row -----------------------------------------------------------------------------------

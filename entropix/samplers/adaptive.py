@@ -8,9 +8,10 @@ import jax.numpy as jnp
 from jax import Array
 
 from entropix import filters
-from entropix.config import SamplerConfig
+from entropix.config import parameter, rule_config
 from entropix.filters import SamplingParams
 from entropix.numerics import softmax_parts
+from entropix.samplers import numbers
 from entropix.samplers.base import (
     MIN_TEMPERATURE,
     Candidates,
@@ -25,6 +26,7 @@ from entropix.samplers.base import (
     keep_argmax,
     stateless,
 )
+from entropix.samplers.numbers import RuleConfig, TemperatureConfig
 
 Step = tuple[Array, Any, SampleInfo, Candidates]
 
@@ -32,7 +34,22 @@ Step = tuple[Array, Any, SampleInfo, Candidates]
 # ----- a temperature that follows the entropy ---------------------------------------------------------------
 
 
-def dynamic_temperature(key_B: Array, state: Any, context: SamplerInputs, cfg: SamplerConfig) -> Step:
+@rule_config
+class DynamicTemperatureConfig(RuleConfig):
+    """The numbers of dynamic-temperature."""
+
+    temp: float = numbers.temp(1.0, source="0.8 [llama.cpp]")
+    dynatemp_range: float = parameter(
+        0.5, "temp plus or minus this, by entropy", 0.0, 100.0, source="0, off [llama.cpp]"
+    )
+    dynatemp_exponent: float = parameter(
+        1.0, "exponent of the entropy's share of its maximum", 0.0, 100.0, source="1 [llama.cpp]"
+    )
+
+
+def dynamic_temperature(
+    key_B: Array, state: Any, context: SamplerInputs, cfg: DynamicTemperatureConfig
+) -> Step:
     """T = min + (max - min)·(H / log V)^exponent, with min and max = temp ∓ range, as in llama.cpp's `dynatemp`."""
     coldest = jnp.maximum(cfg.temp - cfg.dynatemp_range, MIN_TEMPERATURE)
     warmest = cfg.temp + cfg.dynatemp_range
@@ -42,7 +59,18 @@ def dynamic_temperature(key_B: Array, state: Any, context: SamplerInputs, cfg: S
     )
 
 
-def edt(key_B: Array, state: Any, context: SamplerInputs, cfg: SamplerConfig) -> Step:
+@rule_config
+class EdtConfig(RuleConfig):
+    """The numbers of EDT."""
+
+    temp: float = numbers.temp(1.0, source="tuned for each task [edt]")
+    edt_theta: float = parameter(
+        1.0, "how strongly low entropy cools", 0.0, 100.0, "nats", source="tuned for each task [edt]"
+    )
+    edt_base: float = parameter(0.8, "what is raised to theta / entropy", 1e-3, 1.0, source="0.8 [edt]")
+
+
+def edt(key_B: Array, state: Any, context: SamplerInputs, cfg: EdtConfig) -> Step:
     """T = temp·N^(θ / H), with N = 0.8 and H in nats (Zhang 2024, arXiv:2403.14541). Certainty is greedy."""
     entropy_B = jnp.maximum(context.metrics.logits_entropy * math.log(2), jnp.finfo(jnp.float32).tiny)
     return _at_temperature(key_B, state, context, cfg.temp * cfg.edt_base ** (cfg.edt_theta / entropy_B))
@@ -63,7 +91,16 @@ def _at_temperature(key_B: Array, state: Any, context: SamplerInputs, temperatur
 # ----- rules with more than one strategy --------------------------------------------------------------------
 
 
-def greedy_threshold(key_B: Array, state: Any, context: SamplerInputs, cfg: SamplerConfig) -> Step:
+@rule_config
+class GreedyThresholdConfig(TemperatureConfig):
+    """The numbers of greedy-threshold."""
+
+    greedy_threshold: float = parameter(
+        0.3, "greedy where the likeliest token is less likely", 0.0, 1.0, "probability", source="not found"
+    )
+
+
+def greedy_threshold(key_B: Array, state: Any, context: SamplerInputs, cfg: GreedyThresholdConfig) -> Step:
     """Greedy where the largest p at `temp` is below the threshold, plain sampling elsewhere (arXiv:2510.05987).
 
     Entropix's opposite: where the model is unsure it takes the likeliest token, for there the others are mostly wrong.
@@ -77,7 +114,29 @@ def greedy_threshold(key_B: Array, state: Any, context: SamplerInputs, cfg: Samp
     return token_B, state, info._replace(strategy_B=greedy_B.astype(jnp.int32)), candidates
 
 
-def xtc(key_B: Array, state: Any, context: SamplerInputs, cfg: SamplerConfig) -> Step:
+@rule_config
+class XtcConfig(TemperatureConfig):
+    """The numbers of xtc."""
+
+    xtc_threshold: float = parameter(
+        0.1,
+        "of several tokens at least this likely, all but the last may go",
+        0.0,
+        1.0,
+        "probability",
+        source="0.1 [llama.cpp]",
+    )
+    xtc_probability: float = parameter(
+        0.5,
+        "how often they go",
+        0.0,
+        1.0,
+        "probability",
+        source="0.5 when proposed [llama.cpp], 0 (off) today",
+    )
+
+
+def xtc(key_B: Array, state: Any, context: SamplerInputs, cfg: XtcConfig) -> Step:
     """Exclude top choices: with a given chance, of the tokens with p >= threshold only the least likely one stays.
 
     By p-e-w, 2024: text-generation-webui, pull request 6335. Tokens below the threshold always stay; where fewer than
@@ -102,18 +161,34 @@ def xtc(key_B: Array, state: Any, context: SamplerInputs, cfg: SamplerConfig) ->
 # ----- feedback ---------------------------------------------------------------------------------------------
 
 
+@rule_config
+class MirostatConfig(TemperatureConfig):
+    """The numbers of mirostat."""
+
+    mirostat_tau: float = parameter(
+        3.0, "the mean surprise to steer to", 0.0, 100.0, "bits", source="3 [mirostat], 5 [llama.cpp]"
+    )
+    mirostat_eta: float = parameter(
+        0.1,
+        "share of an error that is corrected at once",
+        0.0,
+        1.0,
+        source="0.1 [llama.cpp]; 1, of the first algorithm [mirostat]",
+    )
+
+
 class Mirostat(NamedTuple):
     """What mirostat has learnt of each row."""
 
     mu_B: Array  # bits: tokens more surprising than this are removed
 
 
-def mirostat_init(cfg: SamplerConfig, prompts: Prompts, encode: Encode) -> Mirostat:
+def mirostat_init(cfg: MirostatConfig, prompts: Prompts, encode: Encode) -> Mirostat:
     """μ = 2τ."""
     return Mirostat(jnp.full(len(prompts), 2 * cfg.mirostat_tau, jnp.float32))
 
 
-def mirostat(key_B: Array, state: Mirostat, context: SamplerInputs, cfg: SamplerConfig) -> Step:
+def mirostat(key_B: Array, state: Mirostat, context: SamplerInputs, cfg: MirostatConfig) -> Step:
     """Removes tokens with -log2 p > μ, draws, then corrects μ by -η·(-log2 p(token) - τ).
 
     Mirostat 2.0 (Basu 2021, arXiv:2007.14966). The surprise is that under the whole distribution at `temp`, as in the
@@ -138,6 +213,7 @@ DYNAMIC_TEMPERATURE = Sampler(
     ("dynamic-temperature",),
     stateless,
     dynamic_temperature,
+    DynamicTemperatureConfig,
 )
 EDT = Sampler(
     "edt",
@@ -145,6 +221,7 @@ EDT = Sampler(
     ("edt",),
     stateless,
     edt,
+    EdtConfig,
 )
 MIROSTAT = Sampler(
     "mirostat",
@@ -152,6 +229,7 @@ MIROSTAT = Sampler(
     ("mirostat",),
     mirostat_init,
     mirostat,
+    MirostatConfig,
 )
 XTC = Sampler(
     "xtc",
@@ -159,6 +237,7 @@ XTC = Sampler(
     ("plain", "exclude"),
     stateless,
     xtc,
+    XtcConfig,
 )
 GREEDY_THRESHOLD = Sampler(
     "greedy-threshold",
@@ -166,4 +245,5 @@ GREEDY_THRESHOLD = Sampler(
     ("sample", "greedy"),
     stateless,
     greedy_threshold,
+    GreedyThresholdConfig,
 )

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 from jax import Array
 
 from entropix import filters
-from entropix.config import SamplerConfig
 from entropix.filters import SamplingParams
 from entropix.metrics import Metrics
 from entropix.numerics import softmax_parts
+from entropix.samplers.numbers import RuleConfig
 from entropix.sharding import top_k
 
 Encode = Callable[[str], list[int]]
@@ -61,16 +61,19 @@ class Sampler(NamedTuple):
     none. It runs on the host; `prompts` are token ids, `encode` turns text into them.
     `step(key_B, state, context, cfg)` returns (token_B int32, state, SampleInfo, the Candidates that one draw was made
     from). It is pure, traced under `jit`, treats rows independently and takes all its randomness from the row's key.
+    `config` is the dataclass of the rule's numbers, which `cfg` is one of: a subclass of `RuleConfig`, or that itself
+    for a rule without numbers.
     """
 
     name: str
     summary: str
     strategies: tuple[str, ...]
-    init: Callable[[SamplerConfig, Prompts, Encode], Any]
-    step: Callable[[Array, Any, SamplerInputs, SamplerConfig], tuple[Array, Any, SampleInfo, Candidates]]
+    init: Callable[[Any, Prompts, Encode], Any]
+    step: Callable[[Array, Any, SamplerInputs, Any], tuple[Array, Any, SampleInfo, Candidates]]
+    config: type[RuleConfig] = RuleConfig
 
 
-def stateless(cfg: SamplerConfig, prompts: Prompts, encode: Encode) -> tuple[()]:
+def stateless(cfg: Any, prompts: Prompts, encode: Encode) -> tuple[()]:
     """No state."""
     return ()
 

@@ -1,14 +1,47 @@
 """What to compare entropix with, to learn which part of it does the work: the same acts, chosen on less."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from entropix.config import SamplerConfig
+from entropix.config import parameter, rule_config
 from entropix.metrics import Metrics
 from entropix.samplers import entropix
 from entropix.samplers.base import Candidates, SampleInfo, Sampler, SamplerInputs
-from entropix.samplers.entropix import STRATEGIES, THRESHOLDS, Clarifier
+from entropix.samplers.entropix import (
+    STRATEGIES,
+    THRESHOLDS,
+    ActConfig,
+    Clarifier,
+    LogitsConfig,
+    SamplerConfig,
+)
+
+
+@rule_config
+class PlaceboConfig(ActConfig):
+    """The numbers of placebo: how often it does what, and how."""
+
+    placebo_flow: float = parameter(0.008, "relative frequency of flow", 0.0, 1.0)
+    placebo_clarify: float = parameter(0.0, "relative frequency of clarify", 0.0, 1.0)
+    placebo_explore: float = parameter(0.557, "relative frequency of explore", 0.0, 1.0)
+    placebo_resample: float = parameter(0.213, "relative frequency of resample", 0.0, 1.0)
+    placebo_adaptive: float = parameter(0.222, "relative frequency of adaptive", 0.0, 1.0)
+
+    def problem(self) -> str | None:
+        names = [f"placebo_{name}" for name in STRATEGIES]
+        if not any(getattr(self, name) for name in names):
+            return f"one of {', '.join(names)} must be above 0, got 0 for all"
+        return super().problem()
+
+
+def with_attention(cfg: ActConfig) -> SamplerConfig:
+    """These numbers, and the usual ones of all that is multiplied by a metric which is 0."""
+    known = {field.name for field in dataclasses.fields(SamplerConfig)}
+    own = {field.name: getattr(cfg, field.name) for field in dataclasses.fields(cfg) if field.name in known}
+    return SamplerConfig(**own)
 
 
 def logits_only(metrics: Metrics) -> Metrics:
@@ -27,15 +60,15 @@ def logits_only(metrics: Metrics) -> Metrics:
 
 
 def logits_step(
-    key_B: Array, state: Clarifier, context: SamplerInputs, cfg: SamplerConfig
+    key_B: Array, state: Clarifier, context: SamplerInputs, cfg: LogitsConfig
 ) -> tuple[Array, Clarifier, SampleInfo, Candidates]:
     """The entropix rule without attention."""
     context = context._replace(metrics=logits_only(context.metrics))
-    return entropix.step(key_B, state, context, cfg, THRESHOLDS["entropix"])
+    return entropix.step(key_B, state, context, with_attention(cfg), THRESHOLDS["entropix"])
 
 
 def placebo_step(
-    key_B: Array, state: Clarifier, context: SamplerInputs, cfg: SamplerConfig
+    key_B: Array, state: Clarifier, context: SamplerInputs, cfg: PlaceboConfig
 ) -> tuple[Array, Clarifier, SampleInfo, Candidates]:
     """A strategy drawn with the config's frequencies, which are relative, and done as if every metric were 0."""
     weight_S = jnp.stack([jnp.asarray(getattr(cfg, f"placebo_{name}"), jnp.float32) for name in STRATEGIES])
@@ -44,7 +77,7 @@ def placebo_step(
         lambda key: jax.random.categorical(jax.random.fold_in(key, cfg.n_adaptive_samples), jnp.log(weight_S))
     )(key_B)
     context = context._replace(metrics=Metrics(*(jnp.zeros_like(values_B) for values_B in context.metrics)))
-    return entropix.act(key_B, state, context, cfg, choice_B.astype(jnp.int32))
+    return entropix.act(key_B, state, context, with_attention(cfg), choice_B.astype(jnp.int32))
 
 
 ENTROPIX_LOGITS = Sampler(
@@ -53,6 +86,7 @@ ENTROPIX_LOGITS = Sampler(
     STRATEGIES,
     entropix.init,
     logits_step,
+    LogitsConfig,
 )
 PLACEBO = Sampler(
     "placebo",
@@ -60,4 +94,5 @@ PLACEBO = Sampler(
     STRATEGIES,
     entropix.init,
     placebo_step,
+    PlaceboConfig,
 )

@@ -17,9 +17,10 @@ import jax.numpy as jnp
 from jax import Array
 
 from entropix import filters
-from entropix.config import SamplerConfig
+from entropix.config import HOST, STATIC, parameter, rule_config
 from entropix.filters import SamplingParams
 from entropix.metrics import Metrics
+from entropix.samplers import numbers
 from entropix.samplers.base import (
     MIN_TEMPERATURE,
     Candidates,
@@ -32,6 +33,7 @@ from entropix.samplers.base import (
     model_logprob,
     top_candidates,
 )
+from entropix.samplers.numbers import RuleConfig
 
 MAX_CLARIFY_TEMPERATURE = MAX_EXPLORE_TEMPERATURE = 1.5
 MIN_RESAMPLE_TEMPERATURE, MIN_RESAMPLE_TOP_P = 2.0, 0.5
@@ -48,6 +50,92 @@ class Strategy(IntEnum):
     ADAPTIVE = 4
 
 
+@rule_config
+class ActConfig(RuleConfig):
+    """How the five strategies act where every metric is 0: all that a rule needs which picks among them in its own way.
+
+    Entropies are in bits, varentropies in bits².
+    """
+
+    temp: float = numbers.temp(0.666)
+    top_p: float = numbers.top_p(0.90)
+    top_k: int = numbers.top_k(27)
+    min_p: float = numbers.min_p(0.03)
+
+    clarifier: str = parameter(
+        " ...", "text that clarify inserts, tokenised by the model's own tokenizer", kind=HOST
+    )
+
+    # helv: high entropy, low varentropy, which is clarify
+    helv_attn_ent_offset: float = parameter(1.3, "clarify: temperature factor at zero attention entropy")
+    # lehv: low entropy, high varentropy, which is explore
+    lehv_interaction_strength_offset: float = parameter(
+        1.2, "explore: temperature factor at zero interaction strength"
+    )
+    # hehv: high entropy, high varentropy, which is resample
+    hehv_attn_vent_offset: float = parameter(2.0, "resample: temperature factor at zero attention varentropy")
+
+    n_adaptive_samples: int = parameter(
+        5, "adaptive: draws, of which the best-scored is kept (static)", 1, 64, kind=STATIC
+    )
+    max_top_k: int = numbers.max_top_k(128)
+
+    ada_score_logits_ent: float = parameter(0.1, "score weight of 1 - logits entropy")
+    ada_score_attn_ent: float = parameter(0.2, "score weight of 1 - attention entropy")
+    ada_score_logits_vent: float = parameter(0.3, "score weight of 1 - logits varentropy")
+    ada_score_attn_vent: float = parameter(0.4, "score weight of 1 - attention varentropy")
+
+    def problem(self) -> str | None:
+        return numbers.top_k_problem(self)
+
+
+@rule_config
+class LogitsConfig(ActConfig):
+    """And when each acts, by entropy and varentropy of the logits."""
+
+    low_ent_thresh: float = parameter(0.1, "flow below this logits entropy", 0.0, unit="bits")
+    low_vent_thresh: float = parameter(
+        0.1, "flow and clarify below this logits varentropy", 0.0, unit="bits²"
+    )
+    med_ent_thresh: float = parameter(3.0, "resample above this logits entropy", 0.0, unit="bits")
+    high_ent_thresh: float = parameter(
+        5.0, "clarify above, explore below this logits entropy", 0.0, unit="bits"
+    )
+    high_vent_thresh: float = parameter(
+        5.0, "explore and resample above this logits varentropy", 0.0, unit="bits²"
+    )
+
+    ada_temp_logits: float = parameter(
+        0.3, "adaptive: temperature raised by entropy + varentropy of the logits"
+    )
+    ada_min_p: float = parameter(0.5, "adaptive: min-p lowered by entropy + varentropy of the logits")
+
+
+@rule_config
+class SamplerConfig(LogitsConfig):
+    """The numbers of entropix: and what attention changes. Names and defaults are the published ones."""
+
+    helv_attn_ent_coef: float = parameter(
+        0.2, "clarify: temperature factor per attention entropy", unit="1/bit"
+    )
+    lehv_interaction_strength_coef: float = parameter(
+        0.3, "explore: temperature factor per interaction strength"
+    )
+    hehv_attn_ent_coef: float = parameter(0.2, "resample: top-p lowered per attention entropy", unit="1/bit")
+    hehv_attn_vent_coef: float = parameter(
+        0.5, "resample: temperature factor per attention varentropy", unit="1/bit²"
+    )
+
+    ada_temp_attn: float = parameter(0.2, "adaptive: temperature raised by entropy + varentropy of attention")
+    ada_temp_agree: float = parameter(0.2, "adaptive: temperature lowered by agreement")
+    ada_top_p: float = parameter(0.1, "adaptive: top-p raised by attention varentropy", unit="1/bit²")
+    ada_top_k_int: float = parameter(0.3, "adaptive: top-k raised by interaction strength")
+    ada_top_k_agree: float = parameter(0.2, "adaptive: top-k lowered by agreement")
+
+    ada_score_agree: float = parameter(0.5, "score weight of agreement")
+    ada_score_int: float = parameter(0.6, "score weight of interaction strength")
+
+
 class Clarifier(NamedTuple):
     """The text that `clarify` inserts, and how far each row has got with it."""
 
@@ -57,7 +145,7 @@ class Clarifier(NamedTuple):
     just_inserted_B: Array  # bool: the newest token was the clarifier's last
 
 
-def init(cfg: SamplerConfig, prompts: Prompts, encode: Encode) -> Clarifier:
+def init(cfg: ActConfig, prompts: Prompts, encode: Encode) -> Clarifier:
     """The clarifier's tokens. Padded to a power of two, so that few text lengths compile anew."""
     batch, tokens = len(prompts), encode(cfg.clarifier) if cfg.clarifier else []
     width = 1 << max(len(tokens) - 1, 0).bit_length()
@@ -71,7 +159,7 @@ def init(cfg: SamplerConfig, prompts: Prompts, encode: Encode) -> Clarifier:
 
 
 def choose(
-    metrics: Metrics, clarify_above: Array | float, resample_above: Array | float, cfg: SamplerConfig
+    metrics: Metrics, clarify_above: Array | float, resample_above: Array | float, cfg: LogitsConfig
 ) -> Array:
     """strategy_B: the first rule that holds; `adaptive` where none does, so that every pair of numbers has one.
 
@@ -242,6 +330,7 @@ ENTROPIX = Sampler(
     strategies=STRATEGIES,
     init=init,
     step=partial(step, thresholds=THRESHOLDS["entropix"]),
+    config=SamplerConfig,
 )
 
 ENTROPIX_TORCH = Sampler(
@@ -250,4 +339,5 @@ ENTROPIX_TORCH = Sampler(
     strategies=STRATEGIES,
     init=init,
     step=partial(step, thresholds=THRESHOLDS["entropix-torch"]),
+    config=SamplerConfig,
 )

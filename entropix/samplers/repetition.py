@@ -12,7 +12,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from entropix.config import SamplerConfig
 from entropix.samplers.base import (
     Candidates,
     Encode,
@@ -22,6 +21,7 @@ from entropix.samplers.base import (
     SamplerInputs,
     model_logprob,
 )
+from entropix.samplers.numbers import RuleConfig
 
 WINDOW = 256  # newest tokens of prompt and answer that count; a shape, hence fixed
 LONGEST = 32  # repeated tokens after which the penalty of going on grows no more
@@ -39,7 +39,7 @@ class Guarded(NamedTuple):
     breaker_BQ: Array  # int32: tokens across which no repetition reaches; the same in every row
 
 
-def is_on(cfg: SamplerConfig) -> bool:
+def is_on(cfg: RuleConfig) -> bool:
     """Whether these numbers ask for a guard."""
     return cfg.repetition_penalty != 1 or cfg.dry_multiplier > 0
 
@@ -53,7 +53,7 @@ def guarded(sampler: Sampler) -> Sampler:
     )
 
 
-def init(cfg: SamplerConfig, prompts: Prompts, encode: Encode, sampler: Sampler) -> Guarded:
+def init(cfg: RuleConfig, prompts: Prompts, encode: Encode, sampler: Sampler) -> Guarded:
     """The prompts' newest tokens. A breaker is the last token of its text."""
     recent_BW = np.full((len(prompts), WINDOW), _NO_TOKEN, np.int32)
     for row, prompt in enumerate(prompts):
@@ -68,7 +68,7 @@ def init(cfg: SamplerConfig, prompts: Prompts, encode: Encode, sampler: Sampler)
 
 
 def step(
-    key_B: Array, state: Guarded, context: SamplerInputs, cfg: SamplerConfig, sampler: Sampler
+    key_B: Array, state: Guarded, context: SamplerInputs, cfg: RuleConfig, sampler: Sampler
 ) -> tuple[Array, Guarded, SampleInfo, Candidates]:
     """One token a row by the sampler, from guarded logits."""
     logits_BV = repetition_penalty(context.logits_BV, state.recent_BW, cfg.repetition_penalty)
@@ -92,7 +92,7 @@ def repetition_penalty(logits_BV: Array, recent_BW: Array, penalty: Array | floa
     return jnp.where(seen_BV, lowered_BV, logits_BV)
 
 
-def dry_penalty(logits_BV: Array, recent_BW: Array, breaker_BQ: Array, cfg: SamplerConfig) -> Array:
+def dry_penalty(logits_BV: Array, recent_BW: Array, breaker_BQ: Array, cfg: RuleConfig) -> Array:
     """What each token would cost, in nats: multiplier·base^(n - allowed) if it would follow n >= allowed tokens that
     it followed before, at most LARGEST_COST, and 0 otherwise. Breakers cost nothing.
 

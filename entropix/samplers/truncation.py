@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from entropix import filters
-from entropix.config import SamplerConfig
+from entropix.config import parameter, rule_config
 from entropix.filters import SamplingParams
 from entropix.numerics import contract, entropy_bits, softmax_parts, total
 from entropix.samplers.base import (
@@ -27,13 +27,14 @@ from entropix.samplers.base import (
     keep_argmax,
     stateless,
 )
+from entropix.samplers.numbers import RuleConfig, TemperatureConfig
 from entropix.sharding import cumsum
 
-Rule = Callable[[Array, SamplerConfig], Array]  # (logits_BV at the temperature, cfg) -> kept_BV
+Rule = Callable[[Array, Any], Array]  # (logits_BV at the temperature, cfg) -> kept_BV
 
 
 def step(
-    key_B: Array, state: Any, context: SamplerInputs, cfg: SamplerConfig, rule: Rule
+    key_B: Array, state: Any, context: SamplerInputs, cfg: Any, rule: Rule
 ) -> tuple[Array, Any, SampleInfo, Candidates]:
     """One draw a row from the tokens that the rule keeps."""
     temperature_B = jnp.full(len(context.logits_BV), cfg.temp, jnp.float32)
@@ -43,7 +44,21 @@ def step(
     return token_B, state, info, candidates
 
 
-def typical(logits_BV: Array, cfg: SamplerConfig) -> Array:
+@rule_config
+class TypicalConfig(TemperatureConfig):
+    """The numbers of typical."""
+
+    typical_p: float = parameter(
+        0.95,
+        "mass of the tokens whose surprise is nearest the entropy",
+        0.0,
+        1.0,
+        "probability",
+        source="0.9 [typical]; off [llama.cpp]",
+    )
+
+
+def typical(logits_BV: Array, cfg: TypicalConfig) -> Array:
     """Keeps tokens in order of |-log p - H| until their mass reaches `typical_p` (Meister 2023, arXiv:2202.00666).
 
     The most likely token may go. Tokens as far from the entropy as the last one stay with it, as in the authors' code.
@@ -61,19 +76,60 @@ def typical(logits_BV: Array, cfg: SamplerConfig) -> Array:
     return nearest_BV | (distance_BV <= farthest_B[:, None])
 
 
-def epsilon(logits_BV: Array, cfg: SamplerConfig) -> Array:
+@rule_config
+class EpsilonConfig(TemperatureConfig):
+    """The numbers of epsilon."""
+
+    epsilon_cutoff: float = parameter(
+        6e-4,
+        "drop tokens no likelier than this",
+        0.0,
+        1.0,
+        "probability",
+        source="0.0003 to 0.0009, by size of the model [transformers]",
+    )
+
+
+def epsilon(logits_BV: Array, cfg: EpsilonConfig) -> Array:
     """Keeps p > ε (Hewitt 2022, arXiv:2210.15191), and the most likely token."""
     return keep_argmax(logits_BV, _probabilities(logits_BV) > cfg.epsilon_cutoff)
 
 
-def eta(logits_BV: Array, cfg: SamplerConfig) -> Array:
+@rule_config
+class EtaConfig(TemperatureConfig):
+    """The numbers of eta."""
+
+    eta_cutoff: float = parameter(
+        6e-4,
+        "the epsilon of a cutoff that falls with the entropy",
+        0.0,
+        1.0,
+        "probability",
+        source="0.0003 to 0.002, by size of the model [transformers]",
+    )
+
+
+def eta(logits_BV: Array, cfg: EtaConfig) -> Array:
     """Keeps p > min(ε, √ε·exp(-H)) (Hewitt 2022, arXiv:2210.15191), and the most likely token."""
     scale = jnp.sqrt(jnp.asarray(cfg.eta_cutoff, jnp.float32))
     cutoff_B = jnp.minimum(cfg.eta_cutoff, scale * jnp.exp(-_entropy(logits_BV)))
     return keep_argmax(logits_BV, _probabilities(logits_BV) > cutoff_B[:, None])
 
 
-def top_n_sigma(logits_BV: Array, cfg: SamplerConfig) -> Array:
+@rule_config
+class TopNSigmaConfig(TemperatureConfig):
+    """The numbers of top-n-sigma."""
+
+    top_n_sigma: float = parameter(
+        1.0,
+        "keep logits within so many standard deviations of the largest",
+        0.0,
+        1000.0,
+        source="1 [top-n-sigma]",
+    )
+
+
+def top_n_sigma(logits_BV: Array, cfg: TopNSigmaConfig) -> Array:
     """Keeps logits >= max - n·σ, with σ their standard deviation over the vocabulary (Tang 2024, arXiv:2411.07641).
 
     A temperature scales both sides, so that it never changes which tokens stay. Logits of -inf do not count.
@@ -81,13 +137,17 @@ def top_n_sigma(logits_BV: Array, cfg: SamplerConfig) -> Array:
     below_BV = logits_BV - jnp.max(logits_BV, axis=-1, keepdims=True)
     finite_BV = below_BV > -jnp.inf
     n_tokens_B = jnp.sum(finite_BV, axis=-1).astype(jnp.float32)
-    mean_B = total(jnp.where(finite_BV, below_BV, 0)) / n_tokens_B
-    deviation_BV = jnp.where(finite_BV, below_BV - mean_B[:, None], 0)
-    sigma_B = jnp.sqrt(contract(deviation_BV, deviation_BV) / n_tokens_B)
+    counted_BV = jnp.where(finite_BV, below_BV, 0)
+    # Divided by a power of two, which changes no digit, so that no sum and no square is infinite.
+    _, exponent_B = jnp.frexp(jnp.max(-counted_BV, axis=-1))
+    scaled_BV = jnp.ldexp(counted_BV, -exponent_B[:, None])
+    mean_B = total(scaled_BV) / n_tokens_B
+    deviation_BV = jnp.where(finite_BV, scaled_BV - mean_B[:, None], 0)
+    sigma_B = jnp.ldexp(jnp.sqrt(contract(deviation_BV, deviation_BV) / n_tokens_B), exponent_B)
     return below_BV >= -cfg.top_n_sigma * sigma_B[:, None]
 
 
-def p_less(logits_BV: Array, cfg: SamplerConfig) -> Array:
+def p_less(logits_BV: Array, cfg: TemperatureConfig) -> Array:
     """Keeps p >= Σ p², the chance that two draws agree (Tan 2025, arXiv:2509.23234). No number to set.
 
     Both sides are multiplied by the square of the softmax's total: equal logits then compare exactly, and all stay.
@@ -97,7 +157,21 @@ def p_less(logits_BV: Array, cfg: SamplerConfig) -> Array:
     return keep_argmax(logits_BV, parts.exp * parts.total[:, None] >= collision_B[:, None])
 
 
-def top_h(logits_BV: Array, cfg: SamplerConfig) -> Array:
+@rule_config
+class TopHConfig(TemperatureConfig):
+    """The numbers of top-h."""
+
+    top_h_alpha: float = parameter(
+        0.4,
+        "share of the entropy that the kept tokens may have",
+        0.0,
+        1.0,
+        "ratio",
+        source="0.4 [top-h]; typically 0.3 to 0.6 [transformers]",
+    )
+
+
+def top_h(logits_BV: Array, cfg: TopHConfig) -> Array:
     """Keeps the longest prefix, most likely first, whose own entropy is at most α·H (top-H 2025, arXiv:2509.02510).
 
     The token that would exceed α·H does not stay; the most likely one always does. A prefix's entropy, of its tokens'
@@ -153,24 +227,34 @@ def _entropy(logits_BV: Array) -> Array:
     return entropy_bits(softmax_parts(logits_BV)) * math.log(2)
 
 
-def truncation(name: str, summary: str, rule: Rule) -> Sampler:
-    """The sampler that draws from what the rule keeps; `rule` must be a module-level function."""
-    return Sampler(name, summary, (name,), stateless, partial(step, rule=rule))
+def truncation(name: str, summary: str, rule: Rule, config: type[RuleConfig] = TemperatureConfig) -> Sampler:
+    """The sampler that draws from what the rule keeps; `rule` must be a module-level function, and `config` have its
+    numbers and a temperature."""
+    return Sampler(name, summary, (name,), stateless, partial(step, rule=rule), config)
 
 
 TYPICAL = truncation(
-    "typical", "tokens whose surprise is nearest the expected one, the entropy (Meister 2023)", typical
+    "typical",
+    "tokens whose surprise is nearest the expected one, the entropy (Meister 2023)",
+    typical,
+    TypicalConfig,
 )
-EPSILON = truncation("epsilon", "tokens above a fixed probability (Hewitt 2022)", epsilon)
-ETA = truncation("eta", "tokens above a probability that falls as the entropy rises (Hewitt 2022)", eta)
+EPSILON = truncation("epsilon", "tokens above a fixed probability (Hewitt 2022)", epsilon, EpsilonConfig)
+ETA = truncation(
+    "eta", "tokens above a probability that falls as the entropy rises (Hewitt 2022)", eta, EtaConfig
+)
 TOP_N_SIGMA = truncation(
     "top-n-sigma",
     "tokens whose logit is within n standard deviations of the largest (Tang 2024)",
     top_n_sigma,
+    TopNSigmaConfig,
 )
 P_LESS = truncation(
     "p-less", "tokens at least as likely as two draws are to be the same token (Tan 2025)", p_less
 )
 TOP_H = truncation(
-    "top-h", "the likeliest tokens, as many as have no more than a share of the entropy (top-H 2025)", top_h
+    "top-h",
+    "the likeliest tokens, as many as have no more than a share of the entropy (top-H 2025)",
+    top_h,
+    TopHConfig,
 )

@@ -69,7 +69,7 @@ class Target:
     parts: int  # of the feed-forward layer
     batch: int
     capacity: int  # slots of the cache
-    sampler: str  # a preset
+    sampler: samplers.ResolvedSampler
 
 
 class Compiled(NamedTuple):
@@ -100,7 +100,7 @@ def target(
         )
     if capacity > cfg.context_length:
         raise ValueError(f"context: {model_name} was trained for {cfg.context_length} tokens, got {capacity}")
-    presets.read_preset(sampler)
+    chosen = samplers.resolve(sampler)
     chip, devices = topology_devices(topology)
     shape = sharding.read_shape(mesh) or sharding.widest(cfg, len(devices))
     if shape.n_devices != len(devices):
@@ -116,7 +116,7 @@ def target(
         axis_types=(jax.sharding.AxisType.Auto,) * 2,
         devices=devices,
     )
-    return Target(chip, sharding.widened(cfg, on), on, sharding.parts(cfg, on), batch, capacity, sampler)
+    return Target(chip, sharding.widened(cfg, on), on, sharding.parts(cfg, on), batch, capacity, chosen)
 
 
 def topology_devices(topology: str) -> tuple[Chip, list[Any]]:
@@ -233,13 +233,13 @@ def _recent(target: Target) -> kv_cache.RecentKV:
 
 def _chunk_arguments(target: Target, recent: kv_cache.RecentKV) -> Callable[[Any, Any], jax.stages.Lowered]:
     """What lowers the decode chunk, given weights and cache: all else that it takes is made as for a real request."""
-    rule, numbers = presets.read_preset(target.sampler)
+    numbers = target.sampler.numbers
     encoder = SimpleNamespace(encode=lambda text: list(text.encode()))
     stand_in = SimpleNamespace(config=target.model, stop_ids=(), tokenizer=encoder)
     request = GenerationRequest(
         model=cast(Model, stand_in),
         prompt_ids=[[0]] * target.batch,
-        sampler=samplers.configured(rule, numbers),
+        sampler=target.sampler.sampler,
         sampler_config=numbers,
         config=GenerateConfig(),
     )

@@ -25,12 +25,8 @@ COLLECTIVES = (
 )
 HOST_OPCODES = ("infeed", "outfeed", "send", "recv")
 
-_BITS = {
-    "pred": 8,
-    "token": 0,
-    "opaque": 0,
-    "bf16": 16,
-}  # of the element types whose names do not end in them
+# Of the element types whose names do not end in them.
+_BITS = {"pred": 8, "token": 0, "opaque": 0, "bf16": 16}
 _NOT_MOVED = {  # name an array or a part of one, or are counted where they begin
     "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call", "after-all",
     "optimization-barrier", "async-start", "partition-id", "replica-id", "iota",

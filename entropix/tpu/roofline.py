@@ -95,7 +95,7 @@ def measure(target: Target, model: str, topology: str) -> Report:
         n_devices=target.mesh.size,
         batch=target.batch,
         context=target.capacity,
-        sampler=target.sampler,
+        sampler=target.sampler.label,
         hbm_bytes=target.chip.hbm_bytes,
         weights_bytes=weights_bytes,
         cache_bytes=cache_bytes,

@@ -1,5 +1,6 @@
 """Observes a model and fits the entropix rule's thresholds to it: the report and the preset of a calibration."""
 
+import dataclasses
 import hashlib
 import json
 import math
@@ -11,20 +12,19 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from entropix import metric_labels, presets, scoring, trace
+from entropix import metric_labels, scoring, trace
 from entropix.checkpoint.loading import Model
-from entropix.config import SamplerConfig
 from entropix.generation import generate
 from entropix.lab.calibration import solver
 from entropix.lab.calibration.solver import QUANTILES
-from entropix.lab.calibration.targets import Targets
+from entropix.lab.calibration.targets import Targets, Thresholds
 from entropix.metrics import Metrics
 from entropix.report.figures import shade
-from entropix.report.regions import regions
+from entropix.report.regions import RULES, regions
 from entropix.results import TokenRecord
-from entropix.samplers.entropix import STRATEGIES
+from entropix.samplers import ResolvedSampler
+from entropix.samplers.entropix import STRATEGIES, LogitsConfig
 
-RULE = "entropix"
 WINDOW = 512  # tokens of the text that the model reads from an empty context
 MAX_ROWS = 16  # prompts answered in one batch
 
@@ -50,8 +50,8 @@ class Fit(NamedTuple):
     sources: list[Source]
     metrics: Metrics  # of all sources together
     targets: Targets
-    before: SamplerConfig
-    after: SamplerConfig
+    sampler: ResolvedSampler  # whose numbers are those before
+    after: LogitsConfig
     loop: Loop | None = None
 
 
@@ -85,10 +85,15 @@ def observe_rule(model: Model, prompts: Sequence[Any], result: Fit, max_new_toke
         Counter(
             record["strategy"]
             for record in _answers(
-                model, prompts, sampler=RULE, sampler_config=cfg, max_new_tokens=max_new_tokens, seed=seed
+                model,
+                prompts,
+                sampler=result.sampler,
+                sampler_config=cfg,
+                max_new_tokens=max_new_tokens,
+                seed=seed,
             )
         )
-        for cfg in (result.before, result.after)
+        for cfg in (result.sampler.numbers, result.after)
     ]
     before, after = ({name: counts[name] / counts.total() for name in STRATEGIES} for counts in used)
     totals = [counts.total() for counts in used]
@@ -134,13 +139,12 @@ def _number(value: float | None) -> float:
 # ----- fitting and telling ----------------------------------------------------------------------------------
 
 
-def fit(sources: Sequence[Source], targets: Targets) -> Fit:
-    """The thresholds of the reference preset, and those fitted to all sources together."""
+def fit(sources: Sequence[Source], targets: Targets, sampler: ResolvedSampler) -> Fit:
+    """The rule with the thresholds that it has, the reference, and those fitted to all sources together."""
     metrics = Metrics(*(jnp.concatenate(parts) for parts in zip(*(s.metrics for s in sources), strict=True)))
-    before = presets.read_preset(RULE)[1]
     observed = (np.asarray(metrics.logits_entropy), np.asarray(metrics.logits_varentropy))
     fitted = solver.thresholds(*observed, targets)
-    return Fit(list(sources), metrics, targets, before, solver.apply(fitted, before))
+    return Fit(list(sources), metrics, targets, sampler, solver.apply(fitted, sampler.numbers))
 
 
 def report(result: Fit) -> Iterator[str]:
@@ -165,8 +169,10 @@ def report(result: Fit) -> Iterator[str]:
 
 def preset(result: Fit, model: Model) -> Iterator[str]:
     """The lines of a TOML file: the fitted thresholds, and what they were fitted to."""
-    yield f"# entropix with thresholds fitted to {model.folder.resolve().name} (python -m entropix.calibrate)"
-    yield "# Entropies in bits, varentropies in bits². Every other number is that of the entropix preset."
+    sampler, usual = result.sampler, result.sampler.rule.config()
+    named = sampler.name if sampler.source is None else f"{sampler.source.file}:{sampler.source.object}"
+    yield f"# {sampler.name} with thresholds fitted to {model.folder.resolve().name} (python -m entropix.calibrate)"
+    yield f"# Entropies in bits, varentropies in bits². Every other number is that of the {sampler.name} preset."
     yield "#"
     yield f"# model: {json.dumps(model.folder.resolve().name)}, {model.dtype.name}"
     yield f"# fingerprint, as in a trace: {trace.fingerprint(model.folder)}"
@@ -179,26 +185,30 @@ def preset(result: Fit, model: Model) -> Iterator[str]:
         yield f"# generated: {result.loop.description}"
         yield "#"
         yield from (f"# {line}" for line in _occupancy_table(result, result.loop.before, result.loop.after))
-    yield f'sampler = "{RULE}"'
+    yield f"sampler = {json.dumps(named)}"
     yield ""
-    yield from (f"{name} = {value!r}" for name, value in _thresholds(result.after).items())
+    for name, value in dataclasses.asdict(result.after).items():
+        if name in Thresholds._fields or value != getattr(usual, name):
+            yield f"{name} = {json.dumps(value, ensure_ascii=False)}"
 
 
-def _thresholds(cfg: SamplerConfig) -> dict[str, float]:
-    return {name: getattr(cfg, name) for name in solver.Thresholds._fields}
+def _thresholds(cfg: LogitsConfig) -> dict[str, float]:
+    return {name: getattr(cfg, name) for name in Thresholds._fields}
 
 
 def _before_and_after(result: Fit) -> Iterator[str]:
     yield f"{'threshold':18}{'reference':>10}{'fitted':>10}"
     after = _thresholds(result.after)
-    for name, value in _thresholds(result.before).items():
+    for name, value in _thresholds(result.sampler.numbers).items():
         yield f"{name:18}{value:10g}{after[name]:10g}"
     yield ""
     yield from _occupancies(result, result.metrics)
 
 
 def _occupancies(result: Fit, metrics: Metrics) -> Iterator[str]:
-    before, after = (solver.occupancy(metrics, cfg) for cfg in (result.before, result.after))
+    before, after = (
+        solver.occupancy(metrics, cfg, result.sampler.name) for cfg in (result.sampler.numbers, result.after)
+    )
     yield from _occupancy_table(result, before, after)
 
 
@@ -212,7 +222,7 @@ def _occupancy_table(result: Fit, before: Mapping[str, float], after: Mapping[st
 
 def _notes(result: Fit) -> Iterator[str]:
     """What was not reached, each with its reason."""
-    achieved = solver.occupancy(result.metrics, result.after)
+    achieved = solver.occupancy(result.metrics, result.after, result.sampler.name)
     for sentence in solver.notes(achieved, result.targets, len(result.metrics.logits_entropy)):
         yield f"note: {sentence}"
 
@@ -224,16 +234,17 @@ def draw(result: Fit, path: Path) -> None:
 
     entropy_n, varentropy_n = result.metrics.logits_entropy, result.metrics.logits_varentropy
     right, top = (1.05 * max(float(values.max()), 1.0) for values in (entropy_n, varentropy_n))
+    rule = result.sampler.name if result.sampler.name in RULES else "entropix"
     figure = Figure(figsize=(12, 5.5), layout="constrained")
     for axes, cfg, title in zip(
         figure.subplots(1, 2, sharey=True),
-        (result.before, result.after),
+        (result.sampler.numbers, result.after),
         ("reference", "fitted"),
         strict=True,
     ):
-        shade(axes, regions(RULE, cfg, right, top), alpha=0.35)
+        shade(axes, regions(rule, cfg, right, top), alpha=0.35)
         axes.scatter(entropy_n, varentropy_n, s=3, color="black", alpha=0.4, linewidths=0)
-        shares = solver.occupancy(result.metrics, cfg)
+        shares = solver.occupancy(result.metrics, cfg, result.sampler.name)
         axes.legend(
             handles=[
                 Patch(color=color, alpha=0.35, label=f"{name} {shares[name]:.1%}")

@@ -19,26 +19,15 @@ smallest sum of misses wins.
 """
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from entropix.config import SamplerConfig
-from entropix.lab.calibration.targets import Targets, check_targets
+from entropix.lab.calibration.targets import Targets, Thresholds, check_targets
 from entropix.metrics import Metrics
-from entropix.samplers.entropix import STRATEGIES, choose
+from entropix.samplers.entropix import STRATEGIES, THRESHOLDS, LogitsConfig, choose
 
 QUANTILES = (0.0, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 1.0)
-
-
-class Thresholds(NamedTuple):
-    """The five of `SamplerConfig` by their names there: bits and bits²."""
-
-    low_ent_thresh: float
-    low_vent_thresh: float
-    med_ent_thresh: float
-    high_ent_thresh: float
-    high_vent_thresh: float
 
 
 def thresholds(entropy_n: np.ndarray, varentropy_n: np.ndarray, targets: Targets) -> Thresholds:
@@ -95,9 +84,13 @@ def _cuts(sorted_n: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return (edges[:-1] + edges[1:]) / 2, np.append(first_u, len(sorted_n))
 
 
-def occupancy(metrics: Metrics, cfg: SamplerConfig) -> dict[str, float]:
-    """Share of the positions, by strategy, under the rule as the sampler applies it. metrics: arrays `[n]`."""
-    strategy_n = np.asarray(choose(metrics, cfg.high_ent_thresh, cfg.med_ent_thresh, cfg))
+def occupancy(metrics: Metrics, cfg: LogitsConfig, rule: str = "entropix") -> dict[str, float]:
+    """Share of the positions, by strategy, under the rule as the sampler applies it. metrics: arrays `[n]`.
+
+    rule: the name of a rule that has an order of thresholds of its own; all others have that of entropix.
+    """
+    clarify_above, resample_above = THRESHOLDS.get(rule, THRESHOLDS["entropix"])
+    strategy_n = np.asarray(choose(metrics, getattr(cfg, clarify_above), getattr(cfg, resample_above), cfg))
     counts = np.bincount(strategy_n, minlength=len(STRATEGIES))
     return {name: float(count) / len(strategy_n) for name, count in zip(STRATEGIES, counts, strict=True)}
 
@@ -110,7 +103,7 @@ def quantiles(metrics: Metrics) -> dict[str, list[float]]:
     }
 
 
-def apply(fitted: Thresholds, cfg: SamplerConfig) -> SamplerConfig:
+def apply(fitted: Thresholds, cfg: LogitsConfig) -> LogitsConfig:
     """The config with these thresholds, to six significant digits, which is what a preset holds."""
     rounded: dict[str, Any] = {name: float(f"{value:.6g}") for name, value in fitted._asdict().items()}
     return dataclasses.replace(cfg, **rounded)

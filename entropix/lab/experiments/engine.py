@@ -15,17 +15,19 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
-from entropix import run_statistics, samplers, sharding, trace
+from entropix import run_statistics, sharding, trace
 from entropix.checkpoint.loading import Model
-from entropix.config import GenerateConfig, SamplerConfig
+from entropix.config import GenerateConfig
 from entropix.decoding.request import check_prompts
 from entropix.decoding.session import Session
 from entropix.generation import prepare
 from entropix.generation import run as events_of
 from entropix.lab.experiments.results import Follower, Line, Store
 from entropix.results import Result, add
+from entropix.samplers import ResolvedSampler
 
 FORMAT, VERSION = "entropix-grid", 1
 _SEEDS = ("seed", "seeds", "occurrences")  # of `GenerateConfig`; those of a grid are its own
@@ -37,8 +39,17 @@ class Variant:
     """A sampler with its numbers, under a name of its own."""
 
     label: str
-    sampler: str  # the rule
-    config: SamplerConfig
+    sampler: ResolvedSampler
+
+    def described(self) -> dict[str, Any]:
+        """What its answers depend on, as JSON has it."""
+        sampler = self.sampler
+        told = {"label": self.label, "sampler": sampler.name, "config": asdict(sampler.numbers)}
+        if sampler.source is None:
+            return told
+        # Without its folder, which differs among machines that share a grid.
+        source = sampler.source._replace(file=Path(sampler.source.file).name)
+        return {**told, "sampler_source": source._asdict()}
 
 
 @dataclass(frozen=True)
@@ -144,7 +155,7 @@ def manifest(grid: Grid, model: Model) -> dict[str, Any]:
         "format": FORMAT,
         "version": VERSION,
         **trace.circumstances(model),
-        "variants": [asdict(variant) for variant in grid.variants],
+        "variants": [variant.described() for variant in grid.variants],
         "prompts": [
             {"text": text, "token_ids": list(ids)} for text, ids in zip(grid.texts, grid.prompts, strict=True)
         ],
@@ -188,7 +199,6 @@ def generate_batch(model: Model, grid: Grid, batch: Batch) -> tuple[list[Line], 
         model,
         [list(grid.prompts[cell.prompt]) for cell in rows],
         sampler=variant.sampler,
-        sampler_config=variant.config,
         seeds=[cell.seed for cell in rows],
         occurrences=[0] * len(rows),  # a draw depends on seed and prompt, not on what else is in the batch
         **{name: value for name, value in vars(grid.options).items() if name not in _SEEDS},
@@ -215,12 +225,12 @@ def line(variant: Variant, cell: Cell, result: Result) -> Line:
         "variant": variant.label,
         "prompt": cell.prompt,
         "seed": cell.seed,
-        "sampler": variant.sampler,
+        "sampler": variant.sampler.name,
         "text": result.text,
         "token_ids": result.token_ids,
         "finish": result.finish.name.lower(),
         "new_tokens": len(result.token_ids),
-        "strategies": run_statistics.strategy_counts([result], samplers.get(variant.sampler).strategies),
+        "strategies": run_statistics.strategy_counts([result], variant.sampler.rule.strategies),
         "mean_logprob": math.fsum(logprobs) / len(logprobs) if logprobs else None,
         "mean_metrics": {name: mean if math.isfinite(mean) else None for name, mean in means.items()},
         "logits_entropy": [_rounded(record["logits_entropy"]) for record in result.records],

@@ -7,7 +7,7 @@
     raw = false                   # true: prompts are continued as plain text, without a chat template
 
     [[samplers]]                  # as often as wanted
-    sampler = "entropix"          # a preset or a .toml file
+    sampler = "entropix"          # a preset, a .toml file, or a rule of yours: "my_rule.py:RULE"
     temp = 0.6                    # a number of the sampler's config
     high_ent_thresh = [3.0, 5.0]  # several: every combination is a variant of its own
 
@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from entropix import config, files, prompts
+from entropix import config, files, prompts, samplers
 from entropix.checkpoint.loading import Model
 from entropix.config import GenerateConfig
 from entropix.generation import encode_prompt
@@ -129,7 +129,7 @@ def _variants(value: Any, path: Path) -> list[Variant]:
         if empty := [field for field, values in axes.items() if not values]:
             raise ValueError(f"{where}: {empty[0]} has no value; give at least one")
         try:
-            found = expand(str(path.parent / name) if name.endswith(".toml") else name, axes, where)
+            found = expand(samplers.resolve(name, folder=path.parent), axes, where)
         except ValueError as error:
             raise ValueError(str(error) if str(error).startswith(where) else f"{where}: {error}") from None
         variants += [

@@ -5,8 +5,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from entropix import config
-from entropix.config import GenerateConfig, SamplerConfig
+from entropix import config, samplers
+from entropix.config import GenerateConfig
 from entropix.lab.experiments import engine
 from entropix.lab.experiments.engine import FORMAT, Grid, Variant
 from entropix.lab.experiments.results import MANIFEST, Line, Store, difference, read_manifest
@@ -86,7 +86,7 @@ def _grid(manifest: Manifest, where: str) -> Grid:
     """The grid that a manifest describes."""
     return Grid(
         variants=[
-            Variant(v["label"], v["sampler"], config.from_mapping(SamplerConfig, v["config"], where))
+            Variant(v["label"], samplers.recorded(v["sampler"], v["config"], v.get("sampler_source")))
             for v in manifest["variants"]
         ],
         prompts=[prompt["token_ids"] for prompt in manifest["prompts"]],

@@ -20,8 +20,9 @@ from jax.experimental import multihost_utils
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from entropix import distributed, samplers
+from entropix import distributed
 from entropix.checkpoint.loading import Model
+from entropix.config import HOST, fields_of_kind
 from entropix.console import terminal
 from entropix.lab.experiments import engine
 from entropix.lab.experiments.engine import Grid, Variant
@@ -90,8 +91,9 @@ def generate(model: Model, whole: Grid, store: Store | Follower, out: str | None
 
 def program(variant: Variant) -> Hashable:
     """What is compiled anew for it, of all that variants differ in; a clarifier of another length is."""
-    sampler, config = samplers.configured(variant.sampler, variant.config), variant.config
-    return sampler, jax.tree.structure(config), config.clarifier
+    numbers = variant.sampler.numbers
+    texts = [getattr(numbers, name) for name in fields_of_kind(type(numbers), HOST)]
+    return variant.sampler.sampler, jax.tree.structure(numbers), *texts
 
 
 class Pace:

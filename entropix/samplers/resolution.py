@@ -1,0 +1,149 @@
+"""What a user names, resolved once: a rule with its numbers, which travels to whoever draws, writes or compares."""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from entropix import config, presets
+from entropix.files import read_toml
+from entropix.samplers import registry, rule_files
+from entropix.samplers.base import Sampler
+from entropix.samplers.numbers import RuleConfig
+from entropix.samplers.repetition import guarded, is_on
+from entropix.samplers.rule_files import RuleFile
+
+
+@dataclass(frozen=True)
+class ResolvedSampler:
+    """A rule with its numbers, checked."""
+
+    label: str  # what the user called it
+    rule: Sampler
+    numbers: Any  # of the rule: a `rule.config`
+    source: RuleFile | None = None  # of a rule in a file of somebody's own
+
+    @property
+    def name(self) -> str:
+        """The rule's own name."""
+        return self.rule.name
+
+    @property
+    def sampler(self) -> Sampler:
+        """The rule, guarded against repetition if the numbers ask for it."""
+        return guarded(self.rule) if is_on(self.numbers) else self.rule
+
+    def changed(self, changes: Mapping[str, Any], where: str = "sampler config") -> "ResolvedSampler":
+        """The same with some numbers replaced. Raises a ValueError that begins with `where` for what is wrong."""
+        registry.check_names(changes, self.rule, where)
+        values = dataclasses.asdict(self.numbers) | dict(changes)
+        return dataclasses.replace(self, numbers=config.from_mapping(type(self.numbers), values, where))
+
+
+def resolve(
+    named: "str | Sampler | ResolvedSampler",
+    changes: Mapping[str, Any] | RuleConfig | None = None,
+    folder: Path = Path(),
+) -> ResolvedSampler:
+    """The rule and the numbers that are meant by
+
+    - the name of a preset in configs/samplers or of a rule, whose numbers then are the usual ones;
+    - a `.toml` file, whose entry `sampler` names the rule and whose other entries are numbers of it;
+    - a rule in a Python file, `my_rule.py:RULE`;
+    - a rule itself, or what was resolved already.
+
+    changes: numbers that replace these, or all of them. folder: what names of files are relative to. Raises a
+    ValueError that says what is wrong.
+    """
+    found = _resolve(named, folder)
+    if changes is None:
+        return found
+    if isinstance(changes, Mapping):
+        return found.changed(changes)
+    if not isinstance(changes, found.rule.config):
+        expected, given = found.rule.config.__name__, type(changes).__name__
+        raise ValueError(f"sampler config: {found.name} takes a {expected} or a mapping, got a {given}")
+    config.check(changes, "sampler config")
+    return dataclasses.replace(found, numbers=changes)
+
+
+def recorded(
+    name: str, numbers: Mapping[str, Any], source: Mapping[str, str] | None = None
+) -> ResolvedSampler:
+    """What a trace or a grid's results say that was used: numbers that only other rules have are left out.
+
+    Raises a ValueError for a rule whose file is gone or has changed.
+    """
+    came_from = None if source is None else _rule_file(source)
+    rule = registry.get(name) if came_from is None else rule_files.load_recorded(came_from)
+    own = {field.name for field in dataclasses.fields(rule.config)}
+    values = {field: value for field, value in numbers.items() if field in own or not registry.users(field)}
+    return ResolvedSampler(name, rule, config.from_mapping(rule.config, values, "sampler_config"), came_from)
+
+
+def _rule_file(source: Mapping[str, str]) -> RuleFile:
+    if missing := [field for field in RuleFile._fields if not isinstance(source.get(field), str)]:
+        raise ValueError(f"the source of a rule needs {missing[0]!r}, a text; got {dict(source)!r}")
+    return RuleFile(**{field: source[field] for field in RuleFile._fields})
+
+
+def names() -> list[str]:
+    """All presets, those of rules among them."""
+    return sorted({*presets.preset_names("samplers"), *registry.summaries()})
+
+
+def about(name: str) -> str:
+    """A line about a preset: what its rule does or, where several presets share that rule, what sets this one apart."""
+    rules = registry.summaries()
+    return rules[name] if name in rules else presets.preset_comment(name)
+
+
+def _resolve(named: "str | Sampler | ResolvedSampler", folder: Path) -> ResolvedSampler:
+    if isinstance(named, ResolvedSampler):
+        return named
+    if not isinstance(named, str):
+        registry.check_rule(named, "sampler")
+        rule_files.check_free(named, "sampler")
+        source = None if named in registry.BUILT_IN else rule_files.source_of(named)
+        return ResolvedSampler(named.name, named, named.config(), source)
+    if named.endswith(".toml"):
+        return _from_toml(named, folder / named)
+    if rule_files.is_rule_file(named):
+        rule, source = rule_files.load(named, folder)
+        return ResolvedSampler(named, rule, rule.config(), source)
+    if named in presets.preset_names("samplers"):
+        return _from_toml(named, presets.preset_path("samplers", named))
+    if named in registry.summaries():
+        rule = registry.get(named)
+        return ResolvedSampler(named, rule, rule.config())
+    raise ValueError(presets.unknown("samplers", named, names()))
+
+
+def _from_toml(label: str, path: Path) -> ResolvedSampler:
+    """The rule that a file names, with the file's numbers."""
+    values = read_toml(path)
+    named = values.pop("sampler", None)
+    if not isinstance(named, str):
+        raise ValueError(f'{path}: expected an entry like sampler = "entropix", got {named!r}')
+    if rule_files.is_rule_file(named):
+        found = _resolve(named, path.parent)
+    else:
+        try:
+            rule = registry.get(named)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+        found = ResolvedSampler(label, rule, rule.config())
+    usual = found.numbers
+    values = {name: value for name, value in values.items() if not _is_idle(name, value, found.rule)}
+    found = dataclasses.replace(found.changed(values, str(path)), label=label)
+    given = [name for name in values if getattr(found.numbers, name) != getattr(usual, name)]
+    registry.check_guard(given, found.numbers, str(path))
+    return found
+
+
+def _is_idle(name: str, value: Any, rule: Sampler) -> bool:
+    """Whether a number of other rules is what it usually is: older files may list it."""
+    return name not in {field.name for field in dataclasses.fields(rule.config)} and any(
+        getattr(registry.SAMPLERS[user].config, name) == value for user in registry.users(name)
+    )
