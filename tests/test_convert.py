@@ -200,7 +200,7 @@ def test_a_template_that_is_given_replaces_the_folders_own(tmp_path: Path) -> No
     ("changes", "message"),
     [
         ({"quantization_config": {"quant_method": "awq"}}, "quantised tensors are not supported"),
-        ({"num_hidden_layers": 9000}, "config.json implies 9000 layers, but there are only 20 tensors"),
+        ({"num_hidden_layers": 900}, "config.json implies 900 layers, but there are only 20 tensors"),
         ({"num_hidden_layers": 3}, r"missing: model\.layers\.2\.input_layernorm\.weight \[32\]"),
         ({"bos_token_id": 259}, "bos_token_id must be one whole number from 0 to 258, got 259"),
         ({"tie_word_embeddings": False}, r"missing: lm_head\.weight"),

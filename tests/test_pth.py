@@ -72,6 +72,11 @@ def test_a_large_number_of_a_note_takes_no_room(tmp_path: Path) -> None:
     assert read_pth(with_pickle(tmp_path / "a.pth", b"}r\xff\xff\xff\xff")) == {}
 
 
+def test_a_pickle_longer_than_any_list_of_tensors_is_not_read(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"its data\.pkl has 9000003 bytes, which no list of tensors has"):
+        read_pth(with_pickle(tmp_path / "a.pth", b"N" * 9_000_000))
+
+
 def test_a_compressed_archive_is_refused(tmp_path: Path) -> None:
     path = pth_files.write_pth(tmp_path / "a.pth", {"a": np.zeros(10**6, np.float32)}, compression=8)
     assert path.stat().st_size < 10_000

@@ -153,6 +153,12 @@ def test_a_header_longer_than_its_file_is_refused(tmp_path: Path) -> None:
         tensors.stored_tensors(tmp_path)
 
 
+def test_a_header_longer_than_any_list_of_tensors_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes((9_000_000).to_bytes(8, "little") + b"{" + b" " * 9_000_000)
+    with pytest.raises(ValueError, match=r"a header of 9000000 bytes in a file of 9000009"):
+        tensors.stored_tensors(tmp_path)
+
+
 def test_more_layers_than_tensors_are_refused_before_they_are_listed(tmp_path: Path) -> None:
     folders.write_tensors(tmp_path, folders.random_tensors(toy.config()))
     with pytest.raises(

@@ -16,7 +16,7 @@ from entropix.files import read_json
 from entropix.paths import what_is_there
 
 EMBED, UNEMBED, FINAL_NORM = "model.embed_tokens.weight", "lm_head.weight", "model.norm.weight"
-_MAX_HEADER = 2**25  # bytes; 30 times what a model of 405 billion parameters has
+_MAX_HEADER = 2**23  # bytes; 50 times what a model of 405 billion parameters has
 _MAX_FAULTS = 20  # that one error lists
 _DERIVED = ".rotary_emb.inv_freq"  # a buffer in old checkpoints; it follows from the config
 

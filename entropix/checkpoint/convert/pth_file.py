@@ -34,7 +34,7 @@ _DTYPES = {
     "ByteStorage": np.dtype(np.uint8),
     "BoolStorage": np.dtype(np.bool_),
 }
-_MAX_PICKLE = 2**26  # bytes; a pickle of a thousand tensors has 200,000
+_MAX_PICKLE = 2**23  # bytes; a pickle of a thousand tensors has 300,000
 _SHARED = 2  # how often the same values may be given, as an embedding and an unembedding: twice
 
 _CONSTANTS: dict[str, Any] = {
