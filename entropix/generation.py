@@ -64,7 +64,7 @@ def prepare(
     return GenerationRequest(
         model=model,
         prompt_ids=prompt_ids,
-        sampler=chosen.sampler,
+        sampler=chosen.on([*model.stop_ids, *model.tokenizer.special_tokens.values()]),
         sampler_config=chosen.numbers,
         config=cfg,
         sampler_source=chosen.source,

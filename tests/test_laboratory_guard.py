@@ -17,6 +17,7 @@ from every_number import EveryNumber as SamplerConfig
 from entropix import presets, samplers
 from entropix.console import cli
 from entropix.main import main
+from entropix.metrics import Metrics
 from entropix.samplers import SAMPLERS, Sampler, SamplerInputs, repetition, truncation
 from entropix.samplers.repetition import WINDOW, guarded
 
@@ -218,6 +219,21 @@ def test_a_sampler_has_one_guarded_version() -> None:
     assert samplers.resolve("greedy").sampler is SAMPLERS["greedy"]
     for change in ({"repetition_penalty": 1.2}, {"dry_multiplier": 0.8}):
         assert samplers.resolve("greedy", change).sampler is guarded(SAMPLERS["greedy"])
+
+
+def test_what_ends_a_text_or_marks_a_turn_is_not_lowered_unless_that_is_asked_for() -> None:
+    """Of two tokens that stood in the prompt, one ends turns: the other goes where it does not."""
+    logits_V = np.full(9, -9.0, np.float32)
+    logits_V[[3, 5, 7]] = 2.0, 1.9, 1.5
+    for special, number, expected in (((3,), 0.0, 3), ((3,), 1.0, 7), ((), 0.0, 7)):
+        cfg = SAMPLERS["greedy"].config(repetition_penalty=2.0, repetition_special=number)
+        rule = guarded(SAMPLERS["greedy"], special)
+        state = rule.init(cfg, [[3, 5]], lambda text: [1])
+        metrics = Metrics(*(np.zeros(1, np.float32) for _ in Metrics._fields))
+        token_B, *_ = rule.step(
+            conformance.keys(0)[:1], state, SamplerInputs(jnp.asarray(logits_V)[None], metrics), cfg
+        )
+        assert token_B.tolist() == [expected]
 
 
 # ----- what a reader is told --------------------------------------------------------------------------------

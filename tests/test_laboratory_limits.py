@@ -107,8 +107,8 @@ def test_a_limit_reproduces_the_full_distribution(name: str) -> None:
 
 
 def awkward(n_tokens: int) -> np.ndarray:
-    """Rows with ties, signed zeros, certainty, impossible tokens, long tails, large offsets, one far below all others, and
-    numbers whose squares float32 does not hold."""
+    """Rows with ties, signed zeros, certainty, impossible tokens, long tails, large offsets, one far below all others,
+    and numbers whose squares float32 does not hold."""
     rng, token = np.random.default_rng(3), np.arange(n_tokens)
     noise = rng.normal(0, 3, n_tokens)
     zipf = -np.log(1.0 + token)

@@ -68,12 +68,16 @@ def test_every_number_of_a_rule_changes_what_a_step_returns(name: str) -> None:
 
 
 def test_every_number_of_the_guard_changes_what_a_step_returns() -> None:
+    everything = tuple(range(1000))
     sampler, on = guarded(SAMPLERS["temperature"]), {"repetition_penalty": 1.5, "dry_multiplier": 0.8}
     usual = SAMPLERS["temperature"].config(**on)
     before = outcomes(sampler, usual)
-    for name in GUARD:
+    for name in set(GUARD) - {"repetition_special"}:
         value = getattr(usual, name)
         assert outcomes(sampler, dataclasses.replace(usual, **{name: value * 1.5})) != before, name
+    spared = guarded(SAMPLERS["temperature"], everything)
+    assert outcomes(spared, dataclasses.replace(usual, repetition_special=1.0)) == before
+    assert outcomes(spared, usual) != before
 
 
 @pytest.mark.parametrize(

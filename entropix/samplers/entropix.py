@@ -3,7 +3,7 @@
                        low varentropy                  high varentropy
     low entropy        flow: take the likeliest        explore: look at the alternatives
     high entropy       clarify: pause or ask           resample: draw wide
-    everything else    adaptive: settings that follow the metrics, best of several draws
+    everything else    adaptive: numbers that follow the metrics, best of several draws
 
 Each row becomes four numbers (temperature, top-p, top-k, min-p); one chain and one draw then serve all strategies.
 """
@@ -37,7 +37,10 @@ from entropix.samplers.numbers import RuleConfig
 
 MAX_CLARIFY_TEMPERATURE = MAX_EXPLORE_TEMPERATURE = 1.5
 MIN_RESAMPLE_TEMPERATURE, MIN_RESAMPLE_TOP_P = 2.0, 0.5
-MIN_EXPLORE_TOP_K, MAX_ADAPTIVE_TOP_K = 5, 100
+MIN_EXPLORE_TOP_K, EXPLORE_TOP_K_AGREE = 5, 0.5
+MIN_ADAPTIVE_TOP_P, MAX_ADAPTIVE_TOP_P = 0.1, 1.0
+MIN_ADAPTIVE_TOP_K, MAX_ADAPTIVE_TOP_K = 1, 100
+MIN_ADAPTIVE_MIN_P, MAX_ADAPTIVE_MIN_P = 0.01, 0.5
 
 
 class Strategy(IntEnum):
@@ -179,65 +182,85 @@ def choose(
     )
 
 
-def settings(strategy_B: Array, metrics: Metrics, cfg: SamplerConfig) -> SamplingParams:
-    """The four numbers of each row's draw. `flow` is top-k = 1, that is argmax; its other numbers are the config's."""
+# ----- the four numbers of each strategy, a row ----------------------------------------------------------------
+
+
+def flow_params(metrics: Metrics, cfg: SamplerConfig) -> SamplingParams:
+    """Top-k = 1, that is argmax; the other numbers are the config's."""
+    plain = jnp.ones_like(metrics.logits_entropy)
+    return SamplingParams(cfg.temp * plain, cfg.top_p * plain, plain, cfg.min_p * plain)
+
+
+def clarify_params(metrics: Metrics, cfg: SamplerConfig) -> SamplingParams:
+    """Where nothing may be inserted: warmer, by attention entropy."""
+    factor = cfg.helv_attn_ent_offset + cfg.helv_attn_ent_coef * metrics.attn_entropy
+    return flow_params(metrics, cfg)._replace(
+        temperature_B=jnp.minimum(MAX_CLARIFY_TEMPERATURE, cfg.temp * factor),
+        top_k_B=_top_k(metrics, cfg),
+    )
+
+
+def explore_params(metrics: Metrics, cfg: SamplerConfig) -> SamplingParams:
+    """Warmer, by interaction strength, and more tokens the less heads deviate."""
+    strength = metrics.interaction_strength
+    factor = cfg.lehv_interaction_strength_offset + cfg.lehv_interaction_strength_coef * strength
+    wider = jnp.asarray(cfg.top_k, jnp.float32) * (1 + EXPLORE_TOP_K_AGREE * (1 - metrics.agreement))
+    return flow_params(metrics, cfg)._replace(
+        temperature_B=jnp.minimum(MAX_EXPLORE_TEMPERATURE, cfg.temp * factor),
+        top_k_B=jnp.maximum(MIN_EXPLORE_TOP_K, jnp.trunc(wider)),
+    )
+
+
+def resample_params(metrics: Metrics, cfg: SamplerConfig) -> SamplingParams:
+    """Hot, by attention varentropy, from a nucleus that attention entropy makes smaller."""
+    factor = cfg.hehv_attn_vent_offset + cfg.hehv_attn_vent_coef * metrics.attn_varentropy
+    nucleus = cfg.top_p - cfg.hehv_attn_ent_coef * metrics.attn_entropy
+    return flow_params(metrics, cfg)._replace(
+        temperature_B=jnp.maximum(MIN_RESAMPLE_TEMPERATURE, cfg.temp * factor),
+        top_p_B=jnp.maximum(MIN_RESAMPLE_TOP_P, nucleus),
+        top_k_B=_top_k(metrics, cfg),
+    )
+
+
+def adaptive_params(metrics: Metrics, cfg: SamplerConfig) -> SamplingParams:
+    """All four follow the metrics."""
     doubt = metrics.logits_entropy + metrics.logits_varentropy
-    attn, attn_var = metrics.attn_entropy, metrics.attn_varentropy
+    attention = metrics.attn_entropy + metrics.attn_varentropy
     agreement, strength = metrics.agreement, metrics.interaction_strength
-    plain = jnp.ones_like(doubt)
-    top_k = jnp.asarray(cfg.top_k, jnp.float32)
-
-    def select(flow: Array, clarify: Array, explore: Array, resample: Array, adaptive: Array) -> Array:
-        return jnp.select(
-            [strategy_B == s for s in list(Strategy)[:-1]], [flow, clarify, explore, resample], adaptive
-        )
-
-    temperature_B = cfg.temp * select(
-        flow=plain,
-        clarify=cfg.helv_attn_ent_offset + cfg.helv_attn_ent_coef * attn,
-        explore=cfg.lehv_interaction_strength_offset + cfg.lehv_interaction_strength_coef * strength,
-        resample=cfg.hehv_attn_vent_offset + cfg.hehv_attn_vent_coef * attn_var,
-        adaptive=1
-        + cfg.ada_temp_logits * doubt
-        + cfg.ada_temp_attn * (attn + attn_var)
-        - cfg.ada_temp_agree * agreement,
+    factor = 1 + cfg.ada_temp_logits * doubt + cfg.ada_temp_attn * attention - cfg.ada_temp_agree * agreement
+    top_p = cfg.top_p * (1 + cfg.ada_top_p * metrics.attn_varentropy)
+    top_k = jnp.asarray(cfg.top_k, jnp.float32) * (
+        1 + cfg.ada_top_k_int * strength - cfg.ada_top_k_agree * agreement
     )
-    temperature_B = select(
-        flow=temperature_B,
-        clarify=jnp.minimum(MAX_CLARIFY_TEMPERATURE, temperature_B),
-        explore=jnp.minimum(MAX_EXPLORE_TEMPERATURE, temperature_B),
-        resample=jnp.maximum(MIN_RESAMPLE_TEMPERATURE, temperature_B),
-        adaptive=temperature_B,
-    )
-    top_p_B = select(
-        flow=cfg.top_p * plain,
-        clarify=cfg.top_p * plain,
-        explore=cfg.top_p * plain,
-        resample=jnp.maximum(MIN_RESAMPLE_TOP_P, cfg.top_p - cfg.hehv_attn_ent_coef * attn),
-        adaptive=jnp.clip(cfg.top_p * (1 + cfg.ada_top_p * attn_var), 0.1, 1.0),
-    )
-    top_k_B = select(
-        flow=plain,
-        clarify=top_k * plain,
-        explore=jnp.maximum(MIN_EXPLORE_TOP_K, jnp.trunc(top_k * (1 + 0.5 * (1 - agreement)))),
-        resample=top_k * plain,
-        adaptive=jnp.clip(
-            jnp.round(top_k * (1 + cfg.ada_top_k_int * strength - cfg.ada_top_k_agree * agreement)),
-            1,
-            MAX_ADAPTIVE_TOP_K,
-        ),
-    )
-    min_p_B = jnp.where(
-        strategy_B == Strategy.ADAPTIVE,
-        jnp.clip(cfg.min_p * (1 - cfg.ada_min_p * doubt), 0.01, 0.5),
-        cfg.min_p,
-    )
+    min_p = cfg.min_p * (1 - cfg.ada_min_p * doubt)
     return SamplingParams(
-        temperature_B=jnp.maximum(temperature_B, MIN_TEMPERATURE),
-        top_p_B=top_p_B,
-        top_k_B=jnp.minimum(top_k_B, cfg.max_top_k).astype(jnp.int32),
-        min_p_B=min_p_B,
+        temperature_B=cfg.temp * factor,
+        top_p_B=jnp.clip(top_p, MIN_ADAPTIVE_TOP_P, MAX_ADAPTIVE_TOP_P),
+        top_k_B=jnp.clip(jnp.round(top_k), MIN_ADAPTIVE_TOP_K, MAX_ADAPTIVE_TOP_K),
+        min_p_B=jnp.clip(min_p, MIN_ADAPTIVE_MIN_P, MAX_ADAPTIVE_MIN_P),
     )
+
+
+def _top_k(metrics: Metrics, cfg: SamplerConfig) -> Array:
+    return jnp.full_like(metrics.logits_entropy, cfg.top_k)
+
+
+def sampling_params(strategy_B: Array, metrics: Metrics, cfg: SamplerConfig) -> SamplingParams:
+    """The four numbers of each row's draw: those of its strategy."""
+    of_all = (flow_params, clarify_params, explore_params, resample_params, adaptive_params)
+    is_strategy = [strategy_B == strategy for strategy in list(Strategy)[:-1]]
+
+    def select(*values: Array) -> Array:
+        return jnp.select(is_strategy, values[:-1], values[-1])
+
+    chosen = jax.tree.map(select, *(params(metrics, cfg) for params in of_all))
+    return chosen._replace(
+        temperature_B=jnp.maximum(chosen.temperature_B, MIN_TEMPERATURE),
+        top_k_B=jnp.minimum(chosen.top_k_B, cfg.max_top_k).astype(jnp.int32),
+    )
+
+
+# ----- the draw ---------------------------------------------------------------------------------------------------
 
 
 def step_score(metrics: Metrics, cfg: SamplerConfig) -> Array:
@@ -284,9 +307,9 @@ def act(
         (strategy_B == Strategy.CLARIFY) & ~state.just_inserted_B & (state.length_B > 0)
     )
 
-    chosen = settings(strategy_B, metrics, cfg)
+    params = sampling_params(strategy_B, metrics, cfg)
     candidates = top_candidates(logits_BV, cfg.max_top_k)
-    filtered_BC = filters.chain(candidates.logits_BC, chosen)
+    filtered_BC = filters.chain(candidates.logits_BC, params)
     log_p_BC = candidates.logits_BC - log_normalizer(logits_BV)[:, None]
     index_B = _draw(key_B, filtered_BC, log_p_BC, strategy_B, cfg.n_adaptive_samples)
 
@@ -297,7 +320,7 @@ def act(
     adaptive_B = strategy_B == Strategy.ADAPTIVE
     info = SampleInfo(
         strategy_B=strategy_B,
-        **chosen._asdict(),
+        **params._asdict(),
         kept_B=filters.kept(filtered_BC),
         logprob_B=logprob_B,
         draw_logprob_B=jnp.where(

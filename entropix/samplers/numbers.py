@@ -73,6 +73,13 @@ class RuleConfig:
         "tokens",
         source="2 [llama.cpp]",
     )
+    repetition_special: float = parameter(
+        0.0,
+        "guard: above 0 the tokens that end a text or mark a turn are lowered too, as published",
+        0.0,
+        1.0,
+        source="1, lowered like any other [ctrl]",
+    )
 
     def problem(self) -> str | None:
         """What is wrong with these numbers together, as a sentence."""

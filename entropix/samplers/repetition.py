@@ -45,11 +45,16 @@ def is_on(cfg: RuleConfig) -> bool:
 
 
 @functools.cache
-def guarded(sampler: Sampler) -> Sampler:
-    """The same sampler, name and strategies included, with the guard before it. Always the same object for one sampler,
-    so that it compiles once."""
+def guarded(sampler: Sampler, special: tuple[int, ...] = ()) -> Sampler:
+    """The same sampler, name and strategies included, with the guard before it. Always the same object for one sampler
+    and the same tokens, so that it compiles once.
+
+    special: tokens that end a text or mark a turn. They stand in every earlier turn of a conversation: as repetition,
+    the next end would be less likely each time. Unless `repetition_special` asks for it they are not lowered.
+    """
     return sampler._replace(
-        init=functools.partial(init, sampler=sampler), step=functools.partial(step, sampler=sampler)
+        init=functools.partial(init, sampler=sampler),
+        step=functools.partial(step, sampler=sampler, special=special),
     )
 
 
@@ -68,11 +73,20 @@ def init(cfg: RuleConfig, prompts: Prompts, encode: Encode, sampler: Sampler) ->
 
 
 def step(
-    key_B: Array, state: Guarded, context: SamplerInputs, cfg: RuleConfig, sampler: Sampler
+    key_B: Array,
+    state: Guarded,
+    context: SamplerInputs,
+    cfg: RuleConfig,
+    sampler: Sampler,
+    special: tuple[int, ...],
 ) -> tuple[Array, Guarded, SampleInfo, Candidates]:
     """One token a row by the sampler, from guarded logits."""
     logits_BV = repetition_penalty(context.logits_BV, state.recent_BW, cfg.repetition_penalty)
     logits_BV -= dry_penalty(logits_BV, state.recent_BW, state.breaker_BQ, cfg)
+    if special:
+        is_special_V = jnp.asarray(np.isin(np.arange(logits_BV.shape[-1]), special))
+        spared_BV = (is_special_V & (cfg.repetition_special == 0))[None, :]
+        logits_BV = jnp.where(spared_BV, context.logits_BV, logits_BV)
     token_B, inner, info, candidates = sampler.step(
         key_B, state.inner, context._replace(logits_BV=logits_BV), cfg
     )

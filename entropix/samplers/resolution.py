@@ -1,7 +1,7 @@
 """What a user names, resolved once: a rule with its numbers, which travels to whoever draws, writes or compares."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,14 @@ class ResolvedSampler:
     @property
     def sampler(self) -> Sampler:
         """The rule, guarded against repetition if the numbers ask for it."""
-        return guarded(self.rule) if is_on(self.numbers) else self.rule
+        return self.on(())
+
+    def on(self, special: Iterable[int]) -> Sampler:
+        """The same on a model where these tokens end a text or mark a turn."""
+        if not is_on(self.numbers):
+            return self.rule
+        ids = tuple(sorted(set(special)))
+        return guarded(self.rule, ids) if ids else guarded(self.rule)
 
     def changed(self, changes: Mapping[str, Any], where: str = "sampler config") -> "ResolvedSampler":
         """The same with some numbers replaced. Raises a ValueError that begins with `where` for what is wrong."""
@@ -79,6 +86,7 @@ def recorded(
     rule = registry.get(name) if came_from is None else rule_files.load_recorded(came_from)
     own = {field.name for field in dataclasses.fields(rule.config)}
     values = {field: value for field, value in numbers.items() if field in own or not registry.users(field)}
+    values.setdefault("repetition_special", 1.0)  # before there was this number, they were lowered
     return ResolvedSampler(name, rule, config.from_mapping(rule.config, values, "sampler_config"), came_from)
 
 
