@@ -1,35 +1,107 @@
 """Reading and replacing files: whole, or not at all, and with errors that name the file and say what to do.
 
-All text is UTF-8, with or without a byte order mark, which is never part of it.
+Only regular files are read: a pipe would wait for somebody to write to it, a device may never end. All text is UTF-8,
+with or without a byte order mark, which is never part of it.
 """
 
 import codecs
 import contextlib
 import json
 import os
+import stat
 import tomllib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from entropix import distributed
+
+MOST_JSON = 64_000_000  # bytes; the largest tokenizer files have some 35 million
+_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
 # ----- reading ----------------------------------------------------------------------------------------------
 
 
-def read_bytes(path: str | Path) -> bytes:
-    """What is in a file. Raises a ValueError that names it where it is not there or cannot be read."""
+def is_there(path: str | Path) -> bool:
+    """Whether something has this name, be it readable or not. Raises a ValueError where that cannot be known."""
     try:
-        return Path(path).read_bytes()
+        os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except (OSError, ValueError) as error:
+        raise ValueError(_unreadable(path, error)) from None
+    return True
+
+
+def read_bytes(path: str | Path, most: int | None = None) -> bytes:
+    """What is in a regular file, of at most `most` bytes.
+
+    Raises a ValueError that names it where it is too large, is the pointer that Git leaves in place of a large file, or
+    cannot be opened (see `opened`).
+    """
+    with opened(path) as file:
+        if most is not None and (size := os.fstat(file.fileno()).st_size) > most:
+            raise ValueError(f"{path}: expected a file of at most {most} bytes, but this has {size}")
+        data = file.read()
+    check_no_pointer(path, data)
+    return data
+
+
+@contextlib.contextmanager
+def opened(path: str | Path) -> Iterator[BinaryIO]:
+    """A regular file, open for reading bytes.
+
+    Raises a ValueError that names it where it is not there, cannot be read or is no regular file; what is of another
+    kind is not even opened, but for `/dev/stdin` and `/dev/fd/N`, which are open.
+    """
+    try:
+        status = os.stat(path)  # noqa: PTH116 (Path's would refuse less than it says)
+        if not stat.S_ISREG(status.st_mode) and not _is_handed_over(Path(path)):
+            raise ValueError(f"{path}: expected a regular file, but this is {_kind(status.st_mode)}")
+        with Path(path).open("rb") as file:
+            yield file
     except FileNotFoundError:
+        if is_there(path):
+            raise ValueError(f"{path}: a link to a file that is not there") from None
         raise ValueError(f"{path}: no such file") from None
     except OSError as error:
-        raise ValueError(f"{path}: cannot be read ({error.strerror})") from None
+        raise ValueError(_unreadable(path, error)) from None
 
 
-def read_text(path: str | Path) -> str:
-    """The text in a file. Raises a ValueError that names it, and the line that is not UTF-8."""
-    return decode_utf8(read_bytes(path), str(path))
+def check_no_pointer(path: str | Path, start: bytes) -> None:
+    """Raises a ValueError for a file that begins like the pointer that Git LFS leaves in place of a large one."""
+    if start.startswith(_LFS_POINTER):
+        raise ValueError(
+            f"{path}: this is a Git LFS pointer, a few lines that stand for the file; fetch the file itself with "
+            "`git lfs pull` in its folder, or download it again"
+        )
+
+
+def _is_handed_over(path: Path) -> bool:
+    """Whether this names what was opened for this process already, such as the output of another command."""
+    return path == Path("/dev/stdin") or path.parent == Path("/dev/fd")
+
+
+def _unreadable(path: str | Path, error: Exception) -> str:
+    if isinstance(error, PermissionError):
+        return f"{path}: you may not read this (permission denied); change its permissions or its folder's"
+    return f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})"
+
+
+def _kind(mode: int) -> str:
+    kinds = {
+        stat.S_ISDIR: "a folder",
+        stat.S_ISFIFO: "a pipe",
+        stat.S_ISSOCK: "a socket",
+        stat.S_ISCHR: "a device",
+        stat.S_ISBLK: "a device",
+    }
+    return next((name for is_kind, name in kinds.items() if is_kind(mode)), "something else")
+
+
+def read_text(path: str | Path, most: int | None = None) -> str:
+    """The text in a file of at most `most` bytes. Raises a ValueError that names it, and the line that is not UTF-8."""
+    return decode_utf8(read_bytes(path, most), str(path))
 
 
 def decode_utf8(data: bytes, where: str) -> str:
@@ -46,8 +118,8 @@ def decode_utf8(data: bytes, where: str) -> str:
 
 
 def read_json(path: str | Path) -> dict[str, Any]:
-    """The object in a JSON file. Raises a ValueError that names the file where there is none."""
-    return json_object(read_text(path), str(path))
+    """The object in a JSON file. Raises a ValueError that names the file where there is none, or far too much."""
+    return json_object(read_text(path, MOST_JSON), str(path))
 
 
 def json_object(text: str, where: str) -> dict[str, Any]:

@@ -64,9 +64,9 @@ class Metrics(NamedTuple):
     self_certainty: Array
     """KL(U‖p) = -1/V Σ ln(V·p), at least 0, in nats: how far p is from all V tokens alike (Kang et al. 2025).
 
-    U is uniform over all of the logits, unused tokens of a padded vocabulary included. Every token weighs the same, the
-    least likely too: a logit of -1e30 makes it 1e30/V, one of -inf makes it +inf, which a trace shows as null. It is
-    therefore always that of the model's own logits, before any filter.
+    U is uniform over all tokens that there are: rows of a padded vocabulary, whose logits are -inf, are none. Every
+    token weighs the same, the least likely too: a logit of -1e30 makes it 1e30/V. It is always that of the model's own
+    logits, before any filter.
     """
 
 
@@ -114,11 +114,12 @@ def self_certainty(logits: Array, parts: SoftmaxParts) -> Array:
     """KL of the softmax of these logits, given in parts as well, from the uniform distribution, in nats.
 
     -mean ln p = ln total - mean shift, with the shift of every entry: that of the parts is 0 where exp underflows. The
-    vocabulary's size divides inside the logarithm, so that equal logits give exactly 0.
+    number of tokens divides inside the logarithm, so that equal logits give exactly 0. Logits of -inf are no tokens.
     """
-    n = logits.shape[-1]
     shift = logits - jnp.max(logits, axis=-1, keepdims=True)
-    return jnp.maximum(jnp.log(parts.total / n) - total(shift) / n, 0)
+    is_token = shift != -jnp.inf
+    n = total(is_token.astype(jnp.float32))
+    return jnp.maximum(jnp.log(parts.total / n) - total(jnp.where(is_token, shift, 0)) / n, 0)
 
 
 def previous_token_attention(mean_LBTS: Array, attention: AttentionScores, count_BT: Array) -> Array:

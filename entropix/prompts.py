@@ -75,7 +75,10 @@ def _parse(line: str, where: str) -> PromptText:
     """The prompt in a line of a .jsonl file."""
     try:
         value = json.loads(line)
-    except json.JSONDecodeError as error:
+    except (
+        ValueError,
+        RecursionError,
+    ) as error:  # no JSON, numbers of thousands of digits, too many brackets
         raise ValueError(f"{where}: not JSON ({error})") from None
     found = [key for key in ("prompt", "messages") if isinstance(value, dict) and key in value]
     if len(found) != 1:

@@ -35,6 +35,7 @@ _VOCABULARY = 256  # tokens: what has fewer are candidates, quicker whole on eve
 WEIGHTS = {
     "embed_VD": P(MODEL, None),
     "unembed_VD": P(MODEL, None),
+    "has_token_V": P(MODEL),
     "qkv": P(MODEL, None, None, None),  # by key/value head, with the query heads that look at it
     "attn_out": P(None, MODEL, None),  # by head
     "gate_up": P(MODEL, None, None, None),  # by part, of which there are as many as devices

@@ -95,3 +95,12 @@ def test_a_pair_that_only_tiktoken_would_join_is_refused_by_name() -> None:
     ranks = {b"a": 0, b"b": 1, b"c": 2, b"ab": 3, b"abc": 4}
     with pytest.raises(ValueError, match="tiktoken would join b'ab' and b'c', which is no listed merge"):
         unreachable_tokens(ranks, [(b"a", b"b")])
+
+
+def test_tokens_that_would_take_hours_to_check_are_refused() -> None:
+    tokens = [b"a", *(b"b" + b"a" * n for n in range(1200))]
+    merges = [(token, b"a") for token in tokens[1:-1]]
+    with pytest.raises(
+        ValueError, match=r"its tokens are too long to be checked \(see the one of 7\d\d bytes\)"
+    ):
+        unreachable_tokens({token: i for i, token in enumerate(tokens)}, merges)

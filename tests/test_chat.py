@@ -1,11 +1,12 @@
 """Chat templates against texts written out by hand, and what users' text may not do to them."""
 
+import datetime
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
-from vocabularies import written
+from vocabularies import edit, written
 
 from entropix.checkpoint.chat import ChatTemplate, encode_chat, load_chat_template
 from entropix.checkpoint.tokenizer import Tokenizer, load_tokenizer
@@ -162,6 +163,51 @@ def test_the_template_is_read_with_its_special_tokens(
     assert load_chat_template(tmp_path) == ChatTemplate("of its own", "<s>", "</s>")
 
 
+def test_templates_are_looked_up_in_the_order_of_transformers(tmp_path: Path) -> None:
+    def found() -> str:
+        template = load_chat_template(tmp_path)
+        assert template is not None
+        return template.source
+
+    (tmp_path / "tokenizer_config.json").write_text('{"chat_template": "tokenizer_config.json"}')
+    assert found() == "tokenizer_config.json"
+    (tmp_path / "chat_template.json").write_text('{"chat_template": "chat_template.json"}')
+    assert found() == "chat_template.json"
+    (tmp_path / "additional_chat_templates").mkdir()
+    assert found() == "chat_template.json"
+    (tmp_path / "additional_chat_templates" / "default.jinja").write_text("additional default")
+    (tmp_path / "additional_chat_templates" / "rag.jinja").write_text("another")
+    assert found() == "additional default"
+    (tmp_path / "chat_template.jinja").write_text("chat_template.jinja")
+    assert found() == "chat_template.jinja"
+
+
+def test_a_byte_order_mark_is_no_part_of_a_template(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": "\ufeff{{ 1 }}"}))
+    assert load_chat_template(tmp_path) == ChatTemplate("{{ 1 }}")
+    (tmp_path / "chat_template.jinja").write_bytes(b"\xef\xbb\xbf{{ 2 }}")
+    assert load_chat_template(tmp_path) == ChatTemplate("{{ 2 }}")
+
+
+def test_named_templates_without_a_default_refuse_and_say_their_names(
+    tmp_path: Path, tokenizer: Tokenizer
+) -> None:
+    named = [{"name": "tool_use", "template": "t"}, {"name": "rag", "template": "r"}]
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": named}))
+    template = load_chat_template(tmp_path)
+    with pytest.raises(ValueError, match="none of its templates is the default: it has rag, tool_use"):
+        encode_chat(template, tokenizer, [user("hi")])
+
+
+def test_the_moment_of_a_date_is_given_or_that_of_rendering(tmp_path: Path) -> None:
+    (tmp_path / "chat_template.jinja").write_text("{{ strftime_now('%Y-%m-%d') }}")
+    frozen, today = load_chat_template(tmp_path, datetime.datetime(2024, 7, 26)), load_chat_template(tmp_path)
+    assert frozen is not None
+    assert today is not None
+    assert frozen.render([user("hi")]) == "2024-07-26"
+    assert today.render([user("hi")]) >= "2026-01-01"
+
+
 def test_a_folder_without_a_template_has_none(tmp_path: Path) -> None:
     assert load_chat_template(tmp_path) is None
     (tmp_path / "tokenizer_config.json").write_text('{"bos_token": "<s>"}')
@@ -171,7 +217,7 @@ def test_a_folder_without_a_template_has_none(tmp_path: Path) -> None:
 def test_a_damaged_template_names_its_file(tmp_path: Path) -> None:
     (tmp_path / "tokenizer_config.json").write_text('{"chat_template": 5}')
     with pytest.raises(
-        ValueError, match=r"tokenizer_config\.json: expected chat_template to be text, got int"
+        ValueError, match=r"tokenizer_config\.json: chat_template must be text, or a list of .*, got 5"
     ):
         load_chat_template(tmp_path)
     (tmp_path / "chat_template.jinja").write_bytes(b"\xff")
@@ -202,6 +248,7 @@ def test_the_templates_special_tokens_become_special_tokens(tokenizer: Tokenizer
         "  <|im_start|>\n",
         "<|im_<|im_end|>end|>",
         "\ue000<|im_end|>\ue001",
+        "".join(map(chr, range(0xE000, 0xF900))) + "<|im_end|>",
         "<|eot_id|><|begin_of_text|> no special token of this template",
     ],
 )
@@ -213,6 +260,17 @@ def test_special_tokens_in_a_message_stay_plain_text(
     ids = encode_chat(template, tokenizer, [user(content)])
     assert sum(i in tokenizer.special_tokens.values() for i in ids) == n_special
     assert tokenizer.decode(ids) == template.render([user(content)])
+
+
+def test_ends_that_are_not_special_stay_plain_text_in_a_message(tmp_path: Path) -> None:
+    added = {"<|im_end|>": 256, "<|done|>": 257, "<think>": 258}
+    written(tmp_path)
+    edit(tmp_path, added_tokens=[{"id": i, "content": text, "special": False} for text, i in added.items()])
+    template = "{{ messages[0].content }}{{ eos_token }}<|im_end|><think>"
+    edit(tmp_path, "tokenizer_config.json", eos_token="<|done|>", chat_template=template)
+    message = user("a<|done|><|im_end|><think>")
+    ids = encode_chat(load_chat_template(tmp_path), load_tokenizer(tmp_path), [message])
+    assert ids == [*b"a<|done|><|im_end|>", 258, 257, 256, 258]
 
 
 def test_special_tokens_in_a_message_can_be_allowed(tokenizer: Tokenizer) -> None:
@@ -231,6 +289,18 @@ def test_a_template_that_quotes_a_message_gets_it_back_whole(tokenizer: Tokenize
 def test_a_character_without_tokens_is_counted_from_the_start_of_its_message(tokenizer: Tokenizer) -> None:
     with pytest.raises(ValueError, match=r"character 2 of the text is '\\udc80'"):
         encode_chat(ChatTemplate(SMOLLM2), tokenizer, [user("ab\udc80")])
+
+
+def test_messages_that_leave_no_character_to_stand_in_are_refused(tokenizer: Tokenizer) -> None:
+    private = [*range(0xE000, 0xF900), *range(0xF0000, 0xFFFFE), *range(0x100000, 0x10FFFE)]
+    with pytest.raises(ValueError, match="the messages use every private-use character of Unicode"):
+        encode_chat(ChatTemplate(SMOLLM2), tokenizer, [user("".join(map(chr, private)) + "<|im_end|>")])
+
+
+def test_a_template_that_writes_nothing_is_refused(tokenizer: Tokenizer) -> None:
+    for allow_special in (False, True):
+        with pytest.raises(ValueError, match=r"makes no text of this conversation; .* \(--raw\)"):
+            encode_chat(ChatTemplate(""), tokenizer, [user("hi")], allow_special)
 
 
 def test_without_a_template_the_way_out_is_named(tokenizer: Tokenizer) -> None:

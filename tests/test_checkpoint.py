@@ -56,6 +56,32 @@ def test_llama3_scaling_is_read_wherever_it_is_written(tmp_path: Path, keys: dic
     assert (cfg.rope_theta, cfg.rope_scaling) == (5e5, RopeScaling(8.0, 1.0, 4.0, 8192))
 
 
+def test_rotary_parameters_that_stand_twice_must_agree(tmp_path: Path) -> None:
+    scaling, other = (
+        {"rope_type": "llama3", **folders.LLAMA3},
+        {"rope_type": "llama3", **folders.LLAMA3, "factor": 4},
+    )
+    same = {"rope_theta": None, "rope_parameters": scaling | {"rope_theta": 5e5}, "rope_scaling": scaling}
+    folders.write_config(tmp_path, **same)
+    cfg = hf_folder.read_config(tmp_path)
+    assert (cfg.rope_theta, cfg.rope_scaling) == (5e5, RopeScaling(8.0, 1.0, 4.0, 8192))
+    folders.write_config(tmp_path, rope_parameters={}, rope_scaling=scaling)
+    assert hf_folder.read_config(tmp_path).rope_scaling == RopeScaling(8.0, 1.0, 4.0, 8192)
+    different = "rope_parameters is .*, but rope_scaling is .*, which mean different rotary frequencies"
+    for changes, complaint in (
+        (same | {"rope_scaling": other}, different),
+        ({"rope_parameters": {"rope_type": "default"}, "rope_scaling": scaling}, different),
+        ({"rope_parameters": scaling, "rope_scaling": {"type": "yarn"}}, "rope_scaling is of type 'yarn'"),
+        (
+            {"rope_theta": 1e4, "rope_parameters": scaling | {"rope_theta": 5e5}},
+            "it has rope_theta 10000.0 and rope_parameters.rope_theta 500000.0; make them agree",
+        ),
+    ):
+        folders.write_config(tmp_path, **changes)
+        with pytest.raises(ValueError, match=complaint):
+            hf_folder.read_config(tmp_path)
+
+
 def test_default_rotary_parameters_mean_no_scaling(tmp_path: Path) -> None:
     folders.write_config(
         tmp_path, rope_theta=None, rope_parameters={"rope_type": "default", "rope_theta": 5e5}
@@ -99,6 +125,10 @@ def test_mistral_without_sliding_window_is_a_llama(tmp_path: Path) -> None:
         (
             {"rope_scaling": {"rope_type": "llama3", "factor": 8.0}},
             "low_freq_factor must be a number above 0, got None",
+        ),
+        (
+            {"rope_scaling": {"rope_type": "llama3", **folders.LLAMA3, "low_freq_factor": 5}},
+            r"rope_scaling: high_freq_factor \(4\.0\) must be above low_freq_factor \(5\.0\)",
         ),
         ({"hidden_size": None}, "hidden_size must be a whole number of at least 1, got None"),
         ({"hidden_size": "32"}, "hidden_size must be a whole number of at least 1, got '32'"),
@@ -148,12 +178,12 @@ def test_missing_weights_tell_the_command_that_fetches_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ENTROPIX_WEIGHTS", str(tmp_path))
-    with pytest.raises(ValueError, match=r"no weights 'absent'.*python scripts/download_weights.py"):
+    with pytest.raises(ValueError, match=r"no weights 'absent'.*python -m entropix.download"):
         paths.weights_folder("absent")
 
 
 def test_a_folder_of_another_format_tells_the_command_that_converts_it(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"no config.json in this folder.*python scripts/convert_weights.py"):
+    with pytest.raises(ValueError, match=r"no config.json in this folder.*python -m entropix.convert"):
         paths.weights_folder(tmp_path)
 
 
@@ -173,24 +203,24 @@ def special(**ids: int) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("files", "expected"),
     [
-        ({"generation_config.json": {"eos_token_id": 2}, "config.json": {"eos_token_id": 9}}, (2,)),
+        ({"generation_config.json": {"eos_token_id": 2}, "config.json": {"eos_token_id": 9}}, (2, 9)),
         ({"generation_config.json": {"eos_token_id": [7, 3]}}, (3, 7)),
         ({"generation_config.json": {}, "config.json": {"eos_token_id": 9}}, (9,)),
         ({"tokenizer_config.json": {"eos_token": "<|stop|>", **special(stop=5)}}, (5,)),
         ({"tokenizer_config.json": {"eos_token": {"content": "<|stop|>"}, **special(stop=5)}}, (5,)),
         ({"tokenizer_config.json": special(im_end=4, other=5), "config.json": {"eos_token_id": 9}}, (4, 9)),
-        ({"tokenizer_config.json": special(im_end_plain=4), "config.json": {"eos_token_id": 9}}, (9,)),
+        ({"tokenizer_config.json": special(im_end_plain=4), "config.json": {"eos_token_id": 9}}, (4, 9)),
         ({"tokenizer.json": {"added_tokens": [{"id": 6, "content": "<|eot_id|>", "special": True}]}}, (6,)),
         ({}, ()),
     ],
     ids=[
-        "generation_config.json wins",
+        "what either file lists",
         "a list",
         "config.json otherwise",
         "the tokenizer's eos_token otherwise",
         "eos_token as an object",
         "a forgotten end of turn is added",
-        "ordinary text of that name is not",
+        "one that is not special too",
         "from tokenizer.json",
         "none known",
     ],
@@ -210,7 +240,9 @@ def test_a_stop_token_that_is_no_id_is_refused(tmp_path: Path, value: Any) -> No
 
 def test_a_damaged_token_list_is_refused(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text(json.dumps({"added_tokens": ["<|eot_id|>"]}))
-    with pytest.raises(ValueError, match=r"tokenizer.json: added_tokens must list tokens with their id"):
+    with pytest.raises(
+        ValueError, match=r"tokenizer.json: expected each of added_tokens to have a content and an id"
+    ):
         hf_folder.stop_token_ids(tmp_path)
 
 
@@ -283,6 +315,6 @@ def test_a_truncated_file_is_named(tmp_path: Path, keep: int) -> None:
 
 
 def test_a_file_of_something_else_is_named(tmp_path: Path) -> None:
-    (tmp_path / "model.safetensors").write_bytes(b"version https://git-lfs.github.com/spec/v1\n" * 3)
+    (tmp_path / "model.safetensors").write_bytes(b"<!doctype html><title>Not Found</title>" * 3)
     with pytest.raises(ValueError, match=r"model\.safetensors: empty, truncated or no safetensors file"):
         tensors.stored_tensors(tmp_path)

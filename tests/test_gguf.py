@@ -134,6 +134,58 @@ def test_rotary_factors_of_one_are_no_scaling(tmp_path: Path) -> None:
     assert hf_folder.read_config(from_gguf(tmp_path, tensors, foreign.gguf_metadata(cfg))) == cfg
 
 
+@pytest.mark.parametrize("context_length", [8193, 131_072])
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_long_llama3_that_does_not_say_how_it_is_scaled_is_refused(
+    tmp_path: Path, context_length: int, tied: bool
+) -> None:
+    """Converted as it stands, it would be an unscaled model, wrong at every position."""
+    cfg = toy.config(rope_theta=500_000.0, context_length=context_length, tied_embeddings=tied)
+    tensors = foreign.gguf_tensors(folders.random_tensors(cfg), cfg)
+    message = (
+        f"llama.context_length {context_length} with llama.rope.freq_base 500000 says Llama 3.1, 3.2 or 3.3"
+    )
+    with pytest.raises(
+        ValueError, match=rf"model\.gguf: {message}.* no tensor rope_freqs\.weight to say how"
+    ):
+        from_gguf(tmp_path, tensors, foreign.gguf_metadata(cfg))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("theta", "context_length"), [(500_000.0, 8192), (1e6, 131_072), (5e6, 200_000)])
+def test_other_long_models_are_unscaled(tmp_path: Path, theta: float, context_length: int) -> None:
+    """Llama 3 itself, Mistral Nemo, Yi."""
+    cfg = toy.config(rope_theta=theta, context_length=context_length)
+    tensors = foreign.gguf_tensors(folders.random_tensors(cfg), cfg)
+    assert hf_folder.read_config(from_gguf(tmp_path, tensors, foreign.gguf_metadata(cfg))) == cfg
+
+
+def test_factors_beside_a_word_of_no_scaling_are_refused(tmp_path: Path) -> None:
+    changes = {"llama__rope__scaling__type": "none"}
+    ones, others = np.ones(4, np.float32), np.array([1, 2, 3, 4], np.float32)
+    convert(foreign.toy_gguf(tmp_path, {"rope_freqs.weight": ones}, **changes), tmp_path / "out")
+    with pytest.raises(
+        ValueError, match=r"llama\.rope\.scaling\.type is 'none', but the tensor rope_freqs\.weight"
+    ):
+        convert(foreign.toy_gguf(tmp_path, {"rope_freqs.weight": others}, **changes), tmp_path / "other")
+
+
+@pytest.mark.parametrize(
+    ("factors", "message"),
+    [
+        (np.ones(3, np.float32), r"must have the shape \[4\], half the head width, got \[3\]"),
+        (np.ones((2, 2), np.float32), r"must have the shape \[4\], half the head width, got \[2, 2\]"),
+        (np.full(4, np.nan, np.float32), "is not the Llama 3 scaling"),
+        (np.full(4, -8, np.float32), "is not the Llama 3 scaling"),
+        (np.full(4, np.inf, np.float32), "is not the Llama 3 scaling"),
+        (np.ones(4, np.int8), "is of type I8, which cannot be dequantised"),
+    ],
+)
+def test_rotary_factors_that_are_none_are_refused(tmp_path: Path, factors: np.ndarray, message: str) -> None:
+    with pytest.raises(ValueError, match=rf"model\.gguf: rope_freqs\.weight {message}"):
+        convert(foreign.toy_gguf(tmp_path, {"rope_freqs.weight": factors}), tmp_path / "out")
+
+
 def test_absent_metadata_has_its_default(tmp_path: Path) -> None:
     cfg = toy.config(n_kv_heads=4)
     absent = {
@@ -201,19 +253,25 @@ def test_ordinary_text_that_looks_like_an_end_does_not_stop(tmp_path: Path) -> N
         ({"llama__attention__value_length": 16}, "llama.attention.value_length is 16"),
         (
             {"llama__attention__head_count_kv": [2, 4]},
-            r"head_count_kv must be one number above 0 for all layers, got \[2, 4\]",
+            r"head_count_kv must be one whole number of at least 1, got \[2, 4\]",
         ),
-        ({"llama__context_length": None}, "llama.context_length must be one number above 0 .* got None"),
+        (
+            {"llama__context_length": None},
+            "llama.context_length must be one whole number of at least 1, got None",
+        ),
         ({"llama__vocab_size": 300}, "llama.vocab_size is 300, the embedding has 259 rows"),
         (
             {"llama__attention__head_count": 0},
-            "llama.attention.head_count must be one number above 0 .* got 0",
+            "llama.attention.head_count must be one whole number of at least 1, got 0",
         ),
         ({"llama__attention__head_count": 3}, "multiple of n_kv_heads"),
         ({"tokenizer__ggml__model": "llama"}, "tokenizer.ggml.model is 'llama'; only byte-level BPE"),
         ({"tokenizer__ggml__model": None}, "tokenizer.ggml.model is None; only byte-level BPE"),
         ({"tokenizer__ggml__merges": None}, "no tokenizer.ggml.merges; the vocabulary is incomplete"),
-        ({"tokenizer__ggml__tokens": foreign.TOKENS[:-1]}, "eos_token is 258, but there are 258 tokens"),
+        (
+            {"tokenizer__ggml__tokens": foreign.TOKENS[:-1]},
+            r"token_type must be a list of 258 whole numbers, got \[1, 1, 1, 1, 1, 1, \.\.\.\]",
+        ),
         ({"tokenizer__ggml__pre": "deepseek-coder"}, "tokenizer.ggml.pre is 'deepseek-coder'"),
     ],
 )

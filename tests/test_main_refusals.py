@@ -186,7 +186,7 @@ def test_a_wrong_prompt_file_is_refused(
 
 def test_a_missing_prompt_file_is_refused(command: Command, no_loading: None, tmp_path: Path) -> None:
     assert_refused(command("--prompt-file", str(tmp_path / "none.txt")), "none.txt: no such file")
-    assert_refused(command("--prompt-file", str(tmp_path)), "cannot be read (Is a directory)")
+    assert_refused(command("--prompt-file", str(tmp_path)), "expected a regular file, but this is a folder")
 
 
 @pytest.mark.parametrize("flag", [["--raw"], ["--system", "Be brief."]])

@@ -1,9 +1,6 @@
 """Meta's original folders: shards of a model become the folder it came from, value by value."""
 
 import base64
-import runpy
-import sys
-import types
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +8,12 @@ import folders
 import foreign
 import ml_dtypes
 import numpy as np
+import pth_files
 import pytest
 import toy
 
-from entropix import PACKAGE_ROOT, files
+from entropix import convert as convert_command
+from entropix import files
 from entropix.checkpoint import hf_folder, load_weights
 from entropix.checkpoint.convert import convert, folder, meta
 from entropix.checkpoint.tokenizer_files import read_vocabulary
@@ -112,8 +111,16 @@ def test_llama3_folders_stop_at_every_end_token(tmp_path: Path, template: str | 
     [
         ({"quantization_args": {"group_size": 32}}, "quantization_args is .*: this variant is not supported"),
         ({"moe_args": {"num_experts": 16}}, "moe_args is .*: this variant is not supported"),
-        ({"dim": None}, "dim must be a number above 0, got None"),
-        ({"norm_eps": "1e-5"}, "norm_eps must be a number above 0, got '1e-5'"),
+        ({"dim": None}, "dim must be one whole number of at least 1, got None"),
+        ({"norm_eps": "1e-5"}, "norm_eps must be one number above 0, got '1e-5'"),
+        ({"norm_eps": 10**400}, "norm_eps must be one number above 0, got a number of some 401 digits"),
+        ({"n_layers": 10**7}, "n_layers is 10000000, but there are only 20 tensors"),
+        ({"n_heads": 2**40}, "n_heads must be one whole number of at least 1, got 1099511627776"),
+        ({"n_heads": 3}, r"dim \(32\) must be a multiple of n_heads \(3\)"),
+        ({"use_scaled_rope": "yes"}, "use_scaled_rope must be true or false, got 'yes'"),
+        ({"rope_scaling_factor": 8}, "rope_scaling_factor is 8, but use_scaled_rope is not true"),
+        ({"model": 7}, "model must be an object, got 7"),
+        ({"vocab_size": [512]}, r"vocab_size must be one whole number of at least -1, got \[512\]"),
         ({"n_layers": 3}, r"missing: layers\.2\.attention\.wq\.weight \[32, 32\]"),
         ({"vocab_size": 511}, "vocab_size is 511, but the embedding has 512 rows"),
         ({"n_kv_heads": 3}, "multiple of n_kv_heads"),
@@ -166,56 +173,50 @@ def test_an_incomplete_meta_folder_names_what_is_missing(tmp_path: Path, name: s
         meta.open_meta(tmp_path)
 
 
-def test_meta_files_without_torch_tell_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "torch", None)  # what `import torch` finds where it is not installed
+@pytest.mark.parametrize("text", ["7", "[]", "null"])
+def test_params_that_are_no_object_are_refused(tmp_path: Path, text: str) -> None:
     foreign.write_meta(tmp_path, toy.config(vocab_size=512), 1, llama3_tokenizer())
-    with pytest.raises(ValueError, match=r"00\.pth: .*pip install torch"):
-        convert(tmp_path, tmp_path.with_name("out"))
+    (tmp_path / "params.json").write_text(text)
+    with pytest.raises(ValueError, match=r"params\.json: expected a JSON object, got a (int|list|NoneType)"):
+        meta.open_meta(tmp_path)
 
 
-class FakeTensor:
-    """As much of a torch tensor as reading one needs; bfloat16 has no numpy view, as in torch."""
-
-    def __init__(self, array: np.ndarray, dtype: str) -> None:
-        self.array, self.dtype = array, dtype
-
-    def contiguous(self) -> "FakeTensor":
-        return self
-
-    def view(self, dtype: str) -> "FakeTensor":
-        return FakeTensor(self.array.view(dtype), dtype)
-
-    def numpy(self) -> np.ndarray:
-        assert self.dtype != "bfloat16", "torch raises here"
-        return self.array
+def test_a_tokenizer_of_more_tokens_than_rows_is_refused(tmp_path: Path) -> None:
+    cfg = toy.config(vocab_size=300)
+    stored = foreign.meta_tensors(folders.random_tensors(cfg), cfg)
+    with pytest.raises(
+        ValueError, match=r"tokenizer\.model has tokens up to 511, but the embedding has 300 rows"
+    ):
+        from_meta(tmp_path, cfg, [stored], llama3_tokenizer())
 
 
-def test_pth_files_are_mapped_and_nothing_but_weights_is_unpickled(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    calls = []
-    values = np.array([[1.5, -2.0]], ml_dtypes.bfloat16)
-
-    def load(path: Path, **options: Any) -> dict[str, FakeTensor]:
-        calls.append(options)
-        return {"a": FakeTensor(values, "bfloat16"), "b": FakeTensor(np.ones(2, np.float32), "float32")}
-
-    torch = types.SimpleNamespace(load=load, bfloat16="bfloat16", uint16="uint16")
-    monkeypatch.setitem(sys.modules, "torch", torch)
-    shard = meta.read_pth(tmp_path / "consolidated.00.pth")
-    assert calls == [{"map_location": "cpu", "weights_only": True, "mmap": True}]
-    assert shard["a"].dtype == ml_dtypes.bfloat16
-    np.testing.assert_array_equal(shard["a"], values)
-    np.testing.assert_array_equal(shard["b"], np.ones(2, np.float32))
+@pytest.mark.parametrize("shape", [(512,), (32, 512, 1)])
+def test_an_embedding_that_is_no_matrix_is_refused(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    cfg = toy.config(vocab_size=512)
+    stored = foreign.meta_tensors(folders.random_tensors(cfg), cfg)
+    with pytest.raises(ValueError, match=r"tok_embeddings\.weight must have two dimensions"):
+        from_meta(
+            tmp_path,
+            cfg,
+            [stored | {"tok_embeddings.weight": np.zeros(shape, np.float32)}],
+            llama3_tokenizer(),
+        )
 
 
-def test_a_pth_file_that_torch_refuses_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def load(path: Path, **options: Any) -> None:
-        raise RuntimeError("PytorchStreamReader failed finding central directory")
-
-    monkeypatch.setitem(sys.modules, "torch", types.SimpleNamespace(load=load))
-    with pytest.raises(ValueError, match=r"00\.pth: damaged, or not a \.pth file of tensors alone"):
-        meta.read_pth(tmp_path / "consolidated.00.pth")
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16])
+def test_a_folder_of_pth_files_is_converted_without_torch(tmp_path: Path, dtype: type) -> None:
+    cfg = toy.config(vocab_size=512, context_length=8192)
+    tensors = folders.random_tensors(cfg)
+    stored = {name: array.astype(dtype) for name, array in foreign.meta_tensors(tensors, cfg).items()}
+    source = tmp_path / "source"
+    source.mkdir()
+    parts = foreign.shards(stored, 2, embedding_axis=0)
+    foreign.write_meta(source, cfg, 2, llama3_tokenizer())
+    for i, part in enumerate(parts):
+        pth_files.write_pth(source / f"consolidated.{i:02}.pth", part)
+    convert(source, tmp_path / "out")
+    assert hf_folder.read_config(tmp_path / "out") == cfg
+    folders.assert_tensors(tmp_path / "out", tensors, dtype)
 
 
 def test_the_script_says_when_the_vocabulary_is_not_for_this_package(
@@ -228,9 +229,6 @@ def test_the_script_says_when_the_vocabulary_is_not_for_this_package(
         "entropix.checkpoint.convert.open_meta",
         lambda source, template: meta.open_meta(source, template, lambda path: stored),
     )
-    monkeypatch.setattr(
-        sys, "argv", ["convert_weights.py", str(tmp_path), "--out-dir", str(tmp_path / "out")]
-    )
-    runpy.run_path(str(PACKAGE_ROOT.parent / "scripts" / "convert_weights.py"))["main"]()
+    convert_command.main([str(tmp_path), "--out-dir", str(tmp_path / "out")])
     assert "note: other tools can use this folder, entropix cannot:" in capsys.readouterr().err
     folders.assert_tensors(tmp_path / "out", folders.random_tensors(cfg))

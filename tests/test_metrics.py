@@ -144,8 +144,11 @@ def test_self_certainty_by_hand() -> None:
     assert float(measured) == close(math.log(2) / 4)
 
 
-def test_a_removed_token_makes_self_certainty_infinite_and_a_huge_negative_logit_huge() -> None:
-    assert of_logits([[1.0, 2.0]]).self_certainty[0] == math.inf  # the helper removes 1022 tokens
+def test_what_is_no_token_does_not_count_in_self_certainty_and_a_huge_negative_logit_does() -> None:
+    two = [1.0, 2.0]
+    padded = of_logits([two]).self_certainty[0]  # the helper adds 1022 logits of -inf
+    alone_BTV = jnp.asarray([[two]])
+    assert padded == metrics.self_certainty(alone_BTV, numerics.softmax_parts(alone_BTV))[0, 0]
     logits_BTV = jnp.zeros((1, 1, 8)).at[0, 0, 3].set(-1e30)
     measured = metrics.self_certainty(logits_BTV, numerics.softmax_parts(logits_BTV))[0, 0]
     assert float(measured) == pytest.approx(1e30 / 8)

@@ -142,7 +142,8 @@ import json, os, sys
 from pathlib import Path
 import jax, jax.numpy as jnp
 import meshes, test_sharding_loading as tests, toy
-from entropix import sharding, weights
+from entropix import sharding
+from entropix.checkpoint import load_weights
 
 folder, shape, n_devices, n_processors = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
 os.cpu_count = lambda: n_processors
@@ -158,7 +159,7 @@ def memory(key):
     return int(line.split()[1]) * 1024
 
 before = memory("VmRSS")
-loaded = weights.load(Path(folder), toy.config(**tests.LARGE), jnp.bfloat16, mesh)
+loaded = load_weights.load(Path(folder), toy.config(**tests.LARGE), jnp.bfloat16, mesh)
 peak = memory("VmHWM") - before
 shards = {x.unsafe_buffer_pointer(): x.nbytes for leaf in jax.tree.leaves(loaded)
           for x in ([s.data for s in leaf.addressable_shards] if hasattr(leaf, "addressable_shards") else [leaf])}

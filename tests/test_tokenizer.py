@@ -1,6 +1,7 @@
 """Token ids against values worked out by hand and against the `tokenizers` library; text back from ids."""
 
 import base64
+import json
 import random
 from pathlib import Path
 
@@ -244,3 +245,49 @@ def test_smollm2_ids_are_those_of_the_tokenizers_library(smollm2: Tokenizer) -> 
     texts = [t for t in random_texts(2500, seed=5) if smollm2.missing_bytes.isdisjoint(t.encode())]
     assert len(texts) > 2000
     assert_same_ids(smollm2, Reference.from_file(str(file)), texts)
+
+
+# ----- beginnings, gaps, and what the library gives up on -------------------------------------------------
+
+
+def test_a_beginning_that_the_text_spells_out_is_there_once(tmp_path: Path) -> None:
+    vocabularies.written(tmp_path, special=["<|begin|>", "<|end|>"])
+    edit(tmp_path, "tokenizer_config.json", bos_token="<|begin|>", add_bos_token=True)
+    tokenizer = load_tokenizer(tmp_path)
+    assert (
+        tokenizer.encode_text("a")
+        == tokenizer.encode_text("<|begin|>a", allow_special=True)
+        == [256, ord("a")]
+    )
+    assert tokenizer.encode_text("<|begin|>") == [256, *b"<|begin|>"]
+    assert tokenizer.encode_text("<|begin|><|begin|>", allow_special=True) == [256, 256]
+    assert tokenizer.encode_text("<|end|>", allow_special=True) == [256, 257]
+    assert tokenizer.begins_itself("<|begin|>a\ud800", allow_special=True)
+    for text, allow_special in (("<|begin|>a", False), ("a<|begin|>", True), ("", True)):
+        assert not tokenizer.begins_itself(text, allow_special)
+
+
+def test_a_vocabulary_without_a_beginning_has_none_to_spell_out(tokenizer: Tokenizer) -> None:
+    assert tokenizer.bos_ids == ()
+    assert not tokenizer.begins_itself("<|end|>", allow_special=True)
+    assert tokenizer.encode_text("<|end|>", allow_special=True) == [259]
+
+
+def test_ids_that_no_token_has_are_known(tmp_path: Path) -> None:
+    vocabularies.written(tmp_path)
+    edit(tmp_path, added_tokens=[{"id": 259, "content": "<|end|>", "special": True}])
+    tokenizer = load_tokenizer(tmp_path)
+    assert (tokenizer.missing_ids, tokenizer.vocab_size) == ((256, 257, 258), 260)
+
+
+def test_an_expression_that_tries_too_many_ways_is_a_value_error(tmp_path: Path) -> None:
+    vocabularies.written(tmp_path, pre="llama-bpe")
+    file = json.loads((tmp_path / "tokenizer.json").read_text())
+    file["pre_tokenizer"]["pretokenizers"][0]["pattern"] = {"Regex": r"\s*\s*\s*\s*\s*(?!\S)b|\s|\S"}
+    edit(tmp_path, pre_tokenizer=file["pre_tokenizer"])
+    tokenizer = load_tokenizer(tmp_path)
+    assert tokenizer.encode(" a") == [*b" a"]
+    with pytest.raises(
+        ValueError, match=r"pieces gave up on a piece of 3000 characters \(.*BacktrackLimitExceeded"
+    ):
+        tokenizer.encode(" " * 3000)

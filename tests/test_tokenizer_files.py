@@ -10,10 +10,8 @@ import vocabularies
 from tokenizers import Tokenizer as Reference
 from vocabularies import BYTES, edit, written
 
+from entropix.checkpoint.patterns import GPT2_PATTERN, LLAMA3_PATTERN, SMOLLM_PATTERN
 from entropix.checkpoint.tokenizer_files import (
-    GPT2_PATTERN,
-    LLAMA3_PATTERN,
-    SMOLLM_PATTERN,
     read_tokenizer_json,
     read_tokenizer_model,
     read_vocabulary,
@@ -127,6 +125,18 @@ def test_a_folder_without_a_tokenizer_says_what_is_missing(tmp_path: Path) -> No
         ({"pre_tokenizer": split(r"[[:alpha:]]+")}, "its pattern .* may mean something else to tiktoken"),
         ({"pre_tokenizer": split(r"\h+")}, "its pattern .* may mean something else to tiktoken"),
         ({"pre_tokenizer": split(r"\p{N}{1,3}+")}, "its pattern .* may mean something else to tiktoken"),
+        ({"pre_tokenizer": split("x" * 10_001)}, "its pattern 'xxx.* may mean something else to tiktoken"),
+        ({"pre_tokenizer": split(r"\p{L}*")}, "its pattern .* may match the empty text, or nothing at all"),
+        ({"pre_tokenizer": split(r"(?=a)|b")}, "its pattern .* may match the empty text, or nothing at all"),
+        (
+            {"pre_tokenizer": split(r"a|(?:b?|c)")},
+            "its pattern .* may match the empty text, or nothing at all",
+        ),
+        ({"pre_tokenizer": split("")}, "its pattern '' may match the empty text, or nothing at all"),
+        (
+            {"pre_tokenizer": split("(?:a")},
+            "its pattern '\\(\\?:a' may match the empty text, or nothing at all",
+        ),
         ({"post_processor": {"type": "RobertaProcessing"}}, "its post-processor is .*RobertaProcessing"),
         (
             {"added_tokens": [{"id": 257, "content": "<mask>", "lstrip": True, "special": True}]},

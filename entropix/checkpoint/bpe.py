@@ -9,6 +9,10 @@ import itertools
 import sys
 from collections.abc import Mapping, Sequence
 
+# Steps, of which a token takes as many as the square of its length or fewer. Vocabularies in use need a hundredth;
+# tokens of thousands of bytes, of which a file may list as many as it likes, would take hours.
+MOST_WORK = 300_000_000
+
 
 def unreachable_tokens(ranks: Mapping[bytes, int], merges: Sequence[tuple[bytes, bytes]]) -> set[bytes]:
     """The tokens of several bytes that merging never makes, once both ways of merging are found equal.
@@ -23,7 +27,8 @@ def unreachable_tokens(ranks: Mapping[bytes, int], merges: Sequence[tuple[bytes,
         merges: the listed pairs, in order; the single bytes in them and their concatenations are in `ranks`.
 
     Raises:
-        ValueError: the two orders differ, or tiktoken would join a pair that is not listed.
+        ValueError: the two orders differ, tiktoken would join a pair that is not listed, or finding out whether it
+            would takes more than `MOST_WORK`.
     """
     listed: dict[bytes, list[tuple[bytes, bytes]]] = {}
     latest = -1
@@ -37,7 +42,11 @@ def unreachable_tokens(ranks: Mapping[bytes, int], merges: Sequence[tuple[bytes,
     made_at = {token: rank if len(token) > 1 else -1 for token, rank in ranks.items()}
     unreachable: set[bytes] = set()
     split: dict[bytes, tuple[bytes, bytes]] = {}  # the two parts of each token settled so far
+    work = 0
     for token in sorted((token for token in ranks if len(token) > 1), key=ranks.__getitem__):
+        work += len(token) ** 2 * (1 + len(listed.get(token, ())))
+        if work > MOST_WORK:
+            raise ValueError(f"its tokens are too long to be checked (see the one of {len(token)} bytes)")
         for left, right in listed.get(token, ()):
             settled = (len(left) == 1 or left in split) and (len(right) == 1 or right in split)
             if settled and not _merges_across(left, right, made_at, split):

@@ -1,11 +1,12 @@
 """Conversations as the text, and the tokens, that a model was trained to answer.
 
-The template is the checkpoint's own: a jinja program, rendered in jinja's sandbox with the functions that
-such programs rely on (the conventions of the `transformers` library).
+The template is the checkpoint's own: a jinja program with the functions that such programs rely on (the conventions
+of the `transformers` library), rendered in `chat_sandbox`.
 """
 
 import datetime
 import functools
+import itertools
 import json
 import re
 from collections.abc import Collection, Sequence
@@ -17,20 +18,41 @@ import jinja2
 import jinja2.ext
 import jinja2.nodes
 import jinja2.parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from entropix.checkpoint.tokenizer import Tokenizer, read_tokenizer_config, special_token
-from entropix.files import read_text
+from entropix.checkpoint import chat_sandbox, values
+from entropix.checkpoint.hf_folder import END_TOKENS
+from entropix.checkpoint.special_tokens import NAMED, read_special_tokens, read_tokenizer_config
+from entropix.checkpoint.tokenizer import Tokenizer
+from entropix.files import is_there, read_json, read_text
 from entropix.prompts import Message
 
 
 @dataclass(frozen=True)
 class ChatTemplate:
-    """A checkpoint's template and the special tokens it may name; `load_chat_template` reads it."""
+    """A checkpoint's template and the special tokens it may name; `load_chat_template` reads it.
+
+    now: the moment that a template sees which writes the date (`has_date`); None for the moment of rendering.
+    """
 
     source: str
     bos_token: str = ""
     eos_token: str = ""
+    unk_token: str = ""
+    pad_token: str = ""
+    sep_token: str = ""
+    cls_token: str = ""
+    mask_token: str = ""
+    now: datetime.datetime | None = None
+
+    @property
+    def tokens(self) -> set[str]:
+        """The texts of the special tokens that it may name."""
+        return {getattr(self, name) for name in NAMED} - {""}
+
+    @property
+    def has_date(self) -> bool:
+        """Whether what the template writes may depend on when it does so."""
+        return "strftime_now" in self.source
 
     def render(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> str:
         """The conversation as one text, special tokens by their names.
@@ -40,42 +62,92 @@ class ChatTemplate:
             add_generation_prompt: end with what begins the assistant's next turn.
 
         Raises:
-            ValueError: no or malformed messages; the template is broken or refuses them, in its own words.
+            ValueError: no or malformed messages; the template is broken, asks for too much (`chat_sandbox`) or refuses
+                them, in its own words.
         """
         _check(messages)
+        n_characters = sum(64 + len(message["role"]) + len(message["content"]) for message in messages)
+        given = {
+            "messages": [dict(message) for message in messages],
+            "add_generation_prompt": add_generation_prompt,
+            "tools": None,
+            "documents": None,
+            "strftime_now": functools.partial(_strftime, self.now),
+            **{name: getattr(self, name) for name in NAMED},
+        }
         try:
-            return _compile(self.source).render(
-                messages=[dict(message) for message in messages],
-                add_generation_prompt=add_generation_prompt,
-                bos_token=self.bos_token,
-                eos_token=self.eos_token,
-                tools=None,
-                documents=None,
-            )
+            return chat_sandbox.render(_compile(self.source), given, n_characters)
         except jinja2.TemplateSyntaxError as error:
-            raise ValueError(f"the chat template is broken in line {error.lineno}: {error.message}") from None
+            why = f"the chat template is broken in line {error.lineno}: {error.message}"
+        except chat_sandbox.TooMuch as error:
+            why = f"the chat template asks for too much: {error}"
         except Exception as error:  # a template is a program of others: it may fail in any way
-            raise ValueError(f"the chat template refuses this conversation: {error}") from None
+            why = f"the chat template refuses this conversation: {str(error) or type(error).__name__}"
+        raise ValueError(why[:1000])
 
 
-def load_chat_template(folder: Path) -> ChatTemplate | None:
-    """The template in a folder's `chat_template.jinja`, else in its `tokenizer_config.json`; None without.
+def load_chat_template(folder: Path, now: datetime.datetime | None = None) -> ChatTemplate | None:
+    """The default template of a folder, None without any; now: as in `ChatTemplate`.
 
-    Of several named templates it is `default`. A broken one is an error only once it is rendered.
+    Read is the first of these that there is, as in transformers: `chat_template.jinja` and
+    `additional_chat_templates/`, the older `chat_template.json`, and `chat_template` in tokenizer_config.json. Where
+    templates have names, but none is `default`, the one returned refuses every conversation and says so. A broken one
+    is an error only once it is rendered. Raises a ValueError that names the file and what is malformed in it.
     """
-    config = read_tokenizer_config(folder)
-    path, source = folder / "tokenizer_config.json", config.get("chat_template")
-    if (folder / "chat_template.jinja").is_file():
-        path = folder / "chat_template.jinja"
-        source = read_text(path)
-    if isinstance(source, list):
-        named = {entry.get("name"): entry.get("template") for entry in source if isinstance(entry, dict)}
-        source = named.get("default")
-    if source is None:
+    path, config = folder / "tokenizer_config.json", read_tokenizer_config(folder)
+    named = _templates_in_files(folder)
+    if not named and is_there(folder / "chat_template.json"):
+        path = folder / "chat_template.json"
+        config = read_json(path)
+    named = named or _templates_in(config, path)
+    if not named:
         return None
-    if not isinstance(source, str):
-        raise ValueError(f"{path}: expected chat_template to be text, got {type(source).__name__}")
-    return ChatTemplate(source, special_token(config, "bos_token"), special_token(config, "eos_token"))
+    source = named.get("default")
+    if source is None:
+        why = f"none of its templates is the default: it has {', '.join(sorted(named))}"
+        source = f"{{{{ raise_exception({json.dumps(values.shown(why)[1:-1])}) }}}}"
+    return ChatTemplate(source.removeprefix("\ufeff"), now=now, **read_special_tokens(folder).named)
+
+
+def _templates_in_files(folder: Path) -> dict[str, str]:
+    """The templates that are files of their own, by name."""
+    files = {"default": folder / "chat_template.jinja"} if is_there(folder / "chat_template.jinja") else {}
+    more = folder / "additional_chat_templates"
+    files = {path.stem: path for path in sorted(more.glob("*.jinja"))} | files if is_there(more) else files
+    return {name: read_text(path, 4 * chat_sandbox.LONGEST_TEMPLATE) for name, path in files.items()}
+
+
+def _templates_in(config: dict[str, Any], path: Path) -> dict[str, str]:
+    """The templates under `chat_template`, by name: one text, or a list of objects of name and template."""
+    match config.get("chat_template"):
+        case None:
+            return {}
+        case str(source):
+            return {"default": source}
+        case [*entries]:
+            named: dict[str, str] = {}
+            for entry in entries:
+                match entry:
+                    case {"name": str(name), "template": str(source)} if name not in named:
+                        named[name] = source
+                    case _:
+                        raise values.wrong(path, "each of chat_template", "a new name and a template", entry)
+            return named
+        case other:
+            raise values.wrong(path, "chat_template", "text, or a list of named templates", other)
+
+
+def end_of_turn_id(template: ChatTemplate | None, tokenizer: Tokenizer) -> int | None:
+    """The token that the template writes after an answer, white space aside; None where it writes none."""
+    answer = "\ue000"
+    turns = [Message(role="user", content="?"), Message(role="assistant", content=answer)]
+    try:
+        rendered = "" if template is None else template.render(turns, add_generation_prompt=False)
+    except ValueError:
+        return None
+    _, found, rest = rendered.rpartition(answer)
+    first = next((piece for _, piece in tokenizer.pieces(rest.lstrip(), allow_special=True)), None)
+    return first if found and isinstance(first, int) else None
 
 
 def encode_chat(
@@ -87,9 +159,10 @@ def encode_chat(
 ) -> list[int]:
     """The ids of a rendered conversation, in which the template's special tokens are special tokens.
 
-    Special tokens that the messages spell out stay plain text unless `allow_special`, so nobody can end a
-    turn or speak as someone else by writing `<|im_end|>`. Everything between two special tokens is tokenised
-    as one text, as it was in training, whether it comes from a message, from the template or from both.
+    Special tokens that the messages spell out stay plain text unless `allow_special`, and so do tokens that end a turn
+    without being marked special, so nobody can end a turn or speak as someone else by writing `<|im_end|>`. Everything
+    between two special tokens is tokenised as one text, as it was in training, whether it comes from a message, from
+    the template or from both.
 
     Raises:
         ValueError: there is no template, it refuses the messages, or a character has no token.
@@ -97,30 +170,46 @@ def encode_chat(
     if template is None:
         raise ValueError("this model has no chat template; give it a text to complete instead (--raw)")
     if allow_special:
-        return tokenizer.encode(template.render(messages, add_generation_prompt), allow_special=True)
+        return _some(tokenizer.encode(template.render(messages, add_generation_prompt), allow_special=True))
     _check(messages)
     for message in messages:
         tokenizer.check(message["content"])
-    guarded, originals = _guard(messages, tokenizer.special_tokens, template.source)
+    ends = (template.tokens | {*END_TOKENS}).intersection(tokenizer.added_tokens)
+    names = {*tokenizer.special_tokens, *ends}
+    guarded, originals = _guard(messages, names, "".join([template.source, *names, *tokenizer.added_tokens]))
     ids: list[int] = []
     for _, piece in tokenizer.pieces(template.render(guarded, add_generation_prompt), allow_special=True):
-        ids.extend([piece] if isinstance(piece, int) else tokenizer.encode(piece.translate(originals)))
+        ids.extend(
+            [piece] if isinstance(piece, int) else tokenizer.encode(piece.translate(originals), plain=names)
+        )
+    return _some(ids)
+
+
+def _some(ids: list[int]) -> list[int]:
+    if not ids:
+        raise ValueError(
+            "the chat template makes no text of this conversation; give it a text instead (--raw)"
+        )
     return ids
 
 
 def _guard(
-    messages: Sequence[Message], names: Collection[str], source: str
+    messages: Sequence[Message], names: Collection[str], taken: str
 ) -> tuple[list[Message], dict[int, str]]:
     """(messages without any of the special tokens `names`, translation that puts them back).
 
-    Templates trim and rearrange what they get, so where a message ends up is unknown. Instead the first
-    character of each special token in it becomes a private-use character that neither the messages nor the
-    template contain: the template carries that along like any other, and it is put back after the text has
-    been cut at its special tokens.
+    Templates trim and rearrange what they get, so where a message ends up is unknown. Instead the first character of
+    each special token in it becomes a private-use character that neither the messages nor `taken`, the template and
+    the tokens, contain: the template carries that along like any other, and it is put back after the text has been
+    cut at its special tokens.
     """
-    in_use = set(source).union(*(message["content"] for message in messages))
-    unused = (char for char in map(chr, range(0xE000, 0xF900)) if char not in in_use)
-    stand_ins = dict(zip(sorted({name[0] for name in names}), unused, strict=False))
+    in_use = set(taken).union(*(message["content"] for message in messages))
+    private = itertools.chain(range(0xE000, 0xF900), range(0xF0000, 0xFFFFE), range(0x100000, 0x10FFFE))
+    unused = (char for char in map(chr, private) if char not in in_use)
+    firsts = sorted({name[0] for name in names})
+    stand_ins = dict(zip(firsts, unused, strict=False))
+    if len(stand_ins) < len(firsts):
+        raise ValueError("the messages use every private-use character of Unicode; remove some")
     # Only one character is consumed, so that a token which begins inside another one is found as well.
     alternatives = "|".join(map(re.escape, names))
     token = re.compile(f"(?={alternatives or '(?!)'}).", re.DOTALL)
@@ -137,14 +226,15 @@ def _check(messages: Sequence[Message]) -> None:
     for i, message in enumerate(messages):
         if not isinstance(message, dict) or set(message) != {"role", "content"}:
             raise ValueError(
-                f"message {i}: expected an object with exactly role and content, got {message!r}"
+                f"message {i}: expected an object with exactly role and content, got {values.shown(message)}"
             )
         for field, value in message.items():
             if not isinstance(value, str):
-                raise ValueError(f"message {i}: expected {field} to be text, got {value!r}")
+                raise ValueError(f"message {i}: expected {field} to be text, got {values.shown(value)}")
         # A role is part of the frame around the content: markup in it could complete a special token.
         if not re.fullmatch(r"[\w-]+", message["role"]):
-            raise ValueError(f"message {i}: expected role to be one word, like user, got {message['role']!r}")
+            role = values.shown(message["role"])
+            raise ValueError(f"message {i}: expected role to be one word, like user, got {role}")
 
 
 # ----- what templates expect of jinja ---------------------------------------------------------------------
@@ -163,13 +253,15 @@ class _GenerationBlock(jinja2.ext.Extension):
 
 @functools.lru_cache(maxsize=8)
 def _compile(source: str) -> jinja2.Template:
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationBlock, jinja2.ext.loopcontrols]
+    return chat_sandbox.compiled(
+        source, [_GenerationBlock], {"tojson": _tojson, "raise_exception": _raise_exception}
     )
-    environment.filters["tojson"] = _tojson
-    environment.globals["raise_exception"] = _raise_exception
-    environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
-    return environment.from_string(source)
+
+
+def _strftime(now: datetime.datetime | None, form: str) -> str:
+    if len(form) > 200 or re.search(r"\d{3}", form):
+        raise chat_sandbox.TooMuch("it writes the date in a form that is too long")
+    return (now or datetime.datetime.now()).strftime(form)
 
 
 def _tojson(

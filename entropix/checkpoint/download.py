@@ -15,10 +15,10 @@ import tempfile
 import zipfile
 from collections.abc import Iterator
 from fnmatch import fnmatch
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from entropix.files import read_toml
-from entropix.paths import MANIFEST
+from entropix.paths import MANIFEST, what_is_there
 
 _STDERR = 2  # the file descriptor: pip's progress bar is no answer of ours
 
@@ -49,6 +49,8 @@ def read_manifest(path: Path = MANIFEST) -> dict[str, WheelSource]:
     entries = read_toml(path)
     sources = {}
     for name, entry in entries.items():
+        if not isinstance(entry, dict):
+            raise ValueError(f"{path}: {name} must be a table, got {entry!r}")
         kind = entry.pop("kind", None)
         if kind != "wheel":
             raise ValueError(f"{path}: {name}: kind must be 'wheel', got {kind!r}")
@@ -56,6 +58,10 @@ def read_manifest(path: Path = MANIFEST) -> dict[str, WheelSource]:
             sources[name] = WheelSource(**entry)
         except TypeError as error:
             raise ValueError(f"{path}: {name}: {error}") from None
+        for field in dataclasses.fields(WheelSource):
+            value, wanted = getattr(sources[name], field.name), int if field.type is int else str
+            if type(value) is not wanted:
+                raise ValueError(f"{path}: {name}.{field.name} must be {wanted.__name__}, got {value!r}")
     return sources
 
 
@@ -151,6 +157,12 @@ def download_repository(
     with _explained(f"{api.endpoint}/{model_id}", revision):
         info = api.model_info(model_id, revision=revision)
     names = [file.rfilename for file in info.siblings or ()]
+    for name in names:
+        if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts or "\\" in name:
+            raise ValueError(f"{model_id}: it names {name!r}, a file outside its folder; it is not fetched")
+    if "config.json" not in names or not any(fnmatch(name, part) for name in names for part in _TENSORS):
+        what = what_is_there(names, "FOLDER")
+        raise ValueError(f"{model_id} cannot be used as it is, and nothing was fetched: {what}")
 
     def fetch(*patterns: str) -> None:
         wanted = [name for name in names if any(fnmatch(name, pattern) for pattern in patterns)]

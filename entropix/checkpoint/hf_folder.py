@@ -2,27 +2,35 @@
 
     config.json                                            the architecture
     *.safetensors (+ model.safetensors.index.json)         the tensors
-    tokenizer.json or tokenizer.model, tokenizer_config.json
-    generation_config.json                                 the stop tokens
+    tokenizer.json or tokenizer.model                      the vocabulary
+    tokenizer_config.json, special_tokens_map.json, added_tokens.json    what completes it (`special_tokens`)
+    generation_config.json                                 stop tokens
+    chat_template.jinja, or in other files (`chat`)        the chat template
 
 A downloaded Hugging Face repository is such a folder already; `entropix.checkpoint.convert` makes one of other
 formats. What this package would not compute exactly (biases, sliding windows, other rotary scalings) is
 refused by name.
 """
 
-import math
-from collections.abc import Mapping
+import itertools
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+from entropix.checkpoint import special_tokens, values
+from entropix.checkpoint.special_tokens import added_token_ids
+from entropix.checkpoint.values import MOST_TOKENS, positive, whole
 from entropix.config import ModelConfig, RopeScaling
-from entropix.files import read_json, write_json
+from entropix.files import is_there, read_json, write_json
 
-# Special tokens that end a turn or a document whatever else a checkpoint lists: Llama 3's and ChatML's.
+# Added tokens that end a turn or a document whatever else a checkpoint lists: Llama 3's and ChatML's.
 END_TOKENS = ("<|end_of_text|>", "<|eot_id|>", "<|eom_id|>", "<|im_end|>")
 
 
 # ----- config.json ------------------------------------------------------------------------------------------
+
+# More than any Llama has; what a file claims beyond this is not worth an attempt at making room for it.
+_MOST_LAYERS, _MOST_WIDTH, _MOST_POSITIONS = 10_000, 1 << 22, 1 << 30
 
 # Key -> accepted values (None: absent) and what any other value would mean.
 _NEUTRAL: dict[str, tuple[tuple[Any, ...], str]] = {
@@ -51,40 +59,38 @@ def read_config(folder: Path) -> ModelConfig:
     if raw.get("model_type") not in ("llama", "mistral"):
         raise ValueError(
             f"{path}: model_type must be 'llama', or 'mistral' without sliding window; got "
-            f"{raw.get('model_type')!r}, an architecture this package does not compute"
+            f"{values.shown(raw.get('model_type'))}, an architecture this package does not compute"
         )
     if raw["model_type"] == "mistral":  # where transformers' defaults differ from those of Llama
         raw = {"sliding_window": 4096, "num_key_value_heads": 8, **raw}
     for key, (accepted, reason) in _NEUTRAL.items():
         if raw.get(key) not in accepted:
-            raise ValueError(f"{path}: {key} is {raw[key]!r}: {reason}")
-    kinds = {str(kind) for kind in raw.get("layer_types") or ()} - {"full_attention"}
-    if kinds:
-        raise ValueError(
-            f"{path}: layer_types has {', '.join(sorted(kinds))}: only full_attention is supported"
-        )
-    tied = raw.get("tie_word_embeddings", False)
-    if not isinstance(tied, bool):
-        raise ValueError(f"{path}: tie_word_embeddings must be true or false, got {tied!r}")
+            raise ValueError(f"{path}: {key} is {values.shown(raw[key])}: {reason}")
+    for kind in values.items(raw, "layer_types", path):
+        if kind != "full_attention":
+            raise ValueError(
+                f"{path}: layer_types has {values.named(kind)}: only full_attention is supported"
+            )
 
-    width, n_heads = _whole(raw, "hidden_size", path), _whole(raw, "num_attention_heads", path)
+    width = whole(raw, "hidden_size", path, _MOST_WIDTH)
+    n_heads = whole(raw, "num_attention_heads", path, _MOST_WIDTH)
     if raw.get("head_dim") is None and width % n_heads:
         raise ValueError(
             f"{path}: there is no head_dim, and hidden_size / num_attention_heads is {width}/{n_heads}"
         )
     theta, scaling = _rope(raw, path)
     fields: dict[str, Any] = {
-        "n_layers": _whole(raw, "num_hidden_layers", path),
+        "n_layers": whole(raw, "num_hidden_layers", path, _MOST_LAYERS),
         "dim": width,
         "n_heads": n_heads,
-        "n_kv_heads": _whole(raw, "num_key_value_heads", path, default=n_heads),
-        "head_dim": _whole(raw, "head_dim", path, default=width // n_heads),
-        "ffn_dim": _whole(raw, "intermediate_size", path),
-        "vocab_size": _whole(raw, "vocab_size", path),
-        "context_length": _whole(raw, "max_position_embeddings", path),
+        "n_kv_heads": whole(raw, "num_key_value_heads", path, _MOST_WIDTH, default=n_heads),
+        "head_dim": whole(raw, "head_dim", path, _MOST_WIDTH, default=width // n_heads),
+        "ffn_dim": whole(raw, "intermediate_size", path, _MOST_WIDTH),
+        "vocab_size": whole(raw, "vocab_size", path, MOST_TOKENS),
+        "context_length": whole(raw, "max_position_embeddings", path, _MOST_POSITIONS),
         "rope_theta": theta,
-        "norm_eps": _positive(raw, "rms_norm_eps", path),
-        "tied_embeddings": tied,
+        "norm_eps": positive(raw, "rms_norm_eps", path),
+        "tied_embeddings": values.flag(raw, "tie_word_embeddings", path),
         "rope_scaling": scaling,
     }
     try:
@@ -131,91 +137,77 @@ def write_config(
 
 
 def _rope(raw: Mapping[str, Any], path: Path) -> tuple[float, RopeScaling | None]:
-    """(theta, scaling) from `rope_parameters`, or else from `rope_theta` and `rope_scaling`."""
-    key = "rope_parameters" if raw.get("rope_parameters") else "rope_scaling"
-    rope = raw.get(key) or {}
-    if not isinstance(rope, Mapping) or any(isinstance(value, Mapping) for value in rope.values()):
-        raise ValueError(f"{path}: {key} must be one flat object for all layers, got {rope!r}")
+    """(theta, scaling) from `rope_parameters`, `rope_scaling` and `rope_theta`.
+
+    Raises a ValueError that names both where two of them say different things.
+    """
+    keys = [key for key in ("rope_parameters", "rope_scaling") if values.table(raw, key, path)]
+    scalings = [_scaling(raw[key], key, path) for key in keys]
+    if len({*scalings}) > 1:
+        raise ValueError(
+            f"{path}: rope_parameters is {values.shown(raw['rope_parameters'])}, but rope_scaling is "
+            f"{values.shown(raw['rope_scaling'])}, which mean different rotary frequencies; make them agree"
+        )
+    thetas = {
+        f"{place}rope_theta": positive(holder, "rope_theta", path)
+        for place, holder in (("", raw), *((f"{key}.", raw[key]) for key in keys))
+        if holder.get("rope_theta") is not None
+    }
+    if len({*thetas.values()}) > 1:
+        both = " and ".join(f"{name} {theta}" for name, theta in thetas.items())
+        raise ValueError(f"{path}: it has {both}; make them agree")
+    # 10,000 is what transformers takes when no place has it.
+    return next(iter(thetas.values()), 10_000.0), next(iter(scalings), None)
+
+
+def _scaling(rope: Mapping[str, Any], key: str, path: Path) -> RopeScaling | None:
+    """The scaling in the object of this key; None for none."""
+    if any(isinstance(value, dict) for value in rope.values()):
+        raise ValueError(f"{path}: {key} must be one flat object for all layers, got {values.shown(rope)}")
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind not in ("default", "llama3"):
-        raise ValueError(f"{path}: {key} is of type {kind!r}: only 'default' and 'llama3' are supported")
-    if rope.get("partial_rotary_factor", 1) != 1:
-        value = rope["partial_rotary_factor"]
         raise ValueError(
-            f"{path}: partial_rotary_factor is {value!r}: partial rotary embeddings are not supported"
+            f"{path}: {key} is of type {values.shown(kind)}: only 'default' and 'llama3' are supported"
         )
-    # 10,000 is what transformers takes when neither place has it.
-    theta = _positive({"rope_theta": raw.get("rope_theta"), **rope}, "rope_theta", path, default=10_000.0)
+    if rope.get("partial_rotary_factor", 1) != 1:
+        value = values.shown(rope["partial_rotary_factor"])
+        raise ValueError(
+            f"{path}: partial_rotary_factor is {value}: partial rotary embeddings are not supported"
+        )
     if kind == "default":
-        return theta, None
-    return theta, RopeScaling(
-        factor=_positive(rope, "factor", path),
-        low_freq_factor=_positive(rope, "low_freq_factor", path),
-        high_freq_factor=_positive(rope, "high_freq_factor", path),
-        original_context_length=_whole(rope, "original_max_position_embeddings", path),
-    )
-
-
-def _whole(values: Mapping[str, Any], key: str, path: Path, default: int | None = None) -> int:
-    value = values.get(key)
-    if value is None and default is not None:
-        return default
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{path}: {key} must be a whole number of at least 1, got {value!r}")
-    return value
-
-
-def _positive(values: Mapping[str, Any], key: str, path: Path, default: float | None = None) -> float:
-    value = values.get(key)
-    if value is None and default is not None:
-        return default
-    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < math.inf:
-        raise ValueError(f"{path}: {key} must be a number above 0, got {value!r}")
-    return float(value)
+        return None
+    numbers = {name: positive(rope, name, path) for name in ("factor", "low_freq_factor", "high_freq_factor")}
+    length = whole(rope, "original_max_position_embeddings", path, _MOST_POSITIONS)
+    try:
+        return RopeScaling(**numbers, original_context_length=length)
+    except ValueError as error:
+        raise ValueError(f"{path}: {key}: {error}") from None
 
 
 # ----- stop tokens ------------------------------------------------------------------------------------------
 
 
-def stop_token_ids(folder: Path) -> tuple[int, ...]:
+def stop_token_ids(folder: Path, tokens: Mapping[str, int] | None = None) -> tuple[int, ...]:
     """Ids that end a generation, ascending; empty when the checkpoint knows none.
 
-    These are the `eos_token_id` of generation_config.json, or else of config.json, or else the id of the
-    tokenizer's `eos_token`; and besides every special token of the vocabulary that is in `END_TOKENS`,
-    because fine-tuned checkpoints forget to list the token that ends their turns.
+    These are all that any file names: the `eos_token_id` of generation_config.json and of config.json, the
+    tokenizer's `eos_token`, and every added token that is in `END_TOKENS`, because fine-tuned checkpoints forget to
+    list the token that ends their turns. (`chat.end_of_turn_id` knows what the chat template ends turns with.)
+
+    tokens: the ids of the folder's added tokens, if they are known already.
     """
-    special = _special_tokens(folder)
-    listed = _listed_stop_ids(folder / "generation_config.json") or _listed_stop_ids(folder / "config.json")
-    if not listed and (path := folder / "tokenizer_config.json").is_file():
-        eos = read_json(path).get("eos_token")
-        text = eos.get("content") if isinstance(eos, Mapping) else eos
-        listed = [special[text]] if text in special else []
-    return tuple(sorted({*listed, *(special[token] for token in END_TOKENS if token in special)}))
+    files = (folder / "generation_config.json", folder / "config.json")
+    found = [values.token_ids(read_json(path), "eos_token_id", path) for path in files if is_there(path)]
+    tokens = added_token_ids(folder) if tokens is None else tokens
+    eos = special_tokens.read_special_tokens(folder).named.get("eos_token")
+    ends = [tokens[token] for token in (*END_TOKENS, eos or "") if token in tokens]
+    return tuple(sorted({*itertools.chain.from_iterable(found), *ends}))
 
 
-def _listed_stop_ids(path: Path) -> list[int]:
-    value = read_json(path).get("eos_token_id") if path.is_file() else None
-    listed = value if isinstance(value, list) else [] if value is None else [value]
-    if any(not isinstance(item, int) or isinstance(item, bool) or item < 0 for item in listed):
-        raise ValueError(f"{path}: eos_token_id must be a token id or a list of them, got {value!r}")
-    return listed
-
-
-def _special_tokens(folder: Path) -> dict[str, int]:
-    """Text -> id of the special tokens, from tokenizer_config.json or else from tokenizer.json."""
-    for name, key in (("tokenizer_config.json", "added_tokens_decoder"), ("tokenizer.json", "added_tokens")):
-        path = folder / name
-        added = read_json(path).get(key) if path.is_file() else None
-        if not added:
-            continue
-        try:
-            tokens = (
-                [{"id": i, **token} for i, token in added.items()] if isinstance(added, Mapping) else added
-            )
-            return {token["content"]: int(token["id"]) for token in tokens if token["special"]}
-        except (KeyError, TypeError, ValueError):
-            raise ValueError(f"{path}: {key} must list tokens with their id, content and special") from None
-    return {}
-
-
-# ----- tensors ----------------------------------------------------------------------------------------------
+def check_stop_ids(folder: Path, ids: Collection[int], vocab_size: int) -> None:
+    """Raises a ValueError for an end token beyond the embedding."""
+    if beyond := [i for i in ids if i >= vocab_size]:
+        raise ValueError(
+            f"{folder}: the end token {beyond[0]} (eos_token_id of config.json or generation_config.json) is beyond "
+            f"the vocab_size {vocab_size} of config.json"
+        )

@@ -1,12 +1,14 @@
 """A model, whole: configuration, weights, tokenizer, chat template and stop tokens from one checkpoint folder."""
 
+import dataclasses
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 
 from entropix import sharding
 from entropix.checkpoint import chat, hf_folder, load_weights, tokenizer
@@ -29,6 +31,12 @@ class Model:
     chat_template: chat.ChatTemplate | None
     stop_ids: tuple[int, ...]
     mesh: Mesh | None = None  # of the devices that hold it; None for a single one
+
+    @cached_property
+    def missing_ids(self) -> tuple[int, ...]:
+        """Ids below `config.vocab_size` that no token has, ascending: gaps of the vocabulary, and the rows beyond its
+        end of an embedding that is padded. Their logits are what training left there; they mean nothing."""
+        return (*self.tokenizer.missing_ids, *range(self.tokenizer.vocab_size, self.config.vocab_size))
 
     @property
     def dtype(self) -> jnp.dtype:
@@ -57,17 +65,49 @@ def load(
     with ThreadPoolExecutor(1) as thread:  # reading weights and building a tokenizer take about as long
         reading = thread.submit(load_weights.load, folder, config, jnp.dtype(dtype), mesh)
         text = tokenizer.load_tokenizer(folder)
-        if text.vocab_size > config.vocab_size:
-            raise ValueError(
-                f"{folder}: the tokenizer has {text.vocab_size} tokens, but config.json has a vocabulary of "
-                f"{config.vocab_size}; these files do not belong together"
-            )
-        return Model(
+        check_vocabulary(folder, text, config)
+        template = chat.load_chat_template(folder)
+        tokens = text.special_tokens | text.added_tokens
+        end_of_turn = chat.end_of_turn_id(template, text)
+        stop_ids = {
+            *hf_folder.stop_token_ids(folder, tokens),
+            *([] if end_of_turn is None else [end_of_turn]),
+        }
+        hf_folder.check_stop_ids(folder, stop_ids, config.vocab_size)
+        model = Model(
             folder=folder,
             config=sharding.widened(config, mesh),
             tokenizer=text,
-            chat_template=chat.load_chat_template(folder),
-            stop_ids=hf_folder.stop_token_ids(folder),
+            chat_template=template,
+            stop_ids=tuple(sorted(stop_ids)),
             weights=reading.result(),
             mesh=mesh,
         )
+    return without_missing(model)
+
+
+def without_missing(model: Model) -> Model:
+    """The model whose weights say which rows of the unembedding have no token, if there are such."""
+    if not model.missing_ids:
+        return model
+    has_token_V = jnp.ones(model.config.vocab_size, bool).at[jnp.asarray(model.missing_ids)].set(False)
+    if model.mesh is not None:
+        place = sharding.dividing(has_token_V.shape, sharding.WEIGHTS["has_token_V"], model.mesh)
+        has_token_V = jax.device_put(has_token_V, NamedSharding(model.mesh, place))
+    whole = dataclasses.replace(model.weights, has_token_V=has_token_V)
+    return dataclasses.replace(model, weights=whole)
+
+
+def check_vocabulary(folder: Path, text: tokenizer.Tokenizer, config: ModelConfig) -> None:
+    """Raises a ValueError that names the tokens for which the model has no row."""
+    missing = set(text.missing_ids)
+    beyond = [i for i in range(config.vocab_size, text.vocab_size) if i not in missing]
+    if not beyond:
+        return
+    names = ", ".join(f"{text.token_bytes(i).decode(errors='replace')!r} ({i})" for i in beyond[:3])
+    more = f" and {len(beyond) - 3} more" if len(beyond) > 3 else ""
+    raise ValueError(
+        f"{folder}: the tokenizer has the token{'s' * (len(beyond) > 1)} {names}{more}, but config.json has a "
+        f"vocab_size of {config.vocab_size}, ids 0 to {config.vocab_size - 1}; tokens added to a tokenizer need rows "
+        "in the embedding, so remove them from the tokenizer's files or take those that this model came with"
+    )

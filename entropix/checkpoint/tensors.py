@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,10 +10,14 @@ import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from entropix.checkpoint.weight_files import beside, check_file
 from entropix.config import ModelConfig
 from entropix.files import read_json
+from entropix.paths import what_is_there
 
 EMBED, UNEMBED, FINAL_NORM = "model.embed_tokens.weight", "lm_head.weight", "model.norm.weight"
+_MAX_HEADER = 2**23  # bytes; 50 times what a model of 405 billion parameters has
+_MAX_FAULTS = 20  # that one error lists
 _DERIVED = ".rotary_emb.inv_freq"  # a buffer in old checkpoints; it follows from the config
 
 
@@ -78,19 +82,29 @@ def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
 
 def _safetensors_files(folder: Path) -> list[Path]:
     """model.safetensors; or what the index names; or whatever there is."""
-    if (single := folder / "model.safetensors").is_file():
+    if (single := folder / "model.safetensors").exists():
         return [single]
-    if (index := folder / "model.safetensors.index.json").is_file():
+    if (index := folder / "model.safetensors.index.json").exists():
+        check_file(index)
         places = read_json(index).get("weight_map")
-        if not isinstance(places, Mapping) or not all(isinstance(name, str) for name in places.values()):
+        if (
+            not isinstance(places, Mapping)
+            or not places
+            or not all(isinstance(name, str) for name in places.values())
+        ):
             raise ValueError(f"{index}: expected an object 'weight_map' from tensor names to file names")
-        return [folder / name for name in sorted(set(places.values()))]
+        return [_indexed(index, name) for name in sorted(set(places.values()))]
     files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise ValueError(
-            f"{folder}: no .safetensors file here; convert other formats with scripts/convert_weights.py"
-        )
+    if not files or (folder / "adapter_config.json").exists():
+        raise ValueError(f"{folder}: {what_is_there([file.name for file in folder.iterdir()], folder)}")
     return files
+
+
+def _indexed(index: Path, name: str) -> Path:
+    file = beside(index, name)
+    if not file.exists():
+        raise ValueError(f"{file}: no such file, but the index names it; download the folder again")
+    return file
 
 
 def _read_header(file: Path) -> dict[str, StoredTensor]:
@@ -99,16 +113,19 @@ def _read_header(file: Path) -> dict[str, StoredTensor]:
 
     The layout: 8 bytes of header length (little endian), the header as JSON, the data.
     """
+    size = check_file(file)
+    damaged = f"{file}: empty, truncated or no safetensors file"
     try:
-        with safe_open(file, framework="numpy"), file.open("rb") as stream:
+        with file.open("rb") as stream:
             length = int.from_bytes(stream.read(8), "little")
-            header = json.loads(stream.read(length))
-    except FileNotFoundError:
-        raise ValueError(f"{file}: no such file, but the index names it; download the folder again") from None
+            if length > min(size - 8, _MAX_HEADER):
+                raise ValueError(
+                    f"{damaged} (a header of {length} bytes in a file of {size}); download it again"
+                )
+            with safe_open(file, framework="numpy"):
+                header = json.loads(stream.read(length))
     except (OSError, SafetensorError) as error:
-        raise ValueError(
-            f"{file}: empty, truncated or no safetensors file ({error}); download it again"
-        ) from None
+        raise ValueError(f"{damaged} ({error}); download it again") from None
     header.pop("__metadata__", None)
     return {
         name: StoredTensor(file, entry["dtype"], tuple(entry["shape"]), 8 + length + entry["data_offsets"][0])
@@ -122,9 +139,13 @@ def check(folder: Path, cfg: ModelConfig) -> dict[str, StoredTensor]:
     With tied embeddings there may be an unembedding all the same; `load` requires it to equal the embedding.
     Raises one ValueError that lists every tensor that is missing, unexpected, misshapen or of a wrong dtype.
     """
+    stored = {name: t for name, t in stored_tensors(folder).items() if not name.endswith(_DERIVED)}
+    if cfg.n_layers > len(stored):  # and so too many to list what is missing
+        raise ValueError(
+            f"{folder}: config.json implies {cfg.n_layers} layers, but there are only {len(stored)} tensors"
+        )
     shapes = tensor_shapes(cfg)
     known = {UNEMBED: shapes[EMBED], **shapes}
-    stored = {name: t for name, t in stored_tensors(folder).items() if not name.endswith(_DERIVED)}
     faults = [f"missing: {name} {list(shape)}" for name, shape in shapes.items() if name not in stored]
     for name, tensor in stored.items():
         if name not in known:
@@ -136,5 +157,13 @@ def check(folder: Path, cfg: ModelConfig) -> dict[str, StoredTensor]:
         elif tensor.dtype not in DTYPES:
             faults.append(f"wrong dtype: {name} is {tensor.dtype}, expected one of {', '.join(DTYPES)}")
     if faults:
-        raise ValueError(f"{folder}: the tensors do not fit config.json\n  " + "\n  ".join(faults))
+        raise ValueError(f"{folder}: the tensors do not fit config.json{listed(faults)}")
     return stored
+
+
+def listed(faults: Sequence[str]) -> str:
+    """The end of an error that lists what is wrong, one a line, of many only the first."""
+    lines = [*faults[:_MAX_FAULTS]]
+    if len(faults) > _MAX_FAULTS:
+        lines.append(f"and {len(faults) - _MAX_FAULTS} more")
+    return "".join(f"\n  {line}" for line in lines)

@@ -2,16 +2,16 @@
 
 import codecs
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import tiktoken
 
+from entropix.checkpoint import values
+from entropix.checkpoint.special_tokens import read_special_tokens
 from entropix.checkpoint.tokenizer_files import read_vocabulary
-from entropix.files import read_json
 from entropix.prompts import token_ids
 
 # What an id without a token decodes to: models often have more rows in their embedding than there are tokens.
@@ -33,6 +33,7 @@ class Tokenizer:
         missing_bytes: bytes for which the vocabulary has no token.
         bos_id: the token that begins a text, if the checkpoint names one.
         bos_ids: what belongs in front of a raw prompt; often nothing. `encode` never adds it.
+        missing_ids: ids below `vocab_size` that no token has.
     """
 
     encoding: tiktoken.Encoding
@@ -42,6 +43,7 @@ class Tokenizer:
     missing_bytes: frozenset[int]
     bos_id: int | None
     bos_ids: tuple[int, ...]
+    missing_ids: tuple[int, ...] = ()
 
     @property
     def vocab_size(self) -> int:
@@ -50,36 +52,50 @@ class Tokenizer:
 
     def encode_text(self, text: str | Sequence[int], allow_special: bool = False) -> list[int]:
         """The ids of a text from its beginning, with the vocabulary's beginning-of-text tokens, or none for no text;
-        ids as they are."""
+        ids as they are. Where the text itself begins with these tokens (`begins_itself`), they are there once."""
         if not isinstance(text, str):
             return token_ids(text, "a text")
-        return [*self.bos_ids, *self.encode(text, allow_special)] if text else []
+        ids = self.encode(text, allow_special)
+        return ids if not text or self._begins(ids) else [*self.bos_ids, *ids]
 
-    def encode(self, text: str, allow_special: bool = False) -> list[int]:
-        """The ids of `text`. The names of special tokens are plain text in it unless `allow_special`.
+    def begins_itself(self, text: str, allow_special: bool = False) -> bool:
+        """Whether a raw text spells out the beginning-of-text tokens that `encode_text` would have put before it."""
+        names = len(self.decode(self.bos_ids))
+        return bool(self.bos_ids) and self._begins(self.encode(text[:names], allow_special))
+
+    def _begins(self, ids: Sequence[int]) -> bool:
+        return tuple(ids[: len(self.bos_ids)]) == self.bos_ids
+
+    def encode(
+        self, text: str, allow_special: bool = False, plain: Collection[str] = frozenset()
+    ) -> list[int]:
+        """The ids of `text`. The names of special tokens are plain text in it unless `allow_special`, those in `plain`
+        even so, and even where they are added tokens.
 
         Raises:
             ValueError: a character, named with its position, has no tokens, since it contains one of
                 `missing_bytes` or is half of one in text that was not UTF-8; or white space without end.
         """
         ids: list[int] = []
-        for start, piece in self.pieces(text, allow_special):
+        for start, piece in self.pieces(text, allow_special, plain):
             if isinstance(piece, int):
                 ids.append(piece)
             else:
                 self.check(piece, start)
-                ids.extend(self.encoding.encode_ordinary(piece))
+                ids.extend(self._encode_ordinary(piece))
         return ids
 
-    def pieces(self, text: str, allow_special: bool = False) -> Iterator[tuple[int, str | int]]:
+    def pieces(
+        self, text: str, allow_special: bool = False, plain: Collection[str] = frozenset()
+    ) -> Iterator[tuple[int, str | int]]:
         """`text` cut at its added tokens, and at its special ones if allowed: (position, id or text between).
 
-        Of tokens that begin at the same place the longest is taken. A special token that is not allowed stays
-        part of the text around it, with all that it contains.
+        Of tokens that begin at the same place the longest is taken. A special token that is not allowed, and any that
+        is in `plain`, stays part of the text around it, with all that it contains.
         """
         start = 0
         for match in self._names.finditer(text):
-            if match[0] in self.special_tokens and not allow_special:
+            if match[0] in plain or (match[0] in self.special_tokens and not allow_special):
                 continue
             if match.start() > start:
                 yield start, text[start : match.start()]
@@ -123,6 +139,18 @@ class Tokenizer:
                     "can be tokenised"
                 )
 
+    def _encode_ordinary(self, piece: str) -> list[int]:
+        try:
+            return self.encoding.encode_ordinary(piece)
+        except BaseException as error:
+            # What tiktoken's Rust gives up on is no Exception: an expression from a file may try too many ways.
+            if type(error).__name__ != "PanicException":
+                raise
+            raise ValueError(
+                f"the regular expression that cuts this model's texts into pieces gave up on a piece of {len(piece)} "
+                f"characters ({str(error)[:100]})"
+            ) from None
+
     @cached_property
     def _names(self) -> re.Pattern[str]:
         names = sorted([*self.special_tokens, *self.added_tokens], key=len, reverse=True)
@@ -153,24 +181,23 @@ class StreamDecoder:
 def load_tokenizer(folder: Path) -> Tokenizer:
     """The tokenizer of a checkpoint folder: `tokenizer.json`, else Llama 3's `tokenizer.model`.
 
-    Where `tokenizer_config.json` has `bos_token` and `add_bos_token`, they overrule the tokenizer file.
+    Where a smaller file (`special_tokens`) has `bos_token` and `add_bos_token`, they overrule the tokenizer file.
 
     Raises:
         ValueError: there is none, it cannot be read, or tiktoken could not give exactly its ids.
     """
-    vocabulary = read_vocabulary(folder)
-    config = read_tokenizer_config(folder)
+    vocabulary, small = read_vocabulary(folder), read_special_tokens(folder)
     bos_ids = vocabulary.bos_ids
     bos_id = bos_ids[0] if bos_ids else None
-    if name := special_token(config, "bos_token"):
+    if name := small.named.get("bos_token"):
         bos_id = (vocabulary.special | vocabulary.added).get(name)
         if bos_id is None:
             raise ValueError(
-                f"{folder / 'tokenizer_config.json'}: bos_token {name!r} is no token of the vocabulary"
+                f"{small.where['bos_token']}: bos_token {values.shown(name)} is no token of the vocabulary"
             )
-    if config.get("add_bos_token") is False:
+    if small.add_bos is False:
         bos_ids = ()
-    elif config.get("add_bos_token"):
+    elif small.add_bos:
         bos_ids = () if bos_id is None else (bos_id,)
 
     try:
@@ -181,24 +208,14 @@ def load_tokenizer(folder: Path) -> Tokenizer:
         raise ValueError(
             f"{folder}: tiktoken does not accept the pattern of its pre-tokenizer ({error})"
         ) from None
+    ids = range(max(vocabulary.texts) + 1)
     return Tokenizer(
         encoding=encoding,
-        texts=tuple(vocabulary.texts.get(i, NO_TOKEN) for i in range(max(vocabulary.texts) + 1)),
+        texts=tuple(vocabulary.texts.get(i, NO_TOKEN) for i in ids),
         special_tokens=vocabulary.special,
         added_tokens=vocabulary.added,
         missing_bytes=frozenset(b for b in range(256) if bytes([b]) not in vocabulary.ranks),
         bos_id=bos_id,
         bos_ids=bos_ids,
+        missing_ids=tuple(i for i in ids if i not in vocabulary.texts),
     )
-
-
-def read_tokenizer_config(folder: Path) -> dict[str, Any]:
-    """`tokenizer_config.json` of a checkpoint folder; empty when it has none."""
-    path = folder / "tokenizer_config.json"
-    return read_json(path) if path.is_file() else {}
-
-
-def special_token(config: dict[str, Any], name: str) -> str:
-    """The text of a special token of `tokenizer_config.json` (`bos_token`, ...); "" where there is none."""
-    value = config.get(name) or ""
-    return value["content"] if isinstance(value, dict) else value

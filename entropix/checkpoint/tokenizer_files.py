@@ -6,26 +6,25 @@ vocabulary for which tiktoken would not give exactly the ids of the original is 
 """
 
 import base64
+import codecs
 import itertools
 import json
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from entropix.checkpoint import patterns, values
 from entropix.checkpoint.bpe import unreachable_tokens
-from entropix.files import read_json
-
-# GPT-2's published pattern. `tokenizers` applies the same one in its ByteLevel step.
-GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-# SmolLM isolates each digit before that pattern runs. So a digit never takes the space before it along, and
-# white space in front of a digit is at the end of what the pattern sees, where it stays in one piece.
-SMOLLM_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?![^\s\p{N}])|\s+"
-LLAMA3_PATTERN = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+from entropix.checkpoint.patterns import LLAMA3_PATTERN, refusal
+from entropix.checkpoint.special_tokens import (
+    AddedToken,
+    SpecialTokens,
+    listed_tokens,
+    read_special_tokens,
+    together,
 )
+from entropix.files import MOST_JSON, is_there, read_bytes, read_json
 
 # Special tokens that follow the ranks of `tokenizer.model`, in order, as published with Llama 3.1 and later.
 _LLAMA3_NAMES = [
@@ -45,12 +44,7 @@ CHAR_OF_BYTE = {byte: chr(byte) for byte in _PRINTABLE} | {
 }
 _BYTE_OF_CHAR = {char: byte for byte, char in CHAR_OF_BYTE.items()}
 
-# What means the same to Oniguruma (in `tokenizers`) and to Rust's fancy-regex (in tiktoken): no anchors, no
-# nested classes, no escapes but these.
-_ESCAPE = r"\\[pP]\{[A-Z][a-z]?\}|\\[sSdDrnt]|\\[^\w\s]"
-_PORTABLE = re.compile(
-    rf"(?:{_ESCAPE}|\[\^?(?:{_ESCAPE}|[^\\\[\]&])+\]|\((?!\?)|\(\?(?:i?:|!|=)|\}}(?!\+)|[^\\\[\](}}^$])*"
-)
+NOTHING = SpecialTokens()
 
 
 @dataclass(frozen=True)
@@ -75,43 +69,34 @@ class Vocabulary:
 
 
 def read_vocabulary(folder: Path) -> Vocabulary:
-    """The vocabulary of a checkpoint folder: its `tokenizer.json`, else its `tokenizer.model`.
+    """The vocabulary of a checkpoint folder: its `tokenizer.json`, else its `tokenizer.model`, completed by the added
+    and special tokens of its smaller files.
 
     Raises a ValueError that names the file and what about it is damaged or beyond tiktoken.
     """
     for name, read in (("tokenizer.json", read_tokenizer_json), ("tokenizer.model", read_tokenizer_model)):
-        if (folder / name).is_file():
-            return read(folder / name)
+        if is_there(folder / name):
+            return read(folder / name, read_special_tokens(folder))
     raise ValueError(f"{folder}: no tokenizer; expected a tokenizer.json or a tokenizer.model")
-
-
-def _refusal(path: Path, why: str) -> ValueError:
-    return ValueError(
-        f"{path}: {why}. tiktoken would not give exactly the ids of this tokenizer, so this checkpoint is refused"
-    )
-
-
-def _short(part: Any) -> str:
-    text = json.dumps(part)
-    return text if len(text) <= 200 else f"{text[:200]}..."
 
 
 # ----- Meta's tokenizer.model -----------------------------------------------------------------------------
 
 
-def read_tokenizer_model(path: Path) -> Vocabulary:
+def read_tokenizer_model(path: Path, small: SpecialTokens = NOTHING) -> Vocabulary:
     """The vocabulary of Meta's Llama 3: ranked tokens, then 256 special ones. Texts begin with begin_of_text.
 
+    small: what smaller files say of special tokens. The names of the 256 are not in the file, so theirs go first.
     Raises a ValueError for a damaged file, and for the SentencePiece file of this name of Llama 1 and 2.
     """
     ranks: dict[bytes, int] = {}
-    lines = path.read_bytes().splitlines()
+    lines = read_bytes(path, MOST_JSON).removeprefix(codecs.BOM_UTF8).splitlines()
     for number, line in enumerate(lines, start=1):
         try:
             token, rank = line.split()
             ranks[base64.b64decode(token, validate=True)] = int(rank)
         except ValueError:
-            raise _refusal(
+            raise refusal(
                 path,
                 f"line {number} is not a base64 token and its rank, the format of Llama 3 (Llama 1, Llama 2 "
                 "and TinyLlama have a SentencePiece file of this name)",
@@ -120,28 +105,41 @@ def read_tokenizer_model(path: Path) -> Vocabulary:
         raise ValueError(
             f"{path}: expected the ranks 0, 1, 2, ... once each; the file is damaged or incomplete"
         )
-    special = {name: len(ranks) + i for i, name in enumerate(_LLAMA3_SPECIAL)}
-    texts = {i: token for token, i in ranks.items()} | {i: name.encode() for name, i in special.items()}
-    return Vocabulary(LLAMA3_PATTERN, ranks, texts, special, {}, (special["<|begin_of_text|>"],))
+    begin = len(ranks)
+    given = {token.id: token for token in small.added}
+    names = {begin + i: name for i, name in enumerate(_LLAMA3_SPECIAL) if begin + i not in given}
+    published = [AddedToken(name, i, True, str(path)) for i, name in names.items()]
+    special, added = together([*published, *small.added], small)
+    texts = {i: token for token, i in ranks.items()}
+    if clash := texts.keys() & given.keys():
+        wrong = given[min(clash)]
+        raise ValueError(
+            f"{wrong.where}: the token {values.shown(wrong.text)} has the id {wrong.id}, but {path} has another "
+            "token of that id; make them agree"
+        )
+    texts |= {i: name.encode() for name, i in (special | added).items()}
+    return Vocabulary(LLAMA3_PATTERN, ranks, texts, special, added, (begin,))
 
 
 # ----- tokenizer.json -------------------------------------------------------------------------------------
 
 
-def read_tokenizer_json(path: Path) -> Vocabulary:
-    """The vocabulary of a byte-level BPE `tokenizer.json`; a ValueError says what any other one is."""
+def read_tokenizer_json(path: Path, small: SpecialTokens = NOTHING) -> Vocabulary:
+    """The vocabulary of a byte-level BPE `tokenizer.json`; a ValueError says what any other one is.
+
+    small: what smaller files say of special tokens; a token that they alone have is one of the vocabulary.
+    """
     file = read_json(path)
     _refuse_other_kinds(path, file)
-    pattern = _pattern(path, file.get("pre_tokenizer"))
-    special, added = _added_tokens(path, file.get("added_tokens") or ())
+    pattern = patterns.pattern(path, file.get("pre_tokenizer"))
     vocab, merges = file["model"].get("vocab"), file["model"].get("merges")
-    if not isinstance(vocab, dict) or not all(type(i) is int and i >= 0 for i in vocab.values()):
-        raise ValueError(f"{path}: expected model.vocab to be an object of tokens and their ids")
-    ids = vocab | special | added
-    if len(set(ids.values())) < len(ids) or any(ids[token] != i for token, i in vocab.items()):
+    if not isinstance(vocab, dict) or not all(map(values.is_token_id, vocab.values())):
         raise ValueError(
-            f"{path}: expected every token of model.vocab and added_tokens to have one id of its own"
+            f"{path}: expected model.vocab to be an object of tokens and their ids, of 0 to {values.MOST_TOKENS - 1}"
         )
+    if half := [token for token in vocab if not values.is_text(token)]:
+        raise ValueError(f"{path}: the token {values.shown(half[0])} in model.vocab has half a character")
+    special, added = together([*listed_tokens(path, file), *small.added], small)
 
     # A token spelt in other characters than the 256 is out of reach of any text.
     spelt = {token: raw for token in vocab if (raw := _spelt_bytes(token))}
@@ -152,19 +150,23 @@ def read_tokenizer_json(path: Path) -> Vocabulary:
         ranks = {spelt[token]: vocab[token] for token in made}
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(
-            f"{path}: expected model.merges to be pairs of tokens of model.vocab ({error})"
+            f"{path}: expected model.merges to be pairs of tokens of model.vocab ({values.shown(error.args[0])})"
         ) from None
+    for token in (*small.named.values(), *small.others):  # which no added token lists are special nonetheless
+        if token in vocab and token not in added and len(spelt.get(token, "..")) > 1 and token not in made:
+            special.setdefault(token, vocab[token])
     if clash := special.keys() & made.union(itertools.chain.from_iterable(pairs)):
-        raise _refusal(path, f"its special token {min(clash)!r} takes part in merging plain text")
+        raise refusal(path, f"its special token {values.shown(min(clash))} takes part in merging plain text")
+    _check_ids(path, vocab, special | added, small)
 
-    whole = bool(file["model"].get("ignore_merges"))
+    whole = values.flag(file["model"], "ignore_merges", f"{path}: model")
     for token, raw in spelt.items():
         if token not in special and (len(raw) == 1 or (whole and token not in added)):
             ranks[raw] = vocab[token]
     try:
         unreachable = unreachable_tokens(ranks, pairs_in_bytes)
     except ValueError as error:
-        raise _refusal(path, str(error)) from None
+        raise refusal(path, str(error)) from None
     if not whole:
         # tiktoken would return these for a piece that is one of them. Merging never makes them, so that
         # nothing else changes without them.
@@ -172,7 +174,28 @@ def read_tokenizer_json(path: Path) -> Vocabulary:
 
     texts = {i: spelt.get(token) or token.encode() for token, i in vocab.items()}
     texts |= {i: token.encode() for token, i in (special | added).items()}
-    return Vocabulary(pattern, ranks, texts, special, added, _bos_ids(path, file.get("post_processor")))
+    if not texts:
+        raise ValueError(f"{path}: expected tokens in model.vocab, which is empty")
+    bos_ids = _bos_ids(path, file.get("post_processor"))
+    if unknown := set(bos_ids) - texts.keys():
+        raise ValueError(f"{path}: its post-processor adds the token {min(unknown)}, which it does not have")
+    return Vocabulary(pattern, ranks, texts, special, added, bos_ids)
+
+
+def _check_ids(path: Path, vocab: Mapping[str, int], more: Mapping[str, int], small: SpecialTokens) -> None:
+    """Raises where a token has two ids, or an id two tokens."""
+    where = {token.text: token.where for token in small.added}
+    token_of = {i: token for token, i in vocab.items()}
+    if len(token_of) < len(vocab):
+        raise ValueError(f"{path}: expected every token of model.vocab to have one id of its own")
+    for token, i in more.items():
+        other = vocab.get(token, i), token_of.setdefault(i, token)
+        if other != (i, token):
+            raise ValueError(
+                f"{where.get(token, path)}: {values.shown(token)} has the id {i}, but in {path} "
+                f"{values.shown(other[1])} has {other[0]}; expected every token of model.vocab and added_tokens to "
+                "have one id of its own"
+            )
 
 
 def _refuse_other_kinds(path: Path, file: Mapping[str, Any]) -> None:
@@ -181,72 +204,22 @@ def _refuse_other_kinds(path: Path, file: Mapping[str, Any]) -> None:
     if not isinstance(model, dict):
         raise ValueError(f"{path}: expected an object `model`, as the tokenizers library writes it")
     if model.get("type", "BPE") != "BPE":
-        raise _refusal(path, f"its model is {model['type']}, not BPE")
+        raise refusal(path, f"its model is {values.named(model['type'])}, not BPE")
     if model.get("byte_fallback"):
-        raise _refusal(path, "it is a SentencePiece vocabulary (byte_fallback), not a byte-level one")
+        raise refusal(path, "it is a SentencePiece vocabulary (byte_fallback), not a byte-level one")
     for option in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
         if model.get(option):
-            raise _refusal(path, f"its model has {option} {model[option]!r}")
+            raise refusal(path, f"its model has {option} {values.shown(model[option])}")
     match normalizer:
         case None | {"type": "Sequence", "normalizers": []}:
             pass
         case _:
-            raise _refusal(path, f"it alters the text first, by the normalizer {_short(normalizer)}")
+            raise refusal(path, f"it alters the text first, by the normalizer {values.as_json(normalizer)}")
     match decoder:
         case {"type": "ByteLevel"}:
             pass
         case _:
-            raise _refusal(path, f"its decoder is {_short(decoder)}, not ByteLevel")
-
-
-def _pattern(path: Path, pre_tokenizer: Any) -> str:
-    """The one regular expression that cuts text as the file's pre-tokenizer does.
-
-    Letters and digits are what the Unicode version of each library counts as such: tiktoken may not know the
-    newest of them, or know them earlier.
-    """
-    steps = [pre_tokenizer]
-    match pre_tokenizer:
-        case {"type": "Sequence", "pretokenizers": [*steps]}:
-            pass
-    # Files written before ByteLevel had `use_regex` mean true.
-    match [{"use_regex": True, **step} if isinstance(step, dict) else step for step in steps]:
-        case [{"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}]:
-            return GPT2_PATTERN
-        case [
-            {"type": "Digits", "individual_digits": True},
-            {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True},
-        ]:
-            return SMOLLM_PATTERN
-        case [
-            {"type": "Split", "pattern": {"Regex": str(regex)}, "behavior": "Isolated", "invert": False},
-            {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False},
-        ]:
-            if not _PORTABLE.fullmatch(regex):
-                raise _refusal(path, f"its pattern {regex!r} may mean something else to tiktoken")
-            # What lies between two matches is a piece too; tiktoken alone would drop it.
-            return rf"{regex}|(?:(?!{regex})[\s\S])+"
-    raise _refusal(
-        path, f"its pre-tokenizer is not like GPT-2's, SmolLM's or Llama 3's, but {_short(pre_tokenizer)}"
-    )
-
-
-def _added_tokens(path: Path, entries: Iterable[Any]) -> tuple[dict[str, int], dict[str, int]]:
-    """(special, other) added tokens and their ids."""
-    special: dict[str, int] = {}
-    other: dict[str, int] = {}
-    for entry in entries:
-        match entry:
-            case {"content": str(text), "id": int(i)} if text and i >= 0:
-                (special if entry.get("special") else other)[text] = i
-            case _:
-                raise ValueError(
-                    f"{path}: expected each of added_tokens to have a content and an id, got {entry}"
-                )
-        for flag in ("lstrip", "rstrip", "single_word"):
-            if entry.get(flag):
-                raise _refusal(path, f"its added token {text!r} is marked {flag}")
-    return special, other
+            raise refusal(path, f"its decoder is {values.as_json(decoder)}, not ByteLevel")
 
 
 def _spelt_bytes(token: str) -> bytes:
@@ -257,22 +230,27 @@ def _spelt_bytes(token: str) -> bytes:
         return b""
 
 
-def _bos_ids(path: Path, post_processor: Any) -> tuple[int, ...]:
+def _bos_ids(path: Path, post_processor: Any, depth: int = 0) -> tuple[int, ...]:
     """The tokens that the file's post-processor puts in front of a text on its own."""
     match post_processor:
         case None | {"type": "ByteLevel"}:
             return ()
-        case {"type": "Sequence", "processors": [*steps]}:
-            return tuple(i for step in steps for i in _bos_ids(path, step))
+        case {"type": "Sequence", "processors": [*steps]} if depth < 10:
+            return tuple(i for step in steps for i in _bos_ids(path, step, depth + 1))
         case {"type": "TemplateProcessing", "single": [*items], "special_tokens": dict(tokens)}:
-            front = itertools.takewhile(lambda item: "SpecialToken" in item, items)
             try:
-                return tuple(i for item in front for i in tokens[item["SpecialToken"]["id"]]["ids"])
+                front = itertools.takewhile(lambda item: "SpecialToken" in item, items)
+                found = [i for item in front for i in tokens[item["SpecialToken"]["id"]]["ids"]]
             except (KeyError, TypeError):
                 raise ValueError(
                     f"{path}: the post_processor names a token that it does not define"
                 ) from None
-    raise _refusal(path, f"its post-processor is {_short(post_processor)}")
+            if not all(map(values.is_token_id, found)):
+                raise ValueError(
+                    f"{path}: expected token ids in the post_processor, got {values.shown(found)}"
+                )
+            return tuple(found)
+    raise refusal(path, f"its post-processor is {values.as_json(post_processor)}")
 
 
 # ----- writing --------------------------------------------------------------------------------------------

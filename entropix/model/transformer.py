@@ -186,9 +186,14 @@ def feed_forward(layer: LayerWeights, x_BTD: Array) -> Array:
 
 
 def unembed(weights: Weights, x_BTD: Array) -> Array:
-    """logits_BTV in float32; a tied model reads its embedding table."""
+    """logits_BTV in float32; a tied model reads its embedding table.
+
+    Rows without a token, with which vocabularies are padded, have -inf: they count in no metric and are never drawn.
+    """
     table_VD = weights.embed_VD if weights.unembed_VD is None else weights.unembed_VD
     logits_BTV = jnp.einsum("BTD,VD->BTV", x_BTD, table_VD, preferred_element_type=jnp.float32)
+    if weights.has_token_V is not None:
+        logits_BTV = jnp.where(weights.has_token_V[None, None], logits_BTV, -jnp.inf)
     return constrain(logits_BTV, DATA, None, MODEL)
 
 

@@ -2,10 +2,19 @@
 
 from pathlib import Path
 
-from entropix.checkpoint.convert.folder import check_destination, write_folder
+from entropix.checkpoint.convert.folder import Foreign, check_destination, write_folder
 from entropix.checkpoint.convert.gguf_file import open_gguf
+from entropix.checkpoint.convert.gguf_header import MAGIC
 from entropix.checkpoint.convert.meta import open_meta
+from entropix.checkpoint.convert.torch_folder import is_torch_folder, open_torch_folder
+from entropix.checkpoint.weight_files import check_file, starts_with
 from entropix.files import read_text
+from entropix.paths import what_is_there
+
+_EXPECTED = (
+    "expected a GGUF file, a folder with Meta's params.json, consolidated.*.pth and tokenizer.model, or a Hugging Face "
+    "folder with pytorch_model.bin"
+)
 
 
 def convert(
@@ -15,7 +24,8 @@ def convert(
     chat_template: Path | None = None,
     force: bool = False,
 ) -> None:
-    """Makes a checkpoint folder of a GGUF file or of one of Meta's folders: complete, or not at all.
+    """Makes a checkpoint folder of a GGUF file, of one of Meta's folders, or of one with pytorch_model.bin: complete,
+    or not at all.
 
     `dtype` is that of the matrices, by default the narrowest that holds the source's values exactly: its
     own for float16 and bfloat16, float32 for quantised tensors. `chat_template` is a jinja file to carry
@@ -24,14 +34,27 @@ def convert(
     check_destination(destination, force)
     if source.resolve().is_relative_to(destination.resolve()):
         raise ValueError(f"{source} lies in the destination {destination}; choose another destination")
-    template = read_text(chat_template) if chat_template else None
-    if source.suffix == ".gguf" and source.is_file():
-        foreign = open_gguf(source, template)
-    elif (source / "params.json").is_file():
-        foreign = open_meta(source, template)
-    else:
-        raise ValueError(
-            f"{source}: expected a .gguf file, or a folder with Meta's params.json, consolidated.*.pth and "
-            "tokenizer.model (Hugging Face Llama folders need no conversion)"
-        )
-    write_folder(foreign, destination, dtype, force)
+    template = None
+    if chat_template is not None:
+        check_file(chat_template)
+        template = read_text(chat_template)
+    write_folder(_opened(source, template), destination, dtype, force)
+
+
+def _opened(source: Path, template: str | None) -> Foreign:
+    """The checkpoint of whatever format the source has; what a file is, its first bytes say and not its name."""
+    if not source.is_dir():
+        check_file(source)
+        if starts_with(source, MAGIC) or source.suffix.lower() == ".gguf":
+            return open_gguf(source, template)
+        raise ValueError(f"{source}: {_EXPECTED}")
+    if (source / "params.json").exists():
+        return open_meta(source, template)
+    if is_torch_folder(source):
+        return open_torch_folder(source, template)
+    names = [file.name for file in source.iterdir()]
+    if "config.json" in names and any(name.endswith(".safetensors") for name in names):
+        raise ValueError(f"{source}: this is a Hugging Face folder, which needs no conversion")
+    if not names:
+        raise ValueError(f"{source}: the folder is empty; {_EXPECTED}")
+    raise ValueError(f"{source}: {what_is_there(names, source)}")

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gguf import GGMLQuantizationType, GGUFReader, ReaderTensor, TokenType
-from gguf.quants import dequantize
+from gguf import GGMLQuantizationType, TokenType
 
 from entropix.checkpoint.convert.folder import Foreign, half_split, misfits, spelling, write_tokenizer_config
+from entropix.checkpoint.convert.gguf_header import GgufTensor, read_gguf
+from entropix.checkpoint.convert.values import REQUIRED, Values, named, shown
 from entropix.checkpoint.hf_folder import END_TOKENS
-from entropix.checkpoint.tensors import EMBED, FINAL_NORM, UNEMBED, tensor_shapes
+from entropix.checkpoint.tensors import EMBED, FINAL_NORM, UNEMBED, listed, tensor_shapes
 from entropix.checkpoint.tokenizer_files import write_tokenizer_json
 from entropix.config import ModelConfig, RopeScaling
 
@@ -57,6 +58,10 @@ _UNDERSTOOD: dict[str, Any] = {
 _NAMED_TOKENS = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
 _LLAMA3_PRE = ("llama3", "llama-v3", "llama-bpe")
 
+# Llama 3 was trained with this base for this many tokens. Whatever has its base and more tokens is a Llama 3.1, 3.2 or
+# 3.3, or made of one, whose frequencies are scaled.
+_LLAMA3_THETA, _LLAMA3_CONTEXT = 500_000.0, 8192
+
 _EXACT_DTYPE = {GGMLQuantizationType.F16: "float16", GGMLQuantizationType.BF16: "bfloat16"}
 
 
@@ -66,97 +71,92 @@ def open_gguf(path: Path, chat_template: str | None = None) -> Foreign:
     `chat_template` replaces the file's own. Raises a ValueError for a file that is damaged, of another
     architecture, or with metadata, tensors or a vocabulary that are not understood in full.
     """
-    meta, tensors = _read(path)
-    cfg = _config(path, meta, tensors)
+    raw, tensors = read_gguf(path)
+    meta = Values(path, raw)
+    _check_understood(meta)
+    cfg = _config(meta, tensors)
     names = spelling(cfg, _ENDS, "blk", _LAYER_PARTS)
-    shapes = {name: tensor.shape.tolist()[::-1] for name, tensor in tensors.items() if name != _ROPE_FACTORS}
+    shapes = {name: tensor.shape for name, tensor in tensors.items() if name != _ROPE_FACTORS}
     if faults := misfits(tensor_shapes(cfg), shapes, names):
-        raise ValueError(f"{path}: the tensors do not fit the metadata\n  " + "\n  ".join(faults))
+        raise ValueError(f"{path}: the tensors do not fit the metadata{listed(faults)}")
 
     def tensor(name: str) -> np.ndarray:
-        stored = tensors[names[name]]
-        try:
-            return half_split(name, dequantize(stored.data, stored.tensor_type), cfg)
-        except NotImplementedError:
-            kind = stored.tensor_type.name
-            raise ValueError(
-                f"{path}: {stored.name} is of type {kind}, which cannot be dequantised"
-            ) from None
+        return half_split(name, tensors[names[name]].values(path), cfg)
 
-    kinds = {tensors[names[name]].tensor_type for name, shape in tensor_shapes(cfg).items() if len(shape) > 1}
-    write_vocabulary = _vocabulary_writer(path, meta, chat_template or meta.get("tokenizer.chat_template"))
+    kinds = {tensors[names[name]].kind for name, shape in tensor_shapes(cfg).items() if len(shape) > 1}
+    template = chat_template or meta.text("tokenizer.chat_template", None)
+    write_vocabulary = _vocabulary_writer(meta, cfg.vocab_size, template)
     return Foreign(
         source=path,
         config=cfg,
         dtype=_EXACT_DTYPE.get(kinds.pop(), "float32") if len(kinds) == 1 else "float32",
         tensor=tensor,
-        bos_id=meta.get("tokenizer.ggml.bos_token_id"),
+        bos_id=_token_id(meta, "bos"),
         stop_ids=_stop_ids(meta),
         write_vocabulary=write_vocabulary,
     )
 
 
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, ReaderTensor]]:
-    """(metadata, tensors by name) of a single-file Llama."""
-    try:
-        reader = GGUFReader(path)
-        meta = {name: field.contents() for name, field in reader.fields.items()}
-    except (ValueError, IndexError, KeyError, OverflowError) as error:  # so fails the reader on damaged files
-        raise ValueError(f"{path}: empty, truncated or not a GGUF file ({error})") from None
-    architecture = meta.get("general.architecture")
-    if architecture != "llama":
-        raise ValueError(f"{path}: the architecture is {architecture!r}; only 'llama' is supported")
-    if meta.get("split.count", 1) > 1:
-        raise ValueError(
-            f"{path}: one of {meta['split.count']} parts; merge them with llama-gguf-split --merge"
-        )
-    for key, value in meta.items():
+def _check_understood(meta: Values) -> None:
+    """Raises for a file of another architecture, for a part of one, and for what may change the model unawares."""
+    path = meta.path
+    if (architecture := meta.text("general.architecture")) != "llama":
+        raise ValueError(f"{path}: the architecture is {shown(architecture)}; only 'llama' is supported")
+    if (n_parts := meta.whole("split.count", 1, low=0)) > 1:
+        raise ValueError(f"{path}: one of {n_parts} parts; merge them with llama-gguf-split --merge")
+    for key, value in meta.raw.items():
         if not key.startswith("llama."):
             continue
         if key not in _UNDERSTOOD:
             raise ValueError(
-                f"{path}: {key} is {value!r}; this may change the model in a way that is not supported"
+                f"{path}: {named(key)} is {shown(value)}; this may change the model in a way that is not supported"
             )
-        if _UNDERSTOOD[key] not in (None, value):
-            raise ValueError(f"{path}: {key} is {value!r}; only {_UNDERSTOOD[key]!r} is supported")
-    return meta, {tensor.name: tensor for tensor in reader.tensors}
+        wanted = _UNDERSTOOD[key]
+        if wanted is not None and (type(value) is not type(wanted) or value != wanted):
+            raise ValueError(f"{path}: {key} is {shown(value)}; only {wanted!r} is supported")
 
 
-def _config(path: Path, meta: Mapping[str, Any], tensors: Mapping[str, ReaderTensor]) -> ModelConfig:
-    def number(key: str, default: Any = None) -> Any:
-        value = meta.get(key, default)
-        if not isinstance(value, int | float) or value <= 0:  # an array would mean that layers differ
-            raise ValueError(f"{path}: {key} must be one number above 0 for all layers, got {value!r}")
-        return value
-
-    width, n_heads = number("llama.embedding_length"), number("llama.attention.head_count")
-    head_dim = number("llama.attention.key_length", width // n_heads)
+def _config(meta: Values, tensors: Mapping[str, GgufTensor]) -> ModelConfig:
+    path = meta.path
+    width, n_heads = meta.whole("llama.embedding_length"), meta.whole("llama.attention.head_count")
+    whole_heads = width % n_heads == 0
+    head_dim = meta.whole("llama.attention.key_length", width // n_heads if whole_heads else REQUIRED)
     for key in ("llama.attention.value_length", "llama.rope.dimension_count"):
-        if number(key, head_dim) != head_dim:
-            raise ValueError(f"{path}: {key} is {meta[key]!r}; only the head width, {head_dim}, is supported")
-    if "token_embd.weight" not in tensors:
-        raise ValueError(f"{path}: there is no tensor token_embd.weight")
-    vocab_size = int(tensors["token_embd.weight"].shape[1])
-    if number("llama.vocab_size", vocab_size) != vocab_size:
+        if (value := meta.whole(key, head_dim)) != head_dim:
+            raise ValueError(f"{path}: {key} is {value}; only the head width, {head_dim}, is supported")
+    embedding = tensors.get(_ENDS[EMBED])
+    if embedding is None:
+        raise ValueError(f"{path}: there is no tensor {_ENDS[EMBED]}")
+    if len(embedding.shape) != 2:
         raise ValueError(
-            f"{path}: llama.vocab_size is {meta['llama.vocab_size']}, the embedding has {vocab_size} rows"
+            f"{path}: {embedding.name} must have two dimensions, it is of shape {list(embedding.shape)}"
         )
-    theta = _shortest(number("llama.rope.freq_base", 10_000.0))
+    vocab_size = embedding.shape[0]
+    if (listed := meta.whole("llama.vocab_size", vocab_size)) != vocab_size:
+        raise ValueError(f"{path}: llama.vocab_size is {listed}, the embedding has {vocab_size} rows")
+    n_layers = meta.whole("llama.block_count")
+    if n_layers > len(tensors):  # and so too many to list what is missing
+        raise ValueError(
+            f"{path}: llama.block_count is {n_layers}, but there are only {len(tensors)} tensors"
+        )
+    theta = _shortest(meta.number("llama.rope.freq_base", 10_000.0))
+    context_length = meta.whole("llama.context_length")
+    fields: dict[str, Any] = {
+        "n_layers": n_layers,
+        "dim": width,
+        "n_heads": n_heads,
+        "n_kv_heads": meta.whole("llama.attention.head_count_kv", n_heads),
+        "head_dim": head_dim,
+        "ffn_dim": meta.whole("llama.feed_forward_length"),
+        "vocab_size": vocab_size,
+        "context_length": context_length,
+        "rope_theta": theta,
+        "norm_eps": _shortest(meta.number("llama.attention.layer_norm_rms_epsilon")),
+        "tied_embeddings": _ENDS[UNEMBED] not in tensors,
+        "rope_scaling": _rope_scaling(meta, tensors.get(_ROPE_FACTORS), theta, head_dim, context_length),
+    }
     try:
-        return ModelConfig(
-            n_layers=number("llama.block_count"),
-            dim=width,
-            n_heads=n_heads,
-            n_kv_heads=number("llama.attention.head_count_kv", n_heads),
-            head_dim=head_dim,
-            ffn_dim=number("llama.feed_forward_length"),
-            vocab_size=vocab_size,
-            context_length=number("llama.context_length"),
-            rope_theta=theta,
-            norm_eps=_shortest(number("llama.attention.layer_norm_rms_epsilon")),
-            tied_embeddings="output.weight" not in tensors,
-            rope_scaling=_rope_scaling(path, tensors.get(_ROPE_FACTORS), theta, head_dim),
-        )
+        return ModelConfig(**fields)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
 
@@ -166,19 +166,43 @@ def _shortest(value: float) -> float:
     return float(str(np.float32(value)))
 
 
-def _rope_scaling(path: Path, tensor: ReaderTensor | None, theta: float, head_dim: int) -> RopeScaling | None:
-    """The Llama 3 scaling whose division of each frequency is what `rope_freqs.weight` holds."""
+def _rope_scaling(
+    meta: Values, tensor: GgufTensor | None, theta: float, head_dim: int, context_length: int
+) -> RopeScaling | None:
+    """The Llama 3 scaling whose division of each frequency is what `rope_freqs.weight` holds.
+
+    Converters of before July 2024 left the tensor out. Its factor could only be guessed, so that such files are refused
+    rather than read as unscaled.
+    """
+    path = meta.path
     if tensor is None:
+        if theta == _LLAMA3_THETA and context_length > _LLAMA3_CONTEXT:
+            raise ValueError(
+                f"{path}: llama.context_length {context_length} with llama.rope.freq_base {theta:g} says Llama 3.1, "
+                f"3.2 or 3.3, whose rotary frequencies are scaled, but there is no tensor {_ROPE_FACTORS} to say how; "
+                "get a file that was converted after July 2024"
+            )
         return None
-    stored = dequantize(tensor.data, tensor.tensor_type).astype(np.float64)
+    if tensor.shape != (head_dim // 2,):
+        raise ValueError(
+            f"{path}: {_ROPE_FACTORS} must have the shape [{head_dim // 2}], half the head width, got "
+            f"{list(tensor.shape)}"
+        )
+    stored = tensor.values(path).astype(np.float64)
     if (stored == 1).all():
         return None
-    scaling = RopeScaling(factor=_shortest(stored.max()), low_freq_factor=1.0, high_freq_factor=4.0)
+    if "llama.rope.scaling.type" in meta.raw:  # 'none', as nothing else is understood
+        raise ValueError(
+            f"{path}: llama.rope.scaling.type is 'none', but the tensor {_ROPE_FACTORS} scales the frequencies; one of "
+            "them is wrong"
+        )
+    factor = float(stored.max())
+    scaling = RopeScaling(_shortest(factor) if 1 <= factor <= 1e6 else 1.0, 1.0, 4.0)
     wavelength = 2 * math.pi * theta ** (np.arange(0, head_dim, 2) / head_dim)
     low, high = scaling.low_freq_factor, scaling.high_freq_factor
     share = np.clip((scaling.original_context_length / wavelength - low) / (high - low), 0, 1)
     expected = 1 / ((1 - share) / scaling.factor + share)
-    if stored.shape != expected.shape or not np.allclose(stored, expected, rtol=1e-4, atol=0):
+    if not np.allclose(stored, expected, rtol=1e-4, atol=0):
         raise ValueError(
             f"{path}: {_ROPE_FACTORS} is not the Llama 3 scaling (frequency factors {low:g} and {high:g}, "
             f"original context {scaling.original_context_length}); other rotary scalings are not supported"
@@ -186,45 +210,54 @@ def _rope_scaling(path: Path, tensor: ReaderTensor | None, theta: float, head_di
     return scaling
 
 
-def _stop_ids(meta: Mapping[str, Any]) -> tuple[int, ...]:
+def _token_id(meta: Values, name: str) -> int | None:
+    """The id of a named token, which is in the vocabulary."""
+    n_tokens = len(meta.texts("tokenizer.ggml.tokens"))
+    return meta.whole(f"tokenizer.ggml.{name}_token_id", None, low=0, high=n_tokens - 1)
+
+
+def _stop_ids(meta: Values) -> tuple[int, ...]:
     """What the metadata names as end of text, turn or message, and the control tokens known to be ends."""
-    named = [meta.get(f"tokenizer.ggml.{end}_token_id") for end in ("eos", "eot", "eom")]
-    tokens = zip(meta["tokenizer.ggml.tokens"], meta["tokenizer.ggml.token_type"], strict=False)
+    texts = meta.texts("tokenizer.ggml.tokens")
+    kinds = meta.wholes("tokenizer.ggml.token_type", len(texts))
+    named = [_token_id(meta, end) for end in ("eos", "eot", "eom")]
+    tokens = zip(texts, kinds, strict=True)
     known = [i for i, (token, kind) in enumerate(tokens) if token in END_TOKENS and kind == TokenType.CONTROL]
     return tuple(sorted({i for i in (*named, *known) if i is not None}))
 
 
-def _vocabulary_writer(path: Path, meta: Mapping[str, Any], template: str | None) -> Callable[[Path], None]:
-    """A function that writes tokenizer.json and tokenizer_config.json; what it needs is checked here."""
-    kind = meta.get("tokenizer.ggml.model")
+def _vocabulary_writer(meta: Values, n_rows: int, template: str | None) -> Callable[[Path], None]:
+    """A function that writes tokenizer.json and tokenizer_config.json; what it needs is checked here.
+
+    n_rows: of the embedding, which are at least as many as there are tokens.
+    """
+    path = meta.path
+    kind = meta.text("tokenizer.ggml.model", None)
     if kind != "gpt2":
         raise ValueError(
-            f"{path}: tokenizer.ggml.model is {kind!r}; only byte-level BPE, 'gpt2', can be carried over "
+            f"{path}: tokenizer.ggml.model is {shown(kind)}; only byte-level BPE, 'gpt2', can be carried over "
             "exactly ('llama' are the SentencePiece vocabularies of Llama 1 and 2)"
         )
-    names = ("tokens", "merges", "token_type", "pre")
-    fields: dict[str, Any] = {name: meta.get(f"tokenizer.ggml.{name}") for name in names}
-    if missing := [name for name, value in fields.items() if not value]:
-        raise ValueError(f"{path}: no tokenizer.ggml.{missing[0]}; the vocabulary is incomplete")
-    ids = {name: meta.get(f"tokenizer.ggml.{key}_token_id") for name, key in _NAMED_TOKENS.items()}
-    for name, i in ids.items():
-        if i is not None and i >= len(fields["tokens"]):
-            raise ValueError(f"{path}: {name} is {i}, but there are {len(fields['tokens'])} tokens")
+    for name in ("tokens", "merges", "token_type", "pre"):
+        if meta.raw.get(f"tokenizer.ggml.{name}") is None:
+            raise ValueError(f"{path}: no tokenizer.ggml.{name}; the vocabulary is incomplete")
+    texts, merges = meta.texts("tokenizer.ggml.tokens"), meta.texts("tokenizer.ggml.merges")
+    kinds, pre = meta.wholes("tokenizer.ggml.token_type", len(texts)), meta.text("tokenizer.ggml.pre")
+    if len(texts) > n_rows:
+        raise ValueError(
+            f"{path}: tokenizer.ggml.tokens lists {len(texts)} tokens, but the embedding has {n_rows} rows"
+        )
+    ids = {name: _token_id(meta, key) for name, key in _NAMED_TOKENS.items()}
     # llama.cpp puts the first token of a text there for Llama 3 vocabularies unless the file says otherwise.
-    add_bos = meta.get("tokenizer.ggml.add_bos_token", fields["pre"] in _LLAMA3_PRE)
+    add_bos = meta.flag("tokenizer.ggml.add_bos_token", pre in _LLAMA3_PRE)
 
     def write(folder: Path) -> None:
-        write_tokenizer_json(
-            folder / "tokenizer.json",
-            fields["tokens"],
-            fields["merges"],
-            fields["token_type"],
-            fields["pre"],
-            ids["bos_token"],
-            ids["eos_token"],
-            add_bos,
-        )
-        texts = {name: fields["tokens"][i] for name, i in ids.items() if i is not None}
-        write_tokenizer_config(folder, texts, template, add_bos)
+        target, bos, eos = folder / "tokenizer.json", ids["bos_token"], ids["eos_token"]
+        try:
+            write_tokenizer_json(target, texts, merges, kinds, pre, bos, eos, add_bos)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+        named = {name: texts[i] for name, i in ids.items() if i is not None}
+        write_tokenizer_config(folder, named, template, add_bos)
 
     return write

@@ -4,24 +4,40 @@ Large models come in several shards, one for each GPU of a tensor-parallel run: 
 columns, norms are repeated. Which of these holds for a tensor follows from the shapes.
 """
 
-import pickle
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
-import ml_dtypes
 import numpy as np
 
 from entropix.checkpoint.convert.folder import Foreign, half_split, misfits, spelling, write_tokenizer_config
+from entropix.checkpoint.convert.pth_file import read_pth
+from entropix.checkpoint.convert.values import Values, named, shown
 from entropix.checkpoint.hf_folder import END_TOKENS
-from entropix.checkpoint.tensors import DTYPES, EMBED, FINAL_NORM, UNEMBED, tensor_shapes
+from entropix.checkpoint.tensors import DTYPES, EMBED, FINAL_NORM, UNEMBED, listed, tensor_shapes
 from entropix.checkpoint.tokenizer_files import read_tokenizer_model
+from entropix.checkpoint.weight_files import check_file
 from entropix.config import ModelConfig, RopeScaling
 from entropix.files import read_json
 
 Shard = Mapping[str, np.ndarray]
 Shape = tuple[int, ...]
+
+
+class Params(NamedTuple):
+    """What params.json says of the architecture."""
+
+    dim: int
+    n_layers: int
+    n_heads: int
+    n_kv_heads: int
+    vocab_size: int  # -1: the number of rows of the embedding
+    norm_eps: float
+    rope_theta: float
+    use_scaled_rope: bool
+    rope_scaling_factor: float | None
+
 
 _ENDS = {EMBED: "tok_embeddings.weight", FINAL_NORM: "norm.weight", UNEMBED: "output.weight"}
 _LAYER_PARTS = {
@@ -45,26 +61,6 @@ _UNDERSTOOD = {
 }
 
 
-def read_pth(path: Path) -> Shard:
-    """Tensors by name, mapped into memory by torch's loader, which unpickles nothing but tensors."""
-    try:
-        import torch
-    except ImportError:
-        raise ValueError(f"{path}: reading this needs torch; `pip install torch` and try again") from None
-
-    def array(tensor: Any) -> np.ndarray:
-        if tensor.dtype == torch.bfloat16:  # unknown to torch's numpy bridge
-            return tensor.contiguous().view(torch.uint16).numpy().view(ml_dtypes.bfloat16)
-        return tensor.numpy()
-
-    try:
-        tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        return {name: array(tensor) for name, tensor in tensors.items()}
-    except (OSError, RuntimeError, pickle.UnpicklingError, ValueError, TypeError, AttributeError) as error:
-        cause = str(error).partition("\n")[0].partition(". ")[0]  # torch goes on to advise unsafe ways
-        raise ValueError(f"{path}: damaged, or not a .pth file of tensors alone ({cause})") from None
-
-
 def open_meta(
     folder: Path, chat_template: str | None = None, read_shard: Callable[[Path], Shard] = read_pth
 ) -> Foreign:
@@ -77,6 +73,11 @@ def open_meta(
     special = _special_tokens(folder / "tokenizer.model")
     shards = _shards(folder, read_shard)
     cfg = _config(folder, params, shards, is_llama3="<|begin_of_text|>" in special)
+    if (largest := max(special.values())) >= cfg.vocab_size:
+        raise ValueError(
+            f"{folder}: tokenizer.model has tokens up to {largest}, but the embedding has {cfg.vocab_size} rows; these "
+            "files do not belong together"
+        )
     expected, names = tensor_shapes(cfg), spelling(cfg, _ENDS, "layers", _LAYER_PARTS)
     spelled = {names[name]: shape for name, shape in expected.items()}
     found = {
@@ -85,7 +86,7 @@ def open_meta(
         if not (cfg.tied_embeddings and name == names[UNEMBED])
     }
     if faults := misfits(expected, found, names):
-        raise ValueError(f"{folder}: the tensors do not fit params.json\n  " + "\n  ".join(faults))
+        raise ValueError(f"{folder}: the tensors do not fit params.json{listed(faults)}")
 
     def tensor(name: str) -> np.ndarray:
         parts = [shard[names[name]] for shard in shards]
@@ -112,30 +113,45 @@ def open_meta(
     )
 
 
-def _params(path: Path) -> dict[str, Any]:
+def _params(path: Path) -> Params:
     """The architecture in params.json, all of it understood. Absent keys have the defaults of Meta's code."""
+    check_file(path)
     raw = read_json(path)
     raw = raw.get("model", raw)  # newer files nest it
+    if not isinstance(raw, Mapping):
+        raise ValueError(f"{path}: model must be an object, got {shown(raw)}")
     if unknown := sorted(raw.keys() - _UNDERSTOOD):
-        raise ValueError(f"{path}: {unknown[0]} is {raw[unknown[0]]!r}: this variant is not supported")
-    defaults = {
-        "n_kv_heads": None,
-        "rope_theta": 10_000.0,
-        "use_scaled_rope": False,
-        "rope_scaling_factor": None,
-    }
-    params = defaults | raw
-    for key in ("dim", "n_layers", "n_heads", "norm_eps", "rope_theta"):
-        value = params.get(key)
-        if not isinstance(value, int | float) or isinstance(value, bool) or value <= 0:
-            raise ValueError(f"{path}: {key} must be a number above 0, got {value!r}")
+        raise ValueError(
+            f"{path}: {named(unknown[0])} is {shown(raw[unknown[0]])}: this variant is not supported"
+        )
+    values = Values(path, raw)
+    n_heads = values.whole("n_heads")
+    params = Params(
+        dim=values.whole("dim"),
+        n_layers=values.whole("n_layers"),
+        n_heads=n_heads,
+        n_kv_heads=values.whole("n_kv_heads", n_heads),
+        vocab_size=values.whole("vocab_size", -1, low=-1),
+        norm_eps=values.number("norm_eps"),
+        rope_theta=values.number("rope_theta", 10_000.0),
+        use_scaled_rope=values.flag("use_scaled_rope", False),
+        rope_scaling_factor=values.number("rope_scaling_factor", None),
+    )
+    if params.dim % n_heads:
+        raise ValueError(f"{path}: dim ({params.dim}) must be a multiple of n_heads ({n_heads})")
+    if params.rope_scaling_factor is not None and not params.use_scaled_rope:
+        raise ValueError(
+            f"{path}: rope_scaling_factor is {params.rope_scaling_factor:g}, but use_scaled_rope is not true; one of "
+            "them is wrong"
+        )
     return params
 
 
 def _special_tokens(path: Path) -> dict[str, int]:
     """Ids of the special tokens that go with a tokenizer.model."""
-    if not path.is_file():
+    if not path.exists():
         raise ValueError(f"{path}: no such file; it belongs to Meta's folder")
+    check_file(path)
     with path.open("rb") as stream:
         if stream.read(1) == b"\n":  # the first protobuf tag of a SentencePiece file: Llama 1 or 2
             return {"<s>": 1, "</s>": 2}
@@ -157,34 +173,40 @@ def _shards(folder: Path, read_shard: Callable[[Path], Shard]) -> list[Shard]:
     return shards
 
 
-def _config(folder: Path, params: Mapping[str, Any], shards: Sequence[Shard], is_llama3: bool) -> ModelConfig:
+def _config(folder: Path, params: Params, shards: Sequence[Shard], is_llama3: bool) -> ModelConfig:
     """What params.json says, with the widths it leaves to the tensors."""
-    first, width = shards[0], params["dim"]
+    first, width = shards[0], params.dim
     for name in ("tok_embeddings.weight", "layers.0.feed_forward.w1.weight"):
         if name not in first:
             raise ValueError(f"{folder}: there is no tensor {name}")
-    rows, *columns = first["tok_embeddings.weight"].shape
-    vocab_size = rows * len(shards) if columns == [width] else rows  # Llama 1 and 2 cut columns, 3 cuts rows
-    if params.get("vocab_size", -1) not in (-1, vocab_size):
+        if first[name].ndim != 2:
+            raise ValueError(
+                f"{folder}: {name} must have two dimensions, it is of shape {list(first[name].shape)}"
+            )
+    rows, columns = first["tok_embeddings.weight"].shape
+    vocab_size = rows * len(shards) if columns == width else rows  # Llama 1 and 2 cut columns, 3 cuts rows
+    if params.vocab_size not in (-1, vocab_size):
         raise ValueError(
-            f"{folder}: vocab_size is {params['vocab_size']}, but the embedding has {vocab_size} rows"
+            f"{folder}: vocab_size is {params.vocab_size}, but the embedding has {vocab_size} rows"
         )
+    if params.n_layers > len(first):  # and so too many to list what is missing
+        raise ValueError(f"{folder}: n_layers is {params.n_layers}, but there are only {len(first)} tensors")
     tied = all(
         "output.weight" not in shard or np.array_equal(shard["output.weight"], shard["tok_embeddings.weight"])
         for shard in shards
     )
     try:
         return ModelConfig(
-            n_layers=params["n_layers"],
+            n_layers=params.n_layers,
             dim=width,
-            n_heads=params["n_heads"],
-            n_kv_heads=params["n_kv_heads"] or params["n_heads"],
-            head_dim=width // params["n_heads"],
+            n_heads=params.n_heads,
+            n_kv_heads=params.n_kv_heads,
+            head_dim=width // params.n_heads,
             ffn_dim=first["layers.0.feed_forward.w1.weight"].shape[0] * len(shards),
             vocab_size=vocab_size,
             context_length=_context_length(params, is_llama3),
-            rope_theta=float(params["rope_theta"]),
-            norm_eps=float(params["norm_eps"]),
+            rope_theta=params.rope_theta,
+            norm_eps=params.norm_eps,
             tied_embeddings=tied,
             rope_scaling=_rope_scaling(params, tied),
         )
@@ -192,20 +214,20 @@ def _config(folder: Path, params: Mapping[str, Any], shards: Sequence[Shard], is
         raise ValueError(f"{folder}: {error}") from None
 
 
-def _context_length(params: Mapping[str, Any], is_llama3: bool) -> int:
+def _context_length(params: Params, is_llama3: bool) -> int:
     """The published length of the generation, which params.json does not hold but betrays."""
     if is_llama3:
-        return 131_072 if params["use_scaled_rope"] else 8192
-    if params["rope_theta"] > 10_000:  # Code Llama
+        return 131_072 if params.use_scaled_rope else 8192
+    if params.rope_theta > 10_000:  # Code Llama
         return 16_384
-    return 2048 if params["norm_eps"] == 1e-6 else 4096  # Llama 1; Llama 2
+    return 2048 if params.norm_eps == 1e-6 else 4096  # Llama 1; Llama 2
 
 
-def _rope_scaling(params: Mapping[str, Any], tied: bool) -> RopeScaling | None:
+def _rope_scaling(params: Params, tied: bool) -> RopeScaling | None:
     """Llama 3.1 and 3.3 divide by 8; the text models of 3.2, which alone tie their embeddings, by 32."""
-    if not params["use_scaled_rope"]:
+    if not params.use_scaled_rope:
         return None
-    factor = float(params["rope_scaling_factor"] or (32 if tied else 8))
+    factor = params.rope_scaling_factor or (32.0 if tied else 8.0)
     return RopeScaling(factor, low_freq_factor=1.0, high_freq_factor=4.0, original_context_length=8192)
 
 

@@ -169,7 +169,7 @@ def _whole_lines(file: IO[bytes], path: Path) -> list[tuple[int, Line]]:
         end += len(text) + 1
         try:
             value = json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             value = None
         if not isinstance(value, dict):
             raise ValueError(f"{path}: line {number} is not a JSON object; {_ELSEWHERE}")

