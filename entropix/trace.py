@@ -281,7 +281,7 @@ def _add_line(results: list[Result], line: dict[str, Any], strategies: Sequence[
 def _object(line: str, where: str) -> dict[str, Any]:
     try:
         value = json.loads(line)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:  # numbers of thousands of digits, or nested too deep
         raise ValueError(f"{where}: not JSON ({error}); the file is no trace, or cut short") from None
     if not isinstance(value, dict):
         raise ValueError(f"{where}: expected a JSON object, got a {type(value).__name__}")
