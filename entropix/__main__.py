@@ -1,9 +1,46 @@
-"""`python -m entropix` is `python -m entropix.main`."""
+"""The command `entropix`, also `python -m entropix`: `entropix.main`, or, where the first word names it, another one.
 
+entropix --prompt "Why?"          python -m entropix.main --prompt "Why?"
+entropix compare --prompts ...    python -m entropix.compare --prompts ...
+"""
+
+import importlib
 import sys
 
+import entropix
 from entropix.console import cli
-from entropix.main import main
+
+# What is done by a word of its own: the module, and a line about it.
+COMMANDS = {
+    "main": ("main", "answer prompts, or chat; the default"),
+    "score": ("score", "metrics and log-probabilities of a given text"),
+    "compare": ("compare", "several samplers on the same prompts"),
+    "sweep": ("sweep", "every combination of a sampler's numbers"),
+    "calibrate": ("calibrate", "thresholds fitted to a model"),
+    "report": ("report.__main__", "traces as one page, or as figures"),
+    "replay": ("replay", "a trace generated again and compared"),
+    "logprobs": ("logprobs", "a trace as OpenAI's logprobs"),
+    "download": ("download", "fetch the default model, or one of Hugging Face"),
+    "convert": ("convert", "GGUF files and Meta's originals to a folder for --weights"),
+}
+
+
+def main(prog: str = "entropix") -> int:
+    """The exit code of the command that the process's words ask for. prog: what was typed to start it."""
+    words = sys.argv[1:]
+    if words[:1] == ["--version"]:
+        print(f"entropix {entropix.__version__}")
+        return 0
+    if not words:
+        print(f"usage: {prog} COMMAND [FLAGS]; {prog} COMMAND --help says more\n")
+        print("\n".join(f"  {name:10} {about}" for name, (_, about) in COMMANDS.items()))
+        return 2
+    is_named = words[0] in COMMANDS
+    module = importlib.import_module(f"entropix.{COMMANDS[words[0] if is_named else 'main'][0]}")
+    if is_named and words[0] != "main":
+        return cli.run(lambda: module.main(words[1:]))
+    return cli.run(lambda: module.main(words[1:] if is_named else words, prog=prog))
+
 
 if __name__ == "__main__":
-    sys.exit(cli.run(lambda: main(prog="python -m entropix")))
+    sys.exit(main("python -m entropix"))

@@ -22,11 +22,34 @@ def use_compilation_cache() -> Path | None:
         chosen = os.environ.get(CACHE_VARIABLE)
         if chosen == "off":
             return None
-        user_cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        folder = chosen or str(user_cache / "entropix" / "compiled")
+        folder = chosen or _user_folder()
+        if folder is None:
+            return None
         jax.config.update("jax_compilation_cache_dir", folder)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
     return Path(folder)
+
+
+def _user_folder() -> str | None:
+    """The user's own folder for compiled programs; None for a user who has no home."""
+    try:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError:
+        return None
+    return str(cache / "entropix" / "compiled")
+
+
+def check_devices() -> None:
+    """Raises a ValueError where JAX finds none of the devices that its environment asks for."""
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:  # the latter where nothing of that kind is installed
+        wanted = os.environ.get("JAX_PLATFORMS") or jax.config.jax_platforms  # type: ignore[attr-defined]
+        why = f" ({said})" if (said := str(error).partition("\n")[0]) else ""
+        raise ValueError(
+            f"JAX finds no device for JAX_PLATFORMS={wanted}{why}; leave it out, or install what it needs, as in "
+            "pip install 'entropix-jax[cuda]'"
+        ) from None
 
 
 def make_profile_folder(folder: str | Path) -> None:

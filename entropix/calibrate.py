@@ -121,7 +121,7 @@ def check(flags: Flags, targets: Targets) -> None:
         if path is not None and not Path(path).resolve().parent.is_dir():
             raise ValueError(f"{name} {path}: the folder {Path(path).resolve().parent} does not exist")
     if flags.plot is not None and importlib.util.find_spec("matplotlib") is None:
-        raise ValueError("--plot needs matplotlib: pip install -e '.[plot]'")
+        raise ValueError("--plot needs matplotlib: pip install matplotlib")
 
 
 if __name__ == "__main__":

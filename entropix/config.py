@@ -8,7 +8,7 @@ files or flags and are checked once, at the border.
 import dataclasses
 import difflib
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar, cast, dataclass_transform, get_type_hints
 
 import jax
@@ -192,6 +192,24 @@ _PARTS = {"rope_scaling": RopeScaling, "branching": BranchConfig, "backtracking"
 # ----- checking and reading ------------------------------------------------------------------------------------
 
 
+# What to do instead of a number out of its range.
+_INSTEAD = {"temp": "the sampler greedy always takes the likeliest token"}
+
+
+def suggestion(name: str, known: Iterable[str]) -> str:
+    """The end of a sentence about an unknown name: the nearest known one, or all of them."""
+    names = list(known)
+    near = difflib.get_close_matches(name, names, n=1)
+    return f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(names)}"
+
+
+def _label(source: str, name: str) -> str:
+    """A field as its user has written it."""
+    if source == "flags":
+        return f"--{name.replace('_', '-')}"
+    return f"{source}: {name}" if source else name
+
+
 def check(cfg: Any, source: str = "") -> None:
     """Raises a ValueError that names the first field of the wrong type or out of its range.
 
@@ -203,15 +221,17 @@ def check(cfg: Any, source: str = "") -> None:
         value, expected = getattr(cfg, field.name), hints[field.name]
         if isinstance(value, BranchConfig | BacktrackConfig):
             check(value, f"{where}{field.name}")
+        label = _label(source, field.name)
         if not _is_of_type(value, expected):
             type_name = getattr(expected, "__name__", str(expected))
             kind = _LISTS[expected][1] if expected in _LISTS else f"of type {type_name}"
-            raise ValueError(f"{where}{field.name} must be {kind}, got {value!r}")
+            raise ValueError(f"{label} must be {kind}, got {value!r}")
         low, high = field.metadata.get("low", -math.inf), field.metadata.get("high", math.inf)
         for item in value if isinstance(value, tuple) else (value,):
             is_number = isinstance(item, int | float) and not isinstance(item, bool)
             if is_number and (not low <= item <= high or abs(item) > _LARGEST):
-                raise ValueError(f"{where}{field.name} must be {_range_text(low, high)}, got {item!r}")
+                instead = f"; {_INSTEAD[field.name]}" if field.name in _INSTEAD else ""
+                raise ValueError(f"{label} must be {_range_text(low, high)}, got {item!r}{instead}")
     problem = getattr(cfg, "problem", lambda: None)()
     if problem is not None:
         raise ValueError(f"{where}{problem}")

@@ -80,7 +80,7 @@ def join(
 
 def is_first() -> bool:
     """Whether this process prints and writes files: it is alone, or number 0 of several."""
-    return not _is_joined() or sys.modules["jax"].process_index() == 0
+    return not is_joined() or sys.modules["jax"].process_index() == 0
 
 
 def from_first(find: Callable[[], T]) -> T:
@@ -88,7 +88,7 @@ def from_first(find: Callable[[], T]) -> T:
 
     A ValueError or OSError of `find` is a ValueError in all of them.
     """
-    if not _is_joined():
+    if not is_joined():
         return find()
     import numpy as np
     from jax.experimental import multihost_utils
@@ -124,7 +124,7 @@ def check_same(flags: str) -> None:
 
 def part() -> None:
     """Waits until all processes have come here, at the end of their work; process 0 may have had more to do."""
-    if _is_joined():
+    if is_joined():
         from jax.experimental import multihost_utils
 
         multihost_utils.sync_global_devices("entropix: the end")
@@ -132,17 +132,17 @@ def part() -> None:
 
 def complain(text: str) -> None:
     """A line on stderr, whichever process this is."""
-    if _is_joined():
+    if is_joined():
         text = f"process {sys.modules['jax'].process_index()}: {text}"
     print(text, file=errors(), flush=True)
 
 
 def errors() -> TextIO:
     """Where errors go."""
-    return sys.__stderr__ if _is_joined() and sys.__stderr__ is not None else sys.stderr
+    return sys.__stderr__ if is_joined() and sys.__stderr__ is not None else sys.stderr
 
 
-def _is_joined() -> bool:
+def is_joined() -> bool:
     jax: Any = sys.modules.get("jax")
     return jax is not None and jax.distributed.is_initialized()
 

@@ -103,11 +103,12 @@ def _check_backtracking(cfg: GenerateConfig, sampler: Sampler) -> None:
 
 def _check_strategies(what: str, names: Sequence[str], sampler: Sampler) -> None:
     """Raises a ValueError for strategies that no sampler has."""
-    known = {name for other in (sampler, *samplers.SAMPLERS.values()) for name in other.strategies}
+    known = {name for other in samplers.SAMPLERS.values() for name in other.strategies} | {
+        *sampler.strategies
+    }
     if unknown := [name for name in names if name not in known]:
-        raise ValueError(
-            f"{what}: unknown strategy {unknown[0]!r}; {sampler.name} has {', '.join(sampler.strategies)}"
-        )
+        hint = config.suggestion(unknown[0], sampler.strategies)
+        raise ValueError(f"{what}: unknown strategy {unknown[0]!r} of {sampler.name}{hint}")
 
 
 def encode_prompt(

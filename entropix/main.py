@@ -20,7 +20,7 @@ from tyro.conf import UseAppendAction, arg
 
 from entropix import config, distributed, presets, prompts, samplers
 from entropix.config import GenerateConfig
-from entropix.console import cli, coloring
+from entropix.console import cli, coloring, signals
 from entropix.console.cli import DeviceFlags, Dtype, Text, Weights, flag
 from entropix.console.search_flags import BacktrackFlags, BranchFlags, read_backtracking, read_branching
 from entropix.cot.flags import PathFlags, read_plan
@@ -200,7 +200,7 @@ def main(args: Sequence[str] | None = None, prog: str = _PROG) -> None:
 
             interrupted = output.answer(job, plan, show).interrupted
     if interrupted:
-        raise KeyboardInterrupt
+        raise signals.ended()
 
 
 def _read_prompts(flags: Flags) -> list[prompts.PromptText]:

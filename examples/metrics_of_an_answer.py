@@ -13,7 +13,7 @@ SHOWN = ("logits_entropy", "logits_varentropy", "attn_entropy", "top_prob")
 
 def main(path: str, prompt: str = "Why is the sky blue?", **options) -> entropix.Result:
     """Answers, and draws the metrics into a file; its ending says how (.png, .svg, .pdf)."""
-    from matplotlib.figure import Figure  # pip install -e '.[plot]'
+    from matplotlib.figure import Figure
 
     model = entropix.load(**options)
     [result] = entropix.generate(model, prompt, seed=1, max_new_tokens=40)

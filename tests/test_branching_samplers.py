@@ -92,7 +92,7 @@ def test_a_clarifier_that_begins_on_a_kept_path_is_finished() -> None:
     [
         (
             {"branching": {"paths": 2, "strategies": ["explor"]}},
-            "branching: unknown strategy 'explor'; top-k has",
+            "branching: unknown strategy 'explor' of top-k; ",
         ),
         ({"branching": {"paths": 2}}, "branching: top-k never does explore; it has top-k. Name one of these"),
         ({"branching": {"paths": 2, "strategies": []}}, "branching: top-k never does anything that branches"),

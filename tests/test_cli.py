@@ -1,6 +1,7 @@
 """How commands read their flags, and how they end."""
 
 import importlib
+import os
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -195,3 +196,24 @@ def test_the_package_itself_is_the_main_command() -> None:
 def test_the_help_names_the_command_as_it_was_typed(name: str) -> None:
     done = subprocess.run([sys.executable, "-m", name, "--help"], capture_output=True, text=True, check=True)
     assert done.stdout.startswith(f"usage: python -m {name} [-h] ")
+
+
+@pytest.mark.parametrize(
+    ("redirection", "code", "out"),
+    [
+        (">&-", 0, ""),
+        ("2>&-", 0, "é?\n"),
+        ("<&-", 0, "é?\n"),
+        ("", 0, "é?\n"),
+    ],
+)
+def test_closed_streams_and_poor_encodings_end_nothing(redirection: str, code: int, out: str) -> None:
+    """Latin-1 has é and not the snowman."""
+    program = "from entropix.console.cli import run; import sys; sys.exit(run(lambda: print('\u00e9\u2603')))"
+    done = subprocess.run(
+        f'exec {sys.executable} -c "{program}" {redirection}',
+        shell=True,
+        capture_output=True,
+        env={**os.environ, "PYTHONIOENCODING": "latin-1"},
+    )
+    assert (done.returncode, done.stdout.decode("latin-1"), done.stderr) == (code, out, b"")

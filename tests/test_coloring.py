@@ -229,3 +229,8 @@ def test_the_legend_of_a_metric_is_its_scale_with_ends_and_unit() -> None:
 def test_the_legend_explains_underlines_where_there_are_any(what: str) -> None:
     assert coloring.legend(what, COUNTS, TRUE, inserted=True).endswith("  \x1b[4minserted\x1b[0m")
     assert "inserted" not in coloring.legend(what, COUNTS, TRUE)
+
+
+def test_what_a_terminal_would_obey_is_shown_instead() -> None:
+    assert coloring.visible("a\x1b[31mb\x07\x9b2J\x7f\tc\n") == "a\\x1b[31mb\\x07\\x9b2J\\x7f\tc\n"
+    assert coloring.visible("é☃ 😀") == "é☃ 😀"

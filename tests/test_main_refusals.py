@@ -30,17 +30,17 @@ def no_loading(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        ([], "Missing required argument group"),
+        ([], "missing required argument group"),
         (["--prompt", "a", "--chat"], "not allowed together"),
         (["--prompt", "a", "--prompt-file", "b"], "not allowed together"),
-        (["--prompt"], "Missing value"),
+        (["--prompt"], "missing value"),
         (["--prompt", "a", "--bogus", "1"], "error: there is no flag --bogus; --help lists all"),
         (["--prompt", "-x"], "begins with a dash is written --prompt=-x"),
         (["--prompt", "a", "--temp", "warm"], "could not convert string to float: 'warm'"),
         (["--prompt", "a", "--top-k", "2.5"], "invalid literal for int() with base 10: '2.5'"),
         (["--prompt", "a", "--seed", "x"], "invalid literal for int() with base 10: 'x'"),
         (["--prompt", "a", "--max-new-tokens", "ten"], "invalid literal for int()"),
-        (["--prompt", "a", "--sampler"], "Missing value"),
+        (["--prompt", "a", "--sampler"], "missing value"),
     ],
 )
 def test_a_flag_that_is_none_ends_with_2(
@@ -76,16 +76,16 @@ def assert_refused(ended: Ended, message: str) -> None:
             "--batch-size changes nothing without --prompt-file, which has several prompts",
         ),
         (["--dry-base", "2"], "flags: --dry-base has no effect while --dry-multiplier is 0; set that too"),
-        (["--temp", "-1"], "flags: temp must be between 0.001 and 100.0, got -1.0"),
-        (["--top-p", "1.5"], "flags: top_p must be between 0.0 and 1.0, got 1.5"),
-        (["--top-k", "0"], "flags: top_k must be"),
+        (["--temp", "-1"], "--temp must be between 0.001 and 100.0, got -1.0"),
+        (["--top-p", "1.5"], "--top-p must be between 0.0 and 1.0, got 1.5"),
+        (["--top-k", "0"], "--top-k must be"),
         (["--top-k", "500"], "flags: top_k must be at most max_top_k (128), got 500"),
-        (["--low-ent-thresh", "-0.1"], "flags: low_ent_thresh must be"),
-        (["--max-new-tokens", "0"], "flags: max_new_tokens must be"),
+        (["--low-ent-thresh", "-0.1"], "--low-ent-thresh must be"),
+        (["--max-new-tokens", "0"], "--max-new-tokens must be"),
         (["--max-new-tokens", "-3"], "got -3"),
         (
             ["--alternatives", "21", "--trace", "t.jsonl"],
-            "flags: alternatives must be between 0 and 20, got 21",
+            "--alternatives must be between 0 and 20, got 21",
         ),
         (["--alternatives", "3"], "--alternatives goes into the trace; give --trace"),
         (["--branch", "17"], "--branch: paths must be between 1 and 16, got 17"),
@@ -98,8 +98,8 @@ def assert_refused(ended: Ended, message: str) -> None:
         (["--branch-depth", "3"], "--branch-depth changes nothing without branching, which takes --branch C"),
         (["--branch", "3", "--branch-depth", "0"], "--branch changes nothing without branching"),
         (["--head-entropies"], "--head-entropies goes into the trace; give --trace"),
-        (["--seed", "-1"], "flags: seed must be between 0 and 4294967295, got -1"),
-        (["--seed", "4294967296"], "flags: seed must be"),
+        (["--seed", "-1"], "--seed must be between 0 and 4294967295, got -1"),
+        (["--seed", "4294967296"], "--seed must be"),
         (["--sampler-config", "missing.toml"], "missing.toml: no such file"),
         (["--sampler-config", "greedy"], "--sampler-config takes a .toml file, got 'greedy'"),
         (["--raw", "--system", "Be brief."], "--raw completes plain text, which has no --system message"),
@@ -120,7 +120,7 @@ def test_numbers_are_checked_as_numbers(command: Command, no_loading: None) -> N
     for number in ("nan", "inf", "-inf", "1e400"):
         ended = command("--chat", "--ada-temp-agree", number)
         assert (ended.code, ended.out) == (1, "")
-        assert ended.err.startswith("error: flags: ada_temp_agree must be a finite number")
+        assert ended.err.startswith("error: --ada-temp-agree must be a finite number")
 
 
 @pytest.mark.parametrize(

@@ -72,7 +72,8 @@ def test_ctrl_c_never_comes_between_a_token_and_its_printing(
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_a_real_ctrl_c_ends_the_real_command(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_real_signal_ends_the_real_command(tmp_path: Path, number: signal.Signals) -> None:
     folder = folders.write_checkpoint(tmp_path / "long", max_position_embeddings=10**6)
     path = tmp_path / "t.jsonl"
     args = ("--weights", str(folder), "--prompt", "Why?", "--max-new-tokens", "999999", "--trace", str(path))
@@ -84,10 +85,10 @@ def test_a_real_ctrl_c_ends_the_real_command(tmp_path: Path) -> None:
     ) as process:
         assert process.stdout is not None and process.stderr is not None
         start = process.stdout.read(10)  # so it does stream
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         out, err = process.communicate(timeout=120)
     [result] = trace.read(path).results
-    assert process.returncode == 130
+    assert process.returncode == 128 + number
     assert (start + out).decode() == result.text + "\n"
     assert result.finish == FinishReason.INTERRUPTED
     assert re.fullmatch(rb"seed: \d+\nstopped: it was interrupted\ninterrupted\n", err)
@@ -184,15 +185,19 @@ def test_ctrl_c_while_asked_ends_the_chat(command: Command, monkeypatch: pytest.
     assert (ended.code, ended.out) == (0, "")
 
 
-def test_a_chat_that_outgrows_the_context_ends_with_an_error_and_its_trace(
+def test_a_turn_that_cannot_be_answered_does_not_count_and_the_chat_goes_on(
     command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    type_in(monkeypatch, "Hi\n" + "x" * 512 + "\n")
+    """One is too long for the context, one is no text."""
+    type_in(monkeypatch, b"Hi\n" + b"x" * 512 + b"\n\xff\xfe\nAnd you?\n")
     ended = command("--chat", "--trace", str(tmp_path / "t.jsonl"))
-    assert ended.code == 1
+    assert ended.code == 0
     assert re.search(r"error: prompt 1 has \d+ tokens, but the model's context holds 512", ended.err)
-    [result] = trace.read(tmp_path / "t.jsonl").results
-    assert ended.out == result.text + "\n"
+    assert "error: this line is not UTF-8; it does not count\n" in ended.err
+    first, second = trace.read(tmp_path / "t.jsonl").results
+    assert ended.out == f"{first.text}\n{second.text}\n"
+    type_in(monkeypatch, "Hi\nAnd you?\n")
+    assert command("--chat").out == ended.out
 
 
 def test_a_reader_that_stops_early_still_gets_its_trace(

@@ -1,20 +1,26 @@
 """What every command shares: how its flags are read and how it ends."""
 
+import contextlib
 import dataclasses
 import difflib
 import inspect
+import io
+import itertools
 import math
 import os
 import shutil
+import signal
 import sys
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_type_hints
 
 import tyro
 
 from entropix import distributed
+from entropix.console.signals import Ended
 from entropix.distributed import HEARTBEAT_SECONDS, START_SECONDS
 
 Flags = TypeVar("Flags")
@@ -108,12 +114,24 @@ def parse(flags: type[Flags], args: Sequence[str] | None, prog: str | None, desc
         sys.exit(2)
     style = (tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes)
     summary, *paragraphs = inspect.cleandoc(description).split("\n\n")
+    said = io.StringIO()
     try:
-        return tyro.cli(flags, prog=prog, description=summary, args=words, config=style)
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(flags, prog=prog, description=summary, args=words, config=style)
     except SystemExit as end:
         if end.code == 0:  # it was --help, whose prose tyro does not wrap
             print("".join(f"\n{_wrapped(paragraph)}\n" for paragraph in paragraphs), end="")
+        else:
+            print(f"error: {_without_box(said.getvalue())}; --help lists all flags", file=sys.stderr)
         raise
+
+
+def _without_box(text: str) -> str:
+    """What tyro says in a box, as one sentence: the part before its first line, which what comes next repeats."""
+    lines = [line.strip("│╭╮╰╯ ") for line in text.splitlines()]
+    inside = itertools.takewhile(lambda line: line.strip("─"), lines[1:])
+    sentence = " ".join(line.replace("• ", "") for line in inside).rstrip(".")
+    return sentence[:1].lower() + sentence[1:]
 
 
 def _wrapped(paragraph: str) -> str:
@@ -152,20 +170,32 @@ def join(flags: Any, apart: Sequence[str] = (), sigterm_ends: bool = True) -> No
     distributed.check_same(repr((shared, devices.mesh)))
 
 
+def mend_streams() -> None:
+    """Makes the standard streams such that nothing dies of them: one that was closed when the process began leads
+    nowhere, what an encoding cannot print is replaced, and what is read may be no text."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115 - it stays open
+        elif hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="surrogateescape" if name == "stdin" else "replace")
+
+
 def run(main: Callable[[], None]) -> int:
     """Calls `main` and returns the exit code of the process.
 
     0 after a return; 1 after bad input or a failing disk or network, explained in one message on stderr
-    without a traceback; 130, as shells count it, after Ctrl-C. (Bad flags end in 2, which is `parse`'s doing.)
-    A reader that closes the pipe early, like `head`, is no error.
+    without a traceback; 128 + n, as shells count it, after a signal, 130 for Ctrl-C. (Bad flags end in 2, which is
+    `parse`'s doing.) A reader that closes the pipe early, like `head`, is no error.
     """
+    mend_streams()
     try:
         main()
         sys.stdout.flush()
         distributed.part()
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as end:
         distributed.complain("interrupted")
-        return 130
+        return end.exit_code if isinstance(end, Ended) else 128 + signal.SIGINT
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the flush at exit fails again
     except (ValueError, OSError) as error:

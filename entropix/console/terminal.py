@@ -15,11 +15,11 @@ from typing import Any
 import jax
 from rich.console import Console
 
-from entropix import batching, run_statistics, sharding, trace
+from entropix import backend, batching, run_statistics, sharding, trace
 from entropix.checkpoint import loading
 from entropix.checkpoint.loading import Model
 from entropix.config import BATCH_ROWS
-from entropix.console import coloring, live
+from entropix.console import coloring, live, signals
 from entropix.console.cli import DeviceFlags
 from entropix.decoding.request import GenerationRequest
 from entropix.decoding.session import Session
@@ -46,15 +46,16 @@ def answer(
 ) -> list[Result]:
     """Generates, at most so many rows at a time, and prints.
 
-    Ctrl-C ends it early: rows that were running get `FinishReason.INTERRUPTED`. Whatever happens, what was produced
-    so far is printed and its trace written. Raises a ValueError, after all, for rows whose logits were not finite.
+    Ctrl-C, SIGTERM or SIGHUP ends it early: rows that were running get `FinishReason.INTERRUPTED`. Whatever happens,
+    what was produced so far is printed and its trace written. Raises a ValueError, after all, for rows whose logits
+    were not finite.
     """
     results = [Result(ids) for ids in request.prompt_ids]
     batches = batching.Batches(request, most_rows, session)
     bar = _bar(request, show)
     page, clock = _Page(request, show, bar), _Clock(batches)
     try:
-        for event in until_ctrl_c(_after_wait(batches.run(), "compiling and reading the prompt")):
+        for event in signals.until_signal(_after_wait(batches.run(), "compiling and reading the prompt")):
             add(results, event)
             clock.tick(event)
             page.show(event, results)
@@ -78,30 +79,39 @@ def chat(model: Model, system: str | None, options: dict[str, Any], show: Show) 
     """A conversation, line by line from stdin, until /exit or its end.
 
     Ctrl-C stops an answer, or, while the user is asked, the conversation. The cache is kept from turn to
-    turn; after a Ctrl-C it is computed anew, since it may have been torn. The trace has one row a turn.
-    `options` are those of `generation.prepare`.
+    turn; after a Ctrl-C it is computed anew, since it may have been torn. A turn that cannot be answered, being too
+    long, say, is taken back. The trace has one row a turn. `options` are those of `generation.prepare`.
     """
     if model.chat_template is None:
         raise ValueError(
             f"{model.folder} has no chat template, so there is no --chat; --prompt continues plain text"
         )
     messages: list[Message] = [] if system is None else [{"role": "system", "content": system}]
-    session, prompt_ids, results = Session(model, 1), [], []
+    session, requests, results = Session(model, 1), list[GenerationRequest](), list[Result]()
     note(f"seed: {options['seed']}")
     note(f"chatting with {model.folder.name}; /exit or Ctrl-D ends, Ctrl-C stops an answer")
     try:
-        while (line := _next_line()) is not None:
-            messages.append({"role": "user", "content": line})
-            request = prepare(model, messages, **options)
-            [result] = answer(request, dataclasses.replace(show, trace=None), session)
-            messages.append({"role": "assistant", "content": result.text})
-            prompt_ids.append(result.prompt_ids)
-            results.append(result)
-            if result.finish == FinishReason.INTERRUPTED:
-                session = Session(model, 1)
+        with signals.raising():
+            while (line := _next_line()) is not None:
+                asked: list[Message] = [*messages, {"role": "user", "content": line}]
+                try:
+                    request = prepare(model, asked, **options)
+                    [result] = answer(request, dataclasses.replace(show, trace=None), session)
+                except ValueError as error:
+                    note(f"error: {error}; this turn does not count")
+                    continue
+                messages = [*asked, {"role": "assistant", "content": result.text}]
+                requests.append(request)
+                results.append(result)
+                if result.finish == FinishReason.INTERRUPTED:
+                    if signals.ended().number != signal.SIGINT:
+                        raise signals.ended()
+                    session = Session(model, 1)
     finally:
         if show.trace is not None and results:
-            trace.write(show.trace, dataclasses.replace(request, prompt_ids=prompt_ids), results, turns=True)
+            prompt_ids = [request.prompt_ids[0] for request in requests]
+            whole = dataclasses.replace(requests[-1], prompt_ids=prompt_ids)
+            trace.write(show.trace, whole, results, turns=True)
 
 
 def note(text: str) -> None:
@@ -125,6 +135,7 @@ def status(text: str) -> contextlib.AbstractContextManager[Any]:
 def load(weights: str | None, dtype: str | None, devices: DeviceFlags) -> Model:
     """The model that a command's flags ask for. Raises the ValueErrors of `loading.load`, and one for a bad mesh."""
     shape = sharding.read_shape(devices.mesh)
+    backend.check_devices()
     with status("loading the weights"):
         return loading.load(loading.DEFAULT_MODEL if weights is None else weights, dtype, shape)
 
@@ -142,13 +153,13 @@ class _Page:
 
     def show(self, event: TokenEvent, results: Sequence[Result]) -> None:
         """Prints what an event adds."""
-        text = event.text
+        text = plain = coloring.visible(event.text) if sys.stdout.isatty() else event.text
         if event.record is not None:
             self._bar.count(event.record["strategy"])
             style = coloring.token_style(event.record, self._what, self._job.sampler.strategies, self._colors)
             text = coloring.paint(text, style, self._colors)
         if self._streams:
-            self._print(text, event.text)
+            self._print(text, plain)
             return
         self._painted[event.row] += text
         while self._printed < len(results) and results[self._printed].finish != FinishReason.RUNNING:
@@ -266,37 +277,6 @@ def _after_wait(events: Iterator[TokenEvent], text: str) -> Iterator[TokenEvent]
     yield from events
 
 
-def until_ctrl_c(events: Iterator[TokenEvent]) -> Iterator[TokenEvent]:
-    """The events up to a Ctrl-C, which interrupts waiting for one but nothing that is done with one.
-
-    Where Ctrl-C is ignored, as in a shell's background requests, it stays ignored.
-    """
-    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
-        yield from events
-        return
-    pressed = waiting = False
-
-    def press(*_: Any) -> None:
-        nonlocal pressed
-        pressed = True
-        if waiting:
-            raise KeyboardInterrupt
-
-    usual = signal.signal(signal.SIGINT, press)
-    try:
-        while not pressed:
-            waiting = True
-            event = next(events, None)
-            waiting = False
-            if event is None:
-                return
-            yield event
-    except KeyboardInterrupt:
-        return
-    finally:
-        signal.signal(signal.SIGINT, usual)
-
-
 def _next_line() -> str | None:
     """What the user says next, which is no empty line; None for /exit, Ctrl-C and the end of stdin."""
     asking = sys.stdin.isatty() and sys.stdout.isatty()
@@ -306,12 +286,22 @@ def _next_line() -> str | None:
     while True:
         try:
             line = input("> " if asking else "").strip()
+            line.encode()
+        except UnicodeEncodeError:
+            note("error: this line is not UTF-8; it does not count")
+            continue
+        except signals.Ended as end:
+            if end.number != signal.SIGINT:
+                raise
+            line = "/exit"
         except (EOFError, KeyboardInterrupt):
+            line = "/exit"
+        if line == "/exit":
             if asking:
                 note("")
             return None
         if line:
-            return None if line == "/exit" else line
+            return line
 
 
 def _write(text: str) -> None:

@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator, Sequence
 from decimal import Decimal
 from typing import NamedTuple
 
+from entropix.config import suggestion
+
 
 class Answer(NamedTuple):
     """An answer and where it stands."""
@@ -124,7 +126,7 @@ def extractor(spec: str) -> Extract:
     """The extractor that a text like `number` or `regex:\\((.)\\)` names; a ValueError if it names none."""
     name, colon, argument = spec.partition(":")
     if name not in EXTRACTORS:
-        raise ValueError(f"no extractor {name!r}; there are {', '.join(EXTRACTORS)}")
+        raise ValueError(f"no extractor {name!r}{suggestion(name, EXTRACTORS)}")
     kind = EXTRACTORS[name]
     if colon and kind.default is None:
         raise ValueError(f"extractor {name!r} takes no argument, got {argument!r}")

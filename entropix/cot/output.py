@@ -12,7 +12,7 @@ from rich.measure import Measurement
 from rich.table import Table
 
 from entropix import run_statistics, trace
-from entropix.console import terminal
+from entropix.console import signals, terminal
 from entropix.console.terminal import Show
 from entropix.cot import parallel, selection
 from entropix.cot.parallel import CotPath, CotResult
@@ -31,7 +31,7 @@ def answer(request: GenerationRequest, plan: Plan, show: Show) -> CotResult:
     """
     start = time.perf_counter()
     with terminal.status(f"decoding {plan.paths} paths"):
-        result = parallel.run(request, plan, terminal.until_ctrl_c)
+        result = parallel.run(request, plan, signals.until_signal)
     seconds = time.perf_counter() - start
     if show.trace is not None:
         several = [path.result for path in result.paths]

@@ -13,6 +13,8 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from entropix.config import suggestion
+
 TAIL_WINDOW = 2048  # tokens at a path's end whose confidence counts: that of Fu et al. 2025
 BORDA_POWER = 0.5
 FALLBACK = "mean-logprob"  # the selector that has the say where no path has a score of the other
@@ -157,7 +159,7 @@ SELECTORS = {
 def selector(name: str) -> Select:
     """The selector of a name; a ValueError if there is none."""
     if name not in SELECTORS:
-        raise ValueError(f"no selector {name!r}; there are {', '.join(SELECTORS)}")
+        raise ValueError(f"no selector {name!r}{suggestion(name, SELECTORS)}")
     return SELECTORS[name].select
 
 

@@ -96,7 +96,7 @@ def require(module: str, what: str) -> Any:
         return importlib.import_module(module)
     except ImportError:
         package = module.split(".")[0]
-        raise ValueError(f"{what} needs {package}: pip install -e '.[plot]'") from None
+        raise ValueError(f"{what} needs {package}: pip install {package}") from None
 
 
 def _plotly() -> str:

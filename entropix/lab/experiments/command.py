@@ -101,9 +101,7 @@ def complete(
         summaries = summary.summarize([v.label for v in whole.variants], store.lines, store.timings)
         show(summaries, as_json)
         if page is not None and importlib.util.find_spec("plotly") is None:
-            terminal.note(
-                f"no {page}: it needs plotly (pip install -e '.[plot]'), then the same command again"
-            )
+            terminal.note(f"no {page}: it needs plotly (pip install plotly), then the same command again")
         elif page is not None:
             comparison_page.write(page, title, whole, model, summaries, store.lines, fields)
             terminal.note(f"{page}: the same with plots, and all answers side by side")
