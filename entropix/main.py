@@ -245,7 +245,7 @@ def parse(args: Sequence[str], prog: str = _PROG) -> Command:
     Raises a ValueError for values out of range and for flags that contradict each other. Ends the process
     with 2 for unknown flags and values of the wrong type, with 0 after --help and --sampler help.
     """
-    preset, _ = tyro.cli(Preset, prog=prog, args=args, add_help=False, return_unknown_args=True)
+    preset, _ = cli.read_words(Preset, prog=prog, args=args, add_help=False, return_unknown_args=True)
     if preset.sampler == "help":
         print(_describe_samplers())
         sys.exit(0)

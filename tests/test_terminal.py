@@ -18,8 +18,8 @@ from entropix import generation, run_statistics, trace
 from entropix.checkpoint import loading
 from entropix.checkpoint.loading import Model
 from entropix.console import terminal
-from entropix.decoding import loop
 from entropix.main import main
+from entropix.metrics import Metrics
 from entropix.results import FinishReason, TokenEvent
 from entropix.samplers.entropix import STRATEGIES
 
@@ -198,7 +198,7 @@ def test_statistics_go_to_stderr(command: Command) -> None:
     assert sum(counts.values()) == 12 and counts["adaptive"] > 0
     assert lines["adaptive"] == f"{counts['adaptive']}  {100 * counts['adaptive'] / 12:.1f} %"
     assert float(lines["speed"].split()[0]) > 0
-    assert {f"mean {name}" for name in loop.Metrics._fields} < lines.keys()
+    assert {f"mean {name}" for name in Metrics._fields} < lines.keys()
 
 
 def test_statistics_tell_what_was_computed_in_vain(command: Command, tmp_path: Path) -> None:

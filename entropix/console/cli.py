@@ -114,24 +114,41 @@ def parse(flags: type[Flags], args: Sequence[str] | None, prog: str | None, desc
         sys.exit(2)
     style = (tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes)
     summary, *paragraphs = inspect.cleandoc(description).split("\n\n")
-    said = io.StringIO()
     try:
-        with contextlib.redirect_stderr(said):
-            return tyro.cli(flags, prog=prog, description=summary, args=words, config=style)
+        found: Flags = read_words(flags, prog=prog, description=summary, args=words, config=style)
+        return found
     except SystemExit as end:
         if end.code == 0:  # it was --help, whose prose tyro does not wrap
             print("".join(f"\n{_wrapped(paragraph)}\n" for paragraph in paragraphs), end="")
-        else:
+        raise
+
+
+def read_words(flags: Any, **options: Any) -> Any:
+    """`tyro.cli`, which says what is wrong in one sentence and not in a box."""
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(flags, **options)
+    except SystemExit as end:
+        if end.code != 0:
             print(f"error: {_without_box(said.getvalue())}; --help lists all flags", file=sys.stderr)
         raise
 
 
 def _without_box(text: str) -> str:
-    """What tyro says in a box, as one sentence: the part before its first line, which what comes next repeats."""
-    lines = [line.strip("│╭╮╰╯ ") for line in text.splitlines()]
-    inside = itertools.takewhile(lambda line: line.strip("─"), lines[1:])
-    sentence = " ".join(line.replace("• ", "") for line in inside).rstrip(".")
-    return sentence[:1].lower() + sentence[1:]
+    """What tyro says in a box, as a sentence: of the parts between lines the first after the title."""
+    lines = [line.strip("│ ") for line in text.splitlines()]
+    is_border = [line.startswith("╭") or not line.strip("─-╰╯") for line in lines]
+    parts = [" ".join(group) for border, group in _grouped(lines, is_border) if not border]
+    title_stands_alone = bool(lines) and not lines[0].startswith("╭")
+    sentence = parts[title_stands_alone and len(parts) > 1].replace("• ", "").rstrip(".") if parts else text
+    return (sentence[:1].lower() + sentence[1:]).removeprefix("error parsing ")
+
+
+def _grouped(lines: Sequence[str], is_border: Sequence[bool]) -> Iterator[tuple[bool, list[str]]]:
+    """Runs of lines that are border or are not."""
+    for border, pairs in itertools.groupby(zip(is_border, lines, strict=True), key=lambda pair: pair[0]):
+        yield border, [line for _, line in pairs]
 
 
 def _wrapped(paragraph: str) -> str:
