@@ -180,7 +180,7 @@ def test_a_plan_commits_a_whole_path_or_a_token() -> None:
     plan = branching.plan(BranchConfig(**cfg), STRATEGIES)
     assert plan is not None and plan.strategies == (0, 3)
     token = branching.plan(BranchConfig(**cfg, keep="token"), STRATEGIES)
-    programs = (Program(toy.config(), samplers.ENTROPIX, branching=one) for one in (plan, token))
+    programs = (Program(toy.config(), samplers.SAMPLERS["entropix"], branching=one) for one in (plan, token))
     assert [program.lookahead for program in programs] == [5, 0]
 
 

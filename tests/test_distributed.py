@@ -219,7 +219,8 @@ def test_a_process_whose_others_never_come_gives_up_in_time(
 
 PROGRAM = """
 import sys, time
-from entropix import cli, distributed
+from entropix import distributed
+from entropix.console import cli
 
 def main():
     address, process_id, what = sys.argv[1:]

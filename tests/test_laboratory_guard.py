@@ -241,7 +241,7 @@ def test_what_ends_a_text_or_marks_a_turn_is_not_lowered_unless_that_is_asked_fo
 
 def test_the_example_of_contributing_is_a_sampler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = (Path(__file__).parent.parent / "CONTRIBUTING.md").read_text(encoding="utf-8")
-    [example] = re.findall(r"(?ms)^```python\n(.*?)^```", text)
+    example, *_ = re.findall(r"(?ms)^```python\n(.*?)^```", text)
     file = tmp_path / "my_rule.py"
     file.write_text(example, encoding="utf-8")
     sampler = samplers.resolve(f"{file}:RULE").rule

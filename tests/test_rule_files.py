@@ -20,7 +20,7 @@ from entropix.samplers import SAMPLERS, registry, rule_files
 
 Command = Callable[..., tuple[int, str, str]]
 PAGE = Path(__file__).parent.parent / "CONTRIBUTING.md"
-[RULE] = re.findall(r"(?ms)^```python\n(.*?)^```", PAGE.read_text(encoding="utf-8"))
+RULE, *_ = re.findall(r"(?ms)^```python\n(.*?)^```", PAGE.read_text(encoding="utf-8"))
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ import meshes
 import numpy as np
 import pytest
 import toy
+from every_number import EveryNumber
 from jax import Array
 from meshes import Made
 
@@ -17,7 +18,6 @@ from entropix.decoding import inputs, sample_step
 from entropix.decoding.state import BatchInputs, Program, RecordOptions, RowState
 from entropix.metrics import Metrics
 from entropix.samplers.base import SamplerInputs
-from entropix.samplers.entropix import SamplerConfig
 from entropix.sharding import Shape
 
 # ----- meshes -----------------------------------------------------------------------------------------------
@@ -197,7 +197,7 @@ RULES = {
     "guarded temperature": samplers.guarded(samplers.SAMPLERS["temperature"]),
     "guarded entropix": samplers.guarded(samplers.SAMPLERS["entropix"]),
 }
-NUMBERS = SamplerConfig(repetition_penalty=1.5, dry_multiplier=2.0)
+NUMBERS = EveryNumber(repetition_penalty=1.5, dry_multiplier=2.0)
 
 
 def logits() -> Array:
@@ -220,7 +220,7 @@ def contexts() -> SamplerInputs:
     )
 
 
-def draw_all(context: SamplerInputs, states: Any, key_B: Array, cfg: SamplerConfig) -> Any:
+def draw_all(context: SamplerInputs, states: Any, key_B: Array, cfg: EveryNumber) -> Any:
     """One step of every sampler in one program: what they have in common is compiled once."""
     batch = len(key_B)
     nothing_B = jnp.zeros(batch, jnp.int32)

@@ -37,7 +37,7 @@ LIBTPU = str(Path(sys.prefix, "libtpu"))  # the folder into which `make test` pu
 COMPILE = f"""
 import dataclasses, json, sys
 from pathlib import Path
-from entropix import ahead, roofline
+from entropix.tpu import ahead, roofline
 target = ahead.target({MODEL!r}, {TOPOLOGY!r}, {MESH!r}, {BATCH}, {SLOTS})
 target = dataclasses.replace(target, model=dataclasses.replace(target.model, n_layers={LAYERS}))
 programs = {{}}
@@ -277,7 +277,7 @@ def test_memory_that_is_not_enough_is_said_in_a_sentence(monkeypatch):
             "RESOURCE_EXHAUSTED: Ran out of memory. Used 20.1G of 15.75G hbm. Exceeded"
         )
 
-    monkeypatch.setattr(ahead.decode.prefill, "lower", refuse, raising=False)
+    monkeypatch.setattr(ahead.loop.prefill, "lower", refuse, raising=False)
     with pytest.raises(
         ValueError, match=r"prefill does not fit: it takes 20.1G of the 15.75G that a v5e has"
     ):
