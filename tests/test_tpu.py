@@ -213,7 +213,7 @@ def test_commit_and_growth_exchange_nothing(built):
 def test_a_step_exchanges_two_sums_a_layer_and_few_more(built):
     """None of them in a loop of a filter: the candidates are on every device, which filters them for itself."""
     exchanges = built.usage["decode"].collectives
-    layers = [each for each in exchanges if "block" in each.origin]
+    layers = [each for each in exchanges if "transformer_layer" in each.origin]
     assert sum(each.times for each in layers) == 2 * LAYERS
     assert sum(each.times for each in exchanges) - 2 * LAYERS < 20
 
