@@ -18,7 +18,7 @@ import toy
 from entropix import PACKAGE_ROOT
 from entropix import download as command
 from entropix.checkpoint import download, hf_folder, load_weights
-from entropix.checkpoint.tokenizer_files import read_vocabulary, write_tokenizer_json
+from entropix.checkpoint.tokenizer_files import TextEnds, read_vocabulary, write_tokenizer_json
 
 MEMBER = "toy_weights/toy.gguf"
 
@@ -151,7 +151,9 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[hub.
     folders.write_tensors(made, folders.random_tensors(toy.config()), n_files=2)
     v = foreign.VOCABULARY
     merges, types = v["tokenizer.ggml.merges"], v["tokenizer.ggml.token_type"]
-    write_tokenizer_json(made / "tokenizer.json", foreign.TOKENS, merges, types, "smollm", 257, 258, False)
+    write_tokenizer_json(
+        made / "tokenizer.json", foreign.TOKENS, merges, types, "smollm", TextEnds(257, 258, False)
+    )
     (made / "generation_config.json").write_text(json.dumps({"eos_token_id": 258}))
     files = {path.name: path.read_bytes() for path in made.iterdir()}
     for name in ("README.md", "pytorch_model.bin", "consolidated.safetensors", "onnx/model.safetensors"):

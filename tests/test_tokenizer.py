@@ -11,7 +11,7 @@ from tokenizers import Tokenizer as Reference
 from vocabularies import BYTES, edit, random_texts
 
 from entropix.checkpoint.tokenizer import LONGEST_WHITE_SPACE, Tokenizer, load_tokenizer
-from entropix.checkpoint.tokenizer_files import write_tokenizer_json
+from entropix.checkpoint.tokenizer_files import TextEnds, write_tokenizer_json
 from entropix.paths import weights_folder
 
 KINDS = [("gpt-2", False), ("smollm", False), ("llama-bpe", False), ("llama-bpe", True)]
@@ -34,7 +34,12 @@ def tokenizer(tmp_path: Path) -> Tokenizer:
     tokens = [*BYTES, "ab", "abc", "Ġa", "<|end|>", "<|end|>of", "[INST]", "[/INST]"]
     types = [1] * 259 + [3, 3, 4, 4]
     write_tokenizer_json(
-        tmp_path / "tokenizer.json", tokens, ["a b", "ab c", "Ġ a"], types, "gpt-2", None, None, False
+        tmp_path / "tokenizer.json",
+        tokens,
+        ["a b", "ab c", "Ġ a"],
+        types,
+        "gpt-2",
+        TextEnds(None, None, False),
     )
     return load_tokenizer(tmp_path)
 
@@ -134,7 +139,9 @@ def test_other_added_tokens_are_always_cut_out(tokenizer: Tokenizer) -> None:
 
 def test_encode_adds_no_bos_but_bos_ids_tells_it(tmp_path: Path) -> None:
     tokens, types = [*BYTES, "<|begin|>", "<|other|>"], [1] * 256 + [3, 3]
-    write_tokenizer_json(tmp_path / "tokenizer.json", tokens, [], types, "llama-bpe", 256, None, True)
+    write_tokenizer_json(
+        tmp_path / "tokenizer.json", tokens, [], types, "llama-bpe", TextEnds(256, None, True)
+    )
     assert load_tokenizer(tmp_path).encode("a") == [ord("a")]
     assert load_tokenizer(tmp_path).bos_ids == (256,)
     edit(tmp_path, "tokenizer_config.json", bos_token={"content": "<|other|>"})
@@ -156,7 +163,7 @@ def test_encode_adds_no_bos_but_bos_ids_tells_it(tmp_path: Path) -> None:
 def test_a_character_without_tokens_is_named_with_its_position(tmp_path: Path) -> None:
     tokens = [char for char in BYTES if char != "©"] + ["<|end|>"]  # "é" is C3 A9, and A9 is spelt "©"
     types = [1] * 255 + [3]
-    write_tokenizer_json(tmp_path / "tokenizer.json", tokens, [], types, "gpt-2", None, None, False)
+    write_tokenizer_json(tmp_path / "tokenizer.json", tokens, [], types, "gpt-2", TextEnds(None, None, False))
     tokenizer = load_tokenizer(tmp_path)
     assert tokenizer.missing_bytes == {0xA9}
     assert tokenizer.decode(tokenizer.encode("naïve")) == "naïve"

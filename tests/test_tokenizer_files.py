@@ -12,6 +12,7 @@ from vocabularies import BYTES, edit, written
 
 from entropix.checkpoint.patterns import GPT2_PATTERN, LLAMA3_PATTERN, SMOLLM_PATTERN
 from entropix.checkpoint.tokenizer_files import (
+    TextEnds,
     read_tokenizer_json,
     read_tokenizer_model,
     read_vocabulary,
@@ -251,7 +252,7 @@ def test_what_is_written_reads_the_same_here_and_in_the_tokenizers_library(tmp_p
     tokens = ["<|begin|>", *BYTES, "Ġa", "[PAD258]", "<|end|>", "[INST]", "Ġab"]
     types = [3, *[1] * 256, 1, 5, 3, 4, 1]
     path = tmp_path / "tokenizer.json"
-    write_tokenizer_json(path, tokens, ["Ġ a", "Ġa b"], types, "llama-bpe", 0, 259, True)
+    write_tokenizer_json(path, tokens, ["Ġ a", "Ġa b"], types, "llama-bpe", TextEnds(0, 259, True))
     vocabulary, reference = read_tokenizer_json(path), Reference.from_file(str(path))
     assert vocabulary.special == {"<|begin|>": 0, "<|end|>": 259}
     assert vocabulary.added == {"[INST]": 260}
@@ -267,7 +268,7 @@ def test_what_is_written_reads_the_same_here_and_in_the_tokenizers_library(tmp_p
 
 def test_bos_and_eos_are_special_whatever_their_type(tmp_path: Path) -> None:
     path = tmp_path / "tokenizer.json"
-    write_tokenizer_json(path, [*BYTES, "<|s|>", "<|e|>"], [], [1] * 258, "gpt-2", 256, 257, False)
+    write_tokenizer_json(path, [*BYTES, "<|s|>", "<|e|>"], [], [1] * 258, "gpt-2", TextEnds(256, 257, False))
     vocabulary = read_tokenizer_json(path)
     assert vocabulary.special == {"<|s|>": 256, "<|e|>": 257}
     assert vocabulary.bos_ids == ()
@@ -290,14 +291,14 @@ def test_every_gguf_name_of_a_pre_tokenizer_is_read_back(tmp_path: Path, name: s
     ("arguments", "complaint"),
     [
         (
-            (["a"], [], [1], "qwen2", None, None, False),
+            (["a"], [], [1], "qwen2", TextEnds(None, None, False)),
             "tokenizer.ggml.pre is 'qwen2'; expected one of gpt-2, gpt2",
         ),
-        ((["a"], [], [1, 1], "gpt-2", None, None, False), "1 tokens, but 2 token types"),
-        ((["a"], [], [2], "gpt-2", None, None, False), "token type 2 has no meaning"),
-        ((["a", "a"], [], [1, 1], "gpt-2", None, None, False), "token 'a' has two ids, 0 and 1"),
-        ((["a"], [], [1], "gpt-2", None, None, True), "there is no bos_id to add"),
-        ((["a"], [], [1], "gpt-2", None, 1, False), "eos_id is 1, but there are 1 tokens"),
+        ((["a"], [], [1, 1], "gpt-2", TextEnds(None, None, False)), "1 tokens, but 2 token types"),
+        ((["a"], [], [2], "gpt-2", TextEnds(None, None, False)), "token type 2 has no meaning"),
+        ((["a", "a"], [], [1, 1], "gpt-2", TextEnds(None, None, False)), "token 'a' has two ids, 0 and 1"),
+        ((["a"], [], [1], "gpt-2", TextEnds(None, None, True)), "there is no bos_id to add"),
+        ((["a"], [], [1], "gpt-2", TextEnds(None, 1, False)), "eos_id is 1, but there are 1 tokens"),
     ],
 )
 def test_a_vocabulary_that_cannot_be_written_leaves_no_file(

@@ -11,7 +11,7 @@ from typing import Any
 from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 from tokenizers import Tokenizer as Reference
 
-from entropix.checkpoint.tokenizer_files import CHAR_OF_BYTE, LLAMA3_PATTERN, write_tokenizer_json
+from entropix.checkpoint.tokenizer_files import CHAR_OF_BYTE, LLAMA3_PATTERN, TextEnds, write_tokenizer_json
 
 BYTES = [CHAR_OF_BYTE[byte] for byte in range(256)]
 SPECIAL = ["<|begin|>", "<|end|>", "<|end|>of"]
@@ -112,7 +112,7 @@ def written(
     tokens = [*BYTES, *(pair.replace(" ", "") for pair in merged), *special]
     types = [1] * (256 + len(merged)) + [3] * len(special)
     folder.mkdir(exist_ok=True)
-    write_tokenizer_json(folder / "tokenizer.json", tokens, merged, types, pre, None, None, False)
+    write_tokenizer_json(folder / "tokenizer.json", tokens, merged, types, pre, TextEnds(None, None, False))
     return folder
 
 

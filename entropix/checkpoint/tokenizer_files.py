@@ -12,7 +12,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from entropix.checkpoint import patterns, values
 from entropix.checkpoint.bpe import unreachable_tokens
@@ -270,15 +270,21 @@ _GGUF_PRE: dict[str, list[dict[str, Any]]] = {
 _NORMAL, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = 1, 3, 4, 5, 6  # gguf.TokenType
 
 
+class TextEnds(NamedTuple):
+    """Which tokens begin and end a text, if any; they are special whatever their type says."""
+
+    bos_id: int | None = None
+    eos_id: int | None = None
+    add_bos: bool = False  # a text begins with `bos_id` (`tokenizer.ggml.add_bos_token`)
+
+
 def write_tokenizer_json(
     path: Path,
     tokens: Sequence[str],
     merges: Sequence[str],
     token_types: Sequence[int],
     pre: str,
-    bos_id: int | None,
-    eos_id: int | None,
-    add_bos: bool,
+    text_ends: TextEnds,
 ) -> None:
     """Writes the `tokenizer.json` that says what a GGUF file of tokenizer model `gpt2` says.
 
@@ -290,9 +296,7 @@ def write_tokenizer_json(
         merges: pairs separated by a space, most urgent first (`tokenizer.ggml.merges`).
         token_types: what each token is, as a `gguf.TokenType` (`tokenizer.ggml.token_type`).
         pre: name of the pre-tokenizer (`tokenizer.ggml.pre`).
-        bos_id: token that begins a text, if any; it and `eos_id` are special whatever their type says.
-        eos_id: token that ends a text, if any.
-        add_bos: a text begins with `bos_id` (`tokenizer.ggml.add_bos_token`).
+        text_ends: the tokens that begin and end a text.
 
     Raises:
         ValueError: an unknown pre-tokenizer or token type, a repeated token, or `add_bos` without a `bos_id`.
@@ -303,6 +307,7 @@ def write_tokenizer_json(
         raise ValueError(f"{len(tokens)} tokens, but {len(token_types)} token types")
     if unknown := set(token_types) - {_NORMAL, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE}:
         raise ValueError(f"token type {min(unknown)} has no meaning in a byte-level vocabulary")
+    bos_id, eos_id, add_bos = text_ends
     ends = {"bos": bos_id, "eos": eos_id}
     if add_bos and bos_id is None:
         raise ValueError("add_bos is set, but there is no bos_id to add")

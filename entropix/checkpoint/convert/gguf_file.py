@@ -17,7 +17,7 @@ from entropix.checkpoint.convert.gguf_header import GgufTensor, read_gguf
 from entropix.checkpoint.convert.values import REQUIRED, Values, named, shown
 from entropix.checkpoint.hf_folder import END_TOKENS
 from entropix.checkpoint.tensors import EMBED, FINAL_NORM, UNEMBED, listed, tensor_shapes
-from entropix.checkpoint.tokenizer_files import write_tokenizer_json
+from entropix.checkpoint.tokenizer_files import TextEnds, write_tokenizer_json
 from entropix.config import ModelConfig, RopeScaling
 
 _ENDS = {EMBED: "token_embd.weight", FINAL_NORM: "output_norm.weight", UNEMBED: "output.weight"}
@@ -254,7 +254,7 @@ def _vocabulary_writer(meta: Values, n_rows: int, template: str | None) -> Calla
     def write(folder: Path) -> None:
         target, bos, eos = folder / "tokenizer.json", ids["bos_token"], ids["eos_token"]
         try:
-            write_tokenizer_json(target, texts, merges, kinds, pre, bos, eos, add_bos)
+            write_tokenizer_json(target, texts, merges, kinds, pre, TextEnds(bos, eos, add_bos))
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
         named = {name: texts[i] for name, i in ids.items() if i is not None}
