@@ -3,8 +3,8 @@
 The answer goes to stdout, everything else to stderr. With several prompts, each answer comes whole after a
 line `==> prompt 1 <==`; scripts take `--json`, one object a prompt. Both are in the order of the prompts.
 
-Exit codes: 0 all prompts were answered; 1 bad input, or logits that were not finite; 2 bad flags; 130 Ctrl-C,
-after printing what there was.
+Exit codes: 0 all prompts were answered; 1 bad input, or logits that were not finite; 2 bad flags; 128 + n
+after signal n (130 for Ctrl-C), once what there was is printed.
 """
 
 import dataclasses

@@ -36,9 +36,9 @@ def without_a_cache(
     prompt: list[int], sampler_name: str, wish: dict[str, Any], **numbers: Any
 ) -> tuple[list[int], list[tuple[int, list[int]]]]:
     """(tokens, what was taken back to which step): the rule in a plain loop that reads the whole text at every step."""
-    cfg = (found := samplers.resolve(sampler_name)).numbers
-    cfg = type(cfg)(**{**vars(cfg), **numbers})
-    sampler = found.sampler
+    found = samplers.resolve(sampler_name, numbers)
+    cfg = found.numbers
+    sampler = found.on([*MODEL.stop_ids, *MODEL.tokenizer.special_tokens.values()])
     draw, fold = (
         jax.jit(sampler.step),
         jax.jit(lambda key, step: jax.random.fold_in(jax.random.fold_in(key, step), Purpose.DRAW)),
