@@ -29,12 +29,11 @@ def main(prog: str = "entropix") -> int:
     """The exit code of the command that the process's words ask for. prog: what was typed to start it."""
     words = sys.argv[1:]
     if words[:1] == ["--version"]:
-        print(f"entropix {entropix.__version__}")
-        return 0
+        return cli.run(lambda: print(f"entropix {entropix.__version__}"))
     if not words:
-        print(f"usage: {prog} COMMAND [FLAGS]; {prog} COMMAND --help says more\n")
-        print("\n".join(f"  {name:10} {about}" for name, (_, about) in COMMANDS.items()))
-        return 2
+        listed = "".join(f"  {name:10} {about}\n" for name, (_, about) in COMMANDS.items())
+        usage = f"usage: {prog} COMMAND [FLAGS]; {prog} COMMAND --help says more"
+        return cli.run(lambda: print(f"{usage}\n\n{listed}", end="")) or 2
     is_named = words[0] in COMMANDS
     module = importlib.import_module(f"entropix.{COMMANDS[words[0] if is_named else 'main'][0]}")
     if is_named and words[0] != "main":

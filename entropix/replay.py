@@ -73,6 +73,7 @@ def main(args: Sequence[str] | None = None) -> None:
             "the prompt alone; such a trace cannot be repeated"
         )
     backend.use_compilation_cache()
+    backend.check_devices()
     model = load_model(recorded, flags.weights)
     if difference := first_difference(model, recorded):
         raise ValueError(f"{flags.trace}: {difference}{_elsewhere(recorded, model)}")

@@ -67,7 +67,7 @@ def main(args: Sequence[str] | None = None) -> None:
 def json_lines(scored: "Scored") -> Iterator[str]:
     """A record a line, then the summary."""
     for record in scored.records:
-        yield json.dumps(record, ensure_ascii=False, allow_nan=False)
+        yield cli.json_line(record, allow_nan=False)
     yield json.dumps(
         {
             "tokens": len(scored.token_ids),

@@ -314,7 +314,7 @@ def test_the_rule_itself_is_counted_while_it_generates(
         (("--explore", "1.5"), "explore must be a share between 0 and 1, got 1.5"),
         (("--out", "preset.txt"), "--out takes the name of a .toml file, got 'preset.txt'"),
         (("--out", "nowhere/preset.toml"), "nowhere does not exist"),
-        (("--max-new-tokens", "0"), "max_new_tokens must be"),
+        (("--max-new-tokens", "0"), "--max-new-tokens must be"),
         (("--weights", "no-such-model"), "no weights 'no-such-model'"),
     ],
 )

@@ -1,6 +1,7 @@
 """How commands read their flags, and how they end."""
 
 import importlib
+import io
 import os
 import subprocess
 import sys
@@ -217,3 +218,11 @@ def test_closed_streams_and_poor_encodings_end_nothing(redirection: str, code: i
         env={**os.environ, "PYTHONIOENCODING": "latin-1"},
     )
     assert (done.returncode, done.stdout.decode("latin-1"), done.stderr) == (code, out, b"")
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "utf-8"])
+def test_json_loses_no_text_to_a_poor_encoding(encoding: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = io.TextIOWrapper(io.BytesIO(), encoding=encoding, errors="replace")
+    monkeypatch.setattr(sys, "stdout", out)
+    line = cli.json_line({"text": "\u00e9\u2603"})
+    assert line == {"ascii": r'{"text": "\u00e9\u2603"}', "utf-8": '{"text": "\u00e9\u2603"}'}[encoding]

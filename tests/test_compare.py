@@ -118,7 +118,7 @@ def test_a_file_is_a_sampler_too_and_the_seeds_begin_where_asked(command: Comman
         (("--samplers", "greedy", "--seeds", "0"), "a grid needs at least one seed"),
         (("--samplers", "greedy", "--seed", "-1"), "--seeds must be between 0 and 4294967295, got -1"),
         (("--samplers", "greedy", "--batch", "0"), "a batch needs at least one row, got 0"),
-        (("--samplers", "greedy", "--max-new-tokens", "0"), "max_new_tokens must be between 1 and"),
+        (("--samplers", "greedy", "--max-new-tokens", "0"), "--max-new-tokens must be between 1 and"),
         (("--samplers", "greedy", "--prompts", "nowhere"), "nowhere: no such file"),
     ],
 )

@@ -21,6 +21,9 @@ Run = Callable[..., tuple[int, str, str]]
 SMALL = ("--sampler", "top-p", "--max-new-tokens", "6", "--seed", "3", "--extract", "text")
 
 
+pytestmark = pytest.mark.xdist_group("cot_command")  # one test writes the trace that others read
+
+
 @pytest.fixture(scope="module")
 def traced(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("paths") / "cot.jsonl"

@@ -6,6 +6,7 @@ import difflib
 import inspect
 import io
 import itertools
+import json
 import math
 import os
 import shutil
@@ -196,6 +197,12 @@ def mend_streams() -> None:
             setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115 - it stays open
         elif hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="surrogateescape" if name == "stdin" else "replace")
+
+
+def json_line(value: Any, allow_nan: bool = True) -> str:
+    """The value as one line of JSON for stdout: what its encoding may not hold is escaped, so that no text is lost."""
+    is_unicode = (sys.stdout.encoding or "").lower().startswith("utf")
+    return json.dumps(value, ensure_ascii=not is_unicode, allow_nan=allow_nan)
 
 
 def run(main: Callable[[], None]) -> int:

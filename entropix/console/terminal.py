@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import json
 import os
 import signal
 import sys
@@ -19,7 +18,7 @@ from entropix import backend, batching, run_statistics, sharding, trace
 from entropix.checkpoint import loading
 from entropix.checkpoint.loading import Model
 from entropix.config import BATCH_ROWS
-from entropix.console import coloring, live, signals
+from entropix.console import cli, coloring, live, signals
 from entropix.console.cli import DeviceFlags
 from entropix.decoding.request import GenerationRequest
 from entropix.decoding.session import Session
@@ -177,7 +176,7 @@ class _Page:
         row = self._printed
         self._printed += 1
         if self._json:
-            text = json.dumps(json_object(self._job, row, results[row]), ensure_ascii=False) + "\n"
+            text = cli.json_line(json_object(self._job, row, results[row])) + "\n"
         else:
             between = "\n" if row else ""
             text = f"{between}==> prompt {row + 1} <==\n{self._painted[row]}\n"

@@ -1,6 +1,5 @@
 """What the command line shows of several paths: the chosen text on stdout, how it was chosen on stderr."""
 
-import json
 import math
 import sys
 import time
@@ -12,7 +11,7 @@ from rich.measure import Measurement
 from rich.table import Table
 
 from entropix import run_statistics, trace
-from entropix.console import signals, terminal
+from entropix.console import cli, coloring, signals, terminal
 from entropix.console.terminal import Show
 from entropix.cot import parallel, selection
 from entropix.cot.parallel import CotPath, CotResult
@@ -38,8 +37,8 @@ def answer(request: GenerationRequest, plan: Plan, show: Show) -> CotResult:
         trace.write(
             show.trace, result.request, several, selection=selection_header(result), paths=tree(result)
         )
-    text = json.dumps(json_object(result), ensure_ascii=False) if show.json else result.text
-    sys.stdout.write(text + "\n")
+    answer = coloring.visible(result.text) if sys.stdout.isatty() else result.text
+    sys.stdout.write((cli.json_line(json_object(result)) if show.json else answer) + "\n")
     sys.stdout.flush()
     console = Console(stderr=True, width=None if sys.stderr.isatty() else _WIDTH)
     shown = scores_that_fit(result, console)

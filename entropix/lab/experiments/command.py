@@ -2,7 +2,6 @@
 
 import contextlib
 import importlib.util
-import json
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ from tyro.conf import arg
 
 from entropix import config, distributed, prompts
 from entropix.config import GenerateConfig
+from entropix.console import cli
 from entropix.console.cli import DeviceFlags, Dtype, Text, Weights, flag
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ def show(summaries: "Sequence[Summary]", as_json: bool = False) -> None:
     from entropix.lab.experiments import summary
 
     if as_json:
-        print(json.dumps({"variants": [found.as_json() for found in summaries]}, ensure_ascii=False))
+        print(cli.json_line({"variants": [found.as_json() for found in summaries]}))
     else:
         print("\n".join(summary.tables(summaries)))
 
