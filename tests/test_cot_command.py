@@ -21,20 +21,22 @@ Run = Callable[..., tuple[int, str, str]]
 SMALL = ("--sampler", "top-p", "--max-new-tokens", "6", "--seed", "3", "--extract", "text")
 
 
-pytestmark = pytest.mark.xdist_group("cot_command")  # one test writes the trace that others read
+QUESTION = ("--prompt", "Why?", "--cot", "3", *SMALL)
 
 
 @pytest.fixture(scope="module")
-def traced(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("paths") / "cot.jsonl"
+def traced(toy_folder: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("paths") / "cot.jsonl"
+    main([*QUESTION, "--weights", toy_folder, "--trace", str(path)])
+    return path
 
 
 def test_the_chosen_text_is_printed_and_the_table_goes_to_stderr(
     toy_folder: str, run_command: Run, traced: Path
 ) -> None:
     """The same generation three ways: as text, as JSON and as a trace."""
-    words = ("--prompt", "Why?", "--weights", toy_folder, "--cot", "3", *SMALL)
-    code, out, err = run_command(main, *words, "--stats", "--trace", str(traced))
+    words = (*QUESTION, "--weights", toy_folder)
+    code, out, err = run_command(main, *words, "--stats")
     assert code == 0
     _, printed, _ = run_command(main, *words, "--json")
     told = json.loads(printed)
