@@ -6,13 +6,14 @@ entropix compare --prompts ...    python -m entropix.compare --prompts ...
 
 import importlib
 import sys
+from typing import NoReturn
 
 import entropix
 from entropix.console import cli
 
 # What is done by a word of its own: the module, and a line about it.
 COMMANDS = {
-    "main": ("main", "answer prompts, or chat; the default"),
+    "main": ("main", "answer prompts, or chat; what is done without a COMMAND"),
     "score": ("score", "metrics and log-probabilities of a given text"),
     "compare": ("compare", "several samplers on the same prompts"),
     "sweep": ("sweep", "every combination of a sampler's numbers"),
@@ -25,21 +26,24 @@ COMMANDS = {
 }
 
 
-def main(prog: str = "entropix") -> int:
-    """The exit code of the command that the process's words ask for. prog: what was typed to start it."""
+def main(prog: str = "entropix") -> NoReturn:
+    """Runs the command that the process's words ask for, and ends the process. prog: what was typed to start it."""
+    cli.leave(_run(prog))
+
+
+def _run(prog: str) -> int:
     words = sys.argv[1:]
     if words[:1] == ["--version"]:
         return cli.run(lambda: print(f"entropix {entropix.__version__}"))
-    if not words:
+    if not words or words[0] in ("--help", "-h"):
         listed = "".join(f"  {name:10} {about}\n" for name, (_, about) in COMMANDS.items())
         usage = f"usage: {prog} COMMAND [FLAGS]; {prog} COMMAND --help says more"
-        return cli.run(lambda: print(f"{usage}\n\n{listed}", end="")) or 2
-    is_named = words[0] in COMMANDS
-    module = importlib.import_module(f"entropix.{COMMANDS[words[0] if is_named else 'main'][0]}")
-    if is_named and words[0] != "main":
-        return cli.run(lambda: module.main(words[1:]))
-    return cli.run(lambda: module.main(words[1:] if is_named else words, prog=prog))
+        return cli.run(lambda: print(f"{usage}\n\n{listed}", end="")) or (0 if words else 2)
+    if words[0] not in COMMANDS:
+        words = ["main", *words]
+    module = importlib.import_module(f"entropix.{COMMANDS[words[0]][0]}")
+    return cli.run(lambda: module.main(words[1:], prog=f"{prog} {words[0]}"))
 
 
 if __name__ == "__main__":
-    sys.exit(main("python -m entropix"))
+    main("python -m entropix")

@@ -1,6 +1,7 @@
 """The machinery below JAX: where compiled programs are kept between processes, and traces of what devices do."""
 
 import contextlib
+import importlib.metadata
 import os
 from pathlib import Path
 
@@ -46,10 +47,21 @@ def check_devices() -> None:
     except (RuntimeError, AssertionError) as error:  # the latter where nothing of that kind is installed
         wanted = os.environ.get("JAX_PLATFORMS") or jax.config.jax_platforms  # type: ignore[attr-defined]
         why = f" ({said})" if (said := str(error).partition("\n")[0]) else ""
+        there = ", ".join(sorted({"cpu", *_plugins()}))
         raise ValueError(
-            f"JAX finds no device for JAX_PLATFORMS={wanted}{why}; leave it out, or install what it needs, as in "
-            "pip install 'entropix-jax[cuda]'"
+            f"JAX finds no device for JAX_PLATFORMS={wanted}{why}; what is installed here serves {there}: name one of "
+            "these, or install what it needs, as in pip install 'entropix-jax[cuda]'"
         ) from None
+
+
+def _plugins() -> list[str]:
+    """The kinds of accelerators for which this environment has a plugin of JAX, whether or not there is one."""
+    kinds = {"cuda": "jax_cuda", "rocm": "jax_rocm", "tpu": "libtpu"}
+    names = {
+        (distribution.name or "").replace("-", "_").lower()
+        for distribution in importlib.metadata.distributions()
+    }
+    return [kind for kind, begin in kinds.items() if any(name.startswith(begin) for name in names)]
 
 
 def make_profile_folder(folder: str | Path) -> None:

@@ -13,7 +13,6 @@ Exit codes: 0 done; 1 bad input; 2 bad flags.
 """
 
 import importlib.util
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -59,9 +58,9 @@ class Flags:
     plot: Annotated[Text, flag("draw the observations and the strategies here", "FILE.png")] = None
 
 
-def main(args: Sequence[str] | None = None) -> None:
+def main(args: Sequence[str] | None = None, prog: str = _PROG) -> None:
     """Does what the flags (by default those of the process) say. Raises a ValueError for bad input."""
-    flags = cli.parse(Flags, args, _PROG, _DESCRIPTION)
+    flags = cli.parse(Flags, args, prog, _DESCRIPTION)
     cli.join(flags)
     targets = Targets(flags.flow, flags.clarify, flags.explore, flags.resample)
     distributed.from_first(lambda: check(flags, targets))
@@ -125,4 +124,4 @@ def check(flags: Flags, targets: Targets) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main))
+    cli.leave(cli.run(main))

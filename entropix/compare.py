@@ -2,15 +2,14 @@
 
 Every sampler answers every prompt with every seed, in batches. All samplers draw with the same random numbers, so that
 they differ no more than their rules do. The table, on stdout, says how long, how likely, how varied and how repetitive
-the answers are, and how sure the differences to the first sampler are; `grids.summary` defines the measures. The folder
-gets `results.jsonl`, an answer a line, and `report.html`.
+the answers are, and how sure the differences to the first sampler are; `lab.experiments.summary` defines the measures.
+The folder gets `results.jsonl`, an answer a line, and `report.html`.
 
 After an interruption the same command goes on where it ended, and refuses to where anything that matters has changed.
 
 Exit codes: 0 done; 1 bad input; 2 bad flags; 130 Ctrl-C; 143 SIGTERM, after the batch that is being computed.
 """
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
@@ -40,9 +39,9 @@ class Flags(command.Flags):
     ]
 
 
-def main(args: Sequence[str] | None = None) -> None:
+def main(args: Sequence[str] | None = None, prog: str = _PROG) -> None:
     """Does what the flags (by default those of the process) say. Raises a ValueError for bad input."""
-    flags = cli.parse(Flags, args, _PROG, _DESCRIPTION)
+    flags = cli.parse(Flags, args, prog, _DESCRIPTION)
     cli.join(flags, sigterm_ends=False)
     variants = [variant(name.strip()) for name in flags.samplers.split(",")]
     command.perform(flags, variants, "Samplers compared")
@@ -57,4 +56,4 @@ def variant(name: str) -> "Variant":
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main))
+    cli.leave(cli.run(main))

@@ -8,6 +8,7 @@ files or flags and are checked once, at the border.
 import dataclasses
 import difflib
 import math
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar, cast, dataclass_transform, get_type_hints
 
@@ -18,6 +19,7 @@ Config = TypeVar("Config")
 _LARGEST = 3.4028234e38  # what float32 holds
 MAX_INT32 = 2**31 - 1  # the device counts in int32
 TRACED, STATIC, HOST = "traced", "static", "host"  # kinds of a rule's numbers
+NO_NAMES: Mapping[str, str] = {}
 BATCH_ROWS = 32  # prompts that are answered together, unless told otherwise
 # The types of fields that are lists: of what, and its name in a sentence.
 _LISTS: dict[Any, tuple[type, str]] = {
@@ -34,14 +36,23 @@ def parameter(
     unit: str = "",
     source: str = "",
     kind: str = TRACED,
+    choices: tuple[str, ...] = (),
 ) -> Any:
     """A dataclass field with its documentation and its inclusive range.
 
     source: what others set it to, and where that is written. kind, in the numbers of a sampling rule: `TRACED` numbers
     are data of the compiled program, so that another value compiles nothing; `STATIC` ones fix a shape and are compiled
-    in; `HOST` ones, like texts, are read before anything is compiled.
+    in; `HOST` ones, like texts, are read before anything is compiled. choices: all that a text may be.
     """
-    documentation = {"help": help, "low": low, "high": high, "unit": unit, "source": source, "kind": kind}
+    documentation = {
+        "help": help,
+        "low": low,
+        "high": high,
+        "unit": unit,
+        "source": source,
+        "kind": kind,
+        "choices": choices,
+    }
     return dataclasses.field(default=default, metadata=documentation)
 
 
@@ -131,20 +142,16 @@ class BranchConfig:
     growth: float = parameter(
         0.0, "two paths, and one more for every so much entropy; 0 is all", 0, 100, "bits"
     )
-    score: str = parameter("logprob", "mean over a path: logprob, margin, certainty or entropy")
+    score: str = parameter(
+        "logprob",
+        "mean over a path: logprob, margin, certainty or entropy",
+        choices=("logprob", "margin", "certainty", "entropy"),
+    )
     penalty: float = parameter(0.1, "score entropy: taken off the log-probability", 0, 100, "nats per bit")
-    keep: str = parameter("path", "of the best path: path, or its first token")
-    among: str = parameter("kept", "tokens to try: kept by the sampler's filters, or all")
-
-    def __post_init__(self) -> None:
-        choices = {
-            "score": ("logprob", "margin", "certainty", "entropy"),
-            "keep": ("path", "token"),
-            "among": ("kept", "all"),
-        }
-        for name, known in choices.items():
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name} must be {' or '.join(known)}, got {getattr(self, name)!r}")
+    keep: str = parameter("path", "of the best path: path, or its first token", choices=("path", "token"))
+    among: str = parameter(
+        "kept", "tokens to try: kept by the sampler's filters, or all", choices=("kept", "all")
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -210,10 +217,12 @@ def _label(source: str, name: str) -> str:
     return f"{source}: {name}" if source else name
 
 
-def check(cfg: Any, source: str = "") -> None:
+def check(cfg: Any, source: str = "", typed: Mapping[str, str] = NO_NAMES) -> None:
     """Raises a ValueError that names the first field of the wrong type or out of its range.
 
     A config whose fields depend on each other has a method `problem`: a sentence, or None where all is well.
+    source: what the error begins with; "flags" names fields as they are typed. typed: those flags that are not named
+    after their field.
     """
     where = f"{source}: " if source else ""
     hints = get_type_hints(type(cfg))
@@ -221,11 +230,14 @@ def check(cfg: Any, source: str = "") -> None:
         value, expected = getattr(cfg, field.name), hints[field.name]
         if isinstance(value, BranchConfig | BacktrackConfig):
             check(value, f"{where}{field.name}")
-        label = _label(source, field.name)
+        label = _label(source, typed.get(field.name, field.name))
         if not _is_of_type(value, expected):
             type_name = getattr(expected, "__name__", str(expected))
             kind = _LISTS[expected][1] if expected in _LISTS else f"of type {type_name}"
             raise ValueError(f"{label} must be {kind}, got {value!r}")
+        choices = field.metadata.get("choices", ())
+        if choices and value not in choices:
+            raise ValueError(f"{label} must be {' or '.join(choices)}, got {value!r}")
         low, high = field.metadata.get("low", -math.inf), field.metadata.get("high", math.inf)
         for item in value if isinstance(value, tuple) else (value,):
             is_number = isinstance(item, int | float) and not isinstance(item, bool)
@@ -233,12 +245,18 @@ def check(cfg: Any, source: str = "") -> None:
                 instead = f"; {_INSTEAD[field.name]}" if field.name in _INSTEAD else ""
                 raise ValueError(f"{label} must be {_range_text(low, high)}, got {item!r}{instead}")
     problem = getattr(cfg, "problem", lambda: None)()
+    if problem is not None and source == "flags":
+        names = "|".join(field.name for field in dataclasses.fields(cfg))
+        raise ValueError(re.sub(rf"\b({names})\b", lambda name: _label(source, name[0]), problem))
     if problem is not None:
         raise ValueError(f"{where}{problem}")
 
 
-def from_mapping(cls: type[Config], values: Mapping[str, Any], source: str) -> Config:
-    """Builds a checked config from parsed TOML; an unknown or missing name is an error with the nearest known one."""
+def from_mapping(
+    cls: type[Config], values: Mapping[str, Any], source: str, typed: Mapping[str, str] = NO_NAMES
+) -> Config:
+    """Builds a checked config from parsed TOML or flags; an unknown or missing name is an error with the nearest known
+    one. source, typed: as for `check`."""
     fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
     for name in values:
         if name not in fields:
@@ -257,7 +275,7 @@ def from_mapping(cls: type[Config], values: Mapping[str, Any], source: str) -> C
         cfg = cls(**converted)
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from None
-    check(cfg, source)
+    check(cfg, source, typed)
     return cfg
 
 

@@ -15,7 +15,7 @@ from typing import Annotated
 import tyro
 
 from entropix.console import cli
-from entropix.console.cli import Text, flag
+from entropix.console.cli import DtypeName, flag
 from entropix.paths import is_complete, weights_root
 
 _PROG = "python -m entropix.convert"
@@ -45,11 +45,10 @@ class Flags:
         flag("the folder to make", "DIR", "(default: the name of the source, where weights are looked up)"),
     ] = None
     dtype: Annotated[
-        Text,
+        DtypeName,
         flag(
             "of the matrices",
-            "float32|bfloat16|float16",
-            "(default: the narrowest that keeps every value; float32 for quantised files)",
+            hint="(default: the narrowest that keeps every value; float32 for quantised files)",
         ),
     ] = None
     chat_template: Annotated[
@@ -58,9 +57,9 @@ class Flags:
     force: Annotated[bool, flag("replace weights that are there already")] = False
 
 
-def main(args: Sequence[str] | None = None) -> None:
+def main(args: Sequence[str] | None = None, prog: str = _PROG) -> None:
     """Does what the flags (by default those of the process) say. Raises a ValueError for what cannot be converted."""
-    flags = cli.parse(Flags, args, _PROG, _DESCRIPTION)
+    flags = cli.parse(Flags, args, prog, _DESCRIPTION)
     from entropix.checkpoint.convert import convert
     from entropix.checkpoint.convert.torch_folder import is_torch_folder
     from entropix.checkpoint.tokenizer_files import read_vocabulary
@@ -91,4 +90,4 @@ def _default_folder(source: Path) -> Path:
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main))
+    cli.leave(cli.run(main))

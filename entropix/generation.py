@@ -76,10 +76,11 @@ def _check_branching(cfg: GenerateConfig, sampler: Sampler) -> None:
     wish = cfg.branching
     if branching.plan(wish, sampler.strategies) is None:
         return
-    _check_strategies("branching", wish.strategies, sampler)
+    _check_strategies("branching (--branch-on)", wish.strategies, sampler)
     if not (wish.entropy or wish.margin or set(wish.strategies) & set(sampler.strategies)):
         raise ValueError(
-            f"branching: {sampler.name} never does {' or '.join(wish.strategies) or 'anything that branches'}; it has "
+            f"branching (--branch-on): {sampler.name} never does "
+            f"{' or '.join(wish.strategies) or 'anything that branches'}; it has "
             f"{', '.join(sampler.strategies)}. Name one of these, or an entropy or a margin to branch at"
         )
     if cfg.speculate:
@@ -93,11 +94,11 @@ def _check_backtracking(cfg: GenerateConfig, sampler: Sampler) -> None:
     wish = cfg.backtracking
     if not backtracking.is_on(wish):
         return
-    _check_strategies("backtracking", wish.strategies, sampler)
+    _check_strategies("backtracking (--backtrack-on)", wish.strategies, sampler)
     if not set(wish.strategies) & set(sampler.strategies):
         raise ValueError(
-            f"backtracking: {sampler.name} never does {' or '.join(wish.strategies) or 'what asks for it'}; it has "
-            f"{', '.join(sampler.strategies)}"
+            f"backtracking (--backtrack-on): {sampler.name} never does "
+            f"{' or '.join(wish.strategies) or 'what asks for it'}; it has {', '.join(sampler.strategies)}"
         )
 
 

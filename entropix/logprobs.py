@@ -40,9 +40,9 @@ class Flags:
     ] = None
 
 
-def main(args: Sequence[str] | None = None) -> None:
+def main(args: Sequence[str] | None = None, prog: str = "python -m entropix.logprobs") -> None:
     """Does what the flags (by default those of the process) say. Raises a ValueError for bad input."""
-    flags = cli.parse(Flags, args, "python -m entropix.logprobs", __doc__)
+    flags = cli.parse(Flags, args, prog, __doc__)
     if flags.out is not None:
         files.check_not_read(flags.out, [flags.trace])
     text = json.dumps(convert(trace.read(flags.trace)), ensure_ascii=False, allow_nan=False) + "\n"
@@ -100,4 +100,4 @@ def _token(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main))
+    cli.leave(cli.run(main))

@@ -184,6 +184,8 @@ def main(args: Sequence[str] | None = None, prog: str = _PROG) -> None:
     if flags.chat:
         terminal.chat(model, flags.system, options, show)
         return
+    if flags.allow_special and (flags.raw or model.chat_template is None):
+        terminal.note_beginning(model, asked)
     job = generation.prepare(model, asked, system=flags.system, raw=flags.raw, **options)
     terminal.note(f"seed: {seed}")
     if flags.profile is not None:
@@ -359,4 +361,4 @@ def _check(flags: Flags, plan: Plan | None) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main))
+    cli.leave(cli.run(main))

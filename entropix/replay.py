@@ -9,7 +9,6 @@ both records. Another backend, or another release of JAX, may round otherwise an
 
 import json
 import math
-import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, NamedTuple
@@ -63,9 +62,9 @@ class Flags:
     ] = None
 
 
-def main(args: Sequence[str] | None = None) -> None:
+def main(args: Sequence[str] | None = None, prog: str = "python -m entropix.replay") -> None:
     """Does what the flags (by default those of the process) say. Raises a ValueError for a difference."""
-    flags = cli.parse(Flags, args, "python -m entropix.replay", __doc__)
+    flags = cli.parse(Flags, args, prog, __doc__)
     recorded = trace.read(flags.trace)
     if any(path["given"] for path in recorded.header["paths"]):
         raise ValueError(
@@ -73,7 +72,6 @@ def main(args: Sequence[str] | None = None) -> None:
             "the prompt alone; such a trace cannot be repeated"
         )
     backend.use_compilation_cache()
-    backend.check_devices()
     model = load_model(recorded, flags.weights)
     if difference := first_difference(model, recorded):
         raise ValueError(f"{flags.trace}: {difference}{_elsewhere(recorded, model)}")
@@ -202,4 +200,4 @@ def _shown(value: Any) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main))
+    cli.leave(cli.run(main))

@@ -7,7 +7,6 @@ Exit codes: 0 the text was scored; 1 bad input; 2 bad flags.
 """
 
 import json
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from tyro.conf import arg
 
 from entropix import distributed, metric_labels, prompts
-from entropix.console import cli
+from entropix.console import cli, coloring
 from entropix.console.cli import DeviceFlags, Dtype, Weights, flag
 
 if TYPE_CHECKING:
@@ -46,9 +45,9 @@ class Flags:
     ] = False
 
 
-def main(args: Sequence[str] | None = None) -> None:
+def main(args: Sequence[str] | None = None, prog: str = _PROG) -> None:
     """Does what the flags (by default those of the process) say. Raises a ValueError for bad input."""
-    flags = cli.parse(Flags, args, _PROG, _DESCRIPTION)
+    flags = cli.parse(Flags, args, prog, _DESCRIPTION)
     cli.join(flags)
 
     # These take their time to import; --help and bad flags do not wait for them.
@@ -58,6 +57,8 @@ def main(args: Sequence[str] | None = None) -> None:
     text = distributed.from_first(lambda: prompts.text_from_file(flags.text))
     backend.use_compilation_cache()
     model = terminal.load(flags.weights, flags.dtype, flags.devices)
+    if flags.allow_special:
+        terminal.note_beginning(model, [text])
     with terminal.status("compiling and reading the text"):
         [scored] = scoring.score(model, [text], allow_special=flags.allow_special)
     for line in json_lines(scored) if flags.format == "jsonl" else table_lines(scored):
@@ -100,9 +101,9 @@ def table_lines(scored: "Scored") -> Iterator[str]:
 
 
 def _quoted(text: str | None) -> str:
-    shown = "" if text is None else json.dumps(text, ensure_ascii=False)
+    shown = "" if text is None else coloring.visible(json.dumps(text, ensure_ascii=False))
     return f"{shown if len(shown) <= _TEXT_WIDTH else shown[: _TEXT_WIDTH - 1] + '…':{_TEXT_WIDTH}}"
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main))
+    cli.leave(cli.run(main))

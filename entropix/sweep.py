@@ -16,7 +16,6 @@ the first combination.
 Exit codes: 0 done; 1 bad input; 2 bad flags; 130 Ctrl-C; 143 SIGTERM, after the batch that is being computed.
 """
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, get_type_hints
@@ -52,9 +51,9 @@ class Flags(command.Flags):
     ] = ()
 
 
-def main(args: Sequence[str] | None = None) -> None:
+def main(args: Sequence[str] | None = None, prog: str = _PROG) -> None:
     """Does what the flags (by default those of the process) say. Raises a ValueError for bad input."""
-    flags = cli.parse(Flags, args, _PROG, _DESCRIPTION)
+    flags = cli.parse(Flags, args, prog, _DESCRIPTION)
     cli.join(flags, sigterm_ends=False)
     sampler = samplers.resolve(flags.sampler)
     axes = parse_axes(flags.grid, sampler.rule)
@@ -105,4 +104,4 @@ def parse_values(name: str, text: str, rule: Sampler) -> list[Any]:
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main))
+    cli.leave(cli.run(main))

@@ -241,4 +241,4 @@ def _fact(country: str) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main))
+    cli.leave(cli.run(main))

@@ -118,4 +118,4 @@ def table(runs: dict[Case, list[Run]], model: loading.Model) -> Iterator[dict[st
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main))
+    cli.leave(cli.run(main))

@@ -4,7 +4,6 @@ With `--trace`, the tokens of a real run are dots on top, so that one sees how o
 """
 
 import argparse
-import sys
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -79,4 +78,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main))
+    cli.leave(cli.run(main))

@@ -4,7 +4,6 @@ import argparse
 import io
 import os
 import re
-import sys
 from pathlib import Path
 
 from rich.color import ColorSystem
@@ -67,4 +66,4 @@ def svg(result: entropix.Result, what: str, title: str, columns: int) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main))
+    cli.leave(cli.run(main))

@@ -4,16 +4,15 @@
     python scripts/run_grid.py GRID.toml -o part-1/ --part 1/4      on one of four machines
     python scripts/run_grid.py --merge part-*/ -o results/          the four parts as one
 
-The head of entropix/grids/file.py says what GRID.toml holds. The folder gets results.jsonl, an answer a line, a batch
-at a time. Whenever and however the process ends, the same command goes on after the last whole batch, and in the end
-the file is that of a run that was never interrupted, to the byte. What an answer is depends on its prompt, seed and
-sampler, not on batches, parts or interruptions.
+The head of entropix/lab/experiments/file.py says what GRID.toml holds. The folder gets results.jsonl, an answer a
+line, a batch at a time. Whenever and however the process ends, the same command goes on after the last whole batch,
+and in the end the file is that of a run that was never interrupted, to the byte. What an answer is depends on its
+prompt, seed and sampler, not on batches, parts or interruptions.
 
 Exit codes: 0 done; 1 bad input; 2 bad flags; 130 Ctrl-C, at once; 143 SIGTERM, after the batch that is being computed.
 """
 
 import dataclasses
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -56,14 +55,14 @@ def main(words: Sequence[str] | None = None) -> None:
     cli.join(args, sigterm_ends=False)
     from entropix import backend
     from entropix.console import terminal
-    from entropix.lab.experiments import command, file, merging
+    from entropix.lab.experiments import command, file, merging, running
 
     if args.grid is None:
         command.show(merging.merge(args.merge, args.out))
         return
     asked = file.read(args.grid)
     backend.use_compilation_cache()
-    model = terminal.load(args.weights, args.dtype, args.devices)
+    model = running.dated(terminal.load(args.weights, args.dtype, args.devices), args.out)
     whole = file.grid(asked, model, args.batch, part)
     page = Path(args.out) / command.PAGE if args.report else None
     command.complete(model, whole, args.out, page, args.grid.stem)
@@ -78,4 +77,4 @@ def read_part(text: str) -> tuple[int, int]:
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main))
+    cli.leave(cli.run(main))

@@ -51,6 +51,7 @@ class Watched:
         page.on("pageerror", lambda error: self.complaints.append(f"error: {error}"))
         page.on("request", lambda request: self._note(request.url))
         page.goto(Path(path).resolve().as_uri())
+        page.wait_for_selector("html[data-ready]", state="attached")
 
     def _note(self, url: str) -> None:
         if not url.startswith(("file:", "data:", "blob:")):

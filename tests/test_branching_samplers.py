@@ -1,6 +1,7 @@
 """Branching around samplers that remember, and branching that is refused."""
 
 import math
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -92,10 +93,16 @@ def test_a_clarifier_that_begins_on_a_kept_path_is_finished() -> None:
     [
         (
             {"branching": {"paths": 2, "strategies": ["explor"]}},
-            "branching: unknown strategy 'explor' of top-k; ",
+            "branching (--branch-on): unknown strategy 'explor' of top-k; ",
         ),
-        ({"branching": {"paths": 2}}, "branching: top-k never does explore; it has top-k. Name one of these"),
-        ({"branching": {"paths": 2, "strategies": []}}, "branching: top-k never does anything that branches"),
+        (
+            {"branching": {"paths": 2}},
+            "branching (--branch-on): top-k never does explore; it has top-k. Name one of these",
+        ),
+        (
+            {"branching": {"paths": 2, "strategies": []}},
+            "branching (--branch-on): top-k never does anything that branches",
+        ),
         (
             {"branching": {"paths": 2, "entropy": 1.0}, "speculate": 2},
             "branching and speculate do not go together",
@@ -111,7 +118,7 @@ def test_a_clarifier_that_begins_on_a_kept_path_is_finished() -> None:
     ],
 )
 def test_what_would_never_branch_or_cannot_is_refused(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message.replace("(", r"\(")):
+    with pytest.raises(ValueError, match=re.escape(message)):
         prepare(MODEL, PROMPTS, **{"sampler": "top-k"} | options)
 
 

@@ -97,6 +97,21 @@ def test_flags_that_do_not_exist_end_with_2_and_a_hint(
     assert (end.value.code, *capsys.readouterr()) == (2, "", f"error: {message}\n")
 
 
+def test_after_a_signal_the_process_ends_without_taking_anything_down() -> None:
+    """XLA may still be compiling in a thread; what was printed is not lost."""
+    program = """
+import atexit, signal
+from entropix.console import cli, signals
+atexit.register(print, "taken down")
+def main():
+    print("kept", end="")
+    raise signals.Ended(signal.SIGTERM)
+cli.leave(cli.run(main))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (143, "kept", "interrupted\n")
+
+
 @dataclass(frozen=True)
 class FileFlags:
     out: Annotated[str | None, tyro.conf.arg(aliases=["-o"])] = None
@@ -193,9 +208,10 @@ def test_the_package_itself_is_the_main_command() -> None:
         assert (short.returncode, short.stdout, short.stderr) == (code, long.stdout, long.stderr)
 
 
-@pytest.mark.parametrize("name", ["entropix", "entropix.main"])
+@pytest.mark.parametrize("name", ["entropix main", "entropix.main", "entropix logprobs", "entropix.logprobs"])
 def test_the_help_names_the_command_as_it_was_typed(name: str) -> None:
-    done = subprocess.run([sys.executable, "-m", name, "--help"], capture_output=True, text=True, check=True)
+    command = [sys.executable, "-m", *name.split(), "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.startswith(f"usage: python -m {name} [-h] ")
 
 

@@ -5,16 +5,18 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from datetime import date
 from functools import partial
 from html.parser import HTMLParser
 from pathlib import Path
 
+import folders
 import pytest
 
 from entropix import compare, presets
 from entropix.checkpoint import loading
 from entropix.decoding.loop import FinishReason
-from entropix.lab.experiments import summary
+from entropix.lab.experiments import running, summary
 
 Command = Callable[..., tuple[int, str, str]]
 FLAGS = ("--seeds", "2", "--max-new-tokens", "18", "--batch", "3")
@@ -78,6 +80,35 @@ def test_a_number_that_a_files_rule_ignores_is_refused(command: Command, tmp_pat
     assert error.startswith(f"error: {file}: top_p has no effect with greedy; it is used by top-p, ")
 
 
+def test_prompts_that_tell_the_date_keep_that_of_the_folders_first_day(
+    run_command: Command, prompts: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    template = "{{ strftime_now('%d %B %Y') }}: {{ messages[-1].content }}"
+    weights = folders.write_checkpoint(tmp_path / "toy", chat_template=template)
+    out = tmp_path / "out"
+    flags = (
+        "--prompts",
+        prompts,
+        "--weights",
+        str(weights),
+        *FLAGS,
+        "--samplers",
+        "greedy",
+        "--out",
+        str(out),
+    )
+    for day in (26, 27):
+        monkeypatch.setattr(running, "today", lambda day=day: date(2026, 11, day))
+        code, _, notes = run_command(compare.main, *flags)
+        assert code == 0, notes
+    assert notes.startswith(f"{out}: 6 answers are there already\n")
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert manifest["date"] == "2026-11-26"
+    assert manifest["prompts"][0]["token_ids"] == list(b"26 November 2026: Why?")
+    code, _, notes = run_command(compare.main, *flags, "--seeds", "3")
+    assert code == 1 and "date" not in notes
+
+
 def test_without_a_folder_there_is_the_table_alone_here_as_json(command: Command, tmp_path: Path) -> None:
     code, out, notes = command("--samplers", "temperature, greedy", "--json")
     assert code == 0 and "report.html" not in notes
@@ -116,7 +147,7 @@ def test_a_file_is_a_sampler_too_and_the_seeds_begin_where_asked(command: Comman
         (("--samplers", "nothing"), "no sampler preset 'nothing'; there are dynamic-temperature, "),
         (("--samplers", "greedy,greedy"), "two variants are called 'greedy'; name each once"),
         (("--samplers", "greedy", "--seeds", "0"), "a grid needs at least one seed"),
-        (("--samplers", "greedy", "--seed", "-1"), "--seeds must be between 0 and 4294967295, got -1"),
+        (("--samplers", "greedy", "--seed", "-1"), "--seed must be between 0 and 4294967295, got -1"),
         (("--samplers", "greedy", "--batch", "0"), "a batch needs at least one row, got 0"),
         (("--samplers", "greedy", "--max-new-tokens", "0"), "--max-new-tokens must be between 1 and"),
         (("--samplers", "greedy", "--prompts", "nowhere"), "nowhere: no such file"),

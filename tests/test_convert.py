@@ -190,10 +190,15 @@ def test_a_folder_with_pytorch_model_bin_becomes_the_same_with_safetensors(
 def test_a_template_that_is_given_replaces_the_folders_own(tmp_path: Path) -> None:
     source = torch_folder(tmp_path / "source", folders.random_tensors(toy.config()))
     (source / "chat_template.jinja").write_text("theirs")
+    (source / "additional_chat_templates").mkdir()
+    (source / "additional_chat_templates" / "tools.jinja").write_text("theirs")
+    convert(source, tmp_path / "as it is")
+    for name in ("chat_template.jinja", "additional_chat_templates/tools.jinja"):
+        assert (tmp_path / "as it is" / name).read_text() == "theirs"
     (tmp_path / "mine.jinja").write_text("mine")
     convert(source, tmp_path / "out", chat_template=tmp_path / "mine.jinja")
     assert files.read_json(tmp_path / "out" / "tokenizer_config.json")["chat_template"] == "mine"
-    assert not (tmp_path / "out" / "chat_template.jinja").exists()
+    assert not list((tmp_path / "out").glob("**/*.jinja"))
 
 
 @pytest.mark.parametrize(

@@ -168,7 +168,7 @@ def test_flags_make_a_plan(words: tuple[str, ...], plan: Plan | None) -> None:
         (("--cot", "2", "--cot-at", "none"), "--cot-at must be start or explore, got 'none'"),
         (("--cot", "2", "--cot-entropy", "1"), "--cot-entropy is for --cot-at explore"),
         (("--self-consistency", "2", "--select", "borda"), "is a majority vote; --select borda"),
-        (("--cot", "0"), "number of paths must be between 1 and 1024, got 0"),
+        (("--cot", "0"), "--cot must be between 1 and 1024, got 0"),
         (("--cot", "2", "--select", "best"), "no selector 'best'"),
         (("--cot", "2", "--extract", "regex:("), "no regular expression"),
     ],

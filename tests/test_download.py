@@ -12,6 +12,7 @@ from pathlib import Path
 import folders
 import foreign
 import hub
+import pth_files
 import pytest
 import toy
 
@@ -191,6 +192,29 @@ def test_a_repository_becomes_a_folder(tmp_path: Path, repository: hub.Hub) -> N
     )
 
 
+def test_all_that_completes_a_vocabulary_comes_along(tmp_path: Path, repository: hub.Hub) -> None:
+    more = (
+        "special_tokens_map.json",
+        "added_tokens.json",
+        "chat_template.json",
+        "additional_chat_templates/a.jinja",
+    )
+    repository.files |= dict.fromkeys(more, b"{}")
+    fetch(repository, tmp_path / "toy")
+    assert all((tmp_path / "toy" / name).read_bytes() == b"{}" for name in more)
+
+
+def test_tensors_of_torch_alone_are_converted(tmp_path: Path, repository: hub.Hub) -> None:
+    fetch(repository, tmp_path / "plain")
+    pth_files.write_pth(tmp_path / "pytorch_model.bin", folders.read_tensors(tmp_path / "plain"))
+    files = {name: data for name, data in repository.files.items() if "safetensors" not in name}
+    repository.files = files | {"pytorch_model.bin": (tmp_path / "pytorch_model.bin").read_bytes()}
+    fetch(repository, tmp_path / "weights" / "toy", original=True)
+    assert names(tmp_path / "weights") == ["toy"]
+    folders.assert_tensors(tmp_path / "weights" / "toy", folders.read_tensors(tmp_path / "plain"))
+    assert (tmp_path / "weights" / "toy" / "original" / "consolidated.00.pth").is_file()
+
+
 def test_metas_own_files_come_when_asked_for(tmp_path: Path, repository: hub.Hub) -> None:
     fetch(repository, tmp_path / "toy", original=True)
     assert (tmp_path / "toy" / "original" / "consolidated.00.pth").read_bytes() == b"only when asked for"
@@ -209,7 +233,7 @@ def test_an_unsupported_architecture_is_refused_before_its_tensors_are_fetched(
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (["config.json", "pytorch_model.bin"], r"its tensors are in pytorch_model\.bin"),
+        (["config.json", "model.bin"], "no .safetensors file here"),
         (["adapter_config.json", "adapter_model.safetensors"], "this is an adapter"),
         (["README.md", "toy.Q4_0.gguf"], "GGUF files; `python -m entropix.convert FOLDER/toy.Q4_0.gguf`"),
     ],

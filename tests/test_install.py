@@ -47,13 +47,16 @@ def test_the_command_tells_its_version_and_its_commands(installed: Path) -> None
     assert (done.returncode, done.stdout) == (0, f"entropix {entropix.__version__}\n")
     listed = run(installed, "entropix")
     assert listed.returncode == 2 and all(f"  {name} " in listed.stdout for name in COMMANDS)
+    helped = run(installed, "entropix", "--help")
+    assert (helped.returncode, helped.stdout) == (0, listed.stdout)
 
 
 def test_presets_manifest_and_help_came_with_it(installed: Path) -> None:
     """Presets and the manifest of downloads are read; the package is the installed one."""
     samplers = run(installed, "python", "-m", "entropix.main", "--sampler", "help")
     assert (samplers.returncode, samplers.stdout.startswith("dynamic-temperature")) == (0, True)
-    assert "smollm2-135m-instruct" in run(installed, "entropix", "download", "--help").stdout
+    told = run(installed, "entropix", "download", "--help").stdout
+    assert told.startswith("usage: entropix download ") and "smollm2-135m-instruct" in told
     where = run(installed, "python", "-c", "import entropix; print(entropix.__file__)").stdout
     assert where.startswith(str(installed.parent))
 

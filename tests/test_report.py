@@ -222,9 +222,9 @@ def test_titles_are_escaped() -> None:
 def test_a_page_names_no_other_place(tmp_path: Path) -> None:
     """Nothing it would load: addresses are only in plotly.js, which the Content-Security-Policy holds back."""
     html = page.page(page.read([traces.write(tmp_path / "a.jsonl", traces.tokens("ab"))]))
-    own = html.replace(shell._plotly(), "")
-    assert len(own) < len(html) - 1_000_000
-    assert set(re.findall(r"https?://[\w.]+", own)) == set()
+    assert len(html) < 2_000_000
+    ours = [path.read_text(encoding="utf-8") for path in sorted(shell.ASSETS.glob("*.*"))]
+    assert set(re.findall(r"https?://[\w.]+", "".join([html, *ours]))) == set()
 
 
 def test_what_the_program_records_becomes_a_page_and_figures(toy_folder: str, tmp_path: Path) -> None:

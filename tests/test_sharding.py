@@ -46,7 +46,7 @@ def test_a_text_that_is_no_shape_is_refused(text: str) -> None:
     with pytest.raises(ValueError) as raised:
         sharding.read_shape(text)
     assert str(raised.value) == (
-        f"mesh: expected auto or sizes like data=2,model=4, each a whole number of at least 1, got {text!r}"
+        f"--mesh: expected auto or sizes like data=2,model=4, each a whole number of at least 1, got {text!r}"
     )
 
 

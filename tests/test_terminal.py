@@ -14,10 +14,11 @@ import pytest
 from commands import MIXED, STOPPED, Command, type_in
 
 import entropix
-from entropix import generation, run_statistics, trace
+from entropix import generation, paths, run_statistics, trace
 from entropix.checkpoint import loading
 from entropix.checkpoint.loading import Model
 from entropix.console import terminal
+from entropix.console.cli import DeviceFlags
 from entropix.main import main
 from entropix.metrics import Metrics
 from entropix.results import FinishReason, TokenEvent
@@ -32,6 +33,47 @@ ESCAPE = re.compile(r"\x1b\[[0-9;]*m")
 @pytest.fixture(scope="module")
 def model(toy_folder: str) -> Model:
     return entropix.load(toy_folder)
+
+
+def test_the_default_model_is_fetched_where_somebody_says_so(
+    run_command: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Anything but yes fetches nothing, and so does a pipe, which is not even asked."""
+    fetched: list[Path] = []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(paths, "weights_roots", lambda: [tmp_path])
+    monkeypatch.setattr(terminal, "download_listed", lambda name, folder: fetched.append(folder))
+    for answer, on_terminal in (("n\n", True), ("", False), ("\n", True)):
+        type_in(monkeypatch, answer)
+        monkeypatch.setattr(sys.stdin, "isatty", lambda on=on_terminal: on)
+        monkeypatch.setattr(sys.stderr, "isatty", lambda on=on_terminal: on)
+        capsys.readouterr()
+        with pytest.raises(ValueError, match=r"entropix\.download"):
+            terminal.load(None, None, DeviceFlags())
+        asked = (
+            "the default model, smollm2-135m-instruct, is not there; fetch it (93 MB)"
+            in capsys.readouterr().err
+        )
+        assert asked == on_terminal
+    assert fetched == [tmp_path / "smollm2-135m-instruct"]
+
+
+def test_a_beginning_that_is_typed_is_there_once_and_said(
+    command: Command, model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = folders.write_checkpoint(tmp_path / "toy")
+    settings = json.loads((weights / "tokenizer_config.json").read_text())
+    settings |= {"bos_token": "<|endoftext|>", "add_bos_token": True}
+    (weights / "tokenizer_config.json").write_text(json.dumps(settings))
+    flags = ("--raw", "--allow-special", "--prompt")
+    typed = command(*flags, "<|endoftext|>Why?", weights=weights)
+    plain = command(*flags, "Why?", weights=weights)
+    assert typed.out == plain.out
+    assert (
+        typed.err
+        == "the text begins with <|endoftext|> itself, which every text begins with: it is there once\n"
+        + plain.err
+    )
 
 
 # ----- one answer -------------------------------------------------------------------------------------------

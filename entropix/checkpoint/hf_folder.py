@@ -23,6 +23,14 @@ from entropix.checkpoint.values import MOST_TOKENS, positive, whole
 from entropix.config import ModelConfig, RopeScaling
 from entropix.files import is_there, read_json, write_json
 
+# What is read of a folder besides its tensors; those that copy or fetch one take all of it.
+CONFIG = ("config.json", "generation_config.json")
+VOCABULARY = (
+    *("tokenizer.json", "tokenizer.model", "tokenizer_config.json"),
+    *("special_tokens_map.json", "added_tokens.json"),
+)
+TEMPLATES = ("chat_template.jinja", "chat_template.json", "additional_chat_templates/*.jinja")
+
 # Added tokens that end a turn or a document whatever else a checkpoint lists: Llama 3's and ChatML's.
 END_TOKENS = ("<|end_of_text|>", "<|eot_id|>", "<|eom_id|>", "<|im_end|>")
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 
-from entropix import sharding
+from entropix import backend, sharding
 from entropix.checkpoint import chat, hf_folder, load_weights, tokenizer
 from entropix.config import ModelConfig
 from entropix.model import weights
@@ -55,6 +55,7 @@ def load(
     accelerators. `shape` is that of the mesh of devices, by default `sharding.automatic`. Raises a ValueError that
     says what is missing or wrong in the folder, or that the mesh takes more devices than there are.
     """
+    backend.check_devices()
     if dtype is None:
         dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
     if dtype not in DTYPES:

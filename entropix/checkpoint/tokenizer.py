@@ -58,10 +58,10 @@ class Tokenizer:
         ids = self.encode(text, allow_special)
         return ids if not text or self._begins(ids) else [*self.bos_ids, *ids]
 
-    def begins_itself(self, text: str, allow_special: bool = False) -> bool:
-        """Whether a raw text spells out the beginning-of-text tokens that `encode_text` would have put before it."""
+    def begins_itself(self, text: str) -> bool:
+        """Whether a text, special tokens read in it, spells out the tokens that `encode_text` puts before others."""
         names = len(self.decode(self.bos_ids))
-        return bool(self.bos_ids) and self._begins(self.encode(text[:names], allow_special))
+        return bool(self.bos_ids) and self._begins(self.encode(text[:names], allow_special=True))
 
     def _begins(self, ids: Sequence[int]) -> bool:
         return tuple(ids[: len(self.bos_ids)]) == self.bos_ids

@@ -16,7 +16,7 @@ import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_type_hints
+from typing import Annotated, Any, NoReturn, TypeVar, get_type_hints
 
 import tyro
 
@@ -25,6 +25,11 @@ from entropix.console.signals import Ended
 from entropix.distributed import HEARTBEAT_SECONDS, START_SECONDS
 
 Flags = TypeVar("Flags")
+_SIGNALLED = 128  # an exit code above it tells of a signal, as shells count
+_SAID_BY_PYTHON = {  # of a flag's value
+    "invalid literal for int() with base 10:": "expected a whole number, got",
+    "could not convert string to float:": "expected a number, got",
+}
 _PAGE_WIDTH = 120  # columns of the help's prose, at most
 
 
@@ -33,23 +38,35 @@ def flag(help: str, metavar: str | None = None, hint: str | None = "") -> Any:
     return tyro.conf.arg(help=help, metavar=metavar, help_behavior_hint=hint)
 
 
-# Text as it is typed. (For an optional string tyro would take the word None to mean no string.)
-Text = Annotated[
-    str | None,
-    tyro.constructors.PrimitiveConstructorSpec(
+def _text(read: Callable[[str], str], metavar: str) -> tyro.constructors.PrimitiveConstructorSpec[str | None]:
+    """How tyro reads an optional string; left to itself it would take the word None to mean no string."""
+    return tyro.constructors.PrimitiveConstructorSpec(
         nargs=1,
-        metavar="TEXT",
-        instance_from_str=lambda words: words[0],
+        metavar=metavar,
+        instance_from_str=lambda words: read(words[0]),
         is_instance=lambda value: value is None or isinstance(value, str),
         str_from_instance=lambda value: [str(value)],
-    ),
-]
+    )
+
+
+def _one_of(*known: str) -> tyro.constructors.PrimitiveConstructorSpec[str | None]:
+    """A string that is one of these."""
+
+    def read(word: str) -> str:
+        if word not in known:
+            raise ValueError(f"expected {', '.join(known[:-1])} or {known[-1]}, got {word!r}")
+        return word
+
+    return _text(read, "|".join(known))
+
+
+# Text as it is typed, and the name of a type of numbers.
+Text = Annotated[str | None, _text(str, "TEXT")]
+DtypeName = Annotated[str | None, _one_of("float32", "bfloat16", "float16")]
 Weights = Annotated[
     Text, flag("a name below weights/ or a checkpoint folder", "NAME|DIR", "(default: smollm2-135m-instruct)")
 ]
-Dtype = Annotated[
-    Text, flag("of the weights", "float32|bfloat16|float16", "(default: float32 on CPU, else bfloat16)")
-]
+Dtype = Annotated[DtypeName, flag("of the weights", hint="(default: float32 on CPU, else bfloat16)")]
 
 
 @dataclass(frozen=True)
@@ -143,6 +160,8 @@ def _without_box(text: str) -> str:
     parts = [" ".join(group) for border, group in _grouped(lines, is_border) if not border]
     title_stands_alone = bool(lines) and not lines[0].startswith("╭")
     sentence = parts[title_stands_alone and len(parts) > 1].replace("• ", "").rstrip(".") if parts else text
+    for said, meant in _SAID_BY_PYTHON.items():
+        sentence = sentence.replace(said, meant)
     return (sentence[:1].lower() + sentence[1:]).removeprefix("error parsing ")
 
 
@@ -219,7 +238,7 @@ def run(main: Callable[[], None]) -> int:
         distributed.part()
     except KeyboardInterrupt as end:
         distributed.complain("interrupted")
-        return end.exit_code if isinstance(end, Ended) else 128 + signal.SIGINT
+        return end.exit_code if isinstance(end, Ended) else _SIGNALLED + signal.SIGINT
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the flush at exit fails again
     except (ValueError, OSError) as error:
@@ -229,6 +248,20 @@ def run(main: Callable[[], None]) -> int:
         sys.stderr = distributed.errors()  # for the traceback
         raise
     return 0
+
+
+def leave(code: int) -> NoReturn:
+    """Ends the process with the exit code that `run` has returned.
+
+    After a signal at once: one of XLA's threads may still be compiling what the signal has interrupted the wait for,
+    and would crash the process once the interpreter, on its way out, takes the device from it.
+    """
+    if code > _SIGNALLED:
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def takes_value(flags: Any) -> Iterator[tuple[str, bool]]:

@@ -1,21 +1,13 @@
 """The flags that ask for branching and backtracking, and the configurations they amount to."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 from entropix import config
-from entropix.config import BacktrackConfig, BranchConfig
+from entropix.config import BacktrackConfig, BranchConfig, Config
 from entropix.console import cli
 from entropix.console.cli import Text, flag
-
-# Flags that are not named after their field.
-_FIELDS = {
-    "branch": "paths",
-    "branch_on": "strategies",
-    "backtrack": "tokens",
-    "backtrack_on": "strategies",
-    "backtrack_budget": "budget",
-}
 
 
 def _help(name: str, config_type: type = BranchConfig) -> str:
@@ -42,14 +34,14 @@ class BranchFlags:
 
 def read_branching(flags: BranchFlags) -> BranchConfig:
     """What the flags say about branching. Raises a ValueError for bad values, and for flags that change nothing."""
-    values = {_FIELDS.get(name, name.removeprefix("branch_")): value for name, value in vars(flags).items()}
-    wish = config.from_mapping(BranchConfig, values, "--branch")
+    own = {"branch": "paths", "branch_on": "strategies"}
+    fields = {name: own.get(name, name.removeprefix("branch_")) for name in vars(flags)}
+    wish = _read(BranchConfig, flags, fields)
     given = [name for name, value in vars(flags).items() if value != getattr(BranchFlags, name)]
     if given and (wish.paths == 1 or wish.depth == 0):
-        typed = "--" + given[0].replace("_", "-")
         raise ValueError(
-            f"{typed} changes nothing without branching, which takes --branch C with C of at least 2 and a depth of "
-            "at least 1"
+            f"{cli.spelled(given[0])} changes nothing without branching, which takes --branch C with C of at "
+            "least 2 and a depth of at least 1"
         )
     return wish
 
@@ -69,10 +61,16 @@ class BacktrackFlags:
 
 def read_backtracking(flags: BacktrackFlags) -> BacktrackConfig:
     """What the flags say about backtracking. Raises a ValueError for bad values, and for flags that change nothing."""
-    values = {_FIELDS[name]: value for name, value in vars(flags).items()}
-    wish = config.from_mapping(BacktrackConfig, values, "--backtrack")
+    fields = {"backtrack": "tokens", "backtrack_on": "strategies", "backtrack_budget": "budget"}
+    wish = _read(BacktrackConfig, flags, fields)
     if wish.tokens == 0 and wish != BacktrackConfig():
         raise ValueError(
             "flags of --backtrack change nothing without it; give --backtrack M too, M at least 1"
         )
     return wish
+
+
+def _read(cls: type[Config], flags: Any, fields: Mapping[str, str]) -> Config:
+    """The config whose fields these flags are."""
+    values = {fields[name]: value for name, value in vars(flags).items()}
+    return config.from_mapping(cls, values, "flags", {field: name for name, field in fields.items()})

@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,9 @@ from typing import Any
 import jax
 from rich.console import Console
 
-from entropix import backend, batching, run_statistics, sharding, trace
+from entropix import batching, distributed, paths, run_statistics, sharding, trace
 from entropix.checkpoint import loading
+from entropix.checkpoint.download import download_listed
 from entropix.checkpoint.loading import Model
 from entropix.config import BATCH_ROWS
 from entropix.console import cli, coloring, live, signals
@@ -23,7 +24,7 @@ from entropix.console.cli import DeviceFlags
 from entropix.decoding.request import GenerationRequest
 from entropix.decoding.session import Session
 from entropix.generation import prepare
-from entropix.prompts import Message
+from entropix.prompts import Message, PromptText
 from entropix.results import FinishReason, Result, TokenEvent, add
 
 STREAM_CHUNK = 4  # tokens printed at once: small enough to look like typing, large enough to cost no speed
@@ -134,9 +135,32 @@ def status(text: str) -> contextlib.AbstractContextManager[Any]:
 def load(weights: str | None, dtype: str | None, devices: DeviceFlags) -> Model:
     """The model that a command's flags ask for. Raises the ValueErrors of `loading.load`, and one for a bad mesh."""
     shape = sharding.read_shape(devices.mesh)
-    backend.check_devices()
+    if weights is None and not distributed.is_joined():
+        _offer_default()
     with status("loading the weights"):
         return loading.load(loading.DEFAULT_MODEL if weights is None else weights, dtype, shape)
+
+
+def _offer_default() -> None:
+    """Asks whether to fetch the default model, where it is missing and there is somebody to answer."""
+    if not (sys.stdin.isatty() and sys.stderr.isatty()) or any(
+        paths.is_complete(root / loading.DEFAULT_MODEL) for root in paths.weights_roots()
+    ):
+        return
+    folder = paths.weights_root() / loading.DEFAULT_MODEL
+    question = (
+        f"the default model, {loading.DEFAULT_MODEL}, is not there; fetch it (93 MB) into {folder}? [Y/n] "
+    )
+    print(question, end="", file=sys.stderr, flush=True)
+    if sys.stdin.readline().strip().lower() in ("", "y", "yes"):
+        download_listed(loading.DEFAULT_MODEL, folder)
+
+
+def note_beginning(model: Model, texts: Iterable[PromptText]) -> None:
+    """A line where plain texts, in which special tokens are read, spell out the beginning that every text gets."""
+    if any(isinstance(text, str) and model.tokenizer.begins_itself(text) for text in texts):
+        beginning = model.tokenizer.decode(model.tokenizer.bos_ids)
+        note(f"the text begins with {beginning} itself, which every text begins with: it is there once")
 
 
 class _Page:

@@ -84,6 +84,10 @@ def read_plan(flags: PathFlags) -> Plan | None:
         raise ValueError(
             f"--self-consistency is a majority vote; --select {asked['select']} goes with --best-of"
         )
+    if not 1 <= asked[name] <= MAX_PATHS:
+        raise ValueError(f"{typed[name]} must be between 1 and {MAX_PATHS}, got {asked[name]}")
+    if not asked.get("cot_entropy", 0.0) >= 0:
+        raise ValueError(f"--cot-entropy must be at least 0, got {asked['cot_entropy']}")
     default = {"cot": Plan.select, "best_of": "borda", "self_consistency": VOTE}[name]
     return Plan(
         paths=asked[name],

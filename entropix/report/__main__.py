@@ -8,7 +8,6 @@ The page needs nothing but itself: it opens offline. Record traces with `--alter
 alternatives of every token and the attention entropy of every head.
 """
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
@@ -39,9 +38,9 @@ class Flags:
     pdf: Annotated[str | None, flag("write the same figures as PDF", "DIR")] = None
 
 
-def main(args: Sequence[str] | None = None) -> None:
+def main(args: Sequence[str] | None = None, prog: str = "python -m entropix.report") -> None:
     """Does what the flags (by default those of the process) say. Raises a ValueError for bad input."""
-    flags = cli.parse(Flags, args, "python -m entropix.report", __doc__)
+    flags = cli.parse(Flags, args, prog, __doc__)
     if not flags.traces:
         raise ValueError("give at least one trace, as `python -m entropix.main --trace FILE.jsonl` writes it")
     if flags.out is None and flags.png is None and flags.pdf is None:
@@ -59,4 +58,4 @@ def main(args: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main))
+    cli.leave(cli.run(main))

@@ -4,6 +4,7 @@ import base64
 import functools
 import hashlib
 import json
+import zlib
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -36,7 +37,7 @@ def document(
     figures: by name. Background, fonts and axes follow the theme; a colour written "var(--text)" does too. A figure
         whose name has no place in the body is for a script to draw.
     data: what `json.dumps` takes; None stands for numbers that are not finite. Scripts find it in `report.data`.
-    scripts: JavaScript sources, run in order when the document is there. They have
+    scripts: JavaScript sources, run in order when the document is there; assets/start.js unpacks them. They have
 
             report.data              `data`
             report.figures           `figures`, as {data, layout}
@@ -53,10 +54,11 @@ def document(
     """
     sources = [
         *([_plotly()] if figures else []),
-        (ASSETS / "shell.js").read_text(encoding="utf-8"),
+        asset("shell.js"),
         *scripts,
     ]
-    assert not any("</script" in source.lower() or "\r" in source for source in sources)
+    start = asset("start.js")
+    packed = zlib.compress(json.dumps(sources).encode(), 9)
     payload = {"data": data, "figures": {name: _figure(figure) for name, figure in figures.items()}}
     return (
         _environment()
@@ -65,9 +67,11 @@ def document(
             title=title,
             body=Markup(body),
             payload=Markup(embedded(payload)),
-            policy=_policy(sources),
-            scripts=[Markup(source) for source in sources],
-            styles=[Markup((ASSETS / "shell.css").read_text(encoding="utf-8")), *map(Markup, styles)],
+            policy=_policy([start, *sources]),
+            start=Markup(start),
+            packed=Markup(_letters(packed)),
+            length=len(packed),
+            styles=[Markup(asset("shell.css")), *map(Markup, styles)],
         )
     )
 
@@ -86,6 +90,11 @@ def embedded(value: object) -> str:
     """JSON that is safe inside of `<script>`: no `<` is left in it that could end the element or open a comment."""
     text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c")
+
+
+def _letters(data: bytes) -> str:
+    """Bytes as text that needs no escape in HTML, five letters for four of them; assets/start.js reads it."""
+    return base64.b85encode(data, pad=True).decode().replace("<", "/")
 
 
 def require(module: str, what: str) -> Any:

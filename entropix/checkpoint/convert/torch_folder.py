@@ -9,17 +9,12 @@ import numpy as np
 from entropix.checkpoint.convert.folder import Foreign, misfits
 from entropix.checkpoint.convert.pth_file import read_pth
 from entropix.checkpoint.convert.values import Values
-from entropix.checkpoint.hf_folder import read_config, stop_token_ids
+from entropix.checkpoint.hf_folder import TEMPLATES, VOCABULARY, read_config, stop_token_ids
 from entropix.checkpoint.tensors import DTYPES, EMBED, UNEMBED, listed, tensor_shapes
 from entropix.checkpoint.weight_files import beside, check_file
 from entropix.files import read_json, write_json
 
 _SINGLE, _INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
-_TEMPLATE = "chat_template.jinja"
-_VOCABULARY = (
-    *("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json"),
-    *("added_tokens.json", _TEMPLATE),
-)
 _DERIVED = ".rotary_emb.inv_freq"  # a buffer in old checkpoints; it follows from the config
 
 
@@ -54,12 +49,13 @@ def open_torch_folder(folder: Path, chat_template: str | None = None) -> Foreign
     dtypes = {tensors[name].dtype.name for name, shape in shapes.items() if len(shape) > 1}
 
     def write_vocabulary(target: Path) -> None:
-        for name in _VOCABULARY:
-            if (folder / name).exists():
-                check_file(folder / name)
-                shutil.copyfile(folder / name, target / name)
+        for pattern in VOCABULARY if chat_template is not None else (*VOCABULARY, *TEMPLATES):
+            for file in folder.glob(pattern):
+                check_file(file)
+                copy = target / file.relative_to(folder)
+                copy.parent.mkdir(exist_ok=True)
+                shutil.copyfile(file, copy)
         if chat_template is not None:
-            (target / _TEMPLATE).unlink(missing_ok=True)
             file = target / "tokenizer_config.json"
             values = read_json(file) if file.exists() else {}
             write_json(file, values | {"chat_template": chat_template})

@@ -53,16 +53,16 @@ def perform(flags: Flags, variants: "Sequence[Variant]", title: str, fields: Seq
     seeds = range(flags.seed, flags.seed + flags.seeds)
     most = flags.max_new_tokens
     wanted = {"max_new_tokens": most, "seeds": seeds, "chunk_length": chunk_length(most)}
-    options = config.from_mapping(GenerateConfig, wanted, "flags")
+    options = config.from_mapping(GenerateConfig, wanted, "flags", {"seeds": "seed"})
 
     # These take their time to import; bad flags do not wait for them.
     from entropix import backend
     from entropix.console import terminal
     from entropix.generation import encode_prompt
-    from entropix.lab.experiments import engine
+    from entropix.lab.experiments import engine, running
 
     backend.use_compilation_cache()
-    model = terminal.load(flags.weights, flags.dtype, flags.devices)
+    model = running.dated(terminal.load(flags.weights, flags.dtype, flags.devices), flags.out)
     whole = engine.Grid(
         variants=variants,
         prompts=[encode_prompt(model, text, system=flags.system, raw=flags.raw) for text in texts],

@@ -159,6 +159,7 @@ def manifest(grid: Grid, model: Model) -> dict[str, Any]:
         "prompts": [
             {"text": text, "token_ids": list(ids)} for text, ids in zip(grid.texts, grid.prompts, strict=True)
         ],
+        **_date(model),
         "seeds": list(grid.seeds),
         "generation": {name: value for name, value in asdict(grid.options).items() if name not in _SEEDS},
         "batch": grid.max_rows,
@@ -166,6 +167,12 @@ def manifest(grid: Grid, model: Model) -> dict[str, Any]:
         "part": grid.part[0],
         "parts": grid.part[1],
     }
+
+
+def _date(model: Model) -> dict[str, str]:
+    """The day that stands in the prompts, where the model's chat template writes one."""
+    now = None if model.chat_template is None else model.chat_template.now
+    return {} if now is None else {"date": now.date().isoformat()}
 
 
 def _first_twice(items: Sequence[Any]) -> tuple[int, int] | None:

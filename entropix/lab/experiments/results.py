@@ -18,7 +18,7 @@ from typing import IO, Any
 from entropix import files
 
 Line = dict[str, Any]
-_ELSEWHERE = "use another folder, or delete this one"
+ELSEWHERE = "use another folder, or delete this one"
 MANIFEST, RESULTS, TIMINGS = "manifest.json", "results.jsonl", "timings.jsonl"
 
 
@@ -79,7 +79,7 @@ class Store:
         text = json.dumps(manifest, ensure_ascii=False, allow_nan=False, indent=1)
         if not path.exists():
             if self._results.seek(0, os.SEEK_END):
-                raise ValueError(f"{self._folder}: there is a {RESULTS} without its {MANIFEST}; {_ELSEWHERE}")
+                raise ValueError(f"{self._folder}: there is a {RESULTS} without its {MANIFEST}; {ELSEWHERE}")
             files.write_text(path, [text, "\n"], "a manifest")
         if change := difference(read_manifest(self._folder), json.loads(text)):
             raise ValueError(
@@ -96,9 +96,9 @@ class Store:
         expected = [key for batch in batches for key in batch]
         for number, ((_, line), key) in enumerate(zip(found, expected, strict=False), start=1):
             if any(line.get(name) != value for name, value in key.items()):
-                raise ValueError(f"{path}: line {number} should be the answer of {dict(key)}; {_ELSEWHERE}")
+                raise ValueError(f"{path}: line {number} should be the answer of {dict(key)}; {ELSEWHERE}")
         if len(found) > len(expected):
-            raise ValueError(f"{path}: {len(found)} lines for {len(expected)} answers; {_ELSEWHERE}")
+            raise ValueError(f"{path}: {len(found)} lines for {len(expected)} answers; {ELSEWHERE}")
         ends = list(itertools.accumulate(map(len, batches)))  # lines after each batch
         n_batches = min(sum(end <= len(found) for end in ends), len(timings))
         n_lines = ends[n_batches - 1] if n_batches else 0
@@ -172,7 +172,7 @@ def _whole_lines(file: IO[bytes], path: Path) -> list[tuple[int, Line]]:
         except (ValueError, RecursionError):
             value = None
         if not isinstance(value, dict):
-            raise ValueError(f"{path}: line {number} is not a JSON object; {_ELSEWHERE}")
+            raise ValueError(f"{path}: line {number} is not a JSON object; {ELSEWHERE}")
         lines.append((end, value))
     return lines
 

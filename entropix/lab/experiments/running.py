@@ -5,6 +5,7 @@ the first alone opens the folder and writes.
 """
 
 import contextlib
+import dataclasses
 import itertools
 import json
 import signal
@@ -12,7 +13,9 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator
-from datetime import timedelta
+from datetime import date, datetime, timedelta
+from datetime import time as clock
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -26,10 +29,37 @@ from entropix.config import HOST, fields_of_kind
 from entropix.console import terminal
 from entropix.lab.experiments import engine
 from entropix.lab.experiments.engine import Grid, Variant
-from entropix.lab.experiments.results import Follower, Store, difference
+from entropix.lab.experiments.results import ELSEWHERE, MANIFEST, Follower, Store, difference, read_manifest
 
 TERMINATED = 128 + signal.SIGTERM  # the exit code after SIGTERM, as shells count it
 _RECENT = 8  # batches from which speed and time left are reckoned
+
+
+def dated(model: Model, folder: str | None) -> Model:
+    """The model; where its chat template writes the date, it writes that of the day on which the folder was begun, or
+    else of today, whenever it is asked: a folder goes on after midnight with the prompts that it has."""
+    template = model.chat_template
+    if template is None or not template.has_date:
+        return model
+
+    def begun() -> str:
+        if folder is not None and (Path(folder) / MANIFEST).is_file():
+            return str(read_manifest(Path(folder)).get("date"))
+        return today().isoformat()
+
+    day = distributed.from_first(begun)
+    try:
+        midnight = datetime.combine(date.fromisoformat(day), clock())
+    except ValueError:
+        raise ValueError(
+            f"{folder}: its manifest does not tell the day that stands in its prompts; {ELSEWHERE}"
+        ) from None
+    return dataclasses.replace(model, chat_template=dataclasses.replace(template, now=midnight))
+
+
+def today() -> date:
+    """Where this machine is."""
+    return date.today()
 
 
 @contextlib.contextmanager
