@@ -64,6 +64,12 @@ def _plugins() -> list[str]:
     return [kind for kind, begin in kinds.items() if any(name.startswith(begin) for name in names)]
 
 
+def matmul_precision() -> str | None:
+    """How exactly matrices are multiplied where JAX's environment says so; None for the device's own way."""
+    precision: str | None = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
+    return precision
+
+
 def make_profile_folder(folder: str | Path) -> None:
     """Makes a folder for `profile`, unless it is there. Raises a ValueError where that fails."""
     try:

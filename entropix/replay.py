@@ -185,6 +185,7 @@ def _elsewhere(recorded: Trace, model: Model) -> str:
         "jax": jax.__version__,
         "backend": jax.default_backend(),
         "mesh": sharding.as_text(model.mesh),
+        "matmul_precision": backend.matmul_precision(),
     }
     there = {name: recorded.header.get(name, value) for name, value in here.items()}
     other: Iterable[str] = [

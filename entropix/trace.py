@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import jax
 
 import entropix
-from entropix import config, own_metrics, samplers, sharding
+from entropix import backend, config, own_metrics, samplers, sharding
 from entropix.checkpoint.hf_folder import read_config
 from entropix.checkpoint.loading import Model
 from entropix.checkpoint.tensors import DTYPES, stored_tensors
@@ -126,6 +126,7 @@ def circumstances(model: Model) -> dict[str, Any]:
         "backend": jax.default_backend(),
         "device": jax.devices()[0].device_kind,
         "mesh": sharding.as_text(model.mesh),
+        "matmul_precision": backend.matmul_precision(),
         "model": {
             "name": model.folder.resolve().name,
             "config": dataclasses.asdict(read_config(model.folder)),

@@ -23,6 +23,7 @@ HEADER = {
     "backend": "string",
     "device": "string",
     "mesh": "string or null",
+    "matmul_precision": "string or null",
     "model": "object",
     "sampler": "string",
     "strategies": "list of strings",
@@ -113,6 +114,7 @@ ADDED = frozenset(
     {
         "sampler_source",
         "mesh",
+        "matmul_precision",
         "rows",
         "selection",
         "paths",

@@ -8,6 +8,7 @@ import pytest
 import toy
 
 import entropix
+from entropix import backend
 from entropix.checkpoint.loading import Model
 
 OPTIONS: dict[str, Any] = {"seed": 1, "max_new_tokens": 6, "sampler_config": {"high_vent_thresh": 2.0}}
@@ -44,6 +45,13 @@ def seed_offset(n: int) -> Any:
 def test_a_setting_of_jax_changes_no_token(toy_model: Model, usual: list[list[int]], setting: Any) -> None:
     with setting():
         assert tokens(toy_model) == usual
+
+
+def test_the_precision_of_products_is_recorded() -> None:
+    """On accelerators it changes logits, as those who set it wish."""
+    assert backend.matmul_precision() is None
+    with jax.default_matmul_precision("highest"):
+        assert backend.matmul_precision() == "highest"
 
 
 def test_a_row_whose_logits_are_not_finite_still_ends_by_itself_where_nan_is_an_error_elsewhere() -> None:

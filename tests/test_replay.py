@@ -171,6 +171,7 @@ def test_other_weights_are_refused(tmp_path: Path, path: Path, capsys: pytest.Ca
     [
         ({"backend": "tpu"}, "backend tpu, here "),
         ({"mesh": "data=2,model=4"}, "mesh data=2,model=4, here none\n"),
+        ({"matmul_precision": "highest"}, "matmul_precision highest, here none\n"),
     ],
 )
 def test_a_trace_made_elsewhere_says_so_when_it_differs(
