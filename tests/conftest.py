@@ -85,6 +85,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         item.add_marker(pytest.mark.xdist_group(group(item)))
 
 
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """A group that is not kept together is paid for twice: fixtures of files, programs, weights."""
+    apart = [
+        item.nodeid for item in session.items if not item.nodeid.endswith(("@real", f"@{item.path.stem}"))
+    ]
+    if apart and getattr(session.config.option, "loadgroup", False):
+        raise pytest.UsageError(
+            f"pytest-xdist has left {apart[0]} out of its group; does it fit this pytest?"
+        )
+
+
 def pytest_unconfigure() -> None:
     """The process that started the workers, or is the only one, removes what was compiled."""
     if "PYTEST_XDIST_WORKER" not in os.environ:
