@@ -76,38 +76,27 @@ def measure(logits_BTV: Array, attention: AttentionScores) -> Metrics:
     Shapes: logits `[B, T, V]` float32 with at least two tokens in the vocabulary; attention as `transformer.forward`
     returns it. A row with NaN logits gets NaN; its neighbours are not touched.
     """
+    count_BT = count_visible(attention.visible_BTS)
+    key = softmax_parts(attention.scores_LBNTS, attention.visible_BTS[:, None])
+    previous_BTS = previous_key(attention.visible_BTS, attention.position_BS, count_BT)
+    sums = key_sums(attention.scores_LBNTS, key, attention.visible_BTS, previous_BTS)
+    return Metrics(**token_metrics(logits_BTV), **attention_metrics(sums, key.total, count_BT))
+
+
+def token_metrics(logits_BTV: Array) -> dict[str, Array]:
+    """The metrics of the next token's distribution, each `[B, T]`."""
     token = softmax_parts(logits_BTV)
     top_prob_BT = 1 / token.total
     # In nats: how far the log-probability of a token drawn from p lies below the likeliest one's, on average.
     shift_BT = mean_shift(token)
     varentropy_BT = contract(token.exp, jnp.square(token.shift - shift_BT[..., None])) / token.total
-
-    visible_BNTS = attention.visible_BTS[:, None]
-    count_BT = jnp.sum(attention.visible_BTS, axis=-1, dtype=jnp.int32)
-    n_BT = count_BT.astype(jnp.float32)
-    key = softmax_parts(attention.scores_LBNTS, visible_BNTS)
-    entropy_LBNT = entropy_bits(key)
-    prob_LBNTS = key.exp / key.total[..., None]
-    mean_LBTS = jnp.mean(prob_LBNTS, axis=2)
-    deviation_LBNT = total(jnp.abs(prob_LBNTS - mean_LBTS[:, :, None]))
-    strength_LBNT = total(jnp.where(visible_BNTS, jnp.abs(attention.scores_LBNTS), 0))
-
-    return Metrics(
-        logits_entropy=entropy_bits(token),
-        logits_varentropy=varentropy_BT / math.log(2) ** 2,
-        attn_entropy=jnp.mean(entropy_LBNT, axis=(0, 2)),
-        attn_varentropy=jnp.mean(jnp.var(entropy_LBNT, axis=2), axis=0),
-        agreement=jnp.mean(deviation_LBNT, axis=(0, 2)) / n_BT,
-        interaction_strength=jnp.mean(strength_LBNT, axis=(0, 2)) / n_BT,
-        attn_entropy_normalized=jnp.minimum(
-            jnp.mean(entropy_LBNT, axis=(0, 2)) / jnp.log2(jnp.maximum(n_BT, 2)), 1
-        ),
-        head_agreement=jnp.mean(head_agreement(mean_LBTS, entropy_LBNT), axis=0),
-        top_prob=top_prob_BT,
-        margin=top_prob_BT * jnp.abs(jnp.expm1(second_shift(token))),
-        previous_token_attention=previous_token_attention(mean_LBTS, attention, count_BT),
-        self_certainty=self_certainty(logits_BTV, token),
-    )
+    return {
+        "logits_entropy": entropy_bits(token),
+        "logits_varentropy": varentropy_BT / math.log(2) ** 2,
+        "top_prob": top_prob_BT,
+        "margin": top_prob_BT * jnp.abs(jnp.expm1(second_shift(token))),
+        "self_certainty": self_certainty(logits_BTV, token),
+    }
 
 
 def self_certainty(logits: Array, parts: SoftmaxParts) -> Array:
@@ -122,21 +111,76 @@ def self_certainty(logits: Array, parts: SoftmaxParts) -> Array:
     return jnp.maximum(jnp.log(parts.total / n) - total(jnp.where(is_token, shift, 0)) / n, 0)
 
 
-def previous_token_attention(mean_LBTS: Array, attention: AttentionScores, count_BT: Array) -> Array:
-    """[B, T]: mean over layers and heads of a on the key at position n - 2; 0 where there is none.
+# ----- attention: sums over keys, of all of them or of one block after the other -----------------------------
 
-    mean_LBTS: over heads. A sum with one term, not a gather: for the sake of that one number a gather makes XLA's TPU
-    backend lay out all probabilities with the heads innermost, padded to 128.
+
+class KeySums(NamedTuple):
+    """What the metrics of attention are made of: sums over the visible keys of each query, of one layer or of several.
+
+    Those over some of the keys and those over the others add up to those over all. a is the attention of a head, ā its
+    mean over the heads, s a raw score, and exp and shift are those of `numerics.SoftmaxParts`.
     """
-    before_BTS = (attention.position_BS[:, None] == count_BT[..., None] - 2) & attention.visible_BTS
-    return jnp.mean(total(jnp.where(before_BTS, mean_LBTS, 0)), axis=0)
+
+    shift_LBNT: Array  # Σ exp·shift
+    deviation_LBNT: Array  # Σ |a - ā|
+    strength_LBNT: Array  # Σ |s|
+    mixed_LBT: Array  # Σ ā log2 ā
+    previous_LBT: Array  # ā on the key just before the query's own
 
 
-def head_agreement(mean_LBTS: Array, entropy_LBNT: Array) -> Array:
-    """[L, B, T] in [0, 1]: 1 - JSD / log2 N with JSD = entropy of the heads' mean - mean of the heads' entropies."""
+def count_visible(visible_BTS: Array) -> Array:
+    """[B, T] int32: how many keys each query sees."""
+    return jnp.sum(visible_BTS, axis=-1, dtype=jnp.int32)
+
+
+def previous_key(visible_BTS: Array, position_BS: Array, count_BT: Array) -> Array:
+    """[B, T, S] bool: the key at position n - 2, which is nowhere for the first position."""
+    return (position_BS[:, None] == count_BT[..., None] - 2) & visible_BTS
+
+
+def key_sums(score_LBNTS: Array, key: SoftmaxParts, visible_BTS: Array, previous_BTS: Array) -> KeySums:
+    """The sums over these keys, which may be a part of all keys; `key.total` is that of all.
+
+    The attention on the previous key is a sum with one term, not a gather: for the sake of that one number a gather
+    makes XLA's TPU backend lay out all probabilities with the heads innermost, padded to 128.
+    """
+    prob_LBNTS = key.exp / key.total[..., None]
+    mean_LBTS = jnp.mean(prob_LBNTS, axis=-3)
+    return KeySums(
+        shift_LBNT=contract(key.exp, key.shift),
+        deviation_LBNT=total(jnp.abs(prob_LBNTS - mean_LBTS[..., None, :, :])),
+        strength_LBNT=total(jnp.where(visible_BTS[:, None], jnp.abs(score_LBNTS), 0)),
+        mixed_LBT=contract(mean_LBTS, jnp.log2(jnp.where(mean_LBTS > 0, mean_LBTS, 1.0))),
+        previous_LBT=total(jnp.where(previous_BTS, mean_LBTS, 0)),
+    )
+
+
+def attention_metrics(sums: KeySums, total_LBNT: Array, count_BT: Array) -> dict[str, Array]:
+    """The metrics of attention, each `[B, T]`, of the sums over all keys of all layers.
+
+    total_LBNT: `SoftmaxParts.total`. count_BT: how many keys each query sees.
+    """
+    n_BT = count_BT.astype(jnp.float32)
+    entropy_LBNT = (jnp.log(total_LBNT) - sums.shift_LBNT / total_LBNT) / math.log(2)
+    entropy_BT = jnp.mean(entropy_LBNT, axis=(0, 2))
+    return {
+        "attn_entropy": entropy_BT,
+        "attn_varentropy": jnp.mean(jnp.var(entropy_LBNT, axis=2), axis=0),
+        "agreement": jnp.mean(sums.deviation_LBNT, axis=(0, 2)) / n_BT,
+        "interaction_strength": jnp.mean(sums.strength_LBNT, axis=(0, 2)) / n_BT,
+        "attn_entropy_normalized": jnp.minimum(entropy_BT / jnp.log2(jnp.maximum(n_BT, 2)), 1),
+        "head_agreement": jnp.mean(head_agreement(-sums.mixed_LBT, entropy_LBNT), axis=0),
+        "previous_token_attention": jnp.mean(sums.previous_LBT, axis=0),
+    }
+
+
+def head_agreement(mixed_LBT: Array, entropy_LBNT: Array) -> Array:
+    """[L, B, T] in [0, 1]: 1 - JSD / log2 N with JSD = entropy of the heads' mean - mean of the heads' entropies.
+
+    mixed_LBT: the entropy of the heads' mean, in bits.
+    """
     n_heads = entropy_LBNT.shape[2]
     if n_heads == 1:
-        return jnp.ones_like(entropy_LBNT[:, :, 0])
-    mixed_LBT = -contract(mean_LBTS, jnp.log2(jnp.where(mean_LBTS > 0, mean_LBTS, 1.0)))
+        return jnp.ones_like(mixed_LBT)
     divergence_LBT = mixed_LBT - jnp.mean(entropy_LBNT, axis=2)
     return jnp.clip(1 - divergence_LBT / math.log2(n_heads), 0.0, 1.0)

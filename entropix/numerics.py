@@ -19,9 +19,15 @@ class SoftmaxParts(NamedTuple):
 def softmax_parts(x: Array, visible: Array | None = None) -> SoftmaxParts:
     """The softmax of x in parts, over the visible entries if told which."""
     masked = x if visible is None else jnp.where(visible, x, -jnp.inf)
-    shift = masked - jnp.max(masked, axis=-1, keepdims=True)
+    shift, exp = shifted(masked, jnp.max(masked, axis=-1))
+    return SoftmaxParts(shift, exp, total(exp))
+
+
+def shifted(x: Array, largest: Array) -> tuple[Array, Array]:
+    """`SoftmaxParts.shift` and `exp` of all of x or of a part of it; largest: of all of it, without the last axis."""
+    shift = x - largest[..., None]
     exp = jnp.exp(shift)
-    return SoftmaxParts(jnp.where(exp == 0, 0, shift), exp, total(exp))
+    return jnp.where(exp == 0, 0, shift), exp
 
 
 def mean_shift(parts: SoftmaxParts) -> Array:

@@ -4,6 +4,7 @@ import json
 import operator
 import reprlib
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -54,6 +55,27 @@ def text_from_file(path: str | Path) -> str:
     return text
 
 
+def texts_from_files(paths: Sequence[str]) -> list[str]:
+    """The texts of several files: each one text or, if its name ends in .jsonl, `{"text": "..."}` a line.
+
+    Raises a ValueError that names file and line for what is no text.
+    """
+    texts = []
+    for path in paths:
+        whole = text_from_file(path)
+        if Path(path).suffix != ".jsonl":
+            texts.append(whole)
+            continue
+        lines = [(n, line) for n, line in enumerate(whole.split("\n"), start=1) if line.strip()]
+        for n, line in lines:
+            value = _json(line, f"{path}: line {n}")
+            text = value.get("text") if isinstance(value, dict) else None
+            if not isinstance(text, str) or not text:
+                raise ValueError(f'{path}: line {n}: expected {{"text": "..."}}, got {line[:80]}')
+            texts.append(text)
+    return texts
+
+
 def token_ids(tokens: Any, what: str) -> list[int]:
     """Token ids as a list of Python's integers, of whatever sequence or array of integers. Raises a ValueError that
     begins with `what` for anything else."""
@@ -73,13 +95,7 @@ def shown(prompt: PromptText) -> str:
 
 def _parse(line: str, where: str) -> PromptText:
     """The prompt in a line of a .jsonl file."""
-    try:
-        value = json.loads(line)
-    except (
-        ValueError,
-        RecursionError,
-    ) as error:  # no JSON, numbers of thousands of digits, too many brackets
-        raise ValueError(f"{where}: not JSON ({error})") from None
+    value = _json(line, where)
     found = [key for key in ("prompt", "messages") if isinstance(value, dict) and key in value]
     if len(found) != 1:
         raise ValueError(f'{where}: expected {{"prompt": "..."}} or {{"messages": [...]}}, got {line[:80]}')
@@ -91,6 +107,13 @@ def _parse(line: str, where: str) -> PromptText:
     if not prompt:
         raise ValueError(f"{where}: the prompt is empty")
     return prompt
+
+
+def _json(line: str, where: str) -> Any:
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError) as error:  # none, numbers of thousands of digits, too many brackets
+        raise ValueError(f"{where}: not JSON ({error})") from None
 
 
 def _is_conversation(value: Any) -> bool:

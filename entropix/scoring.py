@@ -7,7 +7,7 @@ a position's numbers are those that decoding would have found there.
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,7 @@ from entropix.records import plain_number
 Record = dict[str, Any]
 
 MIN_CAPACITY = 256  # slots; doubled until the text fits, so that texts of about one length share a program
-WIDTHS = (128, 64, 32, 16, 8)  # positions in one pass
+WIDTHS = (512, 128, 64, 32, 16, 8)  # positions in one pass
 MAX_ROWS = 8  # texts in one pass
 PASS_BYTES = 2**28  # size of the largest array of a pass, attention scores or logits, if one text allows
 
@@ -67,16 +67,38 @@ def score(
     tokens only with `allow_special`. Raises a ValueError for a text that is empty or longer than the model's context,
     before any work is done.
     """
+    rows = encode(model, texts, allow_special)
+    records: list[list[Record]] = [[] for _ in rows]
+    for piece in read(model, rows):
+        records[piece.text] += piece.records
+    return [Scored(row, found) for row, found in zip(rows, records, strict=True)]
+
+
+def encode(
+    model: Model, texts: str | Sequence[str | Sequence[int]], allow_special: bool = False
+) -> list[list[int]]:
+    """The token ids of texts, as `score` takes them. Raises its ValueErrors."""
     several = [texts] if isinstance(texts, str) else texts
     rows = [model.tokenizer.encode_text(text, allow_special) for text in several]
     check_texts(rows, model.config)
-    scored: list[Scored | None] = [None] * len(rows)
+    return rows
+
+
+class Piece(NamedTuple):
+    """Some positions of a text that follow those before."""
+
+    text: int  # its number, from 0
+    records: list[Record]
+
+
+def read(model: Model, rows: Sequence[list[int]]) -> Iterator[Piece]:
+    """The records of these texts, as soon as they are computed: those of a text in its order, texts of about one length
+    side by side, the shortest first. rows: of `encode`."""
     by_length = sorted(range(len(rows)), key=lambda row: len(rows[row]))
     with sharding.on(model.mesh):
-        for batch in _batches(by_length, [_capacity(len(row)) for row in rows], model.config):
-            for row, one in zip(batch, _read(model, [rows[row] for row in batch]), strict=True):
-                scored[row] = one
-    return [one for one in scored if one is not None]
+        for batch in _batches(by_length, list(map(len, rows)), model.config):
+            for row, records in _read(model, [rows[row] for row in batch]):
+                yield Piece(batch[row], records)
 
 
 def _capacity(length: int) -> int:
@@ -84,28 +106,38 @@ def _capacity(length: int) -> int:
     return max(MIN_CAPACITY, 1 << (length - 1).bit_length())
 
 
+def _width(longest: int) -> int:
+    """Positions in one pass, where there is room: the widest is for texts that fill it."""
+    return WIDTHS[longest <= WIDTHS[0]]
+
+
 def _position_bytes(cfg: ModelConfig, capacity: int) -> int:
-    """Of the largest array that one position of one text needs."""
-    return 4 * max(cfg.n_layers * cfg.n_heads * (capacity + WIDTHS[0]), cfg.vocab_size)
+    """Of the largest array that one position of one text needs; metrics of one's own may ask for all scores."""
+    scores = cfg.n_layers * cfg.n_heads * (capacity + WIDTHS[0]) if own_metrics.registered() else 0
+    return 4 * max(scores, cfg.vocab_size)
 
 
-def _batches(order: Sequence[int], capacity: Sequence[int], cfg: ModelConfig) -> Iterator[list[int]]:
+def _batches(order: Sequence[int], lengths: Sequence[int], cfg: ModelConfig) -> Iterator[list[int]]:
     """The rows in this order, cut where the capacity changes or a pass would become too large."""
     batch: list[int] = []
     for row in order:
-        most = PASS_BYTES // (WIDTHS[0] * _position_bytes(cfg, capacity[row]))
-        if batch and (capacity[row] != capacity[batch[0]] or len(batch) >= min(max(most, 1), MAX_ROWS)):
+        capacity = _capacity(lengths[row])
+        most = PASS_BYTES // (WIDTHS[1] * _position_bytes(cfg, capacity))
+        if batch and (capacity != _capacity(lengths[batch[0]]) or len(batch) >= min(max(most, 1), MAX_ROWS)):
             yield batch
             batch = []
         batch.append(row)
     yield batch
 
 
-def _read(model: Model, rows: Sequence[list[int]]) -> list[Scored]:
-    """These texts in one batch. Rows that it lacks to a power of two, and positions past a text's end, are padding."""
+def _read(model: Model, rows: Sequence[list[int]]) -> Iterator[tuple[int, list[Record]]]:
+    """(row, records of the next positions) of these texts in one batch, until all are read.
+
+    Rows that the batch lacks to a power of two, and positions past a text's end, are padding.
+    """
     cfg, longest = model.config, max(map(len, rows))
     batch, capacity = 1 << (len(rows) - 1).bit_length(), _capacity(longest)
-    room = PASS_BYTES // (batch * _position_bytes(cfg, capacity))
+    room = min(PASS_BYTES // (batch * _position_bytes(cfg, capacity)), _width(longest))
     width = next((width for width in WIDTHS if width <= room), WIDTHS[-1])
     text_BS = np.zeros((batch, capacity + 1), np.int32)
     length_B = np.zeros(batch, np.int32)
@@ -113,9 +145,8 @@ def _read(model: Model, rows: Sequence[list[int]]) -> list[Scored]:
         text_BS[row, : len(tokens)] = tokens
         length_B[row] = len(tokens)
     cache = loop.empty_cache(cfg, batch, capacity, model.dtype)
-    pieces = []
     for start in range(0, longest, width):
-        cache, *piece = loop.score_tokens(
+        cache, logprob_BT, metrics_BT = loop.score_tokens(
             model.weights,
             jnp.asarray(text_BS[:, start : start + width]),
             jnp.asarray(text_BS[:, start + 1 : start + 1 + width]),
@@ -124,35 +155,30 @@ def _read(model: Model, rows: Sequence[list[int]]) -> list[Scored]:
             cfg,
             own_metrics.registered(),
         )
-        pieces.append(jax.device_get(piece))
-    logprob_BS, metrics_BS = jax.tree.map(lambda *parts: np.concatenate(parts, axis=1), *pieces)
-    return [
-        _scored(
-            model, tokens, logprob_BS[row], jax.tree.map(lambda leaf_BS, row=row: leaf_BS[row], metrics_BS)
-        )
-        for row, tokens in enumerate(rows)
-    ]
+        columns_BT = jax.device_get({"logprob": logprob_BT, **metrics_BT})
+        for row, tokens in enumerate(rows):
+            if len(tokens) > start:
+                columns = {name: leaf_BT[row] for name, leaf_BT in columns_BT.items()}
+                yield row, _records(model, tokens, start, columns)
 
 
-def _scored(
-    model: Model, tokens: list[int], logprob_S: np.ndarray, metrics_S: Mapping[str, np.ndarray]
-) -> Scored:
-    """Arrays, which may be longer than the text, as records."""
-    texts = [model.tokenizer.decode([token]) for token in tokens]
-    followers = [*zip(tokens[1:], texts[1:], map(plain_number, logprob_S), strict=False), (None, None, None)]
-    columns = {name: [plain_number(x) for x in values] for name, values in metrics_S.items()}
+def _records(model: Model, tokens: list[int], start: int, columns: Mapping[str, np.ndarray]) -> list[Record]:
+    """The records of the positions from `start` on, of columns that may be longer than what is left of the text."""
+    n = len(columns["logprob"])
+    here = tokens[start : start + n + 1]
+    texts = [model.tokenizer.decode([token]) for token in here]
+    numbers = {name: [plain_number(x) for x in values] for name, values in columns.items()}
     records = [
         {
-            "position": i,
+            "position": start + i,
             "id": token,
-            "text": text,
-            "next_id": next_id,
-            "next_text": next_text,
-            "logprob": logprob,
+            "text": texts[i],
+            "next_id": here[i + 1] if i + 1 < len(here) else None,
+            "next_text": texts[i + 1] if i + 1 < len(here) else None,
+            **{name: values[i] for name, values in numbers.items()},
         }
-        | {name: values[i] for name, values in columns.items()}
-        for i, (token, text, (next_id, next_text, logprob)) in enumerate(
-            zip(tokens, texts, followers, strict=True)
-        )
+        for i, token in enumerate(here[:n])
     ]
-    return Scored(list(tokens), records)
+    if len(here) <= n:  # nothing is known to come next
+        records[-1]["logprob"] = None
+    return records

@@ -10,7 +10,7 @@ import pytest
 import toy
 from branches import STRATEGIES, V, context_of, info
 
-from entropix import samplers
+from entropix import config, samplers
 from entropix.config import BranchConfig
 from entropix.decoding import branching
 from entropix.decoding.branching import BranchState
@@ -201,4 +201,4 @@ def test_picking_takes_each_rows_own_path_along_any_axis() -> None:
 )
 def test_an_unknown_choice_is_refused_with_those_there_are(name: str, known: str) -> None:
     with pytest.raises(ValueError, match=f"^{name} must be {known}, got 'best'$"):
-        BranchConfig(**{name: "best"})
+        config.check(BranchConfig(**{name: "best"}))

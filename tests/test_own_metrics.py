@@ -14,7 +14,7 @@ from entropix.checkpoint.loading import Model
 from entropix.console import coloring
 from entropix.metrics import AttentionScores
 from entropix.own_metrics import Metric
-from entropix.score import table_lines
+from entropix.score import Printed
 
 PROMPTS = ["ab" * 12, "Why?"]
 
@@ -94,12 +94,13 @@ def test_trace_colours_statistics_and_page_show_it(
 
 
 @pytest.mark.usefixtures("own")
-def test_a_scored_text_has_it(toy_model: Model) -> None:
+def test_a_scored_text_has_it(toy_model: Model, capsys: pytest.CaptureFixture[str]) -> None:
     [scored] = scoring.score(toy_model, ["Why?"])
     expected = entropix.forward(toy_model, "Why?").own
     for name, column in expected.items():
         np.testing.assert_allclose([record[name] for record in scored.records], column, rtol=1e-5)
-    assert "visible_keys" in next(table_lines(scored))
+    Printed("table", [scored.token_ids]).add(0, scored.records)
+    assert "visible_keys" in capsys.readouterr().out.splitlines()[0]
 
 
 @pytest.mark.usefixtures("own")

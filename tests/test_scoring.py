@@ -1,6 +1,8 @@
 """Scoring: what reading finds at every position is what decoding finds there."""
 
+import csv
 import dataclasses
+import io
 import json
 import math
 from collections.abc import Callable
@@ -182,6 +184,62 @@ def test_json_lines_are_the_records_and_the_perplexity(
         "mean_logprob": scored.mean_logprob,
         "perplexity": scored.perplexity,
     }
+
+
+def test_several_texts_come_whole_and_in_their_order_whatever_is_read_first(
+    command: Command, toy_folder: str, tmp_path: Path
+) -> None:
+    (tmp_path / "long.txt").write_text("a longer text" * 20)
+    (tmp_path / "more.jsonl").write_text('{"text": "b"}\n\n{"text": "cd"}\n')
+    files = str(tmp_path / "long.txt"), str(tmp_path / "more.jsonl")
+    flags = ("--text", *files, "--weights", toy_folder, "--format")
+    scored = scoring.score(loading.load(toy_folder), ["a longer text" * 20, "b", "cd"])
+    code, out, errors = command(*flags, "jsonl")
+    expected = []
+    for number, one in enumerate(scored):
+        expected += [{"document": number} | record for record in one.records]
+        expected.append(
+            {"document": number, "tokens": len(one.token_ids)}
+            | {"mean_logprob": one.mean_logprob, "perplexity": one.perplexity}
+        )
+    assert (code, errors, list(map(json.loads, out.splitlines()))) == (0, "", expected)
+
+    code, out, errors = command(*flags, "csv")
+    rows = list(csv.DictReader(io.StringIO(out)))
+    assert (code, len(rows), errors.count("\n")) == (0, 263, 3)
+    assert list(rows[0]) == ["document", *scored[0].records[0]]
+    assert [row["logprob"] for row in rows[-2:]] == [str(scored[2].records[0]["logprob"]), ""]
+    code, out, _ = command(*flags, "table")
+    assert [line for line in out.splitlines() if line.startswith("==>")] == [
+        f"==> text {n} <==" for n in (1, 2, 3)
+    ]
+
+
+def test_what_was_read_before_a_signal_is_printed(
+    command: Command, toy_folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The third pass of the second text is interrupted; the first, which is longer, has not begun."""
+    usual, passes = loop.score_tokens, 0
+
+    def interrupted(*args: Any) -> Any:
+        nonlocal passes
+        passes += 1
+        if passes == 3:
+            raise KeyboardInterrupt
+        return usual(*args)
+
+    monkeypatch.setattr(loop, "score_tokens", interrupted)
+    monkeypatch.setattr(scoring, "PASS_BYTES", 1)
+    (tmp_path / "both.jsonl").write_text(
+        '{"text": "abcdefghijklmnopqrstuvwxyz!"}\n{"text": "abcdefghijklmnopqrstuvwxyz"}\n'
+    )
+    code, out, errors = command(
+        "--text", str(tmp_path / "both.jsonl"), "--weights", toy_folder, "--format", "jsonl"
+    )
+    *records, summary = map(json.loads, out.splitlines())
+    assert (code, errors) == (130, "interrupted\n")
+    assert [record["position"] for record in records] == list(range(16))
+    assert summary["document"] == 1 and (summary["tokens"], summary["read"]) == (26, 16)
 
 
 def test_a_table_has_a_line_a_position_and_the_perplexity(

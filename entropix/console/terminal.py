@@ -6,13 +6,14 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import jax
 from rich.console import Console
+from rich.progress import Progress
 
 from entropix import batching, distributed, paths, run_statistics, sharding, trace
 from entropix.checkpoint import loading
@@ -130,6 +131,19 @@ def note_devices(model: Model) -> None:
 def status(text: str) -> contextlib.AbstractContextManager[Any]:
     """A moving sign of life on stderr, if that is a terminal."""
     return Console(stderr=True).status(text) if sys.stderr.isatty() else contextlib.nullcontext()
+
+
+@contextlib.contextmanager
+def progress(text: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A bar with the time left on stderr, if that is a terminal; what is yielded moves it on. Where
+    stdout is a terminal too, the lines themselves tell, and a sign of life is there until the first."""
+    if sys.stdout.isatty() or not sys.stderr.isatty():
+        with status(text) as spinner:
+            yield lambda n: None if spinner is None else spinner.stop()
+        return
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(text, total=total)
+        yield lambda n: bar.advance(task, n)
 
 
 def load(weights: str | None, dtype: str | None, devices: DeviceFlags) -> Model:

@@ -16,13 +16,14 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from entropix import metrics
 from entropix.config import ModelConfig
 from entropix.decoding import backtracking, sample_step
 from entropix.decoding.branch_step import branch_step
 from entropix.decoding.sample_step import Sample, plain_step
 from entropix.decoding.speculation import draft_step
 from entropix.decoding.state import BatchInputs, DecodeState, Program, StepRecord
-from entropix.metrics import AttentionScores
+from entropix.metrics import AttentionScores, Metrics
 from entropix.model import kv_cache, transformer
 from entropix.model.kv_cache import KVCache
 from entropix.model.weights import Weights
@@ -130,9 +131,13 @@ def score_tokens(
     """
     batch, width = tokens_BT.shape
     recent = kv_cache.empty_recent(cfg, batch, width, cache.k_LBKHS[0].dtype)
-    logits_BTV, recent, attention = transformer.forward(weights, tokens_BT, cache, recent, cfg)
-    seen = sample_step.sampler_inputs(logits_BTV, attention, own)
-    metrics_BT = {**seen.metrics._asdict(), **(seen.own or {})}
+    if own:  # which may ask for the scores of all layers
+        logits_BTV, recent, attention = transformer.forward(weights, tokens_BT, cache, recent, cfg)
+        seen = sample_step.sampler_inputs(logits_BTV, attention, own)
+        metrics_BT = {**seen.metrics._asdict(), **(seen.own or {})}
+    else:
+        logits_BTV, recent, measured = transformer.measured_forward(weights, tokens_BT, cache, recent, cfg)
+        metrics_BT = Metrics(**metrics.token_metrics(logits_BTV), **measured)._asdict()
     logit_BT = jnp.take_along_axis(logits_BTV, next_BT[..., None], axis=-1)[..., 0]
     logprob_BT = logit_BT - log_normalizer(logits_BTV)
     return kv_cache.lay_out((kv_cache.commit(cache, recent, count_B), logprob_BT, metrics_BT))

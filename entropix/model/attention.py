@@ -1,9 +1,10 @@
 """Attention: what new tokens take from the values of the keys that they see.
 
-There are two ways to the same numbers. `attention_with_scores` computes every score at once and returns them all: the
-attention metrics are made of them. `blockwise_attention` is for a pass whose scores nobody asks for, the reading of a
-prompt. It never holds more of them than those of a block of queries with a block of keys, which stay in the fast memory
-of a core, and leaves out the blocks of the cache that no row has filled yet.
+There are three ways to the same numbers. `attention_with_scores` computes every score at once and returns them all: a
+step's attention metrics are made of them. `blockwise_attention` is for a pass whose scores nobody asks for, the reading
+of a prompt. It never holds more of them than those of a block of queries with a block of keys, which stay in the fast
+memory of a core, and leaves out the blocks of the cache that no row has filled yet. `measured_attention` does so for a
+long text whose metrics are wanted, but not its scores.
 
 Keys and values come in pairs: `past`, the k_BKHS and v_BKSH of each part of the cache, and `newest`, k_BKHR and v_BKRH
 of the recent tokens. A pair without the axis B is the same for all rows: k_KHS and v_KSH. Keys are counted through all
@@ -12,17 +13,19 @@ pairs, hence visible_BTS. Letters are those of `transformer`.
 
 import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial, reduce
 from itertools import accumulate
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
+from entropix import metrics, numerics
 from entropix.model.kv_cache import LayerKV
 
+Carry = TypeVar("Carry")
 QUERIES, KEYS = 64, 512  # of a block
 
 
@@ -56,35 +59,147 @@ def blockwise_attention(
 
     filled: how many slots of each pair of the past are in use by any row; those behind them are not looked at.
     """
-    n_queries = q_BKGTH.shape[3]
+
+    def of_queries(q_BKGtH: Array, visible_BtS: Array) -> Array:
+        *of_past, of_newest = _split(visible_BtS, [k for k, _ in (*past, newest)])
+        found = _partial_softmax(_visible_scores(q_BKGtH, newest[0], of_newest), newest[1])
+        for kv, seen_BtS, count in zip(past, of_past, filled, strict=True):
+            found = _over_pair(found, q_BKGtH, kv, seen_BtS, count)
+        return _output(found, q_BKGTH.dtype)
+
+    output_BNKGtH = _over_queries(of_queries, (q_BKGTH, 3), (visible_BTS, 1))
+    return jnp.moveaxis(output_BNKGtH, 1, 3).reshape(q_BKGTH.shape)
+
+
+def measured_attention(
+    q_BKGTH: Array,
+    past: Sequence[LayerKV],
+    newest: LayerKV,
+    visible_BTS: Array,
+    filled: Sequence[Array],
+    position_BS: Array,
+) -> tuple[Array, dict[str, Array]]:
+    """(output_BKGTH as of `blockwise_attention`, `metrics.attention_metrics` of this one layer, each [B, T]).
+
+    A block of queries goes twice over the keys: first for attention itself, which keeps the block's scores; then, each
+    query's largest score and sum being known, for the sums that metrics are made of. position_BS: of each key.
+    """
+    keys = [k for k, _ in (*past, newest)]
+    counts = [*filled, jnp.asarray(newest[0].shape[-1], jnp.int32)]
+    count_BT = metrics.count_visible(visible_BTS)
+    previous_BTS = metrics.previous_key(visible_BTS, position_BS, count_BT)
+
+    def of_queries(q_BKGtH: Array, visible_BtS: Array, previous_BtS: Array, count_Bt: Array) -> Any:
+        found, scores = _nothing(q_BKGtH), []
+        for kv, seen_BtS, count in zip((*past, newest), _split(visible_BtS, keys), counts, strict=True):
+            found, score_BKGtS = _scored_pair(found, q_BKGtH, kv, seen_BtS, count)
+            scores.append(score_BKGtS)
+        parts = zip(scores, _split(visible_BtS, keys), _split(previous_BtS, keys), counts, strict=True)
+        sums = reduce(partial(jax.tree.map, operator.add), (_key_sums(found, *part) for part in parts))
+        measured = metrics.attention_metrics(sums, _by_head(found.sum_BKGT), count_Bt)
+        return _output(found, q_BKGTH.dtype), measured
+
+    arrays = (q_BKGTH, 3), (visible_BTS, 1), (previous_BTS, 1), (count_BT, 1)
+    output_BNKGtH, measured = _over_queries(of_queries, *arrays)
+    whole = jax.tree.map(lambda leaf_BNt: leaf_BNt.reshape(count_BT.shape), measured)
+    return jnp.moveaxis(output_BNKGtH, 1, 3).reshape(q_BKGTH.shape), whole
+
+
+def _over_queries(compute: Callable[..., Any], *arrays: tuple[Array, int]) -> Any:
+    """What `compute` makes of each block of queries; the blocks are the second axis. arrays: with their axis T."""
+    n_queries = arrays[0][0].shape[arrays[0][1]]
     height = _block(n_queries, QUERIES)
 
-    def of_queries(start: Array) -> Array:
-        """[B, K, G, height, H] of the block of queries from this one on."""
-        q_BKGtH = jax.lax.dynamic_slice_in_dim(q_BKGTH, start, height, axis=3)
-        visible_BtS = jax.lax.dynamic_slice_in_dim(visible_BTS, start, height, axis=1)
-        *of_past, of_newest = _split(visible_BtS, [k for k, _ in (*past, newest)])
-        found = _partial_softmax(q_BKGtH, newest, of_newest)
-        for kv, seen_BtS, count in zip(past, of_past, filled, strict=True):
-            found = _over_blocks(found, q_BKGtH, kv, seen_BtS, count)
-        return (found.output_BKGTH / found.sum_BKGT[..., None]).astype(q_BKGTH.dtype)
+    def of_block(start: Array) -> Any:
+        return compute(*(jax.lax.dynamic_slice_in_dim(x, start, height, axis) for x, axis in arrays))
 
-    output_NBKGtH = jax.lax.map(of_queries, jnp.arange(0, n_queries, height, dtype=jnp.int32))
-    return jnp.moveaxis(output_NBKGtH, 0, 3).reshape(q_BKGTH.shape)
+    found = jax.lax.map(of_block, jnp.arange(0, n_queries, height, dtype=jnp.int32))
+    return jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, 1), found)
 
 
-def _over_blocks(
+class _Keys(NamedTuple):
+    """A block of keys."""
+
+    start: Array
+    width: int
+
+    def of(self, x: Array, axis: int = -1) -> Array:
+        return jax.lax.dynamic_slice_in_dim(x, self.start, self.width, axis)
+
+
+def _over_keys(compute: Callable[[_Keys, Carry], Carry], found: Carry, size: int, count: Array) -> Carry:
+    """What was found, and by `compute` in block after block of these keys, of which the first `count` are in use."""
+    width = _block(size, KEYS)
+    if width == 0:
+        return found
+    return jax.lax.fori_loop(
+        0, -(-count // width), lambda i, found: compute(_Keys(i * width, width), found), found
+    )
+
+
+def _over_pair(
     found: PartialSoftmax, q_BKGTH: Array, kv: LayerKV, visible_BTS: Array, count: Array
 ) -> PartialSoftmax:
-    """What was found, and over the blocks of these keys, of which the first `count` are in use."""
-    width = _block(visible_BTS.shape[-1], KEYS)
+    """What was found, and over these keys."""
 
-    def with_block(i: Array, found: PartialSoftmax) -> PartialSoftmax:
-        block = partial(jax.lax.dynamic_slice_in_dim, start_index=i * width, slice_size=width)
-        part = block(kv[0], axis=-1), block(kv[1], axis=-2)
-        return _merge(found, _partial_softmax(q_BKGTH, part, block(visible_BTS, axis=2)))
+    def with_block(block: _Keys, found: PartialSoftmax) -> PartialSoftmax:
+        score_BKGTs = _visible_scores(q_BKGTH, block.of(kv[0]), block.of(visible_BTS))
+        return _merge(found, _partial_softmax(score_BKGTs, block.of(kv[1], axis=-2)))
 
-    return jax.lax.fori_loop(0, -(-count // width), with_block, found) if width > 0 else found
+    return _over_keys(with_block, found, visible_BTS.shape[-1], count)
+
+
+def _scored_pair(
+    found: PartialSoftmax, q_BKGTH: Array, kv: LayerKV, visible_BTS: Array, count: Array
+) -> tuple[PartialSoftmax, Array]:
+    """(what was found, and over these keys; score_BKGTS, -inf where a key is not visible or not in use)."""
+
+    def with_block(block: _Keys, carry: tuple[PartialSoftmax, Array]) -> tuple[PartialSoftmax, Array]:
+        found, score_BKGTS = carry
+        score_BKGTs = _visible_scores(q_BKGTH, block.of(kv[0]), block.of(visible_BTS))
+        found = _merge(found, _partial_softmax(score_BKGTs, block.of(kv[1], axis=-2)))
+        return found, jax.lax.dynamic_update_slice_in_dim(score_BKGTS, score_BKGTs, block.start, axis=-1)
+
+    blank = jnp.full((*q_BKGTH.shape[:4], visible_BTS.shape[-1]), -jnp.inf, jnp.float32)
+    return _over_keys(with_block, (found, blank), visible_BTS.shape[-1], count)
+
+
+def _key_sums(
+    found: PartialSoftmax, score_BKGTS: Array, visible_BTS: Array, previous_BTS: Array, count: Array
+) -> metrics.KeySums:
+    """The sums over these keys, of this one layer, once `found` is that of all keys."""
+    max_BNT, total_BNT = _by_head(found.max_BKGT), _by_head(found.sum_BKGT)
+
+    def sums(score_BKGTs: Array, visible_BTs: Array, previous_BTs: Array) -> metrics.KeySums:
+        score_BNTs = _by_head(score_BKGTs)
+        parts = numerics.SoftmaxParts(*numerics.shifted(score_BNTs, max_BNT), total_BNT)
+        return metrics.key_sums(score_BNTs, parts, visible_BTs, previous_BTs)
+
+    def add_block(block: _Keys, result: metrics.KeySums) -> metrics.KeySums:
+        more = sums(block.of(score_BKGTS), block.of(visible_BTS), block.of(previous_BTS))
+        return jax.tree.map(operator.add, result, more)
+
+    nothing = jax.tree.map(
+        lambda leaf: jnp.zeros(leaf.shape, leaf.dtype),
+        jax.eval_shape(sums, score_BKGTS, visible_BTS, previous_BTS),
+    )
+    return _over_keys(add_block, nothing, visible_BTS.shape[-1], count)
+
+
+def _by_head(x_BKG: Array) -> Array:
+    """[1, B, N, ...] of [B, K, G, ...]: one layer, all its query heads."""
+    return x_BKG.reshape(1, len(x_BKG), -1, *x_BKG.shape[3:])
+
+
+def _output(found: PartialSoftmax, dtype: jnp.dtype) -> Array:
+    return (found.output_BKGTH / found.sum_BKGT[..., None]).astype(dtype)
+
+
+def _nothing(q_BKGTH: Array) -> PartialSoftmax:
+    """Attention over no keys."""
+    zeros_BKGTH = jnp.zeros(q_BKGTH.shape, jnp.float32)
+    zeros_BKGT = zeros_BKGTH[..., 0]
+    return PartialSoftmax(jnp.full_like(zeros_BKGT, jnp.finfo(jnp.float32).min), zeros_BKGT, zeros_BKGTH)
 
 
 def key_blocks(capacity: int) -> int:
@@ -126,11 +241,14 @@ def _split(x_BTS: Array, keys: Sequence[Array]) -> list[Array]:
     return jnp.split(x_BTS, ends[:-1], axis=-1)
 
 
-def _partial_softmax(q_BKGTH: Array, kv: LayerKV, visible_BTS: Array) -> PartialSoftmax:
+def _visible_scores(q_BKGTH: Array, k_BKHS: Array, visible_BTS: Array) -> Array:
+    """score_BKGTS, -inf where a key is not visible."""
+    return jnp.where(visible_BTS[:, None, None], _scores(q_BKGTH, k_BKHS), -jnp.inf)
+
+
+def _partial_softmax(score_BKGTS: Array, v_BKSH: Array) -> PartialSoftmax:
     """Attention over these keys alone."""
-    k_BKHS, v_BKSH = kv
     lowest = jnp.finfo(jnp.float32).min
-    score_BKGTS = jnp.where(visible_BTS[:, None, None], _scores(q_BKGTH, k_BKHS), -jnp.inf)
     max_BKGT = jnp.max(score_BKGTS, axis=-1, initial=lowest)
     exp_BKGTS = jnp.exp(score_BKGTS - max_BKGT[..., None])
     return PartialSoftmax(max_BKGT, jnp.sum(exp_BKGTS, axis=-1), _weighted_values(exp_BKGTS, v_BKSH))

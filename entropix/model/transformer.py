@@ -9,7 +9,7 @@ G = N/K, H head width, F feed-forward width, V vocabulary, L layer.
 
 import math
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +24,8 @@ from entropix.model.kv_cache import KVCache, LayerKV, RecentKV, write_slots
 from entropix.model.weights import LayerWeights, Weights
 from entropix.sharding import DATA, MODEL, constrain
 
+SCORED, MEASURED, UNSEEN = "scored", "measured", "unseen"  # what is wanted of the attention
+
 
 class Places(NamedTuple):
     """What every layer needs to know of where the new tokens stand."""
@@ -33,6 +35,8 @@ class Places(NamedTuple):
     visible_BTS: Array  # bool: keys that each may see
     filled: tuple[Array, ...] | None
     """How many slots of each part of the past are in use, at most, where scores are not wanted; see `attention`."""
+    position_BS: Array | None = None
+    """The position of each key, where metrics are wanted instead of scores."""
 
 
 def forward(
@@ -51,10 +55,22 @@ def forward(
     """
     if mask is None:
         mask = causal_mask(cache, recent, tokens_BT.shape[1])
-    x_BTD, recent, scores = run_layers(weights, tokens_BT, cache, recent, cfg, mask, scored=True)
+    x_BTD, recent, scores = run_layers(weights, tokens_BT, cache, recent, cfg, mask, SCORED)
     with jax.named_scope("unembed"):
         logits_BTV = unembed(weights, rms_norm(x_BTD, weights.norm_D, cfg))
     return logits_BTV, recent, AttentionScores(jnp.stack(scores), mask.visible_BTS, mask.position_BS)
+
+
+def measured_forward(
+    weights: Weights, tokens_BT: Array, cache: KVCache, recent: RecentKV, cfg: ModelConfig
+) -> tuple[Array, RecentKV, dict[str, Array]]:
+    """As `forward` for a long text, with `metrics.attention_metrics` instead of the scores that they are made of, of
+    which there are never more than those of one layer and a block of queries."""
+    mask = causal_mask(cache, recent, tokens_BT.shape[1])
+    x_BTD, recent, layers = run_layers(weights, tokens_BT, cache, recent, cfg, mask, MEASURED)
+    with jax.named_scope("unembed"):
+        logits_BTV = unembed(weights, rms_norm(x_BTD, weights.norm_D, cfg))
+    return logits_BTV, recent, jax.tree.map(lambda *leaves: sum(leaves) / cfg.n_layers, *layers)
 
 
 def prefill(
@@ -62,7 +78,7 @@ def prefill(
 ) -> RecentKV:
     """The keys and values of `forward`, of tokens of whose logits and scores nothing is wanted."""
     mask = causal_mask(cache, recent, tokens_BT.shape[1])
-    return run_layers(weights, tokens_BT, cache, recent, cfg, mask, scored=False)[1]
+    return run_layers(weights, tokens_BT, cache, recent, cfg, mask, UNSEEN)[1]
 
 
 def run_layers(
@@ -72,30 +88,34 @@ def run_layers(
     recent: RecentKV,
     cfg: ModelConfig,
     mask: AttentionMask,
-    scored: bool,
-) -> tuple[Array, RecentKV, list[Array]]:
-    """(x_BTD after the last layer, the recent keys and values, score_BNTS of every layer if `scored`, else none)."""
+    wanted: str,
+) -> tuple[Array, RecentKV, list[Any]]:
+    """(x_BTD after the last layer, the recent keys and values, what is wanted of the attention of every layer).
+
+    wanted: `SCORED` for score_BNTS, `MEASURED` for metrics of the layer, `UNSEEN` for nothing.
+    """
     places = Places(
         rotation=rope_table(mask.query_BT, cfg),
         slot_B=mask.slot_B,
         visible_BTS=mask.visible_BTS,
-        filled=None if scored else cache.max_lengths(),
+        filled=None if wanted == SCORED else cache.max_lengths(),
+        position_BS=mask.position_BS if wanted == MEASURED else None,
     )
     x_BTD = constrain(weights.embed_VD[tokens_BT], DATA)
-    recent_k, recent_v, scores = [], [], []
+    recent_k, recent_v, seen = [], [], []
     for layer, past, newest in zip(
         weights.layers,
         cache.layers(),
         zip(recent.k_LBKHR, recent.v_LBKRH, strict=True),
         strict=True,
     ):
-        x_BTD, (k_BKHR, v_BKRH), score_BNTS = transformer_layer(layer, x_BTD, past, newest, places, cfg)
+        x_BTD, (k_BKHR, v_BKRH), of_layer = transformer_layer(layer, x_BTD, past, newest, places, cfg)
         recent_k.append(k_BKHR)
         recent_v.append(v_BKRH)
-        if score_BNTS is not None:
-            scores.append(score_BNTS)
+        if of_layer is not None:
+            seen.append(of_layer)
     used_B = recent.used_B + tokens_BT.shape[1]
-    return x_BTD, RecentKV(tuple(recent_k), tuple(recent_v), used_B), scores
+    return x_BTD, RecentKV(tuple(recent_k), tuple(recent_v), used_B), seen
 
 
 # Traced once, not once a layer: a third of a warm start's tracing time.
@@ -107,8 +127,8 @@ def transformer_layer(
     newest: LayerKV,
     places: Places,
     cfg: ModelConfig,
-) -> tuple[Array, LayerKV, Array | None]:
-    """(x_BTD, newest, score_BNTS) after one layer, without the scores where `places.filled` is given.
+) -> tuple[Array, LayerKV, Any]:
+    """(x_BTD, newest, what is wanted of the attention) after one layer; `run_layers` says what that is.
 
     past: the keys and values of `KVCache.layers`. newest: the recent ones, k_BKHR and v_BKRH, which come out with those
     of the new tokens at `places.slot_B`.
@@ -124,22 +144,26 @@ def transformer_layer(
         if x_BTD.shape[1] > 1:
             x_BTD, seen_BKRH = isolate_nonfinite(x_BTD, v_BKRH, places.visible_BTS)
         seen = k_BKHR, seen_BKRH
-        score_BNTS = None
+        wanted: Any = None
         if places.filled is None:
             output_BKGTH, score_BKGTS = attention.attention_with_scores(
                 q_BKGTH, past, seen, places.visible_BTS
             )
-            score_BNTS = constrain(
+            wanted = constrain(
                 score_BKGTS.reshape(len(x_BTD), cfg.n_heads, *score_BKGTS.shape[3:]), DATA, MODEL
             )
-        else:
+        elif places.position_BS is None:
             output_BKGTH = attention.blockwise_attention(
                 q_BKGTH, past, seen, places.visible_BTS, places.filled
+            )
+        else:
+            output_BKGTH, wanted = attention.measured_attention(
+                q_BKGTH, past, seen, places.visible_BTS, places.filled, places.position_BS
             )
         x_BTD = constrain(x_BTD + output_projection(layer, output_BKGTH), DATA)
     with jax.named_scope("feed_forward"):
         x_BTD = constrain(x_BTD + feed_forward(layer, rms_norm(x_BTD, layer.ffn_norm_D, cfg)), DATA)
-    return x_BTD, (k_BKHR, v_BKRH), score_BNTS
+    return x_BTD, (k_BKHR, v_BKRH), wanted
 
 
 def isolate_nonfinite(x_BTD: Array, v_BKRH: Array, visible_BTS: Array) -> tuple[Array, Array]:
