@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from entropix import own_metrics, sharding
+from entropix import metric_labels, own_metrics, sharding
 from entropix.checkpoint.loading import Model
 from entropix.config import ModelConfig
 from entropix.decoding import loop
@@ -158,7 +158,7 @@ def _read(model: Model, rows: Sequence[list[int]]) -> Iterator[tuple[int, list[R
         columns_BT = jax.device_get({"logprob": logprob_BT, **metrics_BT})
         for row, tokens in enumerate(rows):
             if len(tokens) > start:
-                columns = {name: leaf_BT[row] for name, leaf_BT in columns_BT.items()}
+                columns = {name: columns_BT[name][row] for name in ("logprob", *metric_labels.known())}
                 yield row, _records(model, tokens, start, columns)
 
 
