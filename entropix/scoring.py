@@ -101,12 +101,12 @@ def read(model: Model, rows: Sequence[list[int]]) -> Iterator[Piece]:
                 yield Piece(batch[row], records)
 
 
-def _capacity(length: int) -> int:
+def slots(length: int) -> int:
     """Slots for a text: a power of two, hence whole pieces of any width."""
     return max(MIN_CAPACITY, 1 << (length - 1).bit_length())
 
 
-def _width(longest: int) -> int:
+def width(longest: int) -> int:
     """Positions in one pass, where there is room: the widest is for texts that fill it."""
     return WIDTHS[longest <= WIDTHS[0]]
 
@@ -121,9 +121,9 @@ def _batches(order: Sequence[int], lengths: Sequence[int], cfg: ModelConfig) -> 
     """The rows in this order, cut where the capacity changes or a pass would become too large."""
     batch: list[int] = []
     for row in order:
-        capacity = _capacity(lengths[row])
+        capacity = slots(lengths[row])
         most = PASS_BYTES // (WIDTHS[1] * _position_bytes(cfg, capacity))
-        if batch and (capacity != _capacity(lengths[batch[0]]) or len(batch) >= min(max(most, 1), MAX_ROWS)):
+        if batch and (capacity != slots(lengths[batch[0]]) or len(batch) >= min(max(most, 1), MAX_ROWS)):
             yield batch
             batch = []
         batch.append(row)
@@ -136,21 +136,21 @@ def _read(model: Model, rows: Sequence[list[int]]) -> Iterator[tuple[int, list[R
     Rows that the batch lacks to a power of two, and positions past a text's end, are padding.
     """
     cfg, longest = model.config, max(map(len, rows))
-    batch, capacity = 1 << (len(rows) - 1).bit_length(), _capacity(longest)
-    room = min(PASS_BYTES // (batch * _position_bytes(cfg, capacity)), _width(longest))
-    width = next((width for width in WIDTHS if width <= room), WIDTHS[-1])
+    batch, capacity = 1 << (len(rows) - 1).bit_length(), slots(longest)
+    room = min(PASS_BYTES // (batch * _position_bytes(cfg, capacity)), width(longest))
+    n = next((n for n in WIDTHS if n <= room), WIDTHS[-1])
     text_BS = np.zeros((batch, capacity + 1), np.int32)
     length_B = np.zeros(batch, np.int32)
     for row, tokens in enumerate(rows):
         text_BS[row, : len(tokens)] = tokens
         length_B[row] = len(tokens)
     cache = loop.empty_cache(cfg, batch, capacity, model.dtype)
-    for start in range(0, longest, width):
+    for start in range(0, longest, n):
         cache, logprob_BT, metrics_BT = loop.score_tokens(
             model.weights,
-            jnp.asarray(text_BS[:, start : start + width]),
-            jnp.asarray(text_BS[:, start + 1 : start + 1 + width]),
-            jnp.asarray(np.clip(length_B - start, 0, width)),
+            jnp.asarray(text_BS[:, start : start + n]),
+            jnp.asarray(text_BS[:, start + 1 : start + 1 + n]),
+            jnp.asarray(np.clip(length_B - start, 0, n)),
             cache,
             cfg,
             own_metrics.registered(),

@@ -29,6 +29,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from bench_peers import peer_cases
+from bench_score import score_cases, score_memory
 from bench_timing import HEADING, Case, Compilations, Round, Row, bandwidth, rounds, show, speed_rows, typical
 from jax import Array
 
@@ -68,6 +69,8 @@ class Args:
     """Values of max_new_tokens, with the same text of up to 200 tokens."""
     prefills: tuple[int, ...] = (512, 2048)
     """Prompt lengths to prefill."""
+    scored: tuple[int, ...] = (5000,)
+    """Lengths of texts to score with all metrics, beside reading them as a prompt."""
     repeats: int = 5
     """Rounds; medians are reported."""
     read_megabytes: int = 512
@@ -105,6 +108,7 @@ def all_cases(args: Args, loaded: Model) -> list[Case]:
         *batch_cases(args, loaded),
         *reads,
         *text_cases(args, loaded),
+        *(case for length in args.scored for case in score_cases(loaded, length)),
     ]
 
 
@@ -329,6 +333,7 @@ def measure(args: Args) -> Iterator[Row]:
     yield Row("ceiling at batch 1", best / size, "tokens/s")
     yield from speed_rows(cases, found)
     yield from part_rows(args.batches, found)
+    yield from (score_memory(loaded, length) for length in args.scored)
     yield Row("peak memory of this benchmark", peak_megabytes(resource.getrusage(resource.RUSAGE_SELF)), "MB")
 
 

@@ -112,7 +112,20 @@ def toy_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 TINY = (
     *("--tokens", "8", "--repeats", "1", "--read-megabytes", "1", "--no-startup"),
-    *("--batches", "1", "--contexts", "100", "120", "--budgets", "40", "300", "--prefills", "32"),
+    *(
+        "--batches",
+        "1",
+        "--contexts",
+        "100",
+        "120",
+        "--budgets",
+        "40",
+        "300",
+        "--prefills",
+        "32",
+        "--scored",
+        "50",
+    ),
 )
 
 
@@ -131,6 +144,7 @@ def test_every_figure_is_on_the_last_line(
         *(f"batch 1: {sampler}" for sampler in ("entropix", "greedy", "greedy without metrics")),
         *(f"batch 1: {part}" for part in ("metrics alone", "sampler alone", "metrics and sampler")),
         *("context 100", "context 120", "budget 40", "budget 300", "peak memory of this benchmark"),
+        *("read 50", "score 50", "score 50: memory beyond weights and cache"),
     }
     assert rows.pop("programs compiled after the first round")["value"] == 0
     for what, row in rows.items():
@@ -141,6 +155,7 @@ def test_every_figure_is_on_the_last_line(
     assert compared == {
         "context 120": ["context 120", "context 100"],
         "budget 300": ["budget 300", "budget 40"],
+        "score 50": ["score 50", "read 50"],
     }
     assert report["machine"]["cores"] == os.cpu_count()
     assert report["options"]["batches"] == [1]
