@@ -63,6 +63,11 @@ _HOME = {
 }
 
 
+def __dir__() -> list[str]:
+    """What there is to use, before anything of it is imported."""
+    return [*__all__, "__version__"]
+
+
 def __getattr__(name: str) -> Any:
     """Imports JAX only when something that needs it is asked for: `--help` and the download stay quick."""
     if name in _HOME:

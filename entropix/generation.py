@@ -1,9 +1,9 @@
 """Prompts in, text and records out: `stream` yields tokens as they come, `generate` is the stream joined."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, cast
+from typing import Any, Unpack, cast
 
-from entropix import config, samplers
+from entropix import config, options, presets, samplers
 from entropix.checkpoint.chat import encode_chat
 from entropix.checkpoint.loading import Model
 from entropix.config import GenerateConfig
@@ -11,6 +11,7 @@ from entropix.decoding import backtracking, branching
 from entropix.decoding.request import GenerationRequest, check_prompts
 from entropix.decoding.session import Session
 from entropix.decoding.state import StepRecord
+from entropix.options import Options
 from entropix.prompts import Message, token_ids
 from entropix.records import token_record
 from entropix.results import FinishReason, Result, TokenEvent, add
@@ -20,38 +21,35 @@ from entropix.stream_text import RowText
 Prompt = str | Sequence[Message] | Sequence[int]
 
 
-def prepare(
-    model: Model,
-    prompts: Prompt | Sequence[Prompt],
-    *,
-    sampler: str | Sampler | ResolvedSampler = "entropix",
-    sampler_config: RuleConfig | Mapping[str, Any] | None = None,
-    system: str | None = None,
-    raw: bool = False,
-    allow_special: bool = False,
-    **options: Any,
-) -> GenerationRequest:
+@options.shown
+def prepare(model: Model, prompts: Prompt | Sequence[Prompt], **given: Unpack[Options]) -> GenerationRequest:
     """Checks everything that can be checked before work begins; raises a ValueError that names what is wrong.
 
     prompts: one prompt or several. A string is a user's message to a model with a chat template, or plain text to
         continue when `raw` or when there is no template; a list of `{"role", "content"}` is a conversation; a list
         of integers is token ids, used as they are.
     sampler: a preset in configs/samplers, a TOML file, a rule in a Python file (`my_rule.py:RULE`), or a rule itself.
-    sampler_config: a mapping replaces single numbers, the rule's dataclass (`SamplerConfig` for entropix) all of them.
+        None is the preset that was chosen for the model (`presets.for_model`), "entropix" has the published numbers.
+    temp, top_p and all other numbers of the rule: instead of the preset's.
+    sampler_config: the same as a mapping; or the rule's dataclass (`SamplerConfig` for entropix), which has them all.
     system: a system message for string prompts.
     allow_special: names of special tokens in a prompt become these tokens; otherwise they are text like any other.
-    options: the fields of `GenerateConfig`, like max_new_tokens, seed, stop, speculate and alternatives. With `seeds`
-        each row draws what its prompt alone would with that `seed`, so that one batch holds many samples of a prompt.
+    max_new_tokens and so on: the fields of `GenerateConfig`. With `seeds` each row draws what its prompt alone would
+        with that `seed`, so that one batch holds many samples of a prompt.
     """
-    chosen = samplers.resolve(sampler, sampler_config)
-    if isinstance(stop := options.get("stop"), str):
-        options["stop"] = (stop,)
-    cfg = config.from_mapping(GenerateConfig, options, "generation")
+    general, generation, numbers = options.sort(given)
+    chosen = choose(model, general["sampler"], general["sampler_config"], numbers)
+    if isinstance(stop := generation.get("stop"), str):
+        generation["stop"] = (stop,)
+    cfg = config.from_mapping(GenerateConfig, generation, "generation")
     if "" in cfg.stop:
         raise ValueError("generation: a stop string must not be empty")
     several = _several(prompts)
     prompt_ids = [
-        encode_prompt(model, p, system=system, raw=raw, allow_special=allow_special) for p in several
+        encode_prompt(
+            model, p, system=general["system"], raw=general["raw"], allow_special=general["allow_special"]
+        )
+        for p in several
     ]
     check_prompts(prompt_ids, model.config)
     for name in ("seeds", "occurrences"):
@@ -69,6 +67,22 @@ def prepare(
         config=cfg,
         sampler_source=chosen.source,
     )
+
+
+def choose(
+    model: Model,
+    sampler: str | Sampler | ResolvedSampler | None,
+    sampler_config: RuleConfig | Mapping[str, Any] | None,
+    numbers: Mapping[str, Any],
+) -> ResolvedSampler:
+    """The rule that is meant, with these numbers. Raises a ValueError for a number that it does not have."""
+    chosen = samplers.resolve(presets.for_model(model.name) if sampler is None else sampler, sampler_config)
+    if not numbers:
+        return chosen
+    options.check_numbers(list(numbers), chosen)
+    chosen = chosen.changed(numbers, "sampler")
+    samplers.check_guard(list(numbers), chosen.numbers, "sampler")
+    return chosen
 
 
 def _check_branching(cfg: GenerateConfig, sampler: Sampler) -> None:
@@ -133,14 +147,18 @@ def encode_prompt(
     return encode_chat(model.chat_template, model.tokenizer, messages, allow_special=allow_special)
 
 
-def stream(model: Model, prompts: Prompt | Sequence[Prompt], **options: Any) -> Iterator[TokenEvent]:
-    """Yields every token of every row as soon as its chunk is done. Options: see `prepare`."""
-    return run(prepare(model, prompts, **options))
+@options.shown
+def stream(
+    model: Model, prompts: Prompt | Sequence[Prompt], **given: Unpack[Options]
+) -> Iterator[TokenEvent]:
+    """Yields every token of every row as soon as its chunk is done. Keywords: see `prepare`."""
+    return run(prepare(model, prompts, **given))
 
 
-def generate(model: Model, prompts: Prompt | Sequence[Prompt], **options: Any) -> list[Result]:
-    """One `Result` a prompt, all rows computed as one batch. Options: see `prepare`."""
-    request = prepare(model, prompts, **options)
+@options.shown
+def generate(model: Model, prompts: Prompt | Sequence[Prompt], **given: Unpack[Options]) -> list[Result]:
+    """One `Result` a prompt, all rows computed as one batch. Keywords: see `prepare`."""
+    request = prepare(model, prompts, **given)
     return collect(request, run(request))
 
 

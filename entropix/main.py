@@ -10,7 +10,7 @@ after signal n (130 for Ctrl-C), once what there was is printed.
 import dataclasses
 import secrets
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, get_type_hints
@@ -25,6 +25,7 @@ from entropix.console.cli import DeviceFlags, Dtype, Text, Weights, flag
 from entropix.console.search_flags import BacktrackFlags, BranchFlags, read_backtracking, read_branching
 from entropix.cot.flags import PathFlags, read_plan
 from entropix.cot.plan import Plan
+from entropix.paths import DEFAULT_MODEL
 from entropix.samplers import ResolvedSampler
 
 if TYPE_CHECKING:
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
 
 _PROG = "python -m entropix.main"
 _DESCRIPTION = "Answer prompts with a language model, each token chosen by how uncertain the model is."
-_DEFAULT_SAMPLER = "entropix"
 
 _SOURCE = tyro.conf.create_mutex_group(required=True)
 
@@ -122,7 +122,7 @@ class Preset:
             f"a rule with its preset: {', '.join(sorted({*presets.preset_names('samplers'), *samplers.SAMPLERS}))}; "
             "help describes them; or a rule in a Python file of yours",
             "NAME|FILE.py:NAME|help",
-            f"(default: {_DEFAULT_SAMPLER})",
+            f"(default: what was chosen for the model, else {presets.PUBLISHED}, the published numbers)",
         ),
     ] = None
     sampler_config: Annotated[Text, flag("take both from this file instead", "FILE.toml")] = None
@@ -131,15 +131,31 @@ class Preset:
 _GENERAL = frozenset(name for flags in (Flags, Preset) for name, _ in cli.takes_value(flags))
 
 
+@dataclass(frozen=True)
+class _First(Preset):
+    """What must be known before the other flags can be read."""
+
+    weights: Weights = None
+
+
 class Command(NamedTuple):
     """A command line, understood."""
 
-    flags: Flags
+    flags: Any  # `Flags`, and the group of the sampler's
     sampler: ResolvedSampler  # with the numbers that flags gave
     given: tuple[str, ...]  # flags that are no general ones, as fields
     generation: GenerateConfig
     plan: Plan | None  # of several paths
     color: coloring.Choice
+
+    def note_default(self, note: Callable[[str], None]) -> None:
+        """A line about numbers that were chosen for the model, where nobody has named any."""
+        preset = self.flags.sampler
+        label = self.sampler.label
+        if preset.sampler is None and preset.sampler_config is None and label != presets.PUBLISHED:
+            note(
+                f"sampler: {label}, chosen for this model; --sampler {presets.PUBLISHED} has the published numbers"
+            )
 
 
 def main(args: Sequence[str] | None = None, prog: str = _PROG) -> None:
@@ -181,6 +197,7 @@ def main(args: Sequence[str] | None = None, prog: str = _PROG) -> None:
     )
     distributed.from_first(lambda: _check_outputs(flags))
     model = terminal.load(flags.weights, flags.dtype, flags.devices)
+    command.note_default(terminal.note)
     if flags.chat:
         terminal.chat(model, flags.system, options, show)
         return
@@ -247,11 +264,11 @@ def parse(args: Sequence[str], prog: str = _PROG) -> Command:
     Raises a ValueError for values out of range and for flags that contradict each other. Ends the process
     with 2 for unknown flags and values of the wrong type, with 0 after --help and --sampler help.
     """
-    preset, _ = cli.read_words(Preset, prog=prog, args=args, add_help=False, return_unknown_args=True)
+    preset, _ = cli.read_words(_First, prog=prog, args=args, add_help=False, return_unknown_args=True)
     if preset.sampler == "help":
         print(_describe_samplers())
         sys.exit(0)
-    sampler = choose_preset(preset)
+    sampler = choose_preset(preset, DEFAULT_MODEL if preset.weights is None else preset.weights)
     given = [arg.partition("=")[0] for arg in args if arg.startswith("--")]
     of_rules = [name.removeprefix("--").replace("-", "_") for name in given if name not in _GENERAL]
     samplers.check_names(of_rules, sampler.rule, "flags", cli.spelled)
@@ -270,10 +287,13 @@ def parse(args: Sequence[str], prog: str = _PROG) -> Command:
     )
 
 
-def choose_preset(preset: Preset) -> ResolvedSampler:
-    """The rule that is meant, with the numbers of its preset; a ValueError if the two flags contradict each other."""
+def choose_preset(preset: Preset, weights: str = "") -> ResolvedSampler:
+    """The rule that is meant, with the numbers of its preset, by default those chosen for these weights.
+
+    Raises a ValueError if the two flags contradict each other.
+    """
     if preset.sampler_config is None:
-        return samplers.resolve(_DEFAULT_SAMPLER if preset.sampler is None else preset.sampler)
+        return samplers.resolve(presets.for_model(weights) if preset.sampler is None else preset.sampler)
     if not preset.sampler_config.endswith(".toml"):
         raise ValueError(
             f"--sampler-config takes a .toml file, got {preset.sampler_config!r}; presets go to --sampler"

@@ -24,6 +24,7 @@ _IN_CHECKOUT = (_CHECKOUT / "manifest.toml").is_file()
 # Which weights there are to download; a wheel carries its copy inside the package.
 MANIFEST = _CHECKOUT / "manifest.toml" if _IN_CHECKOUT else PACKAGE_ROOT / "manifest.toml"
 
+DEFAULT_MODEL = "smollm2-135m-instruct"
 DOWNLOAD, CONVERT = "python -m entropix.download", "python -m entropix.convert"
 
 

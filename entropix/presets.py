@@ -7,6 +7,16 @@ from entropix import PACKAGE_ROOT
 from entropix.config import ModelConfig, from_mapping
 from entropix.files import read_text, read_toml
 
+PUBLISHED = "entropix"
+# By the name of a model's folder: the preset whose numbers were chosen for it, by its answers.
+FOR_MODELS = {"smollm2-135m-instruct": "entropix-smollm2-135m-instruct"}
+
+
+def for_model(weights: str | Path) -> str:
+    """The preset that is taken for these weights where none is named: the one that was chosen for them, else the
+    published numbers."""
+    return FOR_MODELS.get(Path(weights).name, PUBLISHED)
+
 
 def preset_names(kind: str) -> list[str]:
     """Names of the files in `configs/<kind>` (`models` or `samplers`)."""

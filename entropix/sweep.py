@@ -23,11 +23,12 @@ from typing import Annotated, Any, get_type_hints
 import numpy as np
 from tyro.conf import UseAppendAction
 
-from entropix import config, samplers
+from entropix import config, presets, samplers
 from entropix.console import cli
-from entropix.console.cli import flag
+from entropix.console.cli import Text, flag
 from entropix.lab.experiments import command
 from entropix.lab.experiments.variants import expand
+from entropix.paths import DEFAULT_MODEL
 from entropix.samplers import Sampler
 
 _PROG = "python -m entropix.sweep"
@@ -43,8 +44,13 @@ class Flags(command.Flags):
     """What can be asked for."""
 
     sampler: Annotated[
-        str, flag("a preset, a TOML file or a rule of yours", "NAME|FILE.toml|FILE.py:NAME", None)
-    ] = "entropix"
+        Text,
+        flag(
+            "a preset, a TOML file or a rule of yours",
+            "NAME|FILE.toml|FILE.py:NAME",
+            "(default: what was chosen for the model, else entropix)",
+        ),
+    ] = None
     grid: Annotated[
         UseAppendAction[tuple[str, ...]],
         flag(f"a field and its values, {_FORMS}", "FIELD=VALUES", "(repeatable)"),
@@ -55,9 +61,10 @@ def main(args: Sequence[str] | None = None, prog: str = _PROG) -> None:
     """Does what the flags (by default those of the process) say. Raises a ValueError for bad input."""
     flags = cli.parse(Flags, args, prog, _DESCRIPTION)
     cli.join(flags, sigterm_ends=False)
-    sampler = samplers.resolve(flags.sampler)
+    name = flags.sampler or presets.for_model(flags.weights or DEFAULT_MODEL)
+    sampler = samplers.resolve(name)
     axes = parse_axes(flags.grid, sampler.rule)
-    command.perform(flags, expand(sampler, axes), f"Sweep of {flags.sampler}", list(axes))
+    command.perform(flags, expand(sampler, axes), f"Sweep of {name}", list(axes))
 
 
 def parse_axes(specifications: Sequence[str], rule: Sampler) -> dict[str, list[Any]]:

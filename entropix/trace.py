@@ -128,7 +128,7 @@ def circumstances(model: Model) -> dict[str, Any]:
         "mesh": sharding.as_text(model.mesh),
         "matmul_precision": backend.matmul_precision(),
         "model": {
-            "name": model.folder.resolve().name,
+            "name": model.name,
             "config": dataclasses.asdict(read_config(model.folder)),
             "dtype": model.dtype.name,
             "fingerprint": fingerprint(model.folder),

@@ -94,7 +94,7 @@ def all_cases(args: Args, loaded: Model) -> list[Case]:
     prefills = [prefill_case(loaded, length) for length in args.prefills]
     peers: list[Case] = []
     if args.peers:
-        greedy = {"sampler": "greedy", "max_new_tokens": 8, "ignore_stop_tokens": True}
+        greedy: Any = {"sampler": "greedy", "max_new_tokens": 8, "ignore_stop_tokens": True}
         [begins] = entropix.generate(loaded, [prompt], **greedy)
         folder, file = loaded.folder, args.gguf_4bit
         peers += peer_cases(folder, file, prompt, begins.token_ids, answer, prefills[0])
@@ -125,7 +125,7 @@ def reading_cases(megabytes: int) -> list[Case]:
 
 def answer_case(loaded: Model, prompt: list[int], n_tokens: int) -> Case:
     """A whole call of `generate`: prefill, every step, the record of every token."""
-    options = {"seed": 1, "max_new_tokens": n_tokens, "ignore_stop_tokens": True}
+    options: Any = {"seed": 1, "max_new_tokens": n_tokens, "ignore_stop_tokens": True}
     run = partial(entropix.generate, loaded, [prompt], **options)
     return Case("answer: entropix", n_tokens, run, read_bytes=n_tokens * tree_bytes(loaded.weights))
 

@@ -17,7 +17,7 @@ WINGS = [
     "files", "backend", "sharding", "presets", "prompts",
     "metrics", "own_metrics", "metric_labels", "filters", "samplers",
     "model", "checkpoint", "decoding",
-    "records", "stream_text", "generation", "scoring", "inspection", "batching", "tpu",
+    "records", "stream_text", "options", "generation", "scoring", "inspection", "batching", "tpu",
     "trace_schema", "trace", "run_statistics", "console",
     "cot", "replay", "logprobs", "report", "score", "lab",
     "main", "__main__", "calibrate", "compare", "sweep", "download", "convert",

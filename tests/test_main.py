@@ -36,7 +36,7 @@ def test_every_field_of_the_sampler_has_a_flag_that_sets_it() -> None:
         if field.metadata["high"] <= 1:
             value = 0.25
         flag = "--" + field.name.replace("_", "-")
-        chosen = parse(["--chat", flag, str(value)]).sampler.numbers
+        chosen = parse(["--chat", "--sampler", "entropix", flag, str(value)]).sampler.numbers
         assert chosen == dataclasses.replace(SamplerConfig(), **{field.name: value}), flag
 
 
@@ -84,9 +84,10 @@ def test_without_flags_there_is_neither_branching_nor_backtracking() -> None:
     assert read_backtracking(flags.backtracks) == BacktrackConfig()
 
 
-def test_without_a_preset_it_is_entropix() -> None:
-    command = parse(["--chat"])
-    assert command.sampler == samplers.resolve("entropix")
+def test_without_a_preset_it_is_the_one_that_was_chosen_for_the_weights() -> None:
+    assert parse(["--chat", "--weights", "some/model"]).sampler == samplers.resolve("entropix")
+    for weights in ([], ["--weights", "weights/smollm2-135m-instruct/"]):
+        assert parse(["--chat", *weights]).sampler.label == "entropix-smollm2-135m-instruct"
 
 
 def test_a_config_file_names_the_rule_and_flags_overrule_its_numbers(tmp_path: Path) -> None:

@@ -14,9 +14,8 @@ from entropix import backend, sharding
 from entropix.checkpoint import chat, hf_folder, load_weights, tokenizer
 from entropix.config import ModelConfig
 from entropix.model import weights
-from entropix.paths import weights_folder
+from entropix.paths import DEFAULT_MODEL, weights_folder
 
-DEFAULT_MODEL = "smollm2-135m-instruct"
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -37,6 +36,27 @@ class Model:
         """Ids below `config.vocab_size` that no token has, ascending: gaps of the vocabulary, and the rows beyond its
         end of an embedding that is padded. Their logits are what training left there; they mean nothing."""
         return (*self.tokenizer.missing_ids, *range(self.tokenizer.vocab_size, self.config.vocab_size))
+
+    @property
+    def name(self) -> str:
+        """That of its folder."""
+        return self.folder.resolve().name
+
+    def __repr__(self) -> str:
+        """Its sizes, where it is, and where it came from."""
+        cfg = self.config
+        n_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(self.weights))
+        devices = (
+            "one device"
+            if self.mesh is None
+            else f"{self.mesh.size} devices as {sharding.as_text(self.mesh)}"
+        )
+        return (
+            f"Model {self.name!r}: {cfg.n_layers} layers of {cfg.n_heads} heads ({cfg.n_kv_heads} of keys), {cfg.dim} "
+            f"wide, {cfg.vocab_size} tokens, context {cfg.context_length}\n"
+            f"  {self.dtype.name}, {n_bytes / 1e6:.0f} MB on {devices} ({jax.devices()[0].device_kind})\n"
+            f"  from {self.folder}"
+        )
 
     @property
     def dtype(self) -> jnp.dtype:

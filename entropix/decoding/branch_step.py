@@ -78,7 +78,7 @@ def branch_step(
         return transformer.forward(weights, tokens_BT, cache, recent, program.model, mask)
 
     logits_BTV, recent, attention = forward(before.token_B[:, None], state.recent)
-    seen = _flat(sampler_inputs(logits_BTV, attention, program.record.metrics))
+    seen = _flat(sampler_inputs(logits_BTV, attention, program))
     rows, record, offered = sample(inputs, before, seen)
     drawn = _Drawn(before, rows, record, offered, seen, recent)
     may_go_on_B = (rows.finish_B == FinishReason.RUNNING) | (rows.finish_B == FinishReason.STOP_TOKEN)
@@ -152,7 +152,7 @@ def _roll(
         path_kv, depth = world
         mask = tree_mask(cache, path_kv, n_shared, plan.paths, depth)
         logits_BCV, longer_kv, attention = forward(token_BC, path_kv, mask)
-        seen = _flat(sampler_inputs(logits_BCV, attention, program.record.metrics))
+        seen = _flat(sampler_inputs(logits_BCV, attention, program))
         return seen, (longer_kv._replace(used_B=path_kv.used_B), depth + 1)
 
     def draw(paths: RowState, seen: SamplerInputs) -> tuple[RowState, StepRecord]:

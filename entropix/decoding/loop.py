@@ -133,7 +133,7 @@ def score_tokens(
     recent = kv_cache.empty_recent(cfg, batch, width, cache.k_LBKHS[0].dtype)
     if own:  # which may ask for the scores of all layers
         logits_BTV, recent, attention = transformer.forward(weights, tokens_BT, cache, recent, cfg)
-        seen = sample_step.sampler_inputs(logits_BTV, attention, own)
+        seen = sample_step.measured_inputs(logits_BTV, attention, own)
         metrics_BT = {**seen.metrics._asdict(), **(seen.own or {})}
     else:
         logits_BTV, recent, measured = transformer.measured_forward(weights, tokens_BT, cache, recent, cfg)
@@ -153,7 +153,7 @@ def forward(
     past = kv_cache.empty_cache(cfg, batch, 0, dtype)
     recent = kv_cache.empty_recent(cfg, batch, width, dtype)
     logits_BTV, _, attention = transformer.forward(weights, tokens_BT, past, recent, cfg)
-    return kv_cache.lay_out((sample_step.sampler_inputs(logits_BTV, attention, own), attention))
+    return kv_cache.lay_out((sample_step.measured_inputs(logits_BTV, attention, own), attention))
 
 
 def _placed(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -28,7 +28,7 @@ from entropix.model.weights import Weights
 from entropix.numerics import entropy_bits, softmax_parts
 from entropix.own_metrics import Metric
 from entropix.results import FinishReason
-from entropix.samplers.base import Candidates, SamplerInputs, log_normalizer
+from entropix.samplers.base import Candidates, SamplerInputs, SeenAttention, log_normalizer
 from entropix.sharding import top_k
 
 # (inputs, rows, what the sampler sees) -> (rows, record, the candidates that one draw was made from)
@@ -57,9 +57,7 @@ def plain_step(
     logits_BTV, recent, attention = transformer.forward(
         weights, newest_BT, cache, state.recent, program.model
     )
-    seen = jax.tree.map(
-        lambda leaf_BT: leaf_BT[:, 0], sampler_inputs(logits_BTV, attention, program.record.metrics)
-    )
+    seen = jax.tree.map(lambda leaf_BT: leaf_BT[:, 0], sampler_inputs(logits_BTV, attention, program))
     rows, record, _ = sample(inputs, state.rows, seen)
     if program.record.head_entropies:
         record = record._replace(head_entropy_BLN=head_entropies(attention)[0])
@@ -67,10 +65,19 @@ def plain_step(
     return DecodeState(rows, recent._replace(used_B=used_B), state.text_BX), record
 
 
-def sampler_inputs(
+def sampler_inputs(logits_BTV: Array, attention: AttentionScores, program: Program) -> SamplerInputs:
+    """What the program's sampler may look at, of every position `[B, T]`."""
+    seen = measured_inputs(logits_BTV, attention, program.record.metrics)
+    if not program.sampler.attention:
+        return seen
+    scores_BTLNS = attention.scores_LBNTS.transpose(1, 3, 0, 2, 4)
+    return seen._replace(attention=SeenAttention(scores_BTLNS, attention.visible_BTS))
+
+
+def measured_inputs(
     logits_BTV: Array, attention: AttentionScores, own: Sequence[Metric] = ()
 ) -> SamplerInputs:
-    """What a sampler may look at, of every position: the logits and all metrics, `[B, T]`. own: those of one's own."""
+    """The logits and all metrics of every position, `[B, T]`. own: those of one's own."""
     with jax.named_scope("metrics"):
         measured = {metric.name: metric.compute(logits_BTV, attention) for metric in own}
         chex.assert_shape(list(measured.values()), logits_BTV.shape[:2])

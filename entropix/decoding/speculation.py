@@ -82,7 +82,7 @@ def _checked(
         return (where_row(following_B, after, rows), record.live_B & (record.token_B == drafted_B)), record
 
     nothing_B1 = jnp.full_like(draft_BK, NO_TOKEN, shape=(len(draft_BK), 1))
-    seen = sampler_inputs(logits_BTV, attention, program.record.metrics)
+    seen = sampler_inputs(logits_BTV, attention, program)
     drafted_BT = jnp.concatenate([draft_BK, nothing_B1], axis=1)
     positions = jax.tree.map(lambda leaf_BT: jnp.moveaxis(leaf_BT, 1, 0), (seen, drafted_BT))
     everyone_B = jnp.ones(len(draft_BK), bool)

@@ -10,7 +10,7 @@ from jax import Array
 from entropix import filters
 from entropix.filters import SamplingParams
 from entropix.metrics import Metrics
-from entropix.numerics import softmax_parts
+from entropix.numerics import entropy_bits, softmax_parts
 from entropix.samplers.numbers import RuleConfig
 from entropix.sharding import top_k
 
@@ -20,12 +20,24 @@ _NEUTRAL = SamplingParams()
 MIN_TEMPERATURE = 1e-3  # where a rule computes its temperature: nothing is divided by nothing
 
 
+class SeenAttention(NamedTuple):
+    """The raw attention of one position, for rules that ask for it (`Sampler.attention`)."""
+
+    scores_BLNS: Array  # float32: q·k/√H of each layer and head, before masking and softmax
+    visible_BS: Array  # bool: the keys that are seen
+
+    def head_entropies(self) -> Array:
+        """[B, L, N]: the attention entropy of every head, in bits."""
+        return entropy_bits(softmax_parts(self.scores_BLNS, self.visible_BS[:, None, None]))
+
+
 class SamplerInputs(NamedTuple):
     """What a sampler may look at."""
 
     logits_BV: Array  # float32, the model's own, unfiltered
     metrics: Metrics  # one number a row
     own: Mapping[str, Array] | None = None  # metrics of one's own by name, `own_metrics`
+    attention: SeenAttention | None = None  # for rules that ask for it
 
 
 class SampleInfo(NamedTuple):
@@ -62,7 +74,7 @@ class Sampler(NamedTuple):
     `step(key_B, state, seen, cfg)` returns (token_B int32, state, SampleInfo, the Candidates that one draw was made
     from). It is pure, traced under `jit`, treats rows independently and takes all its randomness from the row's key.
     `config` is the dataclass of the rule's numbers, which `cfg` is one of: a subclass of `RuleConfig`, or that itself
-    for a rule without numbers.
+    for a rule without numbers. `attention`: whether it asks for `SamplerInputs.attention`.
     """
 
     name: str
@@ -71,6 +83,7 @@ class Sampler(NamedTuple):
     init: Callable[[Any, Prompts, Encode], Any]
     step: Callable[[Array, Any, SamplerInputs, Any], tuple[Array, Any, SampleInfo, Candidates]]
     config: type[RuleConfig] = RuleConfig
+    attention: bool = False
 
 
 def stateless(cfg: Any, prompts: Prompts, encode: Encode) -> tuple[()]:

@@ -171,10 +171,10 @@ def preset(result: Fit, model: Model) -> Iterator[str]:
     """The lines of a TOML file: the fitted thresholds, and what they were fitted to."""
     sampler, usual = result.sampler, result.sampler.rule.config()
     named = sampler.name if sampler.source is None else f"{sampler.source.file}:{sampler.source.object}"
-    yield f"# {sampler.name} with thresholds fitted to {model.folder.resolve().name} (python -m entropix.calibrate)"
+    yield f"# {sampler.name} with thresholds fitted to {model.name} (python -m entropix.calibrate)"
     yield f"# Entropies in bits, varentropies in bits². Every other number is that of the {sampler.name} preset."
     yield "#"
-    yield f"# model: {json.dumps(model.folder.resolve().name)}, {model.dtype.name}"
+    yield f"# model: {json.dumps(model.name)}, {model.dtype.name}"
     yield f"# fingerprint, as in a trace: {trace.fingerprint(model.folder)}"
     yield from (f"# observed: {source.description}" for source in result.sources)
     yield "#"
