@@ -1,8 +1,8 @@
 """What a comparison can say: means over items with intervals, effect sizes, many contrasts at once, and what could not
 have been seen.
 
-An item is a prompt or a question; every arm has a number for each, made of all its answers there. Items differ more than
-arms do, so arms are compared item by item (paired), and everything below is over items (Miller 2024, arXiv:2411.00640).
+An item is a prompt or a question; every arm has a number for each, made of all its answers there. Items differ more
+than arms do, so arms are compared item by item (paired), and all below is over items (Miller 2024, arXiv:2411.00640).
 """
 
 import math
