@@ -32,12 +32,12 @@ const report = (() => {
     const axis = { gridcolor: line, linecolor: line, tickcolor: line, zerolinecolor: line, automargin: true };
     const result = {
       autosize: true,
-      margin: { l: 52, r: 12, t: 12, b: 44 },
       paper_bgcolor: "rgba(0,0,0,0)",
       plot_bgcolor: "rgba(0,0,0,0)",
       xaxis: {},
       yaxis: {},
       ...resolved(layout),
+      margin: { l: 52, r: 12, t: 12, b: 44, ...layout.margin },
       font: { family, size: 12.5, color: text, ...layout.font },
       hoverlabel: { bgcolor: surface, bordercolor: muted, font: { family, color: text }, ...layout.hoverlabel },
     };
@@ -88,6 +88,18 @@ const report = (() => {
   for (const [name, figure] of Object.entries(figures)) {
     const element = document.getElementById(name);
     if (element) plot(element, figure);
+  }
+
+  // A key's buttons show and hide the lines of their name.
+  for (const button of document.querySelectorAll(".key button")) {
+    button.addEventListener("click", () => {
+      const isShown = button.getAttribute("aria-pressed") === "false";
+      button.setAttribute("aria-pressed", String(isShown));
+      const element = document.getElementById(button.closest(".key").dataset.figure);
+      const figure = drawn.get(element);
+      for (const line of figure.data) if (line.legendgroup === button.dataset.name) line.visible = isShown;
+      plot(element, figure);
+    });
   }
   return { data, figures, plot, shapes, colour, onTheme: (listener) => listeners.push(listener) };
 })();
