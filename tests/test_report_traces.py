@@ -55,6 +55,23 @@ def test_traces_stand_side_by_side_and_part_at_their_first_difference(show: Open
     assert "min-p · token 6 of 6" in page.locator('[data-name="facts"]').inner_text()
 
 
+def test_series_are_subtracted_as_far_as_both_go(show: Open, tmp_path: Path) -> None:
+    page = show(
+        traces.write(tmp_path / "a.jsonl", traces.tokens(TEXTS)),
+        traces.write(tmp_path / "b.jsonl", traces.tokens("ab", logits_entropy=3.0), sampler="min-p"),
+    )
+    page.check("#difference")
+    settle(page)
+    drawn = page.evaluate("document.getElementById('series').data.map((t) => [t.name, t.y])")
+    assert drawn == [["min-p", [2.875, 1.875]], ["min-p", [0, 0]]]
+    assert page.evaluate("document.getElementById('series').layout.yaxis.title.text") == (
+        "Δ logits entropy (bits)"
+    )
+    page.locator('.key button[data-name="min-p"]').click()
+    settle(page)
+    assert page.evaluate("document.getElementById('series').data.map((t) => t.visible)") == [False, False]
+
+
 def test_a_trace_that_parts_later_than_others_has_a_mark_of_its_own(show: Open, tmp_path: Path) -> None:
     rows = ["abcd", "axxx", "abcx"]
     page = show(

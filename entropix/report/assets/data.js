@@ -1,6 +1,7 @@
 // The traces, and what is chosen at the moment. entropix/report/packing.py says how a row is packed.
 "use strict";
 
+const at = (name) => document.getElementById(name);
 const { traces, texts, metrics, alignments, places } = report.data;
 const metricByName = Object.fromEntries(metrics.map((metric) => [metric.name, metric]));
 

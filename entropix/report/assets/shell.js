@@ -3,7 +3,7 @@
 
 const report = (() => {
   const root = document.documentElement;
-  const { data, figures } = JSON.parse(document.getElementById("payload").textContent);
+  const { data, figures } = globalThis.payload;
   const listeners = [];
   const drawn = new Map(); // element -> its figure, as it was given
 
@@ -57,7 +57,21 @@ const report = (() => {
 
   function plot(element, figure) {
     drawn.set(element, figure);
-    return Plotly.react(element, resolved(figure.data), themed(figure.layout), CONFIG);
+    const data = figure.data.map((part) => ({ ...part, visible: !switchedOff(element).has(part.legendgroup) }));
+    const hasNothing = data.every(({ x, y, z }) => !(z ?? x ?? y)?.length);
+    const layout = hasNothing ? { ...figure.layout, annotations: [NOTHING] } : figure.layout;
+    return Plotly.react(element, resolved(data), themed(layout), CONFIG);
+  }
+
+  const NOTHING = {
+    text: "nothing to draw", showarrow: false,
+    x: 0.5, y: 0.5, xref: "paper", yref: "paper", font: { color: "var(--muted)", size: 13 },
+  };
+
+  // The names in a plot's key whose lines are not shown.
+  function switchedOff(element) {
+    const buttons = document.querySelectorAll(`.key[data-figure="${element.id}"] [aria-pressed="false"]`);
+    return new Set([...buttons].map((button) => button.dataset.name));
   }
 
   // Lines and rings over a plot that is there, without drawing it anew.
@@ -93,12 +107,9 @@ const report = (() => {
   // A key's buttons show and hide the lines of their name.
   for (const button of document.querySelectorAll(".key button")) {
     button.addEventListener("click", () => {
-      const isShown = button.getAttribute("aria-pressed") === "false";
-      button.setAttribute("aria-pressed", String(isShown));
+      button.setAttribute("aria-pressed", String(button.getAttribute("aria-pressed") === "false"));
       const element = document.getElementById(button.closest(".key").dataset.figure);
-      const figure = drawn.get(element);
-      for (const line of figure.data) if (line.legendgroup === button.dataset.name) line.visible = isShown;
-      plot(element, figure);
+      plot(element, drawn.get(element));
     });
   }
   return { data, figures, plot, shapes, colour, onTheme: (listener) => listeners.push(listener) };
