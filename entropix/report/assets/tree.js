@@ -142,7 +142,11 @@ function item(kind, d, [x, y], says, ...more) {
   );
 }
 
-const words = (x, y, text) => drawn("text", { class: "words", x, y }, text);
+// A label, and a ground that keeps lines out of it.
+const words = (x, y, text) => [
+  drawn("rect", { x: x - 2, y: y - 11, width: text.length * LETTER + 4, height: 14 }),
+  drawn("text", { class: "words", x, y }, text),
+];
 
 // Puts a drawing in its place, the labels over all lines. `items` are [element, says, show, act]: what pointing at it shows, and choosing it does.
 function place(box, readout, width, height, background, items, labels = []) {
@@ -215,8 +219,8 @@ function drawBranches(i) {
       const what = `Token ${fork.step + 1}, path ${k + 1} of ${fork.paths.length}, ${chosen ? "kept" : "discarded"}`;
       const verdict = chosen ? `. ${fork.why}` : `, score ${format(score)} against ${format(own)} of the kept one.`;
       const room = Math.floor((x(tree.forks[f + 1]?.step ?? n + WORDS) - x(fork.step)) / LETTER) - 1;
-      if (!chosen) labels.push(words(end + 7, y + 4, firstWords(text)));
-      else if (room > 4) labels.push(words(x(fork.step), trunk - 6, firstWords(text, Math.min(room, WORDS))));
+      if (!chosen) labels.push(...words(end + 7, y + 4, firstWords(text)));
+      else if (room > 4) labels.push(...words(x(fork.step), trunk - 6, firstWords(text, Math.min(room, WORDS))));
       const dot = [chosen ? x(fork.step) : end, y];
       return [fork.step, chosen ? "won" : "", bent(x(fork.step), trunk, y, end), dot, [what, phrase(text), inTokens(tokens) + verdict], score];
     });
@@ -225,7 +229,7 @@ function drawBranches(i) {
     const { step, text, tokens } = each;
     const y = trunk - (above[k] + 1) * PITCH - 6;
     const end = endOf(step, each);
-    labels.push(words(end + 7, y + 4, firstWords(text)));
+    labels.push(...words(end + 7, y + 4, firstWords(text)));
     return [step, "back", bent(x(step), trunk, y, end), [end, y], [`Token ${step + 1}, taken back`, phrase(text), inTokens(tokens)], null];
   });
   const items = [...forks, ...returns]
@@ -236,7 +240,7 @@ function drawBranches(i) {
       return [made, says, () => preview(i, step), () => tokens[i][step].focus()];
     });
   const spans = [...discarded.map(([step, path]) => spanOf(step, path)), ...tree.returns.map((each) => spanOf(each.step, each))];
-  const width = Math.max(x(n), ...spans.map(([, end]) => end)) + 2 * EDGE;
+  const width = Math.max(x(n), x(tree.forks.at(-1)?.step ?? 0) + WORDS * LETTER, ...spans.map(([, end]) => end)) + 2 * EDGE;
   const background = [
     axis(n, unit, bottom),
     drawn("path", { class: "rule", "data-unit": unit, "data-bottom": bottom }),
