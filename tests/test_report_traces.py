@@ -140,10 +140,14 @@ def test_a_row_that_one_trace_lacks_is_shown_by_the_other(show: Open, tmp_path: 
 
 def test_a_trace_without_extras_and_numbers_is_shown(show: Open, tmp_path: Path) -> None:
     nothing = dict.fromkeys(("temperature", "top_p", "min_p", "logprob", "draw_logprob", *Metrics._fields))
-    page = show(traces.write(tmp_path / "a.jsonl", [traces.token(0, "a", **nothing)], finish="nan"))
+    page = show(
+        traces.write(tmp_path / "a.jsonl", [traces.token(0, "a", **nothing)], finish="nan", sampler="min-p")
+    )
     assert page.locator("#heads-section").is_hidden()
     assert page.locator(".alternatives").count() == 0
     assert value(page, "logits_entropy") == value(page, "probability") == "–"
+    said = "document.getElementById('scatter-0').layout.annotations?.[0].text"
+    assert page.evaluate(said) == "nothing to draw"
     page.select_option("#colour", "logits_entropy")
     assert page.locator(".token.nothing").count() == 1
     assert "not finite" in page.locator("#ending-0").inner_text()

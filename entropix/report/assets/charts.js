@@ -167,7 +167,9 @@ function drawHeads(i, step) {
   const all = bits.flat().filter((value) => value !== null);
   const extremes = all.length ? `from ${format(Math.min(...all))} to ${format(Math.max(...all))} bits` : "no numbers";
   at("heads").setAttribute("aria-label", `Attention entropy of ${bits.length} layers × ${bits[0].length} heads: ${extremes}.`);
-  at("heads").style.height = `${Math.min(24, 6 + 0.625 * bits[0].length)}rem`;
+  figure.layout.xaxis.dtick = bits.length > 8 ? undefined : 1; // whole numbers
+  figure.layout.yaxis.dtick = bits[0].length > 8 ? undefined : 1;
+  at("heads").style.height = `${Math.min(24, Math.max(9, 6 + 0.625 * bits[0].length))}rem`;
   report.plot(at("heads"), figure);
 }
 

@@ -57,6 +57,7 @@ function format(value) {
   return short.replace("-", "−");
 }
 
+const inTokens = (n) => `${n} token${n === 1 ? "" : "s"}`;
 const percent = (logprob) => (logprob === null ? "–" : `${format(100 * Math.exp(logprob))} %`);
 
 // "‘ the’": a text in quotes, with what cannot be seen made visible.

@@ -58,7 +58,7 @@ const report = (() => {
   function plot(element, figure) {
     drawn.set(element, figure);
     const data = figure.data.map((part) => ({ ...part, visible: !switchedOff(element).has(part.legendgroup) }));
-    const hasNothing = data.every(({ x, y, z }) => !(z ?? x ?? y)?.length);
+    const hasNothing = data.every(({ y, z }) => !(z ?? y)?.some((value) => value !== null));
     const layout = hasNothing ? { ...figure.layout, annotations: [NOTHING] } : figure.layout;
     return Plotly.react(element, resolved(data), themed(layout), CONFIG);
   }

@@ -1,8 +1,6 @@
 // What was tried besides: at a token, and as drawings. entropix/report/tree.py has the numbers, the words and the lanes.
 "use strict";
 
-const inTokens = (n) => `${n} token${n === 1 ? "" : "s"}`;
-
 // A longer text in quotes: blanks are made visible at its ends alone, so that its lines can break.
 const phrase = (text) => `‘${text.replaceAll("\n", "↵").replace(/^ | $/g, "␣")}’`;
 
