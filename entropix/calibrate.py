@@ -100,7 +100,7 @@ def main(args: Sequence[str] | None = None, prog: str = _PROG) -> None:
         return
     if flags.plot is not None:
         with files.replacing(flags.plot) as temporary:
-            fitting.draw(result, temporary)
+            fitting.draw(result, model, temporary)
     if flags.out is not None:
         with files.replacing(flags.out) as temporary:
             temporary.write_text("\n".join(fitting.preset(result, model)) + "\n", encoding="utf-8")

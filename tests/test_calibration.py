@@ -264,6 +264,18 @@ def test_a_text_alone_is_observed_alone_and_twice_alike(
     assert command(*args) == (0, report, "")
 
 
+def test_the_figure_names_the_model_and_counts_what_was_observed(toy_folder: str) -> None:
+    model = entropix.load(toy_folder)
+    sources = [
+        fitting.Source(f"{name} of whatever", metrics_of(np.zeros(n), np.zeros(n)))
+        for name, n in (("text", 1200), ("answers", 34))
+    ]
+    found = fitting.fit(sources, Targets(), samplers.resolve("entropix"))
+    assert fitting.title(found, model) == (
+        f"{model.folder.resolve().name}, {model.dtype.name}: n = 1,234 tokens (text 1,200, answers 34)"
+    )
+
+
 def test_prompts_alone_are_answered(command: Command, toy_folder: str, tmp_path: Path) -> None:
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("One\nTwo\n")

@@ -116,6 +116,9 @@ def test_without_a_folder_there_is_the_table_alone_here_as_json(command: Command
     assert (plain["label"], greedy["label"]) == ("temperature", "greedy")
     assert greedy["means"]["self-BLEU"] == 1 and greedy["means"]["length"] == 18
     assert plain["differences"]["logprob"] == {"mean": 0, "low": 0, "high": 0}
+    own = greedy["intervals"]["logprob"]
+    assert own["low"] < greedy["means"]["logprob"] < own["high"]
+    assert own["mean"] == pytest.approx(greedy["means"]["logprob"])
     assert greedy["differences"]["logprob"]["low"] > 0  # greedy tokens are likelier
     assert greedy["strategies"] == {"greedy": 1}
 
@@ -269,7 +272,7 @@ def test_the_page_has_the_table_the_plots_and_the_answers_escaped(command: Comma
     assert found.tags.count("article") == 3 * 2
     assert {"tradeoff", "lengths", "strategies", "entropies"} <= found.ids and "sweep" not in found.ids
     greedy = table.splitlines()[2].split()
-    assert greedy[0] == "greedy" and {greedy[2], greedy[6], greedy[8]} <= set(found.cells)
+    assert greedy[0] == "greedy" and {greedy[2], greedy[6].replace("-", "−"), greedy[8]} <= set(found.cells)
     assert "http://" not in found.cells
 
 

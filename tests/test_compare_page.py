@@ -1,7 +1,9 @@
 """The pages of `compare` and `sweep` in a real browser: they open offline, draw their plots and fit their window."""
 
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from chromium import Watched
@@ -9,17 +11,20 @@ from playwright.sync_api import Browser
 from report_pages import settle
 
 from entropix import compare, sweep
-
-pytestmark = pytest.mark.browser
+from entropix.config import GenerateConfig
+from entropix.lab import comparison_figures
+from entropix.lab.experiments.summary import Summary
+from entropix.report import looks
 
 Command = Callable[..., tuple[int, str, str]]
 
 
+@pytest.mark.browser
 @pytest.mark.parametrize(
     ("main", "flags", "n_rows", "n_figures"),
     [
-        (compare.main, ("--samplers", "entropix,greedy"), 2, 4),
-        (sweep.main, ("--sampler", "min-p", "--grid", "temp=0.5,1", "--grid", "min_p=0.1,0.2"), 4, 4),
+        (compare.main, ("--samplers", "entropix,greedy"), 2, 8),
+        (sweep.main, ("--sampler", "min-p", "--grid", "temp=0.5,1", "--grid", "min_p=0.1,0.2"), 4, 7),
     ],
 )
 def test_the_page_opens_offline_without_complaint_and_draws_its_plots(
@@ -47,5 +52,31 @@ def test_the_page_opens_offline_without_complaint_and_draws_its_plots(
     assert (drawn, page.locator(".figure").count()) == (n_figures, n_figures)
     assert page.locator("details.prompt summary").all_inner_texts() == ["1. Why?", "2. <b>How</b> & when?"]
     assert page.evaluate("document.documentElement.scrollWidth") <= 400
+    assert "-" not in "".join(page.locator("table.numbers td").all_inner_texts())  # a minus is one
+    button = page.locator(".key button").first
+    button.click()
+    settle(page)
+    hidden = page.evaluate("document.getElementById('entropies').data.map((line) => line.visible ?? true)")
+    assert hidden == [False] + [True] * (n_rows - 1) and button.get_attribute("aria-pressed") == "false"
     page.close()
     assert watched.complaints == []
+
+
+def test_answers_at_the_limit_are_told_from_those_that_ended() -> None:
+    """Of three answers of 8 tokens two were cut off; the points of equal lengths stand beside each other."""
+    lines = [
+        {"variant": "a", "new_tokens": n, "finish": finish}
+        for n, finish in ((8, "length"), (8, "context"), (8, "stop_token"), (3, "stop_string"))
+    ]
+    found = Summary("a", 4, 27, None, None, dict(Counter(line["finish"] for line in lines)), {}, {}, {}, {})
+    options = GenerateConfig(max_new_tokens=8)
+    section = comparison_figures.lengths(SimpleNamespace(options=options), [found], lines)  # type: ignore[arg-type]
+    ended, cut, median = section.plots[0].figure.data
+    assert (ended.x, cut.x, median.x) == ((3, 8), (8, 8), (8,))
+    assert cut.y == (-0.05, 0.05)
+    assert section.plots[0].figure.layout.yaxis.ticktext[0].endswith(">2 of 4 cut off</span>")
+    assert section.note.startswith("2 of 4 answers were cut off by the limit")
+
+
+def test_things_drawn_together_look_different() -> None:
+    assert len(set(map(looks.look, range(210)))) == 210

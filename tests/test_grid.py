@@ -20,7 +20,7 @@ from entropix.generation import generate
 from entropix.lab.experiments import engine, results, summary
 from entropix.lab.experiments.engine import Batch, Cell, Grid, Variant
 from entropix.lab.experiments.results import Store, difference
-from entropix.lab.experiments.summary import Difference, paired_difference, summarize
+from entropix.lab.experiments.summary import Interval, paired_difference, summarize
 
 PROMPTS = [[17, 4, 200, 31, 8], [9] * 20, [3, 1, 4]]
 NEW_TOKENS = 20  # more than one chunk, so that there is a speed
@@ -400,9 +400,9 @@ def test_speed_is_the_median_over_batches_so_that_one_that_compiled_does_not_cou
 
 
 def test_differences_are_paired_prompt_by_prompt() -> None:
-    assert paired_difference([1.5, 11.5, 101.5], [1.0, 11.0, 101.0]) == Difference(0.5, 0.5, 0.5)
-    assert paired_difference([1.0, None, 3.0], [0.5, 9.0, 2.5]) == Difference(0.5, 0.5, 0.5)
-    assert paired_difference([1.0], [0.0]) == Difference(1.0, None, None)
+    assert paired_difference([1.5, 11.5, 101.5], [1.0, 11.0, 101.0]) == Interval(0.5, 0.5, 0.5)
+    assert paired_difference([1.0, None, 3.0], [0.5, 9.0, 2.5]) == Interval(0.5, 0.5, 0.5)
+    assert paired_difference([1.0], [0.0]) == Interval(1.0, None, None)
     assert paired_difference([None, 1.0], [1.0, None]) is None
 
 

@@ -10,6 +10,7 @@ from playwright.sync_api import Browser, Page
 from report_pages import TEXTS, assert_shows, focused, opened, settle, tokens
 
 from entropix import metric_labels
+from entropix.samplers.entropix import SamplerConfig
 
 pytestmark = pytest.mark.browser
 
@@ -176,6 +177,52 @@ def test_the_scatter_has_every_token_where_its_metrics_are(page: Page) -> None:
         (record["strategy"], record["logits_entropy"], record["logits_varentropy"])
         for record in traces.tokens(TEXTS)
     }
+
+
+def test_the_plane_has_the_axes_that_are_chosen_and_the_rules_thresholds_on_them(page: Page) -> None:
+    page.select_option("#across", "logits_varentropy")
+    page.select_option("#up", "logits_entropy")
+    settle(page)
+    area, first, *_ = page.evaluate("document.getElementById('scatter-0').data")
+    record = traces.tokens(TEXTS)[0]
+    assert (first["x"][0], first["y"][0]) == (record["logits_varentropy"], record["logits_entropy"])
+    assert area["transpose"] and 0.1 in area["y"] and 0.1 in area["x"]  # the low thresholds
+    page.select_option("#up", "margin")
+    settle(page)
+    kinds = page.evaluate("document.getElementById('scatter-0').data.map((t) => t.type)")
+    lines = page.evaluate("document.getElementById('scatter-0').layout.shapes.map((s) => [s.type, s.x0])")
+    cfg = SamplerConfig()
+    assert set(kinds) == {"scatter"}
+    assert lines[:-1] == [["line", cfg.low_vent_thresh], ["line", cfg.high_vent_thresh]]
+    title = page.evaluate("document.getElementById('scatter-0').layout.yaxis.title.text")
+    assert title == metric_labels.axis_title("margin")
+    page.select_option("#across", "logits_entropy")
+    page.select_option("#up", "logits_varentropy")
+
+
+def test_a_series_can_be_a_mean_of_the_tokens_around(page: Page) -> None:
+    page.select_option("#smoothing", "5")
+    settle(page)
+    raw, mean, *_ = page.evaluate("document.getElementById('series').data.map((t) => t.y)")
+    page.select_option("#smoothing", "1")
+    assert raw == [step + 1 / 8 for step in range(10)]
+    assert mean == pytest.approx([1.125, 1.625, *raw[2:8], 7.625, 8.125])
+
+
+def test_the_heat_map_and_the_controls_are_in_the_first_screen(page: Page) -> None:
+    for size, element, share in (((1400, 900), "#heads", 1), ((390, 800), ".controls", 0.25)):
+        page.set_viewport_size({"width": size[0], "height": size[1]})
+        settle(page)
+        box = page.locator(element).bounding_box()
+        assert box and box["y"] + box["height"] <= share * size[1], element
+    glance = page.locator(".glance")
+    assert glance.inner_text().split() == [
+        *("probability", "100", "%", "entropy", "0.125", "bits", "varentropy", "0.25", "bits²"),
+        *("temperature", "0.5"),
+    ]
+    box = glance.bounding_box()
+    assert box and box["y"] + box["height"] <= 800
+    page.set_viewport_size({"width": 1280, "height": 720})
 
 
 def test_the_series_shows_the_chosen_metrics(page: Page) -> None:

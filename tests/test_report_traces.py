@@ -55,6 +55,23 @@ def test_traces_stand_side_by_side_and_part_at_their_first_difference(show: Open
     assert "min-p · token 6 of 6" in page.locator('[data-name="facts"]').inner_text()
 
 
+def test_series_are_subtracted_as_far_as_both_go(show: Open, tmp_path: Path) -> None:
+    page = show(
+        traces.write(tmp_path / "a.jsonl", traces.tokens(TEXTS)),
+        traces.write(tmp_path / "b.jsonl", traces.tokens("ab", logits_entropy=3.0), sampler="min-p"),
+    )
+    page.check("#difference")
+    settle(page)
+    drawn = page.evaluate("document.getElementById('series').data.map((t) => [t.name, t.y])")
+    assert drawn == [["min-p", [2.875, 1.875]], ["min-p", [0, 0]]]
+    assert page.evaluate("document.getElementById('series').layout.yaxis.title.text") == (
+        "Δ logits entropy (bits)"
+    )
+    page.locator('.key button[data-name="min-p"]').click()
+    settle(page)
+    assert page.evaluate("document.getElementById('series').data.map((t) => t.visible)") == [False, False]
+
+
 def test_a_trace_that_parts_later_than_others_has_a_mark_of_its_own(show: Open, tmp_path: Path) -> None:
     rows = ["abcd", "axxx", "abcx"]
     page = show(
@@ -123,10 +140,14 @@ def test_a_row_that_one_trace_lacks_is_shown_by_the_other(show: Open, tmp_path: 
 
 def test_a_trace_without_extras_and_numbers_is_shown(show: Open, tmp_path: Path) -> None:
     nothing = dict.fromkeys(("temperature", "top_p", "min_p", "logprob", "draw_logprob", *Metrics._fields))
-    page = show(traces.write(tmp_path / "a.jsonl", [traces.token(0, "a", **nothing)], finish="nan"))
+    page = show(
+        traces.write(tmp_path / "a.jsonl", [traces.token(0, "a", **nothing)], finish="nan", sampler="min-p")
+    )
     assert page.locator("#heads-section").is_hidden()
     assert page.locator(".alternatives").count() == 0
     assert value(page, "logits_entropy") == value(page, "probability") == "–"
+    said = "document.getElementById('scatter-0').layout.annotations?.[0].text"
+    assert page.evaluate(said) == "nothing to draw"
     page.select_option("#colour", "logits_entropy")
     assert page.locator(".token.nothing").count() == 1
     assert "not finite" in page.locator("#ending-0").inner_text()

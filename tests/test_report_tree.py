@@ -114,11 +114,12 @@ def test_a_rows_tokens_are_those_kept_and_those_tried_and_taken_back(tmp_path: P
     found = tree.forks(read(tmp_path, traces.forked(TEXTS)), 0)
     assert found is not None
     assert found["summary"] == (
-        "2 forks with 3 discarded paths, 3 tokens taken back in 2 returns; 10 tokens kept of 17 computed (59 %)."
+        "2 forks with 3 discarded paths, 3 tokens taken back in 2 returns; 10 of 17 computed tokens are in the text "
+        "(59 %)."
     )
     assert [fork["cost"] for fork in found["forks"]] == [
-        "6 tokens rolled forward on 3 paths, 2 of them kept.",
-        "0 tokens rolled forward on 2 paths, 0 of them kept.",
+        "6 tokens computed ahead on 3 paths: 2 in the text, 4 discarded.",
+        "0 tokens computed ahead on 2 paths: 0 in the text, 0 discarded.",
     ]
     assert [fork["kept"] for fork in found["forks"]] == [3, 1]
 
@@ -127,8 +128,8 @@ def test_where_one_token_of_a_path_is_kept_the_others_of_it_count_as_tried(tmp_p
     generation = {"branching": {"keep": "token", "score": "margin"}}
     found = tree.forks(read(tmp_path, traces.forked(TEXTS), generation=generation), 0)
     assert found is not None
-    assert found["summary"].endswith("10 tokens kept of 19 computed (53 %).")
-    assert found["forks"][0]["cost"] == "6 tokens rolled forward on 3 paths, 0 of them kept."
+    assert found["summary"].endswith("10 of 19 computed tokens are in the text (53 %).")
+    assert found["forks"][0]["cost"] == "6 tokens computed ahead on 3 paths: 0 in the text, 6 discarded."
     assert found["forks"][0]["kept"] == 1
     assert found["forks"][0]["why"] == "Path 2 won by mean margin, −0.75 against −1.5 of the best other."
 
@@ -137,8 +138,8 @@ def test_what_was_taken_back_reads_as_text_where_the_trace_tells_it(tmp_path: Pa
     found = tree.forks(read(tmp_path, traces.forked(TEXTS)), 0)
     assert found is not None
     assert found["returns"] == [
-        {"step": 5, "text": " bc", "tokens": 2, "lane": 0},
-        {"step": 5, "text": "⟨999⟩", "tokens": 1, "lane": 1},
+        {"step": 5, "text": " bc", "tokens": 2},
+        {"step": 5, "text": "⟨999⟩", "tokens": 1},
     ]
 
 
@@ -147,7 +148,7 @@ def test_paths_count_what_they_share_once(tmp_path: Path) -> None:
     paths = [traces.path("1", {}), traces.path(None, {}, 0, 2, chosen=True)]
     found = tree.paths(read(tmp_path, *rows, paths=paths, selection=traces.selection("mean-logprob")))
     assert found is not None
-    assert found["summary"] == "2 paths; 5 tokens kept of 7 computed (71 %)."
+    assert found["summary"] == "2 paths; 5 of 7 computed tokens are on the chosen path (71 %)."
     assert [(row["tokens"], row["computed"], row["fork"]) for row in found["rows"]] == [
         (4, 4, "–"),
         (5, 3, "path 0, token 3"),
@@ -175,18 +176,6 @@ def test_every_trace_has_a_place_for_its_drawings_also_one_that_is_given_twice(t
 
 
 # ----- where it is drawn ------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("spans", "expected"),
-    [
-        ([], []),
-        ([(0, 3), (0, 3), (3, 6)], [0, 1, 0]),
-        ([(0, 5), (1, 2), (2, 4), (4, 6), (5, 6)], [0, 1, 1, 1, 0]),
-    ],
-)
-def test_lines_that_overlap_are_in_different_lanes(spans: list[tuple[int, int]], expected: list[int]) -> None:
-    assert tree.lanes(spans) == expected
 
 
 @pytest.mark.parametrize(
@@ -273,7 +262,7 @@ def test_the_details_have_the_paths_with_scores_and_the_winner(page: Page) -> No
     assert page.locator("#details .tried .chosen").count() == 1
     assert page.locator('#details [data-name="why"]').inner_text() == (
         "Path 2 won by mean log-probability, −0.75 nats against −1.5 of the best other. "
-        "6 tokens rolled forward on 3 paths, 2 of them kept."
+        "6 tokens computed ahead on 3 paths: 2 in the text, 4 discarded."
     )
     tokens(page).nth(5).hover()
     assert cells(page, "#details .back tbody tr") == [["‘␣bc’", "2 tokens"], ["‘⟨999⟩’", "1 token"]]
@@ -368,3 +357,36 @@ def test_paths_can_be_shown_from_the_table_and_from_the_drawing(page: Page) -> N
     assert page.locator("#strip-0 .token").count() == 10
     assert page.locator("#path-tree-0 .current").get_attribute("data-row") == "1"
     assert page.locator("#branches").is_visible()
+
+
+@pytest.mark.browser
+def test_lines_that_overlap_are_in_different_lanes(page: Page) -> None:
+    for spans, expected in (
+        ([], []),
+        ([(0, 3), (0, 3), (3, 6)], [0, 1, 0]),
+        ([(0, 5), (1, 2), (2, 4), (4, 6), (5, 6)], [0, 1, 1, 1, 0]),
+    ):
+        assert page.evaluate("lanes", spans) == expected
+
+
+@pytest.mark.browser
+def test_branches_have_their_first_words_and_a_colour_by_their_score(page: Page) -> None:
+    labels = page.locator("#branch-tree-0 .words").all_text_contents()
+    assert "sky is blue" not in labels  # there is no room for it before the next fork
+    assert labels[-2:] == ["bc", "⟨999⟩"] and "<b>sun</b>↵" not in labels and "<b>sun</b>" in labels
+    styles = branches(page).evaluate_all("all => all.map((g) => g.style.getPropertyValue('--score'))")
+    assert styles == ["0.400", "1.000", "", "0.000", "0.000", "", ""]  # -1.5, -0.75, none, and twice -2
+    assert page.locator("#branch-key-0").text_content() == "mean log-probability: −2−0.75 nats"
+
+
+@pytest.mark.browser
+def test_texts_of_paths_stand_side_by_side_and_what_they_share_is_pale(page: Page) -> None:
+    texts = page.locator("#path-texts-0 article p:last-child").all_inner_texts()
+    assert texts == ["".join(TEXTS[:6]), "".join(TEXTS), "".join(TEXTS[:4])]
+    assert page.locator("#path-texts-0 .muted").all_text_contents() == [
+        "",
+        "".join(TEXTS[:3]),
+        "".join(TEXTS[:2]),
+    ]
+    assert page.locator("#path-texts-0 .chosen h3").inner_text() == "path 1 ◂ chosen"
+    assert page.locator("#path-key-0").text_content() == "answer margin Δ: 0.50.75"

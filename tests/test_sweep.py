@@ -10,7 +10,7 @@ import pytest
 
 from entropix import samplers, sweep
 from entropix.decoding import loop
-from entropix.lab import comparison_page
+from entropix.lab import comparison_figures
 from entropix.samplers import SAMPLERS
 from entropix.sweep import expand, parse_axes, parse_values
 
@@ -150,8 +150,8 @@ def test_a_guard_that_is_on_and_off_makes_two_programs(command: Command) -> None
 def test_the_page_draws_lines_over_one_field_and_heat_maps_over_two(
     command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    drawn, usual = [], comparison_page.sweep
-    monkeypatch.setattr(comparison_page, "sweep", lambda *args: drawn.append(usual(*args)) or drawn[-1])
+    drawn, usual = [], comparison_figures.sweep
+    monkeypatch.setattr(comparison_figures, "sweep", lambda *args: drawn.append(usual(*args)) or drawn[-1])
     temps = "temp=0.5,1.0,2.0"
     for number, grid in enumerate(
         ((temps,), (temps, "min_p=0.1,0.2"), (temps, "min_p=0,1", "repetition_penalty=1,2"))
@@ -159,9 +159,11 @@ def test_the_page_draws_lines_over_one_field_and_heat_maps_over_two(
         flags = [word for text in grid for word in ("--grid", text)]
         assert command("--sampler", "min-p", *flags, "--out", str(tmp_path / str(number)))[0] == 0
     assert len(drawn) == 2
-    lines, maps = (plot.figure.to_dict()["data"] for plot in drawn)
+    lines, maps = ([plot.figure.to_dict()["data"][0] for plot in section.plots] for section in drawn)
     assert [trace["type"] for trace in lines] == ["scatter"] * 4
     assert [trace["type"] for trace in maps] == ["heatmap"] * 4
     assert list(lines[0]["x"]) == [0.5, 1.0, 2.0]
     assert (maps[0]["x"], maps[0]["y"]) == (["0.1", "0.2"], ["0.5", "1.0", "2.0"])
     assert (len(maps[0]["z"]), len(maps[0]["z"][0])) == (3, 2)
+    titles = [plot.figure.layout.xaxis.title.text for section in drawn for plot in section.plots]
+    assert set(titles) == {"temp", "min_p (ratio)"}

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 DPI = 200
 WIDTH = 6.5  # inches: the text width of a common paper
 STYLE = {"axes.spines.top": False, "axes.spines.right": False, "font.size": 8}
-MARKS = ("o", "s", "D", "^", "X")  # as plots.MARKS
+MARKS = ("o", "s", "D", "^", "X")  # as looks.MARKS
 
 
 def write(traces: Sequence[Named], folder: str | Path, kind: str = "png") -> list[Path]:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from entropix import metric_labels, trace
-from entropix.report import align, packing, shell, tree
+from entropix.report import align, looks, packing, shell, tree
 from entropix.trace import Trace
 
 SCRIPTS = ("data.js", "strip.js", "details.js", "tree.js", "charts.js", "page.js")
@@ -35,22 +35,24 @@ def page(traces: Sequence[Named]) -> str:
     strategies = _strategies(headers)
     labels = trace.metric_labels_of(headers)
     notes = differences([named.trace for named in traces])
+    names = trace_names(traces)
     data: dict[str, Any] = {
         "traces": [
-            _trace_data(named, note, texts, list(labels)) | {"dash": plots.DASHES[i % len(plots.DASHES)]}
-            for i, (named, note) in enumerate(zip(traces, notes, strict=True))
+            _trace_data(named, note, texts, list(labels)) | {"name": name, "look": looks.look(i)._asdict()}
+            for i, (named, note, name) in enumerate(zip(traces, notes, names, strict=True))
         ],
         "texts": texts.packed(),
         "metrics": plots.titles(labels),
         "alignments": alignments([named.trace for named in traces]),
         "places": {strategy["name"]: strategy["place"] for strategy in strategies},
         "palette": list(metric_labels.STRATEGIES),
-        "marks": list(plots.MARKS),
+        "marks": list(looks.MARKS),
     }
     body = shell.fragment(
         "page.html.jinja",
         traces=data["traces"],
         metrics=data["metrics"],
+        key=looks.lines(names) if len(names) > 1 else [],
         strategies=strategies,
         rows=_row_names(data["traces"]),
     )
@@ -65,6 +67,15 @@ def page(traces: Sequence[Named]) -> str:
         [shell.asset(name) for name in SCRIPTS],
         [f":root {{ {colors}}}", shell.asset("page.css"), shell.asset("tree.css")],
     )
+
+
+def trace_names(traces: Sequence[Named]) -> list[str]:
+    """What traces are called where they are drawn together: their samplers, and the files where two have the same."""
+    samplers = [named.trace.header["sampler"] for named in traces]
+    return [
+        f"{sampler}, {named.name}" if samplers.count(sampler) > 1 else sampler
+        for sampler, named in zip(samplers, traces, strict=True)
+    ]
 
 
 def alignments(traces: Sequence[Trace]) -> list[dict[str, Any] | None]:

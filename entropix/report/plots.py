@@ -11,9 +11,6 @@ from entropix.report.regions import RULES, limits, regions, sampler_config
 from entropix.samplers.entropix import STRATEGIES
 from entropix.trace import Trace
 
-MARKS = ("circle", "square", "diamond", "triangle-up", "x")  # by a strategy's place, as its colour is
-DASHES = ("solid", "dash", "dot", "dashdot", "longdash")  # by a trace's place
-
 
 def figures(traces: Sequence[Trace]) -> dict[str, go.Figure]:
     """`scatter-i` and `timeline-i` of every trace, `series` of all, `heads` of a token."""
@@ -27,7 +24,8 @@ def figures(traces: Sequence[Trace]) -> dict[str, go.Figure]:
 
 
 def scatter(header: Mapping[str, Any], right: float, top: float) -> go.Figure:
-    """Axes of entropy and varentropy, over the regions of the strategies if the sampler's rule has such."""
+    """Axes of entropy and varentropy, over the regions of the strategies if the sampler's rule has such. Scripts put
+    other metrics there if they are asked to."""
     figure = go.Figure(
         layout={
             "xaxis": {
@@ -80,19 +78,20 @@ def series() -> go.Figure:
             "xaxis": {"title": "token", "anchor": "y2"},
             "yaxis": {"rangemode": "tozero"},
             "yaxis2": {"rangemode": "tozero"},
-            "legend": {"orientation": "h", "x": 0, "y": 1.06, "yanchor": "bottom"},
+            "showlegend": False,
             "hovermode": "closest",
+            "margin": {"t": 24},  # for the words at the first difference
         }
     )
 
 
 def heads() -> go.Figure:
-    """Layers downwards, heads to the right."""
+    """Layers to the right, heads downwards."""
     return go.Figure(
         layout={
-            "xaxis": {"title": "head", "showgrid": False, "zeroline": False},
-            "yaxis": {"title": "layer", "autorange": "reversed", "showgrid": False, "zeroline": False},
-            "margin": {"l": 40, "r": 8, "t": 8, "b": 40},
+            "xaxis": {"title": "layer", "showgrid": False, "zeroline": False},
+            "yaxis": {"title": "head", "autorange": "reversed", "showgrid": False, "zeroline": False},
+            "margin": {"l": 36, "r": 4, "t": 4, "b": 36},
         }
     )
 

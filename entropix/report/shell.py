@@ -58,15 +58,15 @@ def document(
         *scripts,
     ]
     start = asset("start.js")
-    packed = zlib.compress(json.dumps(sources).encode(), 9)
     payload = {"data": data, "figures": {name: _figure(figure) for name, figure in figures.items()}}
+    carried = json.dumps({"sources": sources, "payload": payload}, allow_nan=False, separators=(",", ":"))
+    packed = zlib.compress(carried.encode(), 9)
     return (
         _environment()
         .get_template("shell.html.jinja")
         .render(
             title=title,
             body=Markup(body),
-            payload=Markup(embedded(payload)),
             policy=_policy([start, *sources]),
             start=Markup(start),
             packed=Markup(_letters(packed)),
@@ -84,12 +84,6 @@ def fragment(template: str, **values: object) -> Markup:
 def asset(name: str) -> str:
     """The text of a file in assets/."""
     return (ASSETS / name).read_text(encoding="utf-8")
-
-
-def embedded(value: object) -> str:
-    """JSON that is safe inside of `<script>`: no `<` is left in it that could end the element or open a comment."""
-    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    return text.replace("<", "\\u003c")
 
 
 def _letters(data: bytes) -> str:

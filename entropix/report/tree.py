@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from entropix import run_statistics
+from entropix.report import looks
 from entropix.report.packing import rounded
 from entropix.results import Result
 from entropix.trace import Trace
@@ -38,12 +39,11 @@ VOTES = frozenset({"margin-sum", "borda", "majority"})
 def forks(trace: Trace, row: int) -> dict[str, Any] | None:
     """What a row tried and took back, for JSON; None if it did neither.
 
-    summary      totals, as a sentence
-    forks        each with `step`, `why` the winner won, `cost`, how many tokens of the winner were `kept`, and `paths`,
-                 the drawn token's first: `text`, `score` (null for one that broke down), `tokens`, `chosen`, and for
-                 those that were discarded their `lane`
-    returns      each time that tokens were taken back: `step` of the first of them, `text`, `tokens`, `lane`
-    below, above the number of lanes of discarded paths and of returns
+    summary        totals, as a sentence
+    measure, unit  what paths were judged by
+    forks          each with `step`, `why` the winner won, `cost`, how many tokens of the winner were `kept`, and
+                   `paths`, the drawn token's first: `text`, `score` (null for one that broke down), `tokens`, `chosen`
+    returns        each time that tokens were taken back: `step` of the first of them, `text`, `tokens`
     """
     records = trace.results[row].records
     branching = trace.header["generation"].get("branching") or {}
@@ -75,19 +75,13 @@ def forks(trace: Trace, row: int) -> dict[str, Any] | None:
     ]
     if not found and not returns:
         return None
-    discarded = [(fork["step"], path) for fork in found for path in fork["paths"] if not path["chosen"]]
-    below = lanes([(step, step + path["tokens"]) for step, path in discarded])
-    for (_, path), lane in zip(discarded, below, strict=True):
-        path["lane"] = lane
-    above = lanes([(each["step"], each["step"] + each["tokens"]) for each in returns])
-    for each, lane in zip(returns, above, strict=True):
-        each["lane"] = lane
+    measure, unit = SCORES.get(score, (score, ""))
     return {
         "summary": summary(trace.results[row], keep),
+        "measure": measure,
+        "unit": unit,
         "forks": found,
         "returns": returns,
-        "below": max(below, default=-1) + 1,
-        "above": max(above, default=-1) + 1,
     }
 
 
@@ -109,13 +103,16 @@ def why_branch(branches: Sequence[Mapping[str, Any]], score: str) -> str:
 
 
 def cost(branches: Sequence[Mapping[str, Any]], keep: str) -> str:
-    """What a fork cost: tokens rolled forward, of all paths and of the one that was kept.
+    """What a fork cost: tokens computed ahead, and how many of them became text.
 
     The first token of a path is not counted: all paths' first tokens come from one position.
     """
     rolled = sum(len(path["ids"]) - 1 for path in branches)
     paths = count(len(branches), "path")
-    return f"{count(rolled, 'token')} rolled forward on {paths}, {_kept(branches, keep)} of them kept."
+    kept = _kept(branches, keep)
+    return (
+        f"{count(rolled, 'token')} computed ahead on {paths}: {kept} in the text, {rolled - kept} discarded."
+    )
 
 
 def _kept(branches: Sequence[Mapping[str, Any]], keep: str) -> int:
@@ -129,7 +126,7 @@ def computed_tokens(result: Result, keep: str, start: int = 0) -> int:
 
 
 def summary(result: Result, keep: str) -> str:
-    """Totals of a row: "2 forks with 4 discarded paths; 10 tokens kept of 22 computed (45 %)."."""
+    """Totals of a row: "2 forks with 4 discarded paths; 10 of 22 computed tokens are in the text (45 %)."."""
     tried = [record["branches"] for record in result.records if record.get("branches")]
     returns = [ids for record in result.records for ids in record.get("taken_back", [])]
     parts = []
@@ -140,7 +137,7 @@ def summary(result: Result, keep: str) -> str:
     if returns:
         tokens = count(sum(map(len, returns)), "token")
         parts.append(f"{tokens} taken back in {count(len(returns), 'return')}")
-    return f"{', '.join(parts)}; {_share(len(result.records), computed_tokens(result, keep))}."
+    return f"{', '.join(parts)}; {_share(len(result.records), computed_tokens(result, keep), 'in the text')}."
 
 
 def known_texts(results: Sequence[Result]) -> dict[int, str]:
@@ -162,9 +159,11 @@ def paths(trace: Trace) -> dict[str, Any] | None:
     """The paths of a trace whose rows are such, for the template and for JSON; None for other traces.
 
     why, summary   sentences: why the winner won, and the totals
+    measure, unit  what the score that chose is called
     selectors      names of the scores, the one that chose first
     rows           each with `parent`, `position`, `lane` in the drawing, `fork` in words, `answer`, `scores` as texts
-                   in the order of `selectors`, `tokens`, `computed`, `forward_passes`, `finish`, `reason`, `chosen`
+                   in the order of `selectors`, `score` (the one that chose, as a number), `tokens`, `computed`,
+                   `forward_passes`, `finish`, `reason`, `chosen`
     """
     found, results = trace.header["paths"], trace.results
     if not found:
@@ -183,6 +182,7 @@ def paths(trace: Trace) -> dict[str, Any] | None:
             "fork": "–" if path["parent"] is None else f"path {path['parent']}, token {path['position'] + 1}",
             "answer": path["answer"],
             "scores": [number(path["scores"].get(name)) for name in selectors],
+            "score": rounded(path["scores"].get(select)),
             "tokens": len(result.records),
             "computed": computed_tokens(result, keep, path["position"]),
             "forward_passes": path["forward_passes"],
@@ -193,12 +193,15 @@ def paths(trace: Trace) -> dict[str, Any] | None:
         for path, result, lane in zip(found, results, places, strict=True)
     ]
     kept = sum(row["tokens"] for row in rows if row["chosen"])
+    share = _share(kept, sum(row["computed"] for row in rows), "on the chosen path")
     early = ", some ended early because the vote was decided" if selection.get("decided_early") else ""
     return {
         "why": why_path(found, select),
-        "summary": f"{count(len(rows), 'path')}{early}; {_share(kept, sum(row['computed'] for row in rows))}.",
+        "summary": f"{count(len(rows), 'path')}{early}; {share}.",
         "selectors": selectors,
         "select": select,
+        "measure": SELECTORS.get(select, (select, ""))[0],
+        "unit": SELECTORS.get(select, (select, ""))[1],
         "rows": rows,
     }
 
@@ -236,17 +239,6 @@ def why_path(found: Sequence[Mapping[str, Any]], select: str) -> str:
 # ----- drawing ----------------------------------------------------------------------------------------------
 
 
-def lanes(spans: Sequence[tuple[int, int]]) -> list[int]:
-    """For each span (first step, step after the last), by first steps, the first lane where it overlaps no other."""
-    ends: list[int] = []
-    result = []
-    for start, end in spans:
-        lane = next((i for i, occupied in enumerate(ends) if occupied <= start), len(ends))
-        ends[lane : lane + 1] = [end]
-        result.append(lane)
-    return result
-
-
 def tree_lanes(parents: Sequence[int | None], positions: Sequence[int]) -> list[int]:
     """For each path its lane, so that no line from a parent down to a child crosses another path.
 
@@ -273,7 +265,7 @@ def number(value: float | None, unit: str = "") -> str:
     """Four significant digits with a true minus sign, as the page's scripts write them; a dash for no number."""
     if value is None:
         return "–"
-    return f"{value:.4g}".replace("-", "−") + (f" {unit}" if unit else "")
+    return looks.signed(f"{value:.4g}") + (f" {unit}" if unit else "")
 
 
 def count(n: int, what: str) -> str:
@@ -281,6 +273,6 @@ def count(n: int, what: str) -> str:
     return f"{n} {what}{'' if n == 1 else 's'}"
 
 
-def _share(kept: int, computed: int) -> str:
+def _share(kept: int, computed: int, where: str) -> str:
     share = f" ({100 * kept / computed:.0f} %)" if computed else ""
-    return f"{count(kept, 'token')} kept of {computed} computed{share}"
+    return f"{kept} of {count(computed, 'computed token')} are {where}{share}"

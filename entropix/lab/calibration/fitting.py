@@ -227,16 +227,20 @@ def _notes(result: Fit) -> Iterator[str]:
         yield f"note: {sentence}"
 
 
-def draw(result: Fit, path: Path) -> None:
-    """A PNG: every observation by entropy and varentropy, over the regions of the strategies, before and after."""
+def draw(result: Fit, model: Model, path: Path) -> None:
+    """A PNG: every observation by entropy and varentropy, over the regions of the strategies, before and after.
+
+    Below each half the shares of the strategies, above both the model and how many observations there are.
+    """
     from matplotlib.figure import Figure
     from matplotlib.patches import Patch
 
     entropy_n, varentropy_n = result.metrics.logits_entropy, result.metrics.logits_varentropy
     right, top = (1.05 * max(float(values.max()), 1.0) for values in (entropy_n, varentropy_n))
     rule = result.sampler.name if result.sampler.name in RULES else "entropix"
-    figure = Figure(figsize=(12, 5.5), layout="constrained")
-    for axes, cfg, title in zip(
+    figure = Figure(figsize=(12, 6), layout="constrained")
+    figure.suptitle(title(result, model), fontsize="medium")
+    for axes, cfg, name in zip(
         figure.subplots(1, 2, sharey=True),
         (result.sampler.numbers, result.after),
         ("reference", "fitted"),
@@ -247,12 +251,27 @@ def draw(result: Fit, path: Path) -> None:
         shares = solver.occupancy(result.metrics, cfg, result.sampler.name)
         axes.legend(
             handles=[
-                Patch(color=color, alpha=0.35, label=f"{name} {shares[name]:.1%}")
-                for name, color in zip(STRATEGIES, metric_labels.STRATEGIES, strict=True)
+                Patch(color=color, alpha=0.35, label=f"{strategy} {100 * shares[strategy]:.1f} %")
+                for strategy, color in zip(STRATEGIES, metric_labels.STRATEGIES, strict=True)
             ],
-            loc="upper right",
+            loc="upper center",
+            bbox_to_anchor=(0.5, -0.12),
+            ncols=3,
+            frameon=False,
         )
         axes.set(
-            title=f"{title} thresholds", xlabel="logits entropy (bits)", ylabel="logits varentropy (bits²)"
+            title=f"{name} thresholds",
+            xlabel=metric_labels.axis_title("logits_entropy"),
+            ylabel=metric_labels.axis_title("logits_varentropy"),
         )
     figure.savefig(path, dpi=150)
+
+
+def title(result: Fit, model: Model) -> str:
+    """The model and the number of observations, in all and of each source where there are several."""
+    counts = [len(source.metrics.logits_entropy) for source in result.sources]
+    parts = [
+        f"{source.description.split()[0]} {n:,}" for source, n in zip(result.sources, counts, strict=True)
+    ]
+    apart = f" ({', '.join(parts)})" if len(parts) > 1 else ""
+    return f"{model.folder.resolve().name}, {model.dtype.name}: n = {sum(counts):,} tokens{apart}"

@@ -19,6 +19,7 @@ from entropix.lab.experiments.results import Line
 # The 97.5 % quantiles of Student's t with 1, 2, 3, … degrees of freedom.
 _STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
 REPEATED = 4  # length of the n-grams whose repetition is counted
+CUT_OFF = ("length", "context")  # ends that no answer chooses
 
 
 def content(line: Line) -> list[int]:
@@ -57,8 +58,8 @@ MEANING = {
 }
 
 
-class Difference(NamedTuple):
-    """A mean difference to the first variant, and its 95 % interval; None where there are fewer than two prompts."""
+class Interval(NamedTuple):
+    """A mean over prompts, and its 95 % interval; None where there are fewer than two prompts."""
 
     mean: float
     low: float | None
@@ -77,12 +78,21 @@ class Summary:
     finishes: dict[str, int]
     strategies: dict[str, float]  # shares of the tokens
     means: dict[str, float | None]  # of every measure
-    differences: dict[str, Difference | None]  # to the first variant
+    intervals: dict[str, Interval | None]  # of the means
+    differences: dict[str, Interval | None]  # to the first variant
+
+    @property
+    def cut_off(self) -> int:
+        """Answers that did not end by themselves, so that their lengths are not known."""
+        return sum(self.finishes.get(name, 0) for name in CUT_OFF)
 
     def as_json(self) -> dict[str, Any]:
         """The same as JSON has it."""
-        differences = {name: found and found._asdict() for name, found in self.differences.items()}
-        return {**vars(self), "differences": differences}
+        told = {
+            part: {name: found and found._asdict() for name, found in getattr(self, part).items()}
+            for part in ("intervals", "differences")
+        }
+        return {**vars(self), **told}
 
 
 def summarize(
@@ -130,21 +140,27 @@ def _summary(
         finishes=dict(Counter(line["finish"] for line in lines)),
         strategies={name: count / max(counts.total(), 1) for name, count in counts.items()},
         means={name: _mean(numbers) for name, numbers in values.items()},
+        intervals={name: mean_interval(numbers) for name, numbers in values.items()},
         differences={name: paired_difference(values[name], first[name]) for name in MEASURES},
     )
 
 
-def paired_difference(values: Sequence[float | None], before: Sequence[float | None]) -> Difference | None:
+def paired_difference(values: Sequence[float | None], before: Sequence[float | None]) -> Interval | None:
     """The mean of values - before over the prompts that have both, and its interval."""
     pairs = zip(values, before, strict=True)
-    change_P = np.array([a - b for a, b in pairs if a is not None and b is not None])
-    if len(change_P) == 0:
+    return mean_interval([None if a is None or b is None else a - b for a, b in pairs])
+
+
+def mean_interval(values: Sequence[float | None]) -> Interval | None:
+    """The mean over the prompts that have a number, and its interval; None if none has."""
+    there_P = np.array([value for value in values if value is not None])
+    if len(there_P) == 0:
         return None
-    mean = float(np.mean(change_P))
-    if len(change_P) == 1:
-        return Difference(mean, None, None)
-    half = student(len(change_P) - 1) * float(np.std(change_P, ddof=1)) / math.sqrt(len(change_P))
-    return Difference(mean, mean - half, mean + half)
+    mean = float(np.mean(there_P))
+    if len(there_P) == 1:
+        return Interval(mean, None, None)
+    half = student(len(there_P) - 1) * float(np.std(there_P, ddof=1)) / math.sqrt(len(there_P))
+    return Interval(mean, mean - half, mean + half)
 
 
 def student(freedom: int) -> float:

@@ -1,6 +1,7 @@
 // The traces, and what is chosen at the moment. entropix/report/packing.py says how a row is packed.
 "use strict";
 
+const at = (name) => document.getElementById(name);
 const { traces, texts, metrics, alignments, places } = report.data;
 const metricByName = Object.fromEntries(metrics.map((metric) => [metric.name, metric]));
 
@@ -56,6 +57,7 @@ function format(value) {
   return short.replace("-", "−");
 }
 
+const inTokens = (n) => `${n} token${n === 1 ? "" : "s"}`;
 const percent = (logprob) => (logprob === null ? "–" : `${format(100 * Math.exp(logprob))} %`);
 
 // "‘ the’": a text in quotes, with what cannot be seen made visible.

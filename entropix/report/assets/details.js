@@ -10,10 +10,10 @@ const SETTINGS = [
 ];
 
 function showDetails(i, step) {
-  const box = document.getElementById("details");
   const row = rowOf(i);
   if (!row || step >= row.token.length) {
-    box.replaceChildren(element("p", { class: "muted" }, "No token."));
+    at("details-token").replaceChildren(element("p", { class: "muted" }, "No token."));
+    at("details-numbers").replaceChildren();
     return;
   }
   const { columns } = row;
@@ -34,18 +34,33 @@ function showDetails(i, step) {
     line("draw_logprob", "when drawn", format(columns.draw_logprob[step]), "nats"),
     ...(columns.score[step] === null ? [] : [line("score", "score", format(columns.score[step]), "nats")]),
   ];
-  box.replaceChildren(
+  at("details-token").replaceChildren(
     element("p", { class: "quote", "data-name": "text" }, quoted(textOf(i, step))),
     element("p", { class: "facts muted", "data-name": "facts" }, facts.join(" · ")),
+    glance(i, step),
     ...triedTable(i, step),
     ...alternativesTable(i, step),
-    table("The token", probability),
-    table("Settings in force", settings),
+  );
+  at("details-numbers").replaceChildren(
+    element("div", { class: "pair" }, table("The token", probability), table("Settings in force", settings)),
     table(
       "Metrics",
       metrics.map(({ name, title, unit, meaning }) => line(name, title, format(columns[name][step]), unit, meaning)),
     ),
   );
+}
+
+// What a narrow window has room for before one scrolls to the rest, which says the same again.
+function glance(i, step) {
+  const { columns } = rowOf(i);
+  const told = [
+    ["probability", percent(columns.logprob[step])],
+    ["entropy", `${format(columns.logits_entropy[step])} bits`],
+    ["varentropy", `${format(columns.logits_varentropy[step])} bits²`],
+    ["temperature", format(columns.temperature[step])],
+  ];
+  const parts = told.map(([name, value]) => element("span", {}, element("span", { class: "muted" }, name), value));
+  return element("p", { class: "glance", "aria-hidden": "true" }, ...parts);
 }
 
 function line(name, title, value, unit, meaning = "") {
@@ -70,15 +85,15 @@ function alternativesTable(i, step) {
   const entries = indices.map((a) => [alternatives.token[a], alternatives.logprob[a], alternatives.draw_logprob[a]]);
   const isAmong = entries.some(([place]) => place === token[step]);
   if (!isAmong) entries.push([token[step], columns.logprob[step], columns.draw_logprob[step]]);
-  const head = ["", "before", "after"].map((title) => element("th", { scope: "col" }, title));
+  const head = ["", "before (%)", "after (%)"].map((title) => element("th", { scope: "col" }, title));
   const rows = entries.map(([place, before, after]) => {
     const isChosen = place === token[step];
     return element(
       "tr",
       { class: isChosen ? "chosen" : "", "data-id": texts.id[place] },
       element("th", { scope: "row" }, quoted(texts.text[place]) + (isChosen ? " ◂" : "")),
-      share(percent(before), before),
-      share(after === null ? "out" : percent(after), after),
+      share(before, "–"),
+      share(after, "out"),
     );
   });
   return [
@@ -92,9 +107,12 @@ function alternativesTable(i, step) {
   ];
 }
 
-function share(text, logprob) {
-  const cell = element("td", {}, text);
-  cell.style.setProperty("--share", logprob === null ? 0 : Math.exp(logprob).toFixed(3));
+// A probability in percent over a bar as long, with two decimals that stand below each other.
+function share(logprob, without) {
+  const p = logprob === null ? 0 : Math.exp(logprob);
+  const text = logprob === null ? without : p < 0.00005 ? "<0.01" : (100 * p).toFixed(2);
+  const cell = element("td", { title: percent(logprob) }, text);
+  cell.style.setProperty("--share", p.toFixed(3));
   return cell;
 }
 

@@ -77,7 +77,19 @@ for (const name of ["metric", "least", "most"]) {
     showFiltered();
   });
 }
-for (const name of ["above", "below"]) at(name).addEventListener("change", drawSeries);
+for (const name of ["above", "below", "smoothing", "difference"]) at(name)?.addEventListener("change", drawSeries);
+for (const name of ["across", "up"]) {
+  at(name).addEventListener("change", () => {
+    traces.forEach((_, i) => drawScatter(i));
+    preview(state.trace, state.step);
+  });
+}
+
+// Where there is room, nothing is folded.
+const wide = matchMedia("(min-width: 62rem)");
+const unfold = () => { at("filter").open = wide.matches; };
+wide.addEventListener("change", unfold);
+unfold();
 
 for (const name of ["controls", "details"]) {
   const part = document.querySelector(`.${name}`);

@@ -3,7 +3,7 @@
 
 const report = (() => {
   const root = document.documentElement;
-  const { data, figures } = JSON.parse(document.getElementById("payload").textContent);
+  const { data, figures } = globalThis.payload;
   const listeners = [];
   const drawn = new Map(); // element -> its figure, as it was given
 
@@ -32,12 +32,12 @@ const report = (() => {
     const axis = { gridcolor: line, linecolor: line, tickcolor: line, zerolinecolor: line, automargin: true };
     const result = {
       autosize: true,
-      margin: { l: 52, r: 12, t: 12, b: 44 },
       paper_bgcolor: "rgba(0,0,0,0)",
       plot_bgcolor: "rgba(0,0,0,0)",
       xaxis: {},
       yaxis: {},
       ...resolved(layout),
+      margin: { l: 52, r: 12, t: 12, b: 44, ...layout.margin },
       font: { family, size: 12.5, color: text, ...layout.font },
       hoverlabel: { bgcolor: surface, bordercolor: muted, font: { family, color: text }, ...layout.hoverlabel },
     };
@@ -57,7 +57,21 @@ const report = (() => {
 
   function plot(element, figure) {
     drawn.set(element, figure);
-    return Plotly.react(element, resolved(figure.data), themed(figure.layout), CONFIG);
+    const data = figure.data.map((part) => ({ ...part, visible: !switchedOff(element).has(part.legendgroup) }));
+    const hasNothing = data.every(({ y, z }) => !(z ?? y)?.some((value) => value !== null));
+    const layout = hasNothing ? { ...figure.layout, annotations: [NOTHING] } : figure.layout;
+    return Plotly.react(element, resolved(data), themed(layout), CONFIG);
+  }
+
+  const NOTHING = {
+    text: "nothing to draw", showarrow: false,
+    x: 0.5, y: 0.5, xref: "paper", yref: "paper", font: { color: "var(--muted)", size: 13 },
+  };
+
+  // The names in a plot's key whose lines are not shown.
+  function switchedOff(element) {
+    const buttons = document.querySelectorAll(`.key[data-figure="${element.id}"] [aria-pressed="false"]`);
+    return new Set([...buttons].map((button) => button.dataset.name));
   }
 
   // Lines and rings over a plot that is there, without drawing it anew.
@@ -88,6 +102,15 @@ const report = (() => {
   for (const [name, figure] of Object.entries(figures)) {
     const element = document.getElementById(name);
     if (element) plot(element, figure);
+  }
+
+  // A key's buttons show and hide the lines of their name.
+  for (const button of document.querySelectorAll(".key button")) {
+    button.addEventListener("click", () => {
+      button.setAttribute("aria-pressed", String(button.getAttribute("aria-pressed") === "false"));
+      const element = document.getElementById(button.closest(".key").dataset.figure);
+      plot(element, drawn.get(element));
+    });
   }
   return { data, figures, plot, shapes, colour, onTheme: (listener) => listeners.push(listener) };
 })();

@@ -1,4 +1,4 @@
-// The page's scripts, which it carries compressed: most of them is plotly.js. They run in their order.
+// The page's data and scripts, which it carries compressed: most of them is plotly.js. They run in their order.
 "use strict";
 
 (async () => {
@@ -15,7 +15,8 @@
   const { length } = document.getElementById("scripts").dataset;
   try {
     const packed = new Blob([new Uint8Array(view.buffer, 0, Number(length))]).stream();
-    const sources = await new Response(packed.pipeThrough(new DecompressionStream("deflate"))).json();
+    const { sources, payload } = await new Response(packed.pipeThrough(new DecompressionStream("deflate"))).json();
+    globalThis.payload = payload; // for shell.js
     for (const source of sources) {
       const script = document.createElement("script");
       script.textContent = source;

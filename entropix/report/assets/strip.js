@@ -24,9 +24,9 @@ function buildStrips() {
     const row = rowOf(i);
     document.getElementById(`prompt-${i}`).textContent = row?.prompt ?? "";
     document.getElementById(`prompt-size-${i}`).textContent = row
-      ? `Prompt, ${row.prompt_tokens} tokens`
+      ? `Prompt, ${inTokens(row.prompt_tokens)}`
       : "No such row in this trace";
-    document.getElementById(`ending-${i}`).textContent = row ? `${n} tokens; ${row.reason}.` : "";
+    document.getElementById(`ending-${i}`).textContent = row ? `${inTokens(n)}; ${row.reason}.` : "";
   });
 }
 
@@ -111,7 +111,7 @@ function filterStrips() {
     }),
   );
   const all = tokens.reduce((sum, spans) => sum + spans.length, 0);
-  document.getElementById("matching").textContent = shown === all ? `${all} tokens` : `${shown} of ${all} tokens`;
+  document.getElementById("matching").textContent = shown === all ? inTokens(all) : `${shown} of ${inTokens(all)}`;
   for (const chip of document.querySelectorAll(".chip")) {
     const name = chip.dataset.strategy;
     const count = tokens.reduce((sum, spans, i) => sum + spans.filter((_, step) => strategyOf(i, step) === name).length, 0);

@@ -1,8 +1,6 @@
 // What was tried besides: at a token, and as drawings. entropix/report/tree.py has the numbers, the words and the lanes.
 "use strict";
 
-const inTokens = (n) => `${n} token${n === 1 ? "" : "s"}`;
-
 // A longer text in quotes: blanks are made visible at its ends alone, so that its lines can break.
 const phrase = (text) => `‘${text.replaceAll("\n", "↵").replace(/^ | $/g, "␣")}’`;
 
@@ -61,6 +59,8 @@ function triedTable(i, step) {
 const EDGE = 10; // px around a drawing
 const LABEL = 170; // px for the names of paths
 const BEND = 6; // px: the radius of a corner
+const LETTER = 6.25; // px: the width of one, on average
+const WORDS = 22; // letters of a label
 
 function drawn(tag, attributes = {}, ...children) {
   const made = document.createElementNS(document.querySelector(".drawing svg").namespaceURI, tag);
@@ -71,6 +71,40 @@ function drawn(tag, attributes = {}, ...children) {
 
 // Pixels from a token to the next, so that n of them fill the width where they can.
 const unitFor = (n, width) => Math.min(24, Math.max(4, width / Math.max(n, 1)));
+
+// The first words of a text, in so many letters at most.
+function firstWords(text, most = WORDS) {
+  const line = text.trim() === "" ? quoted(text) : text.trim().replaceAll("\n", "↵");
+  if (line.length <= most) return line;
+  const cut = line.slice(0, most - 1);
+  return `${cut.slice(0, cut.lastIndexOf(" ") > most / 2 ? cut.lastIndexOf(" ") : most)}…`;
+}
+
+// For each span [from, to], sorted by where it begins, the first lane where it overlaps no other.
+function lanes(spans) {
+  const ends = [];
+  return spans.map(([from, to]) => {
+    const free = ends.findIndex((occupied) => occupied <= from);
+    const lane = free < 0 ? ends.length : free;
+    ends[lane] = to;
+    return lane;
+  });
+}
+
+// Colours by score: a function from one to a style, and the key, [lowest, highest]; no key where all are alike.
+function shading(scores) {
+  const known = scores.filter((score) => score !== null);
+  const [low, high] = [Math.min(...known), Math.max(...known)];
+  const style = (score) => (score === null || low === high ? "" : `--score: ${((score - low) / (high - low)).toFixed(3)}`);
+  return [style, known.length && low !== high ? [low, high] : null];
+}
+
+function showKey(box, measure, unit, ends) {
+  box.hidden = !ends;
+  if (!ends) return;
+  const high = unit ? `${format(ends[1])} ${unit}` : format(ends[1]);
+  box.replaceChildren(`${measure}: `, format(ends[0]), element("span", { class: "ramp score" }), high);
+}
 
 // From a line at `from` down or up to `to`, and along there.
 function bent(x, from, to, end) {
@@ -90,7 +124,8 @@ function axis(n, unit, y) {
       drawn("text", { x, y: y + 13, "text-anchor": "middle" }, String(token)),
     );
   }
-  return drawn("g", { "aria-hidden": "true" }, ...ticks);
+  const title = drawn("text", { x: EDGE + (n * unit) / 2, y: y + 29, "text-anchor": "middle" }, "token");
+  return drawn("g", { "aria-hidden": "true" }, ...ticks, title);
 }
 
 // A line that can be pointed at and focused, with a dot at [x, y]. `says` is [what it is, its text, more about it].
@@ -105,12 +140,18 @@ function item(kind, d, [x, y], says, ...more) {
   );
 }
 
-// Puts a drawing in its place. `items` are [element, says, show, act]: what pointing at it shows, and choosing it does.
-function place(box, readout, width, height, background, items) {
+// A label, and a ground that keeps lines out of it.
+const words = (x, y, text) => [
+  drawn("rect", { x: x - 2, y: y - 11, width: text.length * LETTER + 4, height: 14 }),
+  drawn("text", { class: "words", x, y }, text),
+];
+
+// Puts a drawing in its place, the labels over all lines. `items` are [element, says, show, act]: what pointing at it shows, and choosing it does.
+function place(box, readout, width, height, background, items, labels = []) {
   const svg = box.querySelector("svg");
   svg.setAttribute("width", width);
   svg.setAttribute("height", height);
-  svg.replaceChildren(...background, ...items.map(([made]) => made));
+  svg.replaceChildren(...background, ...items.map(([made]) => made), ...labels);
   const tell = (says) =>
     readout.replaceChildren(...(says ? [`${says[0]}: `, element("q", {}, says[1]), `; ${says[2]}`] : [readout.dataset.hint]));
   items.forEach(([made, says, show, act], k) => {
@@ -147,7 +188,7 @@ function place(box, readout, width, height, background, items) {
 
 // ----- forks inside a row -----
 
-const PITCH = 15; // px from lane to lane
+const PITCH = 17; // px from lane to lane
 
 function drawBranches(i) {
   const tree = rowOf(i)?.tree;
@@ -157,41 +198,55 @@ function drawBranches(i) {
   const box = at(`branch-tree-${i}`);
   const unit = unitFor(n, Math.max(box.clientWidth, 320) - 4 * EDGE);
   const x = (step) => EDGE + step * unit;
-  const trunk = EDGE + tree.above * PITCH + 3;
-  const bottom = trunk + tree.below * PITCH + 12;
-  const forks = tree.forks.flatMap((fork) => {
+  const endOf = (step, { tokens }) => x(step + tokens - 0.5);
+  const spanOf = (step, path) => [x(step), endOf(step, path) + (2 + firstWords(path.text).length) * LETTER];
+  const discarded = tree.forks.flatMap(({ step, paths }) => paths.filter(({ chosen }) => !chosen).map((path) => [step, path]));
+  const below = lanes(discarded.map(([step, path]) => spanOf(step, path)));
+  const above = lanes(tree.returns.map((each) => spanOf(each.step, each)));
+  const laneOf = new Map(discarded.map(([, path], k) => [path, below[k]]));
+  const trunk = EDGE + Math.max(0, ...above.map((lane) => lane + 1)) * PITCH + 14;
+  const bottom = trunk + Math.max(0, ...below.map((lane) => lane + 1)) * PITCH + 12;
+  const [style, ends] = shading(tree.forks.flatMap(({ paths }) => paths.map(({ score }) => score)));
+  const labels = [];
+  const forks = tree.forks.flatMap((fork, f) => {
     const own = fork.paths.find((path) => path.chosen)?.score;
-    return fork.paths.map(({ text, score, tokens, chosen, lane }, k) => {
-      const y = chosen ? trunk : trunk + (lane + 1) * PITCH;
-      const end = x(chosen ? Math.min(n, fork.step + fork.kept) : fork.step + tokens - 0.5);
+    return fork.paths.map((path, k) => {
+      const { text, score, tokens, chosen } = path;
+      const y = chosen ? trunk : trunk + (laneOf.get(path) + 1) * PITCH;
+      const end = chosen ? x(Math.min(n, fork.step + fork.kept)) : endOf(fork.step, path);
       const what = `Token ${fork.step + 1}, path ${k + 1} of ${fork.paths.length}, ${chosen ? "kept" : "discarded"}`;
       const verdict = chosen ? `. ${fork.why}` : `, score ${format(score)} against ${format(own)} of the kept one.`;
+      const room = Math.floor((x(tree.forks[f + 1]?.step ?? n + WORDS) - x(fork.step)) / LETTER) - 1;
+      if (!chosen) labels.push(...words(end + 7, y + 4, firstWords(text)));
+      else if (room > 4) labels.push(...words(x(fork.step), trunk - 6, firstWords(text, Math.min(room, WORDS))));
       const dot = [chosen ? x(fork.step) : end, y];
-      return [fork.step, chosen ? "won" : "", bent(x(fork.step), trunk, y, end), dot, [what, phrase(text), inTokens(tokens) + verdict]];
+      return [fork.step, chosen ? "won" : "", bent(x(fork.step), trunk, y, end), dot, [what, phrase(text), inTokens(tokens) + verdict], score];
     });
   });
-  const returns = tree.returns.map(({ step, text, tokens, lane }) => {
-    const y = trunk - (lane + 1) * PITCH;
-    const end = x(step + tokens - 0.5);
-    return [step, "back", bent(x(step), trunk, y, end), [end, y], [`Token ${step + 1}, taken back`, phrase(text), inTokens(tokens)]];
+  const returns = tree.returns.map((each, k) => {
+    const { step, text, tokens } = each;
+    const y = trunk - (above[k] + 1) * PITCH - 6;
+    const end = endOf(step, each);
+    labels.push(...words(end + 7, y + 4, firstWords(text)));
+    return [step, "back", bent(x(step), trunk, y, end), [end, y], [`Token ${step + 1}, taken back`, phrase(text), inTokens(tokens)], null];
   });
   const items = [...forks, ...returns]
     .sort((a, b) => a[0] - b[0])
-    .map(([step, kind, d, dot, says]) => [
-      item(kind, d, dot, says),
-      says,
-      () => preview(i, step),
-      () => tokens[i][step].focus(),
-    ]);
-  const tried = [...tree.forks.flatMap(({ step, paths }) => paths.map((path) => ({ step, ...path }))), ...tree.returns];
-  const longest = Math.max(n, ...tried.map(({ step, tokens }) => step + tokens));
+    .map(([step, kind, d, dot, says, score]) => {
+      const made = item(kind, d, dot, says);
+      made.setAttribute("style", style(score));
+      return [made, says, () => preview(i, step), () => tokens[i][step].focus()];
+    });
+  const spans = [...discarded.map(([step, path]) => spanOf(step, path)), ...tree.returns.map((each) => spanOf(each.step, each))];
+  const width = Math.max(x(n), x(tree.forks.at(-1)?.step ?? 0) + WORDS * LETTER, ...spans.map(([, end]) => end)) + 2 * EDGE;
   const background = [
     axis(n, unit, bottom),
     drawn("path", { class: "rule", "data-unit": unit, "data-bottom": bottom }),
     drawn("path", { class: "trunk", d: `M${x(0)} ${trunk}H${x(n)}` }),
   ];
   at(`branch-summary-${i}`).textContent = tree.summary;
-  place(box, at(`branch-readout-${i}`), x(longest) + 2 * EDGE, bottom + 18, background, items);
+  showKey(at(`branch-key-${i}`), tree.measure, tree.unit, ends);
+  place(box, at(`branch-readout-${i}`), width, bottom + 34, background, items, labels);
 }
 
 // A line through the drawings at the token that is shown.
@@ -209,7 +264,8 @@ function markTree(i, step) {
 const ROW = 22; // px from path to path
 
 function drawPaths(i) {
-  const { rows, select } = traces[i].paths;
+  const { rows, select, measure, unit: scoreUnit } = traces[i].paths;
+  const [style, ends] = shading(rows.map(({ score }) => score));
   const box = at(`path-tree-${i}`);
   const longest = Math.max(...rows.map((row) => row.tokens));
   const unit = unitFor(longest, Math.max(box.clientWidth, 480) - 4 * EDGE - LABEL);
@@ -228,6 +284,7 @@ function drawPaths(i) {
     const says = [what, row.answer === null ? answer : phrase(answer), `${select} ${row.scores[0]}; ${origin}; ${cost}.`];
     const made = item(row.chosen ? "won" : "", along(k, row.tokens), [x(row.tokens), y(k)], says, label);
     made.dataset.row = k;
+    made.setAttribute("style", style(row.score));
     return [k, made, says];
   });
   const trail = [];
@@ -238,7 +295,32 @@ function drawPaths(i) {
   const background = [axis(longest, unit, bottom), ...trail, drawn("circle", { class: "end", cx: x(0), cy: y(0), r: 3 })];
   const order = items.sort((a, b) => rows[a[0]].lane - rows[b[0]].lane);
   const shown = order.map(([k, made, says]) => [made, says, () => {}, () => chooseRow(k)]);
-  place(box, at(`path-readout-${i}`), x(longest) + LABEL, bottom + 18, background, shown);
+  showKey(at(`path-key-${i}`), measure, scoreUnit, ends);
+  place(box, at(`path-readout-${i}`), x(longest) + LABEL, bottom + 34, background, shown);
+}
+
+// All texts of a trace's paths; what a path has in common with the one that it parts from is pale.
+function showTexts(i) {
+  const { rows, select } = traces[i].paths;
+  const articles = rows.map((path, k) => {
+    const row = traces[i].rows[k];
+    const n = row.token.length - (row.finish === "stop_token");
+    const pieces = Array.from({ length: n }, (_, step) => row.shown[step] ?? texts.text[row.token[step]]);
+    const told = [
+      path.answer === null ? "no answer" : `answer ${phrase(path.answer)}`,
+      `${select} ${path.scores[0] ?? "–"}`,
+      inTokens(path.tokens),
+      path.finish,
+    ];
+    return element(
+      "article",
+      { class: path.chosen ? "chosen" : "" },
+      element("h3", {}, `path ${k}${path.chosen ? " ◂ chosen" : ""}`),
+      element("p", { class: "seed" }, told.join(", ")),
+      element("p", {}, element("span", { class: "muted" }, pieces.slice(0, path.position).join("")), pieces.slice(path.position).join("")),
+    );
+  });
+  at(`path-texts-${i}`).replaceChildren(...articles);
 }
 
 function drawTrees() {
@@ -260,6 +342,7 @@ function connectPaths() {
   traces.forEach((trace, i) => {
     if (!trace.paths) return;
     drawPaths(i);
+    showTexts(i);
     for (const button of document.querySelectorAll(`#paths-${i} button`)) {
       button.addEventListener("click", () => chooseRow(Number(button.closest("tr").dataset.row)));
     }

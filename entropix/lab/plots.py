@@ -1,0 +1,81 @@
+"""What the plots of a grid's page are made of."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from entropix.lab.experiments.summary import REPEATED, Interval
+from entropix.report import shell
+from entropix.report.looks import Entry
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+# What a number is counted in, in the table's head and at axes.
+UNITS = {
+    "length": "tokens",
+    "logprob": "nats a token",
+    "distinct-1": "share of tokens",
+    "distinct-2": "share of pairs",
+    "distinct-3": "share of triples",
+    f"rep-{REPEATED}": f"share of {REPEATED}-grams",
+    "self-BLEU": "0 to 1",
+}
+MAPPED = ("logprob", "distinct-2", f"rep-{REPEATED}", "length")  # measures with a plot of their own
+
+
+class Plot(NamedTuple):
+    """A figure, and what is to be seen in it, in words."""
+
+    name: str
+    title: str  # empty where the section's is enough
+    says: str
+    height: float  # rem
+    figure: "go.Figure"
+
+
+class Section(NamedTuple):
+    """A heading of the page with its plots. is_switch: whether the key shows and hides the first plot's lines."""
+
+    title: str
+    note: str
+    key: list[Entry]
+    plots: list[Plot]
+    is_switch: bool = False
+
+
+def axis_title(measure: str) -> str:
+    """A measure with its unit."""
+    return f"{measure} ({UNITS[measure]})"
+
+
+def new_figure() -> "go.Figure":
+    """An empty figure, whose key stands above it."""
+    go = shell.require("plotly.graph_objects", "the page")
+    figure: Any = go.Figure(layout={"showlegend": False, "hovermode": "closest"})
+    return figure
+
+
+def bars(found: Sequence[Interval | None], color: str) -> dict[str, Any]:
+    """plotly's error bars: half of each interval, nothing where there is none."""
+    halves = [0.0 if each is None or each.high is None else each.high - each.mean for each in found]
+    return {"type": "data", "array": halves, "color": color, "thickness": 1.5, "width": 3}
+
+
+def lanes(labels: Sequence[str], below: Sequence[str] = ()) -> dict[str, Any]:
+    """An axis with a row for each, the first on top; below: a smaller line under each label."""
+    ticks = [
+        plain(label) + (f"<br><span style='font-size:11px'>{more}</span>" if more else "")
+        for label, more in zip(labels, below or [""] * len(labels), strict=True)
+    ]
+    return {
+        "tickvals": list(range(len(labels))),
+        "ticktext": ticks,
+        "range": [len(labels) - 0.4, -0.6],
+        "zeroline": False,
+        "showgrid": False,
+    }
+
+
+def plain(text: str) -> str:
+    """The text for plotly, which reads some HTML, and names in braces."""
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace("%{", "%\N{ZERO WIDTH SPACE}{")
