@@ -272,7 +272,7 @@ def test_the_page_has_the_table_the_plots_and_the_answers_escaped(command: Comma
     assert found.tags.count("article") == 3 * 2
     assert {"tradeoff", "lengths", "strategies", "entropies"} <= found.ids and "sweep" not in found.ids
     greedy = table.splitlines()[2].split()
-    assert greedy[0] == "greedy" and {greedy[2], greedy[6].replace("-", "−"), greedy[8]} <= set(found.cells)
+    assert greedy[0] == "greedy" and {greedy[2], greedy[7].replace("-", "−"), greedy[9]} <= set(found.cells)
     assert "http://" not in found.cells
 
 

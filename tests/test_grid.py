@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import scipy.stats
 
 import entropix
 from entropix import config, samplers, trace
@@ -20,7 +19,8 @@ from entropix.generation import generate
 from entropix.lab.experiments import engine, results, summary
 from entropix.lab.experiments.engine import Batch, Cell, Grid, Variant
 from entropix.lab.experiments.results import Store, difference
-from entropix.lab.experiments.summary import Interval, paired_difference, summarize
+from entropix.lab.experiments.summary import summarize
+from entropix.lab.statistics import contrast, holm
 
 PROMPTS = [[17, 4, 200, 31, 8], [9] * 20, [3, 1, 4]]
 NEW_TOKENS = 20  # more than one chunk, so that there is a speed
@@ -399,29 +399,58 @@ def test_speed_is_the_median_over_batches_so_that_one_that_compiled_does_not_cou
     assert found.tokens_per_second == 5.0
 
 
-def test_differences_are_paired_prompt_by_prompt() -> None:
-    assert paired_difference([1.5, 11.5, 101.5], [1.0, 11.0, 101.0]) == Interval(0.5, 0.5, 0.5)
-    assert paired_difference([1.0, None, 3.0], [0.5, 9.0, 2.5]) == Interval(0.5, 0.5, 0.5)
-    assert paired_difference([1.0], [0.0]) == Interval(1.0, None, None)
-    assert paired_difference([None, 1.0], [1.0, None]) is None
-
-
-@pytest.mark.parametrize("n", [2, 3, 8, 11, 12, 40, 400])
-def test_intervals_are_those_of_students_t(n: int) -> None:
-    values = np.random.default_rng(1).standard_normal(n)
-    found = paired_difference(values.tolist(), [0.0] * n)
-    assert found is not None and found.low is not None and found.high is not None
-    expected = scipy.stats.t.interval(0.95, n - 1, values.mean(), scipy.stats.sem(values))
-    assert found.mean == pytest.approx(values.mean())
-    assert (found.low, found.high) == pytest.approx(expected, rel=1e-3, abs=1e-3)
+def test_differences_are_told_with_their_size_and_what_could_have_been_seen() -> None:
+    """Lengths 3, 4, 6 against 1 in three prompts: differences 2, 3, 5."""
+    lines = [answer("x", prompt, 0, [1]) for prompt in range(3)]
+    lines += [answer("y", prompt, 0, [1] * n, finish="length") for prompt, n in enumerate((3, 4, 6))]
+    _, found = summarize(["x", "y"], lines, [])
+    expected = contrast([3.0, 4.0, 6.0], [1.0, 1.0, 1.0])
+    assert found.contrasts["length"] == expected and expected is not None and expected.effect is not None
+    told = found.as_json()
+    assert told["differences"]["length"]["mean"] == pytest.approx(10 / 3)
+    assert told["contrasts"]["length"]["detectable"] == expected.detectable
+    tested = [c.p for c in found.contrasts.values() if c is not None and c.p is not None]
+    assert found.corrected["length"] == holm(tested)[tested.index(expected.p)]
+    table = "\n".join(summary.tables(summarize(["x", "y"], lines, [])))
+    assert f"p corrected for {len(tested)} contrasts (Holm)" in table
+    assert f"{expected.effect.mean:+.2f}, {found.corrected['length']:.3f}".replace(" 0.", " .") in table
+    assert found.cut_off == 3 and found.as_json()["cut_off"] == 3
 
 
 def test_a_table_has_a_line_for_each_variant_and_dashes_for_what_is_not_there() -> None:
     lines = [answer("x", 0, 0, [1, 2]), answer("yy", 0, 0, [1, 1], strategies={"yy": 2})]
     table = summary.tables(summarize(["x", "yy"], lines, [{"variant": "x", "tokens": 9, "seconds": 2}]))
-    assert table[0].split()[:4] == ["answers", "tokens", "tokens/s", "length"]
-    assert table[1].split() == ["x", "1", "2", "4.5", "2.0", "-", "-1.000", "1.000", "1.000", "-", "-", "-"]
-    assert table[2].split() == ["yy", "1", "2", "-", "2.0", "-", "-1.000", "0.500", "1.000", "-", "-", "-"]
+    assert table[0].split()[:5] == ["answers", "tokens", "cut", "off", "tokens/s"]
+    assert table[1].split() == [
+        "x",
+        "1",
+        "2",
+        "1",
+        "4.5",
+        "2.0",
+        "-",
+        "-1.000",
+        "1.000",
+        "1.000",
+        "-",
+        "-",
+        "-",
+    ]
+    assert table[2].split() == [
+        "yy",
+        "1",
+        "2",
+        "1",
+        "-",
+        "2.0",
+        "-",
+        "-1.000",
+        "0.500",
+        "1.000",
+        "-",
+        "-",
+        "-",
+    ]
     assert table[5].split() == ["minus", "x", *summary.MEASURES]
     assert table[6].split() == ["yy", *["-"] * 7]
     assert table[8].split() == ["strategies", "a", "b"]
@@ -433,8 +462,8 @@ def test_without_a_speed_there_is_a_sentence_instead_of_the_column() -> None:
     lines = [answer("x", 0, 0, [1, 2])]
     untimed = [{"variant": "x", "tokens": 0, "seconds": 0.0}]
     assert summary.tables(summarize(["x"], lines, untimed))[:3] == [
-        "   answers  tokens  length  ± sd  logprob  distinct-1  distinct-2  distinct-3  rep-4  self-BLEU",
-        "x        1       2     2.0     -   -1.000       1.000       1.000           -      -          -",
+        "   answers  tokens  cut off  length  ± sd  logprob  distinct-1  distinct-2  distinct-3  rep-4  self-BLEU",
+        "x        1       2        1     2.0     -   -1.000       1.000       1.000           -      -          -",
         summary.UNTIMED,
     ]
 

@@ -10,8 +10,9 @@ from entropix import metric_labels
 from entropix.lab.experiments import summary
 from entropix.lab.experiments.engine import Grid
 from entropix.lab.experiments.results import Line
-from entropix.lab.experiments.summary import CUT_OFF, Interval, Summary
+from entropix.lab.experiments.summary import CUT_OFF, Summary
 from entropix.lab.plots import MAPPED, UNITS, Plot, Section, axis_title, bars, lanes, new_figure, plain
+from entropix.lab.statistics import Interval
 from entropix.lab.sweep_figures import sweep
 from entropix.report import looks
 

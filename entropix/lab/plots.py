@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from entropix.lab.experiments.summary import REPEATED, Interval
+from entropix.lab.experiments.summary import REPEATED
+from entropix.lab.statistics import Interval
 from entropix.report import shell
 from entropix.report.looks import Entry
 

@@ -8,16 +8,15 @@ difference is Student's, over prompts.
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
 from entropix.lab.experiments.measures import distinct, repetition, self_bleu
 from entropix.lab.experiments.results import Line
+from entropix.lab.statistics import Contrast, Interval, contrast, holm, mean_interval
 
-# The 97.5 % quantiles of Student's t with 1, 2, 3, … degrees of freedom.
-_STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
 REPEATED = 4  # length of the n-grams whose repetition is counted
 CUT_OFF = ("length", "context")  # ends that no answer chooses
 
@@ -58,14 +57,6 @@ MEANING = {
 }
 
 
-class Interval(NamedTuple):
-    """A mean over prompts, and its 95 % interval; None where there are fewer than two prompts."""
-
-    mean: float
-    low: float | None
-    high: float | None
-
-
 @dataclass(frozen=True)
 class Summary:
     """A variant. None stands for what there is no number for."""
@@ -79,12 +70,20 @@ class Summary:
     strategies: dict[str, float]  # shares of the tokens
     means: dict[str, float | None]  # of every measure
     intervals: dict[str, Interval | None]  # of the means
-    differences: dict[str, Interval | None]  # to the first variant
+    contrasts: dict[str, Contrast | None]  # to the first variant
+    corrected: dict[
+        str, float | None
+    ]  # the p-values of these, by Holm's method, over all measures of all variants
 
     @property
     def cut_off(self) -> int:
         """Answers that did not end by themselves, so that their lengths are not known."""
         return sum(self.finishes.get(name, 0) for name in CUT_OFF)
+
+    @property
+    def differences(self) -> dict[str, Interval | None]:
+        """To the first variant."""
+        return {name: found and found.difference for name, found in self.contrasts.items()}
 
     def as_json(self) -> dict[str, Any]:
         """The same as JSON has it."""
@@ -92,7 +91,19 @@ class Summary:
             part: {name: found and found._asdict() for name, found in getattr(self, part).items()}
             for part in ("intervals", "differences")
         }
-        return {**vars(self), **told}
+        contrasts = {
+            name: found
+            and {
+                "items": found.n,
+                "effect": found.effect and found.effect._asdict(),
+                "p": found.p,
+                "p_corrected": self.corrected[name],
+                "detectable": found.detectable,
+            }
+            for name, found in self.contrasts.items()
+        }
+        own = {name: value for name, value in vars(self).items() if name != "corrected"}
+        return {**own, **told, "contrasts": contrasts, "cut_off": self.cut_off}
 
 
 def summarize(
@@ -108,7 +119,12 @@ def summarize(
         first = first or values
         of_label = [timing for timing in timings if timing["variant"] == label]
         summaries.append(_summary(label, mine, of_label, values, first))
-    return summaries
+    p_values = [found and found.p for s in summaries[1:] for found in s.contrasts.values()]
+    corrected = iter(holm(p_values))
+    return [
+        *summaries[:1],
+        *(replace(s, corrected={name: next(corrected) for name in s.contrasts}) for s in summaries[1:]),
+    ]
 
 
 def by_prompt(lines: Sequence[Line]) -> dict[int, list[Line]]:
@@ -141,33 +157,9 @@ def _summary(
         strategies={name: count / max(counts.total(), 1) for name, count in counts.items()},
         means={name: _mean(numbers) for name, numbers in values.items()},
         intervals={name: mean_interval(numbers) for name, numbers in values.items()},
-        differences={name: paired_difference(values[name], first[name]) for name in MEASURES},
+        contrasts={name: contrast(values[name], first[name]) for name in MEASURES},
+        corrected=dict.fromkeys(MEASURES),
     )
-
-
-def paired_difference(values: Sequence[float | None], before: Sequence[float | None]) -> Interval | None:
-    """The mean of values - before over the prompts that have both, and its interval."""
-    pairs = zip(values, before, strict=True)
-    return mean_interval([None if a is None or b is None else a - b for a, b in pairs])
-
-
-def mean_interval(values: Sequence[float | None]) -> Interval | None:
-    """The mean over the prompts that have a number, and its interval; None if none has."""
-    there_P = np.array([value for value in values if value is not None])
-    if len(there_P) == 0:
-        return None
-    mean = float(np.mean(there_P))
-    if len(there_P) == 1:
-        return Interval(mean, None, None)
-    half = student(len(there_P) - 1) * float(np.std(there_P, ddof=1)) / math.sqrt(len(there_P))
-    return Interval(mean, mean - half, mean + half)
-
-
-def student(freedom: int) -> float:
-    """The 97.5 % quantile of Student's t, to 10⁻³; beyond the table by its expansion in powers of 1/freedom."""
-    if freedom <= len(_STUDENT):
-        return _STUDENT[freedom - 1]
-    return 1.95996 + 2.37227 / freedom + 2.8227 / freedom**2
 
 
 # ----- tables -----------------------------------------------------------------------------------------------
@@ -177,12 +169,15 @@ def tables(summaries: Sequence[Summary]) -> list[str]:
     """Lines of text: a line a variant, then the intervals of the differences, then the strategies."""
     first, *others = summaries
     timed = was_timed(summaries)
-    rows = [["", "answers", "tokens", *["tokens/s"] * timed, "length", "± sd", *list(MEASURES)[1:]]]
+    rows = [
+        ["", "answers", "tokens", "cut off", *["tokens/s"] * timed, "length", "± sd", *list(MEASURES)[1:]]
+    ]
     rows += [
         [
             found.label,
             str(found.answers),
             str(found.tokens),
+            str(found.cut_off),
             *[number(found.tokens_per_second, 1)] * timed,
             number(found.means["length"], 1),
             number(found.length_sd, 1),
@@ -197,6 +192,7 @@ def tables(summaries: Sequence[Summary]) -> list[str]:
         rows = [[f"minus {first.label}", *MEASURES]]
         rows += [[found.label, *(interval(found, name) for name in MEASURES)] for found in others]
         lines += ["", "95 % intervals of the mean difference, over prompts:", *_aligned(rows)]
+        lines += _tests(first, others)
     if chosen := strategy_names(summaries):
         rows = [["strategies", *chosen]]
         rows += [
@@ -209,6 +205,38 @@ def tables(summaries: Sequence[Summary]) -> list[str]:
         ]
         lines += ["", *_aligned(rows)]
     return lines
+
+
+def _tests(first: Summary, others: Sequence[Summary]) -> list[str]:
+    """Effect sizes with p-values, and what could not have been seen."""
+    known = [
+        found for s in others for found in s.contrasts.values() if found is not None and found.p is not None
+    ]
+    if not known:
+        return []
+    sizes, least = [[f"minus {first.label}", *MEASURES]], [["", *MEASURES]]
+    for other in others:
+        sizes.append(
+            [other.label, *(_size(other.contrasts[name], other.corrected[name]) for name in MEASURES)]
+        )
+        found = {name: other.contrasts[name] for name in MEASURES}
+        least.append(
+            [
+                other.label,
+                *(number(c and c.detectable, 1 if name == "length" else 3) for name, c in found.items()),
+            ]
+        )
+    about = f"Cohen's d of the differences, and p corrected for {len(known)} contrasts (Holm):"
+    unseen = "Smallest mean difference that so many prompts show four times out of five:"
+    return ["", about, *_aligned(sizes), "", unseen, *_aligned(least)]
+
+
+def _size(found: Contrast | None, corrected: float | None) -> str:
+    if found is None or found.effect is None or corrected is None:
+        return "-"
+    return (
+        f"{found.effect.mean:+.2f}, {'<.001' if corrected < 0.001 else format(corrected, '.3f').lstrip('0')}"
+    )
 
 
 def was_timed(summaries: Sequence[Summary]) -> bool:
