@@ -1,5 +1,6 @@
 # make run PROMPT="..."   set up once, then answer the prompt with the default model
 # make test               set up once, then run every test, those on the real weights included
+# make docs               set up once, then build the pages of docs/ as a site: site/index.html
 
 PYTHON ?= python3
 PROMPT ?= Why is the sky blue?
@@ -13,7 +14,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check 
 export PROMPT_TEXT := $(value PROMPT)
 unexport PROMPT
 
-.PHONY: run test test-fast check format clean
+.PHONY: run test test-fast check format docs clean
 
 run: $(VENV)/.run $(DEFAULT_MODEL)
 	@$(BIN)/python -m entropix.main --prompt="$$PROMPT_TEXT" $(ARGS)
@@ -33,8 +34,11 @@ format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+docs: $(VENV)/.docs
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python scripts/build_site.py
+
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache build/docs site
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
@@ -50,6 +54,11 @@ $(VENV)/.run: pyproject.toml constraints.txt | $(BIN)/python
 $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "installing entropix and its development tools" >&2
 	@$(PIP_INSTALL) --editable '.[dev]' >&2
+	@touch $@ $(VENV)/.run
+
+$(VENV)/.docs: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "installing what builds the site" >&2
+	@$(PIP_INSTALL) --editable '.[docs]' >&2
 	@touch $@ $(VENV)/.run
 
 # The TPU compiler, for its tests, in a folder of its own: JAX, where it finds it, looks for a TPU at every start.

@@ -1,4 +1,4 @@
-"""The guard against repetition, alone and around samplers; the sampler of CONTRIBUTING.md; what `list` says."""
+"""The guard against repetition, alone and around samplers; the sampler of docs/how-to/rule.md; what `list` says."""
 
 import dataclasses
 import math
@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pages
 import pytest
 import reference
 import test_samplers as conformance
@@ -239,11 +240,11 @@ def test_what_ends_a_text_or_marks_a_turn_is_not_lowered_unless_that_is_asked_fo
 # ----- what a reader is told --------------------------------------------------------------------------------
 
 
-def test_the_example_of_contributing_is_a_sampler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    text = (Path(__file__).parent.parent / "CONTRIBUTING.md").read_text(encoding="utf-8")
-    example, *_ = re.findall(r"(?ms)^```python\n(.*?)^```", text)
+def test_the_example_of_the_page_about_rules_is_a_sampler(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     file = tmp_path / "my_rule.py"
-    file.write_text(example, encoding="utf-8")
+    file.write_text(pages.files("docs/how-to/rule.md")["my_rule.py"], encoding="utf-8")
     sampler = samplers.resolve(f"{file}:RULE").rule
     monkeypatch.setitem(conformance.STEPS, sampler.name, conformance.counted(sampler))
     conformance.test_a_step_returns_what_the_contract_says(sampler)

@@ -5,10 +5,8 @@ import re
 import subprocess
 from pathlib import Path
 
-import pytest
-
-ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+import pages
+from pages import PAGES, ROOT
 
 
 def test_the_tables_of_the_configuration_page_are_those_of_the_code() -> None:
@@ -20,19 +18,9 @@ def test_the_tables_of_the_configuration_page_are_those_of_the_code() -> None:
     assert text == module.updated_configuration(text), "run scripts/readme_tables.py"
 
 
-@pytest.mark.parametrize(
-    "page", ["README.md", *(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
-)
-def test_every_link_to_a_file_leads_somewhere(page: str) -> None:
-    text = re.sub(r"(?ms)^```.*?^```", "", (ROOT / page).read_text(encoding="utf-8"))
-    links = [link.partition("#")[0] for link in re.findall(r"\]\(([^)\s]+)\)", text) if "://" not in link]
-    missing = [link for link in links if link and not ((ROOT / page).parent / link).exists()]
-    assert not missing
-
-
-def test_git_ignores_what_the_commands_of_the_readme_write(tmp_path: Path) -> None:
-    blocks = "".join(re.findall(r"(?ms)^```\w*\n(.*?)^```", README))
-    written = set(re.findall(r"(?:--out|-o|--trace|--png|--pdf) (\S+)", blocks))
+def test_git_ignores_what_the_commands_of_the_pages_write(tmp_path: Path) -> None:
+    typed = " ".join(word for page in PAGES for words in pages.commands(page) for word in words)
+    written = set(re.findall(r"(?:--out|-o|--trace|--png|--pdf) ([^/\s]+)/?(?=\s|$)", typed))
     assert {"a.jsonl", "report.html", "mine.toml", "comparison"} <= written
     (tmp_path / ".gitignore").write_text((ROOT / ".gitignore").read_text())
     subprocess.run(["git", "init", "--quiet", tmp_path], check=True)

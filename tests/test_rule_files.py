@@ -2,13 +2,13 @@
 
 import importlib.util
 import json
-import re
 import sys
 from collections.abc import Callable
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
+import pages
 import pytest
 
 import entropix
@@ -19,13 +19,12 @@ from entropix.lab.experiments.results import read_manifest
 from entropix.samplers import SAMPLERS, registry, rule_files
 
 Command = Callable[..., tuple[int, str, str]]
-PAGE = Path(__file__).parent.parent / "CONTRIBUTING.md"
-RULE, *_ = re.findall(r"(?ms)^```python\n(.*?)^```", PAGE.read_text(encoding="utf-8"))
+RULE = pages.files("docs/how-to/rule.md")["my_rule.py"]
 
 
 @pytest.fixture
 def rule(tmp_path: Path) -> str:
-    """The rule of CONTRIBUTING.md in a file, and its name in it."""
+    """The rule of docs/how-to/rule.md in a file, and its name in it."""
     (tmp_path / "my_rule.py").write_text(RULE, encoding="utf-8")
     return f"{tmp_path / 'my_rule.py'}:RULE"
 
