@@ -183,7 +183,7 @@ def main(args: Sequence[str] | None = None, prog: str = _PROG) -> None:
 
     # These compile and load; what is wrong so far was said without waiting for them.
     from entropix import backend, generation
-    from entropix.console import terminal
+    from entropix.console import chat, terminal
 
     backend.use_compilation_cache()
     if not flags.json and len(asked) < 2 and plan is None:
@@ -199,7 +199,7 @@ def main(args: Sequence[str] | None = None, prog: str = _PROG) -> None:
     model = terminal.load(flags.weights, flags.dtype, flags.devices)
     command.note_default(terminal.note)
     if flags.chat:
-        terminal.chat(model, flags.system, options, show)
+        chat.chat(model, flags.system, options, show)
         return
     if flags.allow_special and (flags.raw or model.chat_template is None):
         terminal.note_beginning(model, asked)

@@ -19,7 +19,7 @@ from entropix.lab.calibration.targets import Targets
 from entropix.metrics import Metrics
 from entropix.samplers.entropix import STRATEGIES, SamplerConfig
 
-SHIPPED = "entropix-smollm2-135m-instruct"
+SHIPPED = "entropix-smollm2-135m-instruct-frequencies"
 ORDERINGS = 200  # random joint distributions
 
 

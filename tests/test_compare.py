@@ -14,7 +14,6 @@ import folders
 import pytest
 
 from entropix import compare, presets
-from entropix.checkpoint import loading
 from entropix.decoding.loop import FinishReason
 from entropix.lab.experiments import running, summary
 
@@ -173,10 +172,10 @@ def test_a_folder_of_another_comparison_is_refused(command: Command, tmp_path: P
     )
 
 
-def test_stopped_and_killed_and_started_again_it_has_the_results_of_one_run(
+def test_stopped_and_started_again_it_has_the_results_of_one_run(
     command: Command, tmp_path: Path, toy_folder: str, prompts: str
 ) -> None:
-    """Ctrl-C after one batch, SIGKILL after the next, then to the end."""
+    """Ctrl-C after one batch, then to the end; how grids end of other signals, test_run_grid has."""
     flags = ("--samplers", "greedy,temperature", "--seeds", "20", "--batch", "2")
     assert command(*flags, "--out", str(tmp_path / "whole"))[0] == 0
     whole = (tmp_path / "whole" / "results.jsonl").read_bytes()
@@ -192,26 +191,19 @@ def test_stopped_and_killed_and_started_again_it_has_the_results_of_one_run(
         *FLAGS,
         *flags,
     ]
-    done = 0
-    for number in (signal.SIGINT, signal.SIGKILL):
-        with subprocess.Popen([*line, "--out", str(out)], stderr=subprocess.PIPE, text=True) as process:
-            assert process.stderr is not None
-            while "/120 answers (" not in process.stderr.readline():
-                assert process.poll() is None
-            process.send_signal(number)
-            rest = process.stderr.read()
-        n_lines = (out / "results.jsonl").read_bytes().count(b"\n")
-        assert done < n_lines < 120
-        done = n_lines
-        if number == signal.SIGINT:
-            assert process.returncode == 130
-            [note, end] = rest.splitlines()[-2:]
-            kept = int(note.split()[0])
-            assert note == f"{kept} of 120 answers are in {out}; the same command goes on from there"
-            assert end == "interrupted"
-            assert kept <= done <= kept + 2  # it may have come when a batch was just written
-        else:
-            assert process.returncode == -signal.SIGKILL
+    with subprocess.Popen([*line, "--out", str(out)], stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        while "/120 answers (" not in process.stderr.readline():
+            assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        rest = process.stderr.read()
+    done = (out / "results.jsonl").read_bytes().count(b"\n")
+    assert (process.returncode, 0 < done < 120) == (130, True)
+    [note, end] = rest.splitlines()[-2:]
+    kept = int(note.split()[0])
+    assert note == f"{kept} of 120 answers are in {out}; the same command goes on from there"
+    assert end == "interrupted"
+    assert kept <= done <= kept + 2  # it may have come when a batch was just written
     code, _, notes = command(*flags, "--out", str(out))
     assert code == 0
     assert int(notes.split(": ")[1].split()[0]) in (done - 1, done)  # at most half a batch had been written
@@ -274,26 +266,6 @@ def test_the_page_has_the_table_the_plots_and_the_answers_escaped(command: Comma
     greedy = table.splitlines()[2].split()
     assert greedy[0] == "greedy" and {greedy[2], greedy[7].replace("-", "−"), greedy[9]} <= set(found.cells)
     assert "http://" not in found.cells
-
-
-# ----- the default model ------------------------------------------------------------------------------------
-
-
-@pytest.mark.real
-def test_greedy_answers_of_the_default_model_are_likelier_and_all_alike(
-    run_command: Command, tmp_path: Path
-) -> None:
-    path = tmp_path / "prompts.txt"
-    path.write_text("Why is the sky blue?\nName three rivers.\n")
-    flags = ("--prompts", str(path), "--seeds", "2", "--max-new-tokens", "20", "--json", "--dtype", "float32")
-    code, out, _ = run_command(
-        compare.main, *flags, "--samplers", "temperature,greedy", "--weights", loading.DEFAULT_MODEL
-    )
-    assert code == 0
-    plain, greedy = json.loads(out)["variants"]
-    assert greedy["means"]["logprob"] > plain["means"]["logprob"]
-    assert greedy["means"]["self-BLEU"] == 1 > plain["means"]["self-BLEU"]
-    assert plain["tokens_per_second"] > 0
 
 
 def test_every_preset_can_be_compared() -> None:

@@ -277,8 +277,8 @@ def test_presets_of_one_rule_are_told_apart_by_their_own_first_comment(tmp_path:
     assert len({samplers.about(name) for name in presets.preset_names("samplers")}) == len(
         presets.preset_names("samplers")
     )
-    fitted = samplers.about("entropix-smollm2-135m-instruct")
-    assert fitted == "entropix with thresholds fitted to smollm2-135m-instruct (python -m entropix.calibrate)"
+    chosen = samplers.about("entropix-smollm2-135m-instruct")
+    assert chosen == "entropix with numbers chosen for smollm2-135m-instruct by its answers"
     file = tmp_path / "mine.toml"
     file.write_text('# warmer\nsampler = "min-p"\n')
     assert samplers.about(str(file)) == "warmer"

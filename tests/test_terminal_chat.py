@@ -106,7 +106,7 @@ def test_a_chat_goes_on_where_it_was(
     first, second = trace.read(path).results
     assert ended.code == 0
     assert ended.out == f"{first.text}\n{second.text}\n"
-    hint = "chatting with toy; /exit or Ctrl-D ends, Ctrl-C stops an answer\n"
+    hint = "chatting with toy; /help lists commands, /exit or Ctrl-D ends, Ctrl-C stops an answer\n"
     assert ended.err == "seed: 1\n" + hint + STOPPED + STOPPED
     assert second.prompt_ids == generation.encode_prompt(
         model,
@@ -198,6 +198,38 @@ def test_a_turn_that_cannot_be_answered_does_not_count_and_the_chat_goes_on(
     assert ended.out == f"{first.text}\n{second.text}\n"
     type_in(monkeypatch, "Hi\nAnd you?\n")
     assert command("--chat").out == ended.out
+
+
+def test_lines_with_a_slash_are_commands(
+    command: Command, model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved = tmp_path / "talk.jsonl"
+    type_in(
+        monkeypatch,
+        "/undo\nHi\nNo\n/undo\n/retry\n/sampler greedy\n/system Be brief.\n//slash\n/unod\n/sampler gredy\n"
+        f"/save {saved}\n/help\n/quit\nnever read\n",
+    )
+    ended = command("--chat")
+    options: dict[str, Any] = {"max_new_tokens": 12}
+    [hi] = entropix.generate(model, "Hi", seed=2, **options)
+    [message] = [json.loads(line)["messages"] for line in saved.read_text().splitlines()]
+    assert [turn["role"] for turn in message] == ["system", "user", "assistant", "user", "assistant"]
+    assert [turn["content"] for turn in message[:4]] == ["Be brief.", "Hi", hi.text, "/slash"]
+    [slash] = entropix.generate(model, message[:4], seed=2, sampler="greedy", **options)
+    assert message[4]["content"] == slash.text and ended.out.endswith(f"{hi.text}\n{slash.text}\n")
+    for told in ("error: there is no turn yet\n", "taken back: No\n", "seed: 2\n", "did you mean /undo?\n"):
+        assert told in ended.err
+    assert "error: no sampler preset 'gredy'; did you mean 'greedy'?" in ended.err
+    assert f"{saved}: 2 turns\n" in ended.err and "/retry    answers the last turn again" in ended.err
+
+
+def test_a_trace_keeps_to_one_seed_and_one_sampler(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    type_in(monkeypatch, "Hi\n/retry\n/sampler greedy\nAnd you?\n")
+    ended = command("--chat", "--trace", str(tmp_path / "t.jsonl"))
+    assert "a trace has one seed; leave out --trace" in ended.err and "one sampler" in ended.err
+    assert len(trace.read(tmp_path / "t.jsonl").results) == 2
 
 
 def test_a_reader_that_stops_early_still_gets_its_trace(

@@ -1,9 +1,7 @@
 """What the command line shows: the answer on stdout, everything else on stderr."""
 
 import contextlib
-import dataclasses
 import os
-import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -24,8 +22,7 @@ from entropix.console import cli, coloring, live, signals
 from entropix.console.cli import DeviceFlags
 from entropix.decoding.request import GenerationRequest
 from entropix.decoding.session import Session
-from entropix.generation import prepare
-from entropix.prompts import Message, PromptText
+from entropix.prompts import PromptText
 from entropix.results import FinishReason, Result, TokenEvent, add
 
 STREAM_CHUNK = 4  # tokens printed at once: small enough to look like typing, large enough to cost no speed
@@ -74,45 +71,6 @@ def answer(
         if result.finish == FinishReason.NAN:
             raise ValueError(f"prompt {row + 1}: {FinishReason.NAN.sentence}")
     return results
-
-
-def chat(model: Model, system: str | None, options: dict[str, Any], show: Show) -> None:
-    """A conversation, line by line from stdin, until /exit or its end.
-
-    Ctrl-C stops an answer, or, while the user is asked, the conversation. The cache is kept from turn to
-    turn; after a Ctrl-C it is computed anew, since it may have been torn. A turn that cannot be answered, being too
-    long, say, is taken back. The trace has one row a turn. `options` are those of `generation.prepare`.
-    """
-    if model.chat_template is None:
-        raise ValueError(
-            f"{model.folder} has no chat template, so there is no --chat; --prompt continues plain text"
-        )
-    messages: list[Message] = [] if system is None else [{"role": "system", "content": system}]
-    session, requests, results = Session(model, 1), list[GenerationRequest](), list[Result]()
-    note(f"seed: {options['seed']}")
-    note(f"chatting with {model.folder.name}; /exit or Ctrl-D ends, Ctrl-C stops an answer")
-    try:
-        with signals.raising():
-            while (line := _next_line()) is not None:
-                asked: list[Message] = [*messages, {"role": "user", "content": line}]
-                try:
-                    request = prepare(model, asked, **options)
-                    [result] = answer(request, dataclasses.replace(show, trace=None), session)
-                except ValueError as error:
-                    note(f"error: {error}; this turn does not count")
-                    continue
-                messages = [*asked, {"role": "assistant", "content": result.text}]
-                requests.append(request)
-                results.append(result)
-                if result.finish == FinishReason.INTERRUPTED:
-                    if signals.ended().number != signal.SIGINT:
-                        raise signals.ended()
-                    session = Session(model, 1)
-    finally:
-        if show.trace is not None and results:
-            prompt_ids = [request.prompt_ids[0] for request in requests]
-            whole = dataclasses.replace(requests[-1], prompt_ids=prompt_ids)
-            trace.write(show.trace, whole, results, turns=True)
 
 
 def note(text: str) -> None:
@@ -312,33 +270,6 @@ def _after_wait(events: Iterator[TokenEvent], text: str) -> Iterator[TokenEvent]
         first = next(events)
     yield first
     yield from events
-
-
-def _next_line() -> str | None:
-    """What the user says next, which is no empty line; None for /exit, Ctrl-C and the end of stdin."""
-    asking = sys.stdin.isatty() and sys.stdout.isatty()
-    if asking:
-        with contextlib.suppress(ImportError):  # there is none on Windows
-            import readline  # noqa: F401 - line editing and history for input()
-    while True:
-        try:
-            line = input("> " if asking else "").strip()
-            line.encode()
-        except UnicodeEncodeError:
-            note("error: this line is not UTF-8; it does not count")
-            continue
-        except signals.Ended as end:
-            if end.number != signal.SIGINT:
-                raise
-            line = "/exit"
-        except (EOFError, KeyboardInterrupt):
-            line = "/exit"
-        if line == "/exit":
-            if asking:
-                note("")
-            return None
-        if line:
-            return line
 
 
 def _write(text: str) -> None:

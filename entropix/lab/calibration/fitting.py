@@ -173,6 +173,7 @@ def preset(result: Fit, model: Model) -> Iterator[str]:
     named = sampler.name if sampler.source is None else f"{sampler.source.file}:{sampler.source.object}"
     yield f"# {sampler.name} with thresholds fitted to {model.name} (python -m entropix.calibrate)"
     yield f"# Entropies in bits, varentropies in bits². Every other number is that of the {sampler.name} preset."
+    yield "# Fitted is how often each strategy occurs, not whether answers get better: look at some before you use it."
     yield "#"
     yield f"# model: {json.dumps(model.name)}, {model.dtype.name}"
     yield f"# fingerprint, as in a trace: {trace.fingerprint(model.folder)}"
