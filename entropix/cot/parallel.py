@@ -148,38 +148,40 @@ def run_all(
     watch: passes all events on, of which each has its prompt's number as row, and may end them before their time. Paths
         that are still running then get `FinishReason.INTERRUPTED`, and prompts whose turn has not come one empty path.
     """
-    _check(request, plan, most_rows)
-    n_alternatives = max(
-        request.config.alternatives, CONFIDENCE_TOKENS, plan.paths + len(request.model.stop_ids)
-    )
-    config = dataclasses.replace(request.config, alternatives=n_alternatives)
-    batches = _Batches(
-        dataclasses.replace(request, config=config), plan, most_rows, request.config.alternatives
-    )
-    return _results(batches, watch)
+    return Batches(request, plan, most_rows).run(watch)
 
 
-def _results(batches: "_Batches", watch: Watch) -> Iterator[CotResult]:
-    """The results of all batches, as they are done."""
-    for _ in watch(batches.events()):
-        while batches.done:
-            yield batches.done.popleft()
-    batches.end()
-    yield from batches.done
+class Batches:
+    """The prompts of a request, as many at a time as a batch has room for with their paths, one at least."""
 
-
-class _Batches:
-    """The prompts of a request, as many at a time as a batch has room for."""
-
-    def __init__(self, request: GenerationRequest, plan: Plan, most_rows: int, n_alternatives: int) -> None:
-        self._n_alternatives = n_alternatives
-        self.done: deque[CotResult] = deque()
-        self._request, self._plan = request, plan
+    def __init__(self, request: GenerationRequest, plan: Plan, most_rows: int = BATCH_ROWS) -> None:
+        """most_rows: of a batch, at least 1. Raises a ValueError for what could not be decoded in the end."""
+        _check(request, plan, most_rows)
+        self._n_alternatives = request.config.alternatives
+        n_alternatives = max(
+            self._n_alternatives, CONFIDENCE_TOKENS, plan.paths + len(request.model.stop_ids)
+        )
+        config = dataclasses.replace(request.config, alternatives=n_alternatives)
+        self._request, self._plan = dataclasses.replace(request, config=config), plan
         self._size = min(len(request.prompt_ids), max(1, most_rows // plan.paths))
         self._search: Search | None = None
-        self._n_done = 0
+        self._done: deque[CotResult] = deque()
+        self._n_done = self._n_passes = 0
 
-    def events(self) -> Iterator[TokenEvent]:
+    @property
+    def n_passes(self) -> int:
+        """Forward passes of decoding so far, each of a whole batch."""
+        return self._n_passes + (0 if self._search is None else self._search.n_passes)
+
+    def run(self, watch: Watch = iter) -> Iterator[CotResult]:
+        """What `run_all` gives."""
+        for _ in watch(self._events()):
+            while self._done:
+                yield self._done.popleft()
+        self._end()
+        yield from self._done
+
+    def _events(self) -> Iterator[TokenEvent]:
         """Those of all batches, one after the other."""
         n_prompts = len(self._request.prompt_ids)
         while self._n_done < n_prompts:
@@ -189,7 +191,7 @@ class _Batches:
                 yield event._replace(row=rows[event.row])
             self._close(self._search.prompts)
 
-    def end(self) -> None:
+    def _end(self) -> None:
         """Closes what the events did not come to."""
         if self._search is not None:
             self._search.end()
@@ -202,9 +204,9 @@ class _Batches:
     def _close(self, prompts: Sequence[PromptPaths]) -> None:
         """Chooses a path of each prompt."""
         found = [_finished(paths, self._n_alternatives) for paths in prompts]
-        self._search = None
+        self._n_passes, self._search = self.n_passes, None
         self._n_done += len(found)
-        self.done += found
+        self._done += found
 
 
 def _check(request: GenerationRequest, plan: Plan, most_rows: int) -> None:

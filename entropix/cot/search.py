@@ -166,6 +166,11 @@ class Search:
         self._session = Session(request.model, size, shrinks=True)
         self._rows: list[Row] = []  # under way
 
+    @property
+    def n_passes(self) -> int:
+        """Forward passes of decoding so far, each of the whole batch."""
+        return self._session.costs.n_passes
+
     def events(self) -> Iterator[TokenEvent]:
         """Decodes all paths, from where the plan says that they part. The row of an event is its prompt's number."""
         if self.plan.fork == START:
