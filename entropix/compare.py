@@ -32,7 +32,8 @@ class Flags(command.Flags):
     samplers: Annotated[
         str,
         flag(
-            "presets, TOML files or FILE.py:NAME; the first is what the others are compared with",
+            "presets, TOML files or FILE.py:NAME; the first is what the others are compared with. With +cot=4, "
+            "+best_of=8+select=borda or +self_consistency=5+extract=number each answer is chosen from several paths",
             "A,B,...",
             None,
         ),
@@ -49,10 +50,9 @@ def main(args: Sequence[str] | None = None, prog: str = _PROG) -> None:
 
 def variant(name: str) -> "Variant":
     """What is meant by that name, which is its label too. Raises a ValueError that says what is wrong with it."""
-    from entropix import samplers
-    from entropix.lab.experiments.engine import Variant
+    from entropix.lab.experiments import variants
 
-    return Variant(name, samplers.resolve(name))
+    return variants.named(name)
 
 
 if __name__ == "__main__":

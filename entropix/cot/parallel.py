@@ -156,7 +156,10 @@ class Batches:
 
     def __init__(self, request: GenerationRequest, plan: Plan, most_rows: int = BATCH_ROWS) -> None:
         """most_rows: of a batch, at least 1. Raises a ValueError for what could not be decoded in the end."""
-        _check(request, plan, most_rows)
+        if most_rows < 1:
+            raise ValueError(f"a batch needs at least one row, got {most_rows}")
+        room = request.config.max_new_tokens, request.model.config.context_length
+        check_room(plan, request.prompt_ids, *room)
         self._n_alternatives = request.config.alternatives
         n_alternatives = max(
             self._n_alternatives, CONFIDENCE_TOKENS, plan.paths + len(request.model.stop_ids)
@@ -209,18 +212,15 @@ class Batches:
         self._done += found
 
 
-def _check(request: GenerationRequest, plan: Plan, most_rows: int) -> None:
-    """Raises a ValueError for what could not be decoded in the end."""
-    if most_rows < 1:
-        raise ValueError(f"a batch needs at least one row, got {most_rows}")
+def check_room(plan: Plan, prompts: Sequence[Sequence[int]], max_new_tokens: int, context: int) -> None:
+    """Raises a ValueError where there is no token left to draw after the one that a path is given."""
     if plan.fork != START:
         return
-    if request.config.max_new_tokens < 2:
+    if max_new_tokens < 2:
         raise ValueError(
             "max_new_tokens must be at least 2, as the first token of every path is given to it, got 1"
         )
-    context = request.model.config.context_length
-    for number, prompt in enumerate(request.prompt_ids, start=1):
+    for number, prompt in enumerate(prompts, start=1):
         if len(prompt) + 1 >= context:
             raise ValueError(
                 f"prompt {number} has {len(prompt)} tokens, but the model's context holds {context} and paths need two "
