@@ -1,7 +1,8 @@
 """The command line: `python -m entropix.main --prompt "Why is the sky blue?"`.
 
 The answer goes to stdout, everything else to stderr. With several prompts, each answer comes whole after a
-line `==> prompt 1 <==`; scripts take `--json`, one object a prompt. Both are in the order of the prompts.
+line `==> prompt 1 <==`; scripts take `--json`, one object a prompt. Both are in the order of the prompts. With
+`--cot`, `--best-of` or `--self-consistency` each prompt's answer is chosen from several paths.
 
 Exit codes: 0 all prompts were answered; 1 bad input, or logits that were not finite; 2 bad flags; 128 + n
 after signal n (130 for Ctrl-C), once what there was is printed.
