@@ -3,6 +3,7 @@
 Every sampler answers every prompt with every seed, in batches. All samplers draw with the same random numbers, so that
 they differ no more than their rules do. The table, on stdout, says how long, how likely, how varied and how repetitive
 the answers are, and how sure the differences to the first sampler are; `lab.experiments.summary` defines the measures.
+`entropix+cot=4`, `top-p+best_of=8+select=borda` or `top-p+self_consistency=5` choose each answer from several paths.
 The folder gets `results.jsonl`, an answer a line, and `report.html`.
 
 After an interruption the same command goes on where it ended, and refuses to where anything that matters has changed.
@@ -32,7 +33,8 @@ class Flags(command.Flags):
     samplers: Annotated[
         str,
         flag(
-            "presets, TOML files or FILE.py:NAME; the first is what the others are compared with",
+            "presets, TOML files or FILE.py:NAME; the first is what the others are compared with. With +cot=4, "
+            "+best_of=8+select=borda or +self_consistency=5+extract=number each answer is chosen from several paths",
             "A,B,...",
             None,
         ),
@@ -49,10 +51,9 @@ def main(args: Sequence[str] | None = None, prog: str = _PROG) -> None:
 
 def variant(name: str) -> "Variant":
     """What is meant by that name, which is its label too. Raises a ValueError that says what is wrong with it."""
-    from entropix import samplers
-    from entropix.lab.experiments.engine import Variant
+    from entropix.lab.experiments import variants
 
-    return Variant(name, samplers.resolve(name))
+    return variants.named(name)
 
 
 if __name__ == "__main__":

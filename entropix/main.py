@@ -1,7 +1,8 @@
 """The command line: `python -m entropix.main --prompt "Why is the sky blue?"`.
 
 The answer goes to stdout, everything else to stderr. With several prompts, each answer comes whole after a
-line `==> prompt 1 <==`; scripts take `--json`, one object a prompt. Both are in the order of the prompts.
+line `==> prompt 1 <==`; scripts take `--json`, one object a prompt. Both are in the order of the prompts. With
+`--cot`, `--best-of` or `--self-consistency` each prompt's answer is chosen from several paths.
 
 Exit codes: 0 all prompts were answered; 1 bad input, or logits that were not finite; 2 bad flags; 128 + n
 after signal n (130 for Ctrl-C), once what there was is printed.
@@ -57,7 +58,13 @@ class Flags:
         ),
     ] = None
     batch_size: Annotated[
-        int, flag("most prompts of the file to answer together; changes memory and speed alone", "N", None)
+        int,
+        flag(
+            "most answers to compute together: prompts of the file or, where each has several paths, these, "
+            "of whole prompts; changes memory and speed alone",
+            "N",
+            None,
+        ),
     ] = config.BATCH_ROWS
     chat: Annotated[bool, _SOURCE, flag("talk with the model, line by line; /exit ends")] = False
 
@@ -169,11 +176,6 @@ def main(args: Sequence[str] | None = None, prog: str = _PROG) -> None:
     cli.join(flags, apart=["seed"])
     seed = distributed.from_first(lambda: flags.seed)
     asked = distributed.from_first(lambda: _read_prompts(flags))
-    if plan is not None and len(asked) > 1:
-        raise ValueError(
-            f"{flags.prompt_file} has {len(asked)} prompts, but several paths start from one; "
-            "give them one by one with --prompt"
-        )
     options: dict[str, Any] = {
         "sampler": command.sampler,
         "allow_special": flags.allow_special,
@@ -217,7 +219,9 @@ def main(args: Sequence[str] | None = None, prog: str = _PROG) -> None:
         else:
             from entropix.cot import output
 
-            interrupted = output.answer(job, plan, show).interrupted
+            interrupted = any(
+                result.interrupted for result in output.answer(job, plan, show, flags.batch_size)
+            )
     if interrupted:
         raise signals.ended()
 
@@ -238,7 +242,8 @@ def _generate_unseen(job: "GenerationRequest", command: Command) -> None:
     from entropix.cot import parallel
 
     if command.plan is not None:
-        parallel.run(job, command.plan)
+        for _ in parallel.run_all(job, command.plan, most_rows=command.flags.batch_size):
+            pass
         return
     for _ in batching.Batches(job, command.flags.batch_size).run():
         pass

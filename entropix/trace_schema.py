@@ -54,6 +54,7 @@ SELECTION = {"fork": "string", "select": "string", "extract": "string", "decided
 
 
 PATH = {
+    "prompt": "integer",
     "parent": "integer or null",
     "position": "integer",
     "given": "integer",
@@ -118,6 +119,7 @@ ADDED = frozenset(
         "rows",
         "selection",
         "paths",
+        "prompt",
         "metrics",
         "bytes",
         "alternatives",

@@ -178,10 +178,6 @@ def test_flags_that_contradict_each_other_are_errors(words: tuple[str, ...], mes
         parse(["--prompt", "x", *words])
 
 
-def test_several_paths_start_from_one_prompt(tmp_path: Path) -> None:
+def test_a_conversation_has_one_path() -> None:
     with pytest.raises(ValueError, match="--chat is a conversation"):
         parse(["--chat", "--cot", "2"])
-    prompts = tmp_path / "prompts.txt"
-    prompts.write_text("one\ntwo\n", encoding="utf-8")
-    with pytest.raises(ValueError, match="has 2 prompts, but several paths start from one"):
-        main(["--prompt-file", str(prompts), "--cot", "2"])

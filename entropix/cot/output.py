@@ -1,9 +1,12 @@
 """What the command line shows of several paths: the chosen text on stdout, how it was chosen on stderr."""
 
+import contextlib
+import dataclasses
 import math
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -11,11 +14,13 @@ from rich.measure import Measurement
 from rich.table import Table
 
 from entropix import run_statistics, trace
+from entropix.config import BATCH_ROWS
 from entropix.console import cli, coloring, signals, terminal
 from entropix.console.terminal import Show
 from entropix.cot import parallel, selection
 from entropix.cot.parallel import CotPath, CotResult
 from entropix.cot.plan import Plan
+from entropix.decoding import inputs
 from entropix.decoding.request import GenerationRequest
 from entropix.results import FinishReason
 
@@ -23,38 +28,92 @@ _SHOWN = 24  # characters of an answer in the table
 _WIDTH = 160  # characters of the table where stderr is no terminal
 
 
-def answer(request: GenerationRequest, plan: Plan, show: Show) -> CotResult:
-    """Decodes and prints. Ctrl-C ends it early, and what there is then is chosen from.
+def answer(
+    request: GenerationRequest, plan: Plan, show: Show, most_rows: int = BATCH_ROWS
+) -> list[CotResult]:
+    """Decodes and prints, prompt after prompt, with at most so many paths in a batch.
 
-    Raises a ValueError, after all, where the logits of every path were not finite.
+    Ctrl-C, SIGTERM or SIGHUP ends it early, and what there is then is chosen from. Whatever happens, the trace of what
+    was printed is written. Raises a ValueError, after all, where the logits of every path of a prompt were not finite.
     """
     start = time.perf_counter()
-    with terminal.status(f"decoding {plan.paths} paths"):
-        result = parallel.run(request, plan, signals.until_signal)
-    seconds = time.perf_counter() - start
-    if show.trace is not None:
-        several = [path.result for path in result.paths]
-        trace.write(
-            show.trace, result.request, several, selection=selection_header(result), paths=tree(result)
-        )
-    answer = coloring.visible(result.text) if sys.stdout.isatty() else result.text
-    sys.stdout.write((cli.json_line(json_object(result)) if show.json else answer) + "\n")
-    sys.stdout.flush()
-    console = Console(stderr=True, width=None if sys.stderr.isatty() else _WIDTH)
-    shown = scores_that_fit(result, console)
-    console.print(table(result, shown))
-    for line in notes(result, len(shown)):
-        terminal.note(line)
+    n_prompts = len(request.prompt_ids)
+    batches, results = parallel.Batches(request, plan, most_rows), list[CotResult]()
+    what = f"decoding {plan.paths} paths" + (f" of each of {n_prompts} prompts" if n_prompts > 1 else "")
+    try:
+        with contextlib.ExitStack() as waiting:
+            waiting.enter_context(terminal.status(what))
+            for result in batches.run(signals.until_signal):
+                waiting.close()  # it would print over what is printed
+                results.append(result)
+                _print(result, None if n_prompts == 1 else len(results) - 1, show)
+                waiting.enter_context(terminal.status(what))
+    finally:
+        if show.trace is not None and results:
+            write_trace(show.trace, results)
     if show.stats:
-        terminal.note(stats(result, seconds))
+        terminal.note(stats(results, batches.n_passes, time.perf_counter() - start))
         terminal.note_devices(request.model)
-    if result.winner.result.finish == FinishReason.NAN:
-        raise ValueError(FinishReason.NAN.sentence)
-    return result
+    for number, result in enumerate(results, start=1):
+        if result.winner.result.finish == FinishReason.NAN:
+            which = f"prompt {number}: " if n_prompts > 1 else ""
+            raise ValueError(which + FinishReason.NAN.sentence)
+    return results
 
 
-def json_object(result: CotResult) -> dict[str, Any]:
-    """All paths with all scores, as `--json` prints them."""
+def _print(result: CotResult, row: int | None, show: Show) -> None:
+    """The answer on stdout; on stderr the table of the paths, or, of one prompt of several, what can be said in lines.
+
+    row: the prompt's number among several.
+    """
+    answer = coloring.visible(result.text) if sys.stdout.isatty() else result.text
+    if show.json:
+        answer = cli.json_line(json_object(result, row or 0))
+    elif row is not None:
+        answer = ("\n" if row else "") + f"==> prompt {row + 1} <==\n{answer}"
+    sys.stdout.write(answer + "\n")
+    sys.stdout.flush()
+    if row is None:
+        console = Console(stderr=True, width=None if sys.stderr.isatty() else _WIDTH)
+        shown = scores_that_fit(result, console)
+        console.print(table(result, shown))
+        for line in notes(result, len(shown)):
+            terminal.note(line)
+        return
+    for line in notes(result, len(selection.SELECTORS)):
+        terminal.note(f"prompt {row + 1}: {line}")
+
+
+def write_trace(path: Path, results: Sequence[CotResult]) -> None:
+    """Writes the trace of all paths, those of each prompt after those of the one before."""
+    requests = [result.request for result in results]
+    prompt_ids = [ids for request in requests for ids in request.prompt_ids]
+    config = dataclasses.replace(
+        requests[0].config,
+        seeds=tuple(seed for request in requests for seed in request.config.seeds),
+        occurrences=(),
+    )
+    # A prompt that comes twice draws the same twice, where several rows of one request would not.
+    kept = [
+        number for request in requests for number in inputs.occurrences(request.prompt_ids, request.config)
+    ]
+    if kept != inputs.occurrences(prompt_ids, config) or requests[0].config.occurrences:
+        config = dataclasses.replace(config, occurrences=tuple(kept))
+    paths: list[dict[str, Any]] = []
+    for number, result in enumerate(results):
+        paths += tree(result, number, len(paths))
+    trace.write(
+        path,
+        dataclasses.replace(requests[0], prompt_ids=prompt_ids, config=config),
+        [path.result for result in results for path in result.paths],
+        selection=selection_header(results[0])
+        | {"decided_early": any(result.decided_early for result in results)},
+        paths=paths,
+    )
+
+
+def json_object(result: CotResult, row: int = 0) -> dict[str, Any]:
+    """All paths with all scores, as `--json` prints them. row: the prompt's number, from 0."""
     paths = [
         {
             "text": path.result.text,
@@ -66,14 +125,19 @@ def json_object(result: CotResult) -> dict[str, Any]:
             "computed_tokens": path.computed_tokens,
             **facts,
         }
-        for path, facts in zip(result.paths, tree(result), strict=True)
+        for path, facts in zip(result.paths, tree(result, row), strict=True)
     ]
+    chosen = result.winner.result
     return {
+        "row": row,
         "text": result.text,
+        "token_ids": chosen.token_ids,
+        "finish": chosen.finish.name.lower(),
+        "reason": chosen.finish.sentence,
         "answer": result.winner.answer,
         "chosen": result.chosen,
         **selection_header(result),
-        "prompt_tokens": len(result.winner.result.prompt_ids),
+        "prompt_tokens": len(chosen.prompt_ids),
         "kept_tokens": result.kept_tokens,
         "computed_tokens": result.computed_tokens,
         "forward_passes": result.forward_passes,
@@ -92,11 +156,15 @@ def selection_header(result: CotResult) -> dict[str, Any]:
     }
 
 
-def tree(result: CotResult) -> list[dict[str, Any]]:
-    """Where each path comes from and what became of it, as JSON and traces tell it."""
+def tree(result: CotResult, prompt: int = 0, before: int = 0) -> list[dict[str, Any]]:
+    """Where each path comes from and what became of it, as JSON and traces tell it.
+
+    prompt: its number. before: rows of earlier prompts, by which those of this one are counted.
+    """
     return [
         {
-            "parent": path.parent,
+            "prompt": prompt,
+            "parent": None if path.parent is None else before + path.parent,
             "position": path.position,
             "given": path.given,
             "answer": path.answer,
@@ -152,7 +220,7 @@ def notes(result: CotResult, n_scores: int) -> Iterator[str]:
         f"chose path {result.chosen} of {len(result.paths)} by {_reason(result)}; kept {result.kept_tokens} of "
         f"{result.computed_tokens} tokens"
     )
-    if len(result.paths) < result.plan.paths:
+    if len(result.paths) < result.plan.paths and finish not in (FinishReason.NAN, FinishReason.INTERRUPTED):
         yield f"the first answer had no more than {len(result.paths) - 1} places to fork at"
     if all(path.answer is None for path in result.paths):
         yield f"no path has an answer that {result.plan.extract!r} finds; --extract says what to look for"
@@ -166,18 +234,19 @@ def _reason(result: CotResult) -> str:
     return result.plan.select if scored else selection.FALLBACK
 
 
-def stats(result: CotResult, seconds: float) -> str:
-    """Lines of cost, and of the chosen path's strategies and metrics, as `--stats` prints them."""
-    prompt, kept, computed = len(result.winner.result.prompt_ids), result.kept_tokens, result.computed_tokens
+def stats(results: Sequence[CotResult], n_passes: int, seconds: float) -> str:
+    """Lines of cost, and of the chosen paths' strategies and metrics, as `--stats` prints them."""
+    chosen = [result.winner.result for result in results]
+    kept, computed = (sum(getattr(r, name) for r in results) for name in ("kept_tokens", "computed_tokens"))
     rows = [
-        ("prompt tokens", str(prompt), ""),
-        ("paths", str(len(result.paths)), ""),
+        ("prompt tokens", str(sum(len(result.prompt_ids) for result in chosen)), ""),
+        ("paths", str(sum(len(result.paths) for result in results)), ""),
         ("tokens kept", str(kept), ""),
         ("tokens computed", str(computed), f"{100 * kept / computed:.1f} % kept" if computed else ""),
-        ("forward passes", str(result.forward_passes), ""),
+        ("forward passes", str(n_passes), ""),
         ("total time", f"{seconds:.4g}", "s, compilation included"),
         ("speed", f"{computed / seconds:.4g}", "tokens/s of all paths"),
-        *run_statistics.of_tokens([result.winner.result], result.request.sampler.strategies),
+        *run_statistics.of_tokens(chosen, results[0].request.sampler.strategies),
     ]
     return run_statistics.as_text(rows)
 

@@ -1,12 +1,29 @@
-"""What is asked of several paths from one prompt, checked; `cot` does it."""
+"""What is asked of several paths from a prompt, checked; `parallel` does it."""
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from entropix.cot import answers, selection
 
 START, EXPLORE, NONE = "start", "explore", "none"  # what `fork` may be
 VOTE = "majority"  # the selector that may be decided before all paths have ended
 MAX_PATHS = 1024  # of one batch: a row each, with logits and scores
+# What may be said of several paths, in flags, grids and comparisons, and how it is written.
+KINDS: dict[str, type] = {
+    "cot": int,
+    "cot_at": str,
+    "cot_entropy": float,
+    "best_of": int,
+    "self_consistency": int,
+    "select": str,
+    "extract": str,
+}
+_COUNTS = {
+    "cot": START,
+    "best_of": NONE,
+    "self_consistency": NONE,
+}  # what says how many paths, and where they part
 
 
 @dataclass(frozen=True)
@@ -29,3 +46,55 @@ class Plan:
             raise ValueError(f"the entropy to fork above must be at least 0 bits, got {self.entropy}")
         selection.selector(self.select)
         answers.extractor(self.extract)
+
+
+def read(asked: Mapping[str, Any], spelled: Callable[[str], str] = str) -> Plan | None:
+    """The plan that settings by the names in `KINDS` amount to; None for a single answer.
+
+    spelled: how a setting is called where it was given. Raises a ValueError for contradictions.
+    """
+    given = [name for name in _COUNTS if name in asked]
+    if not given:
+        if asked:
+            several = ", ".join(spelled(name) for name in list(_COUNTS)[:-1])
+            raise ValueError(
+                f"{spelled(next(iter(asked)))} is about several paths; give {several} or "
+                f"{spelled('self_consistency')} too"
+            )
+        return None
+    if len(given) > 1:
+        raise ValueError(
+            f"{spelled(given[0])} and {spelled(given[1])} contradict each other; drop one of them"
+        )
+    for name, value in asked.items():
+        number = KINDS[name] is float and isinstance(value, int) and not isinstance(value, bool)
+        if type(value) is not KINDS[name] and not number:
+            raise ValueError(f"{spelled(name)} must be of type {KINDS[name].__name__}, got {value!r}")
+    [name] = given
+    fork, entropy = asked.get("cot_at", _COUNTS[name]), asked.get("cot_entropy", Plan.entropy)
+    if name != "cot" and "cot_at" in asked:
+        raise ValueError(
+            f"{spelled('cot_at')} says where the paths of {spelled('cot')} part; those of {spelled(name)} are "
+            "independent"
+        )
+    if "cot_at" in asked and fork not in (START, EXPLORE):
+        raise ValueError(f"{spelled('cot_at')} must be {START} or {EXPLORE}, got {fork!r}")
+    if "cot_entropy" in asked and fork != EXPLORE:
+        raise ValueError(f"{spelled('cot_entropy')} is for {spelled('cot_at')} {EXPLORE}; give that too")
+    if name == "self_consistency" and asked.get("select", VOTE) != VOTE:
+        raise ValueError(
+            f"{spelled(name)} is a majority vote; {spelled('select')} {asked['select']} goes with "
+            f"{spelled('best_of')}"
+        )
+    if not 1 <= asked[name] <= MAX_PATHS:
+        raise ValueError(f"{spelled(name)} must be between 1 and {MAX_PATHS}, got {asked[name]}")
+    if not entropy >= 0:
+        raise ValueError(f"{spelled('cot_entropy')} must be at least 0, got {entropy}")
+    default = {"cot": Plan.select, "best_of": "borda", "self_consistency": VOTE}[name]
+    return Plan(
+        paths=asked[name],
+        fork=fork,
+        select=asked.get("select", default),
+        extract=asked.get("extract", Plan.extract),
+        entropy=float(entropy),
+    )

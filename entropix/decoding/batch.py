@@ -100,22 +100,33 @@ class Costs:
         # Of the newest run, by row: the forward passes that it took part in, and the tokens that were computed for it,
         # those rolled forward on discarded paths and those that were taken back among them.
         self.row_passes_B, self.computed_B = np.zeros((2, batch), np.int64)
+        # Of all runs, by prompt, which each row is before the first fork: the passes in which a row of it took part.
+        self.prompt_passes_P = np.zeros(batch, np.int64)
+        self._prompt_B = np.arange(batch)
 
     def begin(self, batch: int) -> None:
         """A new run, of so many rows."""
         self.row_passes_B, self.computed_B = np.zeros((2, batch), np.int64)
+
+    def fork(self, rows: Sequence[int]) -> None:
+        """The batch becomes these of its rows."""
+        self._prompt_B = self._prompt_B[np.asarray(rows)]
+        self.begin(len(rows))
 
     def add(self, records: StepRecord, rows: Sequence[int], plan: BranchPlan | None) -> None:
         """Adds a chunk of these rows; records `[steps, R, B, ...]`."""
         self.n_passes += len(records.live_B)
         self.row_passes_B[rows] += records.live_B.any(axis=1).sum(axis=0)
         self.computed_B[rows] += records.live_B.sum(axis=(0, 1))
+        is_of_prompt_BP = self._prompt_B[rows, None] == np.arange(len(self.prompt_passes_P))
+        self.prompt_passes_P += (records.live_B.any(axis=1) @ is_of_prompt_BP).sum(axis=0)
         if plan is None:
             return
         # The paths of a step are in its first record.
         paths: Any = jax.tree.map(lambda leaf: leaf[:, 0], records.paths)
         self.n_passes += plan.depth * int(paths.forked_B.any(axis=1).sum())
         self.row_passes_B[rows] += plan.depth * paths.forked_B.sum(axis=0)
+        self.prompt_passes_P += plan.depth * (paths.forked_B @ is_of_prompt_BP).sum(axis=0)
         rolled_SBC = paths.live_BCD[..., 1:].sum(axis=-1)
         if plan.whole:  # the best path's are among the live tokens
             np.put_along_axis(rolled_SBC, paths.best_B[..., None], 0, axis=-1)

@@ -64,7 +64,7 @@ class Session:
 
     def __init__(self, model: Model, batch: int, shrinks: bool = False) -> None:
         self._model = model
-        self._shrinks = shrinks
+        self.shrinks = shrinks
         self._active = ActiveRows(batch)
         self._cache = PrefixCache(model, batch)
         self._run: _Run | None = None
@@ -114,7 +114,7 @@ class Session:
         A chunk may be shorter: when all rows have ended, or where the recent slots of a row are full. With drafts a
         step makes several tokens; `live_B` tells which of them are there.
         """
-        if self._shrinks:
+        if self.shrinks:
             self._shrink()
         assert self._run is not None
         run, self._run = self._run, None  # the state is donated: after an exception here it is gone
@@ -158,7 +158,7 @@ class Session:
         self._bring_back()
         self._cache.take(rows)
         self._active = ActiveRows(len(rows))
-        self.costs.begin(len(rows))
+        self.costs.fork(rows)
 
     def _bring_back(self) -> None:
         """The whole batch once more, with nothing in the caches of the rows that had left."""

@@ -1,4 +1,4 @@
-"""What was tried besides: the forks inside a row, what was taken back, and the paths from one prompt as a tree.
+"""What was tried besides: the forks inside a row, what was taken back, and the paths from each prompt as a tree.
 
 All words and numbers of the page's sections "Paths" and "Branches" come from here; assets/tree.js draws them.
 """
@@ -152,18 +152,18 @@ def known_texts(results: Sequence[Result]) -> dict[int, str]:
     return texts
 
 
-# ----- paths from one prompt --------------------------------------------------------------------------------
+# ----- paths from a prompt ----------------------------------------------------------------------------------
 
 
 def paths(trace: Trace) -> dict[str, Any] | None:
     """The paths of a trace whose rows are such, for the template and for JSON; None for other traces.
 
-    why, summary   sentences: why the winner won, and the totals
+    why, summary   sentences: why the winner won (of several prompts each one's), and the totals
     measure, unit  what the score that chose is called
     selectors      names of the scores, the one that chose first
-    rows           each with `parent`, `position`, `lane` in the drawing, `fork` in words, `answer`, `scores` as texts
-                   in the order of `selectors`, `score` (the one that chose, as a number), `tokens`, `computed`,
-                   `forward_passes`, `finish`, `reason`, `chosen`
+    rows           each with `prompt`, `parent`, `position`, `lane` in the drawing, `fork` in words, `answer`, `scores`
+                   as texts in the order of `selectors`, `score` (the one that chose, as a number), `tokens`,
+                   `computed`, `forward_passes`, `finish`, `reason`, `chosen`
     """
     found, results = trace.header["paths"], trace.results
     if not found:
@@ -173,13 +173,16 @@ def paths(trace: Trace) -> dict[str, Any] | None:
     names = dict.fromkeys(name for path in found for name in path["scores"])
     selectors = sorted(names, key=lambda name: name != select)
     keep = (trace.header["generation"].get("branching") or {}).get("keep", "path")
+    prompts = [path.get("prompt", 0) for path in found]
+    several = len(set(prompts)) > 1
     places = tree_lanes([path["parent"] for path in found], [path["position"] for path in found])
     rows = [
         {
+            "prompt": path.get("prompt", 0),
             "parent": path["parent"],
             "position": path["position"],
             "lane": lane,
-            "fork": "–" if path["parent"] is None else f"path {path['parent']}, token {path['position'] + 1}",
+            "fork": _origin(path, several),
             "answer": path["answer"],
             "scores": [number(path["scores"].get(name)) for name in selectors],
             "score": rounded(path["scores"].get(select)),
@@ -193,11 +196,14 @@ def paths(trace: Trace) -> dict[str, Any] | None:
         for path, result, lane in zip(found, results, places, strict=True)
     ]
     kept = sum(row["tokens"] for row in rows if row["chosen"])
-    share = _share(kept, sum(row["computed"] for row in rows), "on the chosen path")
+    share = _share(
+        kept, sum(row["computed"] for row in rows), "on the chosen path" + ("s" if several else "")
+    )
+    total = count(len(rows), "path") + (f" of {len(set(prompts))} prompts" if several else "")
     early = ", some ended early because the vote was decided" if selection.get("decided_early") else ""
     return {
-        "why": why_path(found, select),
-        "summary": f"{count(len(rows), 'path')}{early}; {share}.",
+        "why": why_paths(found, prompts, select) if several else why_path(found, select),
+        "summary": f"{total}{early}; {share}.",
         "selectors": selectors,
         "select": select,
         "measure": SELECTORS.get(select, (select, ""))[0],
@@ -206,8 +212,28 @@ def paths(trace: Trace) -> dict[str, Any] | None:
     }
 
 
-def why_path(found: Sequence[Mapping[str, Any]], select: str) -> str:
-    """Why the chosen path was chosen, as a sentence with the selector's number and that of the next best."""
+def _origin(path: Mapping[str, Any], several: bool) -> str:
+    """Where a path parts from what came before."""
+    if path["parent"] is not None:
+        return f"path {path['parent']}, token {path['position'] + 1}"
+    return f"prompt {path.get('prompt', 0) + 1}" if several else "–"
+
+
+def why_paths(found: Sequence[Mapping[str, Any]], prompts: Sequence[int], select: str) -> str:
+    """Why each prompt's chosen path was chosen. Paths are counted through all prompts, whose paths come together."""
+    sentences = []
+    for prompt in dict.fromkeys(prompts):
+        mine = [i for i, other in enumerate(prompts) if other == prompt]
+        why = why_path([found[i] for i in mine], select, mine[0])
+        sentences.append(f"Prompt {prompt + 1}: {why[:1].lower()}{why[1:]}")
+    return " ".join(sentences)
+
+
+def why_path(found: Sequence[Mapping[str, Any]], select: str, start: int = 0) -> str:
+    """Why the chosen path was chosen, as a sentence with the selector's number and that of the next best.
+
+    start: the number of the first path.
+    """
     name, unit = SELECTORS.get(select, (select, ""))
     chosen = next((i for i, path in enumerate(found) if path["chosen"]), None)
     if chosen is None:
@@ -216,7 +242,7 @@ def why_path(found: Sequence[Mapping[str, Any]], select: str) -> str:
     score = found[chosen]["scores"].get(select)
     if score is None:
         best = number(found[chosen]["scores"].get("mean-logprob"), "nats")
-        return f"Path {chosen} was chosen by mean log-probability, {best}: no path has a number for {select}."
+        return f"Path {start + chosen} was chosen by mean log-probability, {best}: no path has a number for {select}."
     rivals = [
         (path["scores"][select], -i)
         for i, path in enumerate(found)
@@ -226,11 +252,13 @@ def why_path(found: Sequence[Mapping[str, Any]], select: str) -> str:
         and not (select in VOTES and path["answer"] == answer)
     ]
     subject = f"Its answer ‘{answer}’ has" if select in VOTES else "It has"
-    told = f"Path {chosen} was chosen by {select}. {subject} the largest {name}, {number(score, unit)}"
+    told = (
+        f"Path {start + chosen} was chosen by {select}. {subject} the largest {name}, {number(score, unit)}"
+    )
     if not rivals:
         return f"{told}; no other {'answer was' if select in VOTES else 'path was to be'} compared."
     best, place = max(rivals)
-    rival = f"‘{found[-place]['answer']}’" if select in VOTES else f"path {-place}"
+    rival = f"‘{found[-place]['answer']}’" if select in VOTES else f"path {start - place}"
     if best == score:
         return f"{told}, as {rival} has; the tie went its way."
     return f"{told}; next is {rival} with {number(best, unit)}."

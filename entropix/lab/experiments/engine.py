@@ -21,12 +21,15 @@ from typing import Any, NamedTuple
 from entropix import run_statistics, sharding, trace
 from entropix.checkpoint.loading import Model
 from entropix.config import GenerateConfig
-from entropix.decoding.request import check_prompts
+from entropix.cot import parallel
+from entropix.cot.parallel import CotResult
+from entropix.cot.plan import Plan
+from entropix.decoding.request import GenerationRequest, check_prompts
 from entropix.decoding.session import Session
 from entropix.generation import prepare
 from entropix.generation import run as events_of
 from entropix.lab.experiments.results import Follower, Line, Store
-from entropix.results import Result, add
+from entropix.results import Result, TokenEvent, add
 from entropix.samplers import ResolvedSampler
 
 FORMAT, VERSION = "entropix-grid", 1
@@ -40,11 +43,14 @@ class Variant:
 
     label: str
     sampler: ResolvedSampler
+    plan: Plan | None = None  # of several paths to each answer
 
     def described(self) -> dict[str, Any]:
         """What its answers depend on, as JSON has it."""
         sampler = self.sampler
         told = {"label": self.label, "sampler": sampler.name, "config": asdict(sampler.numbers)}
+        if self.plan is not None:
+            told["paths"] = asdict(self.plan)
         if sampler.source is None:
             return told
         # Without its folder, which differs among machines that share a grid.
@@ -106,6 +112,10 @@ def check(grid: Grid, model: Model) -> None:
     if twice := _first_twice(grid.seeds):
         raise ValueError(f"seed {grid.seeds[twice[0]]} is there twice; name each once")
     check_prompts(grid.prompts, model.config)
+    for variant in grid.variants:
+        if variant.plan is not None:
+            room = grid.options.max_new_tokens, model.config.context_length
+            parallel.check_room(variant.plan, grid.prompts, *room)
     if grid.max_rows % grid.groups:
         raise ValueError(
             f"a batch of {grid.max_rows} rows cannot be shared evenly by data={grid.groups}; choose a multiple of "
@@ -201,27 +211,78 @@ def generate_batch(model: Model, grid: Grid, batch: Batch) -> tuple[list[Line], 
     done in one chunk. Padding rows repeat the last cell and count for nothing.
     """
     variant = grid.variants[batch.variant]
+    if variant.plan is not None:
+        return _generate_paths(model, grid, variant, batch.cells)
     rows = [*batch.cells, *[batch.cells[-1]] * (batch.size - len(batch.cells))]
-    request = prepare(
-        model,
-        [list(grid.prompts[cell.prompt]) for cell in rows],
-        sampler=variant.sampler,
-        seeds=[cell.seed for cell in rows],
-        occurrences=[0] * len(rows),  # a draw depends on seed and prompt, not on what else is in the batch
-        **{name: value for name, value in vars(grid.options).items() if name not in _SEEDS},
-    )
+    request = _request(model, grid, variant, rows)
     session = Session(model, batch.size)
     results = [Result(prompt_ids) for prompt_ids in request.prompt_ids]
-    first_chunk, began, ended, late = 0, 0.0, 0.0, 0
+    clock = _Clock()
     for event in events_of(request, session):
         add(results, event)
-        if first_chunk in (0, session.costs.n_passes):
-            first_chunk, began = session.costs.n_passes, time.perf_counter()
-        elif event.record is not None and event.row < len(batch.cells):
-            late, ended = late + 1, time.perf_counter()
+        clock.tick(session.costs.n_passes, event.record is not None and event.row < len(batch.cells))
     lines = [line(variant, cell, result) for cell, result in zip(batch.cells, results, strict=False)]
-    timing = {"variant": variant.label, "tokens": late, "seconds": ended - began if late else 0.0}
-    return lines, timing
+    return lines, clock.timing(variant)
+
+
+def _generate_paths(
+    model: Model, grid: Grid, variant: Variant, cells: Sequence[Cell]
+) -> tuple[list[Line], Mapping[str, Any]]:
+    """The same where an answer is chosen from several paths: as many answers at a time as a batch has rows for all of
+    their paths, whose tokens count all."""
+    assert variant.plan is not None
+    batches = parallel.Batches(_request(model, grid, variant, cells), variant.plan, grid.max_rows)
+    clock = _Clock()
+
+    def watch(events: Iterator[TokenEvent]) -> Iterator[TokenEvent]:
+        for event in events:
+            clock.tick(batches.n_passes, event.record is not None)
+            yield event
+
+    found = list(batches.run(watch))
+    lines = [path_line(variant, cell, result) for cell, result in zip(cells, found, strict=True)]
+    return lines, clock.timing(variant)
+
+
+def _request(model: Model, grid: Grid, variant: Variant, cells: Sequence[Cell]) -> GenerationRequest:
+    """What generates these answers. A draw depends on seed and prompt, not on what else is in the batch."""
+    return prepare(
+        model,
+        [list(grid.prompts[cell.prompt]) for cell in cells],
+        sampler=variant.sampler,
+        seeds=[cell.seed for cell in cells],
+        occurrences=[0] * len(cells),
+        **{name: value for name, value in vars(grid.options).items() if name not in _SEEDS},
+    )
+
+
+class _Clock:
+    """Time from the end of the first chunk to the last token."""
+
+    def __init__(self) -> None:
+        self._first_chunk, self._n_late, self._began, self._ended = 0, 0, 0.0, 0.0
+
+    def tick(self, n_passes: int, counts: bool) -> None:
+        """Notes an event, after so many forward passes. counts: it is a token that was wanted."""
+        if self._first_chunk in (0, n_passes):
+            self._first_chunk, self._began = n_passes, time.perf_counter()
+        elif counts:
+            self._n_late, self._ended = self._n_late + 1, time.perf_counter()
+
+    def timing(self, variant: Variant) -> dict[str, Any]:
+        seconds = self._ended - self._began if self._n_late else 0.0
+        return {"variant": variant.label, "tokens": self._n_late, "seconds": seconds}
+
+
+def path_line(variant: Variant, cell: Cell, result: CotResult) -> Line:
+    """The chosen one of several paths as it is kept, and what all of them have cost."""
+    return {
+        **line(variant, cell, result.winner.result),
+        "answer": result.winner.answer,
+        "paths": len(result.paths),
+        "computed_tokens": result.computed_tokens,
+        "forward_passes": result.forward_passes,
+    }
 
 
 def line(variant: Variant, cell: Cell, result: Result) -> Line:

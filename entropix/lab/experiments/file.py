@@ -10,6 +10,8 @@
     sampler = "entropix"          # a preset, a .toml file, or a rule of yours: "my_rule.py:RULE"
     temp = 0.6                    # a number of the sampler's config
     high_ent_thresh = [3.0, 5.0]  # several: every combination is a variant of its own
+    cot = 4                       # each answer chosen from several paths: also best_of = 8 or self_consistency = 5,
+    select = "borda"              # and cot_at, cot_entropy, select and extract, as the flags of entropix.main
 
 Only `prompts` and `samplers` must be there. Files are looked for beside the grid's own.
 """
@@ -24,11 +26,12 @@ from typing import Any
 from entropix import config, files, prompts, samplers
 from entropix.checkpoint.loading import Model
 from entropix.config import GenerateConfig
+from entropix.cot.plan import KINDS
 from entropix.generation import encode_prompt
 from entropix.lab.experiments import engine
 from entropix.lab.experiments.command import chunk_length
 from entropix.lab.experiments.engine import Grid, Variant
-from entropix.lab.experiments.variants import expand
+from entropix.lab.experiments.variants import expand, with_paths
 
 _KEYS = ("prompts", "seeds", "system", "raw", "samplers")
 # Fields that a grid sets itself, or whose outcome its results have no place for.
@@ -129,7 +132,8 @@ def _variants(value: Any, path: Path) -> list[Variant]:
         if empty := [field for field, values in axes.items() if not values]:
             raise ValueError(f"{where}: {empty[0]} has no value; give at least one")
         try:
-            found = expand(samplers.resolve(name, folder=path.parent), axes, where)
+            of_paths = {field: axes.pop(field) for field in [*axes] if field in KINDS}
+            found = with_paths(expand(samplers.resolve(name, folder=path.parent), axes, where), of_paths)
         except ValueError as error:
             raise ValueError(str(error) if str(error).startswith(where) else f"{where}: {error}") from None
         variants += [

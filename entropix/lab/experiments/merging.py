@@ -7,6 +7,7 @@ from typing import Any
 
 from entropix import config, samplers
 from entropix.config import GenerateConfig
+from entropix.cot.plan import Plan
 from entropix.lab.experiments import engine
 from entropix.lab.experiments.engine import FORMAT, Grid, Variant
 from entropix.lab.experiments.results import MANIFEST, Line, Store, difference, read_manifest
@@ -86,7 +87,11 @@ def _grid(manifest: Manifest, where: str) -> Grid:
     """The grid that a manifest describes."""
     return Grid(
         variants=[
-            Variant(v["label"], samplers.recorded(v["sampler"], v["config"], v.get("sampler_source")))
+            Variant(
+                v["label"],
+                samplers.recorded(v["sampler"], v["config"], v.get("sampler_source")),
+                Plan(**v["paths"]) if "paths" in v else None,
+            )
             for v in manifest["variants"]
         ],
         prompts=[prompt["token_ids"] for prompt in manifest["prompts"]],

@@ -123,7 +123,8 @@ def program(variant: Variant) -> Hashable:
     """What is compiled anew for it, of all that variants differ in; a clarifier of another length is."""
     numbers = variant.sampler.numbers
     texts = [getattr(numbers, name) for name in fields_of_kind(type(numbers), HOST)]
-    return variant.sampler.sampler, jax.tree.structure(numbers), *texts
+    paths = None if variant.plan is None else (variant.plan.paths, variant.plan.fork)
+    return variant.sampler.sampler, jax.tree.structure(numbers), paths, *texts
 
 
 class Pace:

@@ -64,6 +64,10 @@ class Summary:
     label: str
     answers: int
     tokens: int
+    paths: float | None  # mean number that an answer was chosen from; None where it is not chosen
+    computed_tokens: (
+        int  # of all paths, for the answers to be compared at their cost; those of the answers without paths
+    )
     tokens_per_second: float | None  # of all rows together, after the first chunk; median over batches
     length_sd: float | None  # over answers
     finishes: dict[str, int]
@@ -151,6 +155,8 @@ def _summary(
         label=label,
         answers=len(lines),
         tokens=sum(lengths),
+        paths=_mean([line.get("paths") for line in lines]),
+        computed_tokens=sum(int(line.get("computed_tokens") or line["new_tokens"]) for line in lines),
         tokens_per_second=float(np.median(speeds)) if speeds else None,
         length_sd=float(np.std(lengths, ddof=1)) if len(lengths) > 1 else None,
         finishes=dict(Counter(line["finish"] for line in lines)),
@@ -169,15 +175,17 @@ def tables(summaries: Sequence[Summary]) -> list[str]:
     """Lines of text: a line a variant, then the intervals of the differences, then the strategies."""
     first, *others = summaries
     timed = was_timed(summaries)
-    rows = [
-        ["", "answers", "tokens", "cut off", *["tokens/s"] * timed, "length", "± sd", *list(MEASURES)[1:]]
-    ]
+    with_paths = any(found.paths is not None for found in summaries)
+    costs = ["paths", "computed"] if with_paths else []
+    shown = ["answers", "tokens", "cut off", *costs, *["tokens/s"] * timed]
+    rows = [["", *shown, "length", "± sd", *list(MEASURES)[1:]]]
     rows += [
         [
             found.label,
             str(found.answers),
             str(found.tokens),
             str(found.cut_off),
+            *[number(found.paths, 1), str(found.computed_tokens)] * with_paths,
             *[number(found.tokens_per_second, 1)] * timed,
             number(found.means["length"], 1),
             number(found.length_sd, 1),

@@ -259,7 +259,7 @@ function markTree(i, step) {
   });
 }
 
-// ----- paths from one prompt -----
+// ----- paths from a prompt -----
 
 const ROW = 22; // px from path to path
 
@@ -273,7 +273,9 @@ function drawPaths(i) {
   const y = (row) => EDGE + rows[row].lane * ROW + 6;
   const bottom = EDGE + rows.length * ROW;
   const parentOf = (row) => (rows[row].parent === null || rows[row].parent >= row ? null : rows[row].parent);
-  const along = (row, end) => bent(x(parentOf(row) === null ? 0 : rows[row].position), y(parentOf(row) ?? 0), y(row), x(end));
+  const rootOf = (row) => rows.findIndex(({ prompt }) => prompt === rows[row].prompt);
+  const begins = (row) => [x(parentOf(row) === null ? 0 : rows[row].position), y(parentOf(row) ?? rootOf(row))];
+  const along = (row, end) => bent(...begins(row), y(row), x(end));
   const items = rows.map((row, k) => {
     const answer = row.answer ?? "no answer";
     const what = `Path ${k}${row.chosen ? ", the chosen one" : ""}`;
@@ -288,11 +290,14 @@ function drawPaths(i) {
     return [k, made, says];
   });
   const trail = [];
-  const chosen = rows.findIndex((row) => row.chosen);
-  for (let row = chosen, end = rows[chosen]?.tokens; row !== null && row >= 0; end = rows[row].position, row = parentOf(row)) {
-    trail.push(drawn("path", { class: "trail", d: along(row, end) }));
-  }
-  const background = [axis(longest, unit, bottom), ...trail, drawn("circle", { class: "end", cx: x(0), cy: y(0), r: 3 })];
+  rows.forEach(({ chosen, tokens }, k) => {
+    if (!chosen) return;
+    for (let row = k, end = tokens; row !== null; end = rows[row].position, row = parentOf(row)) {
+      trail.push(drawn("path", { class: "trail", d: along(row, end) }));
+    }
+  });
+  const roots = [...new Set(rows.map((_, k) => rootOf(k)))].map((k) => drawn("circle", { class: "end", cx: x(0), cy: y(k), r: 3 }));
+  const background = [axis(longest, unit, bottom), ...trail, ...roots];
   const order = items.sort((a, b) => rows[a[0]].lane - rows[b[0]].lane);
   const shown = order.map(([k, made, says]) => [made, says, () => {}, () => chooseRow(k)]);
   showKey(at(`path-key-${i}`), measure, scoreUnit, ends);

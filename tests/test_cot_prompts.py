@@ -1,0 +1,219 @@
+"""Several paths for each of many prompts: batches that are full, answers that are those of each prompt alone."""
+
+import itertools
+import json
+from typing import Any
+
+import pytest
+import toy
+from commands import Command, interrupt_after
+
+from entropix import replay, trace
+from entropix.checkpoint.loading import Model
+from entropix.cot import parallel
+from entropix.cot.parallel import CotResult
+from entropix.cot.plan import Plan
+from entropix.decoding import loop
+from entropix.generation import prepare
+from entropix.report import tree
+from entropix.results import FinishReason
+
+PROMPTS = [[17, 4, 200, 31, 8], [17, 4, 200, 31, 20], [9] * 20, [17, 4, 200, 31, 8], [3, 1, 4]]
+OPTIONS: dict[str, Any] = {"sampler": "top-p", "max_new_tokens": 24, "seed": 5, "chunk_length": 2}
+STOPS = tuple(range(0, 256, 9))  # about one token in nine, so that rows end at different times
+PLANS = {
+    "start": Plan(4, extract="text"),
+    "explore": Plan(4, "explore", extract="text", entropy=0.0),
+    "best of": Plan(4, "none", "borda", "text"),
+    "self-consistency": Plan(6, "none", "majority", "regex:(?s)^(.)"),
+}
+COLD = {"sampler_config": {"temp": 0.2}}  # so that votes are decided before all paths have ended
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    """One layer, which compiles faster."""
+    return toy.model_of(stop_ids=STOPS, n_layers=1)
+
+
+def options_of(name: str) -> dict[str, Any]:
+    return OPTIONS | (COLD if name == "self-consistency" else {})
+
+
+def told(result: CotResult) -> list[Any]:
+    """All that a prompt's paths are, and what they have cost."""
+    paths = [
+        (
+            path.result.token_ids,
+            path.result.text,
+            path.result.finish,
+            path.answer,
+            (path.parent, path.position, path.given, path.seed),
+            (path.forward_passes, path.computed_tokens),
+        )
+        for path in result.paths
+    ]
+    return [result.chosen, result.forward_passes, result.decided_early, result.interrupted, *paths]
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_each_prompt_has_the_paths_that_it_has_alone_whatever_the_batch(model: Model, name: str) -> None:
+    plan, options = PLANS[name], options_of(name)
+    alone = [parallel.run(prepare(model, prompt, **options), plan) for prompt in PROMPTS]
+    assert len({result.text for result in alone}) == 4  # one prompt is there twice
+    if name == "self-consistency":
+        assert any(result.decided_early for result in alone)
+    for most_rows in (2 * plan.paths + 1, 64):
+        together = parallel.answer_all(model, PROMPTS, plan, most_rows=most_rows, **options)
+        assert list(map(told, together)) == list(map(told, alone))
+
+
+def test_prompts_with_seeds_of_their_own_have_the_paths_of_these(model: Model) -> None:
+    options = {**OPTIONS, "seeds": (5, 6), "occurrences": (0, 0)}
+    found = parallel.answer_all(model, [PROMPTS[0]] * 2, PLANS["best of"], **options)
+    for result, seed in zip(found, (5, 6), strict=True):
+        alone = parallel.run(prepare(model, PROMPTS[0], **{**OPTIONS, "seed": seed}), PLANS["best of"])
+        assert told(result) == told(alone)
+
+
+def test_whole_prompts_fill_the_rows_of_a_batch(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    chunk = loop.decode_chunk
+
+    def watched(weights: Any, inputs: Any, *rest: Any) -> Any:
+        seen.append(len(inputs.key_B))
+        return chunk(weights, inputs, *rest)
+
+    monkeypatch.setattr(loop, "decode_chunk", watched)
+    request = prepare(model, PROMPTS, **OPTIONS)
+    for most_rows, widest in ((1, 4), (7, 4), (8, 8), (11, 8), (64, 20)):
+        seen.clear()
+        batches = parallel.Batches(request, PLANS["best of"], most_rows)
+        found = list(batches.run())
+        assert max(seen) == widest
+        passes = [result.forward_passes for result in found]
+        size = widest // 4
+        assert batches.n_passes == sum(max(passes[i : i + size]) for i in range(0, 5, size))
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_an_interrupt_keeps_the_prompts_that_are_done(model: Model, name: str) -> None:
+    """It comes in the second of three batches."""
+    plan, options = PLANS[name], options_of(name)
+    request = prepare(model, PROMPTS, **options)
+    most_rows = 2 * plan.paths
+    whole = list(parallel.run_all(request, plan, most_rows=most_rows))
+    of_first = sum(1 for _ in parallel.Batches(request.of_rows([0, 1]), plan)._events())
+    for n in (of_first, of_first + 1, of_first + 12):
+        found = list(parallel.run_all(request, plan, lambda e, n=n: itertools.islice(e, n), most_rows))
+        assert list(map(told, found[:2])) == list(map(told, whole[:2]))
+        assert found[2].interrupted and found[4].interrupted
+        assert [(path.result.token_ids, path.result.finish) for path in found[4].paths] == [
+            ([], FinishReason.INTERRUPTED)
+        ]
+        for cut, complete in zip(found[2].paths, whole[2].paths, strict=False):
+            n_tokens = len(cut.result.token_ids)
+            assert cut.result.token_ids == complete.result.token_ids[:n_tokens]
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_logits_that_are_not_finite_spoil_no_other_prompt(name: str) -> None:
+    broken, plan = toy.with_a_broken_token(77), PLANS[name]
+    prompts = [[1, 2], [1, 77], [3, 1]]
+    found = list(parallel.answer_all(broken, prompts, plan, **OPTIONS))
+    assert {path.result.finish for path in found[1].paths} == {FinishReason.NAN}
+    for prompt, result in ((prompts[0], found[0]), (prompts[2], found[2])):
+        assert told(result) == told(parallel.run(prepare(broken, prompt, **OPTIONS), plan))
+
+
+def test_what_cannot_be_is_said_before_anything_runs(model: Model) -> None:
+    context = model.config.context_length
+    with pytest.raises(ValueError, match=f"prompt 2 has {context - 1} tokens, .* paths need two more"):
+        parallel.answer_all(model, [[1], [1] * (context - 1)], Plan(2), **OPTIONS)
+    with pytest.raises(ValueError, match="at least one row, got 0"):
+        parallel.answer_all(model, PROMPTS, Plan(2), most_rows=0, **OPTIONS)
+
+
+# ----- the command --------------------------------------------------------------------------------------------
+
+BEST = ("--best-of", "3", "--extract", "text", "--sampler", "top-p")
+
+
+def said(entry: dict[str, Any]) -> dict[str, Any]:
+    """An object of --json without the prompt's number and the scores, which other shapes round otherwise."""
+    left_out = ("scores", "prompt")
+    paths = [{key: value for key, value in path.items() if key not in left_out} for path in entry["paths"]]
+    return {**entry, "row": 0, "paths": paths}
+
+
+def test_answers_come_in_the_order_of_the_prompts_with_their_paths(
+    command: Command, prompt_file: str, run_command: Any, toy_folder: str, tmp_path: Any
+) -> None:
+    file = tmp_path / "paths.jsonl"
+    code, out, err = command("--prompt-file", prompt_file, *BEST)
+    objects = [
+        json.loads(line) for line in command("--prompt-file", prompt_file, *BEST, "--json").out.splitlines()
+    ]
+    assert code == 0 and [entry["row"] for entry in objects] == [0, 1]
+    assert out == "\n".join(
+        f"==> prompt {i} <==\n{entry['text']}\n" for i, entry in enumerate(objects, start=1)
+    )
+    assert "prompt 2: chose path" in err
+    for prompt, entry in zip(("Why?", "How?"), objects, strict=True):
+        alone = json.loads(command("--prompt", prompt, *BEST, "--json").out)
+        assert said(entry) == said(alone)
+        assert entry["token_ids"] == entry["paths"][entry["chosen"]]["token_ids"]
+
+    assert command("--prompt-file", prompt_file, *BEST, "--trace", str(file), "--batch-size", "3").code == 0
+    read = trace.read(file)
+    assert [path["prompt"] for path in read.header["paths"]] == [0, 0, 0, 1, 1, 1]
+    assert [r.token_ids for r in read.results] == [p["token_ids"] for e in objects for p in e["paths"]]
+    assert run_command(replay.main, str(file), "--weights", toy_folder)[0] == 0
+    shown = tree.paths(read)
+    assert (
+        shown is not None
+        and shown["why"].startswith("Prompt 1: path ")
+        and " Prompt 2: path " in shown["why"]
+    )
+    assert shown["summary"].startswith("6 paths of 2 prompts;")
+
+
+def test_a_prompt_that_comes_twice_answers_the_same_and_its_trace_repeats(
+    command: Command, run_command: Any, toy_folder: str, tmp_path: Any
+) -> None:
+    (tmp_path / "twice.txt").write_text("Why?\nWhy?\n")
+    file = tmp_path / "twice.jsonl"
+    out = command("--prompt-file", str(tmp_path / "twice.txt"), *BEST, "--json", "--trace", str(file)).out
+    one, other = map(json.loads, out.splitlines())
+    assert one["text"] == other["text"]
+    assert run_command(replay.main, str(file), "--weights", toy_folder)[0] == 0
+
+
+def test_forks_of_a_later_prompt_have_their_parents_row_in_the_trace(
+    command: Command, prompt_file: str, tmp_path: Any
+) -> None:
+    file = tmp_path / "forks.jsonl"
+    explore = ("--cot", "3", "--cot-at", "explore", "--cot-entropy", "0", *BEST[2:])
+    assert command("--prompt-file", prompt_file, *explore, "--trace", str(file)).code == 0
+    paths = trace.read(file).header["paths"]
+    assert [(path["prompt"], path["parent"]) for path in paths] == [
+        *((0, None), (0, 0), (0, 0)),
+        *((1, None), (1, 3), (1, 3)),
+    ]
+
+
+def test_ctrl_c_prints_what_is_done_and_ends_with_its_code(
+    command: Command, prompt_file: str, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = [
+        json.loads(line) for line in command("--prompt-file", prompt_file, *BEST, "--json").out.splitlines()
+    ]
+    interrupt_after(monkeypatch, 6 + 3 * 12 + 7)  # six openings, three paths, and in the fourth of the chunk
+    flags = ("--prompt-file", prompt_file, *BEST, "--json", "--trace", str(tmp_path / "t.jsonl"))
+    ended = command(*flags)
+    first, second = map(json.loads, ended.out.splitlines())
+    assert ended.code == 130
+    assert said(first) == said(whole[0])
+    assert [path["new_tokens"] for path in second["paths"]] == [7, 0, 0]
+    assert second["finish"] == "interrupted"
+    assert len(trace.read(tmp_path / "t.jsonl").results) == 6
