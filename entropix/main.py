@@ -9,23 +9,20 @@ after signal n (130 for Ctrl-C), once what there was is printed.
 """
 
 import dataclasses
-import secrets
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, get_type_hints
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import tyro
-from tyro.conf import UseAppendAction, arg
-
-from entropix import config, distributed, presets, prompts, samplers
+from entropix import config, distributed, files, presets, prompts, samplers
 from entropix.config import GenerateConfig
 from entropix.console import cli, coloring, signals
-from entropix.console.cli import DeviceFlags, Dtype, Text, Weights, flag
-from entropix.console.search_flags import BacktrackFlags, BranchFlags, read_backtracking, read_branching
-from entropix.cot.flags import PathFlags, read_plan
+from entropix.console.cli import Weights
+from entropix.console.search_flags import read_backtracking, read_branching
+from entropix.cot.flags import read_plan
 from entropix.cot.plan import Plan
+from entropix.main_flags import GENERAL, Preset, all_flags, flat
 from entropix.paths import DEFAULT_MODEL
 from entropix.samplers import ResolvedSampler
 
@@ -33,109 +30,15 @@ if TYPE_CHECKING:
     from entropix.decoding.request import GenerationRequest
 
 _PROG = "python -m entropix.main"
-_DESCRIPTION = "Answer prompts with a language model, each token chosen by how uncertain the model is."
+_DESCRIPTION = """Answer prompts with a language model, each token chosen by how uncertain the model is.
 
-_SOURCE = tyro.conf.create_mutex_group(required=True)
+  entropix --prompt "Why is the sky blue?" --stats
+  entropix --prompt "Why is the sky blue?" --sampler min-p --min-p 0.05 --seed 1 --trace sky.jsonl
+  entropix --prompt-file prompts.txt --json
 
-
-def _help(name: str) -> str:
-    """Help, unit and range of a field of `GenerateConfig`."""
-    return cli.describe(GenerateConfig.__dataclass_fields__[name].metadata)
-
-
-@dataclass(frozen=True)
-class Flags:
-    """What can be asked for, except of the sampler."""
-
-    prompt: Annotated[Text, _SOURCE, flag("the prompt; - reads it from standard input", "TEXT|-")] = None
-    prompt_file: Annotated[
-        Text,
-        _SOURCE,
-        flag(
-            'a file with one prompt a line or, if its name ends in .jsonl, {"prompt": "..."} or '
-            '{"messages": [...]} a line; they are answered in batches',
-            "FILE",
-        ),
-    ] = None
-    batch_size: Annotated[
-        int,
-        flag(
-            "most answers to compute together: prompts of the file or, where each has several paths, these, "
-            "of whole prompts; changes memory and speed alone",
-            "N",
-            None,
-        ),
-    ] = config.BATCH_ROWS
-    chat: Annotated[bool, _SOURCE, flag("talk with the model, line by line; /exit ends")] = False
-
-    weights: Weights = None
-    dtype: Dtype = None
-    devices: Annotated[DeviceFlags, arg(name="devices")] = field(default_factory=DeviceFlags)
-    seed: Annotated[int, flag(_help("seed"), "N", "(default: a random one, printed)")] = field(
-        default_factory=lambda: secrets.randbits(32)
-    )
-    max_new_tokens: Annotated[int, flag(_help("max_new_tokens"), "N", None)] = GenerateConfig.max_new_tokens
-    stop: Annotated[
-        UseAppendAction[tuple[str, ...]],
-        flag("end where this text appears, and leave it out", "TEXT", "(repeatable)"),
-    ] = ()
-    ignore_stop_tokens: Annotated[bool, flag(_help("ignore_stop_tokens"))] = False
-    speculate: Annotated[int, flag(_help("speculate"), "K", None)] = GenerateConfig.speculate
-    system: Annotated[Text, flag("a system message before the prompt")] = None
-    raw: Annotated[bool, flag("continue the prompt as plain text, without a chat template")] = False
-    allow_special: Annotated[bool, flag("names of special tokens in the prompt become these tokens")] = False
-
-    paths: Annotated[PathFlags, arg(name="parallel-paths")] = field(default_factory=PathFlags)
-    branches: Annotated[BranchFlags, arg(name="branching")] = field(default_factory=BranchFlags)
-    backtracks: Annotated[BacktrackFlags, arg(name="backtracking")] = field(default_factory=BacktrackFlags)
-
-    color: Annotated[
-        str,
-        flag(
-            "what a token's colour shows: strategy, or a metric as named in traces, like logits_entropy; when there "
-            "are colours: auto (on a terminal, unless NO_COLOR is set), always or never; both as in always,top_prob",
-            "WHAT|WHEN",
-            "(default: strategy,auto)",
-        ),
-    ] = "auto"
-    live: Annotated[
-        bool, flag("no line of strategies and speed below the answer while it comes (only on terminals)")
-    ] = True
-    stats: Annotated[bool, flag("print cost, strategy counts and mean metrics on stderr")] = False
-    trace: Annotated[
-        Text,
-        flag("write every token with all its metrics to this file (see docs/trace.md)", "FILE.jsonl"),
-    ] = None
-    alternatives: Annotated[
-        int, flag(f"into the trace: {_help('alternatives')}, before and after filtering", "N", None)
-    ] = GenerateConfig.alternatives
-    head_entropies: Annotated[bool, flag(f"into the trace: {_help('head_entropies')}")] = False
-    json: Annotated[bool, flag("print one JSON object a prompt on stdout")] = False
-    profile: Annotated[
-        Text,
-        flag(
-            "generate once unseen, so that all is compiled, then again with a trace for XProf in here", "DIR"
-        ),
-    ] = None
-
-
-@dataclass(frozen=True)
-class Preset:
-    """Which rule, and where its numbers come from."""
-
-    sampler: Annotated[
-        Text,
-        flag(
-            f"a rule with its preset: {', '.join(sorted({*presets.preset_names('samplers'), *samplers.SAMPLERS}))}; "
-            "help describes them; or a rule in a Python file of yours",
-            "NAME|FILE.py:NAME|help",
-            f"(default: what was chosen for the model, else {presets.PUBLISHED}, the published numbers)",
-        ),
-    ] = None
-    sampler_config: Annotated[Text, flag("take both from this file instead", "FILE.toml")] = None
-
-
-_GENERAL = frozenset(name for flags in (Flags, Preset) for name, _ in cli.takes_value(flags))
+Numbers of other rules: --sampler NAME --help; what each rule does: --sampler help."""
+_MORE = "\n\n--help-all tells of several paths, branching, backtracking and devices too."
+ALL_HELP = "--help-all"
 
 
 @dataclass(frozen=True)
@@ -148,7 +51,7 @@ class _First(Preset):
 class Command(NamedTuple):
     """A command line, understood."""
 
-    flags: Any  # `Flags`, and the group of the sampler's
+    flags: Any  # `main_flags.flat`
     sampler: ResolvedSampler  # with the numbers that flags gave
     given: tuple[str, ...]  # flags that are no general ones, as fields
     generation: GenerateConfig
@@ -198,6 +101,9 @@ def main(args: Sequence[str] | None = None, prog: str = _PROG) -> None:
         trace=None if flags.trace is None else Path(flags.trace),
     )
     distributed.from_first(lambda: _check_outputs(flags))
+    if flags.dump_config is not None:
+        lines = (f"{line}\n" for line in command.sampler.as_toml())
+        files.write_text(flags.dump_config, lines, "a preset")
     model = terminal.load(flags.weights, flags.dtype, flags.devices)
     command.note_default(terminal.note)
     if flags.chat:
@@ -226,7 +132,7 @@ def main(args: Sequence[str] | None = None, prog: str = _PROG) -> None:
         raise signals.ended()
 
 
-def _read_prompts(flags: Flags) -> list[prompts.PromptText]:
+def _read_prompts(flags: Any) -> list[prompts.PromptText]:
     """The prompts that the flags name; none for a chat."""
     if flags.chat:
         return []
@@ -249,10 +155,12 @@ def _generate_unseen(job: "GenerationRequest", command: Command) -> None:
         pass
 
 
-def _check_outputs(flags: Flags) -> None:
+def _check_outputs(flags: Any) -> None:
     """Raises a ValueError where something could not be written in the end, or would replace what is read."""
-    from entropix import backend, files
+    from entropix import backend
 
+    if flags.dump_config is not None and not flags.dump_config.endswith(".toml"):
+        raise ValueError(f"--dump-config takes the name of a .toml file, got {flags.dump_config!r}")
     if flags.trace is not None:
         files.check_writable(flags.trace, "a trace")
         files.check_not_read(flags.trace, [flags.prompt_file] if flags.prompt_file else [])
@@ -275,9 +183,15 @@ def parse(args: Sequence[str], prog: str = _PROG) -> Command:
         sys.exit(0)
     sampler = choose_preset(preset, DEFAULT_MODEL if preset.weights is None else preset.weights)
     given = [arg.partition("=")[0] for arg in args if arg.startswith("--")]
-    of_rules = [name.removeprefix("--").replace("-", "_") for name in given if name not in _GENERAL]
+    of_rules = [
+        name.removeprefix("--").replace("-", "_") for name in given if name not in {ALL_HELP, *GENERAL}
+    ]
     samplers.check_names(of_rules, sampler.rule, "flags", cli.spelled)
-    flags: Any = cli.parse(_all_flags(sampler), args, prog, _DESCRIPTION)
+    brief = ALL_HELP not in args and bool({"--help", "-h"} & {*args})
+    words = ["--help" if word == ALL_HELP else word for word in args]
+    flags = flat(
+        cli.parse(all_flags(sampler, brief), words, prog, _DESCRIPTION + (_MORE if brief else ""), True)
+    )
     numbers = {name: getattr(flags.sampler, name) for name in vars(sampler.numbers)}
     sampler = sampler.changed(numbers, "flags")
     plan = read_plan(flags.paths)
@@ -314,30 +228,6 @@ def choose_preset(preset: Preset, weights: str = "") -> ResolvedSampler:
     return samplers.resolve(preset.sampler_config)
 
 
-def _all_flags(chosen: ResolvedSampler) -> type:
-    """`Flags` with one more group: the preset, and one flag for each number of the rule."""
-    fields, hints = samplers.parameters(chosen.rule.config), get_type_hints(chosen.rule.config)
-    if taken := [field.name for field in fields if cli.spelled(field.name) in _GENERAL]:
-        raise ValueError(
-            f"{chosen.label}: there is a flag {cli.spelled(taken[0])} already; rename that number"
-        )
-    numbers: list[Any] = [
-        (
-            f.name,
-            Annotated[hints[f.name], arg(help=cli.describe(f.metadata))],
-            getattr(chosen.numbers, f.name),
-        )
-        for f in fields
-    ]
-    group = dataclasses.make_dataclass("SamplerFlags", numbers, bases=(Preset,), frozen=True)
-    about = (
-        f"Defaults are those of {chosen.label!r}, whose numbers these are; another --sampler has others. Filters apply "
-        "in the order temperature, min-p, top-k, top-p."
-    )
-    sampler = ("sampler", Annotated[group, arg(help=about)], field(default_factory=group))
-    return dataclasses.make_dataclass("AllFlags", [sampler], bases=(Flags,), frozen=True)
-
-
 def _describe_samplers() -> str:
     """A line for each preset, and where to read more."""
     names = samplers.names()
@@ -346,7 +236,7 @@ def _describe_samplers() -> str:
     return "\n".join([*lines, "", "Formulas, numbers and sources: docs/samplers.md"])
 
 
-def _generation(flags: Flags) -> GenerateConfig:
+def _generation(flags: Any) -> GenerateConfig:
     """What the flags say about generation; those named like its fields, and the groups that are its parts."""
     named = [f.name for f in dataclasses.fields(GenerateConfig) if hasattr(flags, f.name)]
     values = {name: getattr(flags, name) for name in named}
@@ -357,7 +247,7 @@ def _generation(flags: Flags) -> GenerateConfig:
     return config.from_mapping(GenerateConfig, values | parts, "flags")
 
 
-def _check(flags: Flags, plan: Plan | None) -> None:
+def _check(flags: Any, plan: Plan | None) -> None:
     """Raises a ValueError for flags that no model and no prompt could make right."""
     if plan is not None and flags.chat:
         raise ValueError(

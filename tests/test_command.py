@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import pytest
 
 import entropix
-from entropix import trace
+from entropix import samplers, trace
 from entropix.checkpoint.loading import Model
 from entropix.results import FinishReason, Result
 from entropix.samplers.entropix import SamplerConfig
@@ -97,16 +97,24 @@ def settings_of(record: dict[str, Any], cfg: SamplerConfig) -> tuple[float, floa
         case "flow":
             return cfg.temp, cfg.top_p, 1, cfg.min_p
         case "clarify":
-            return min(1.5, cfg.temp * (1.3 + 0.2 * attn)), cfg.top_p, cfg.top_k, cfg.min_p
+            return (
+                min(1.5, cfg.temp * (cfg.helv_attn_ent_offset + cfg.helv_attn_ent_coef * attn)),
+                cfg.top_p,
+                cfg.top_k,
+                cfg.min_p,
+            )
         case "explore":
             top_k = max(5, math.trunc(cfg.top_k * (1 + 0.5 * (1 - agreement))))
-            return min(1.5, cfg.temp * (1.2 + 0.3 * strength)), cfg.top_p, top_k, cfg.min_p
+            factor = cfg.lehv_interaction_strength_offset + cfg.lehv_interaction_strength_coef * strength
+            return min(1.5, cfg.temp * factor), cfg.top_p, top_k, cfg.min_p
         case "resample":
-            top_p = max(0.5, cfg.top_p - 0.2 * attn)
-            return max(2.0, cfg.temp * (2.0 + 0.5 * attn_var)), top_p, cfg.top_k, cfg.min_p
+            top_p = max(0.5, cfg.top_p - cfg.hehv_attn_ent_coef * attn)
+            factor = cfg.hehv_attn_vent_offset + cfg.hehv_attn_vent_coef * attn_var
+            return max(2.0, cfg.temp * factor), top_p, cfg.top_k, cfg.min_p
         case _:
+            warmer = cfg.ada_temp_logits * doubt + cfg.ada_temp_attn * (attn + attn_var)
             return (
-                cfg.temp * (1 + 0.3 * doubt + 0.2 * (attn + attn_var) - 0.2 * agreement),
+                cfg.temp * (1 + warmer - cfg.ada_temp_agree * agreement),
                 min(max(cfg.top_p * (1 + 0.1 * attn_var), 0.1), 1.0),
                 min(max(cfg.top_k * (1 + 0.3 * strength - 0.2 * agreement), 1), 100),
                 min(max(cfg.min_p * (1 - 0.5 * doubt), 0.01), 0.5),
@@ -175,14 +183,17 @@ def test_the_answer_is_english_and_about_the_question(ran: Ran) -> None:
 def test_stdout_is_the_answer_and_stderr_the_rest(ran: Ran) -> None:
     [result] = ran.trace.results
     assert ran.out == result.text + "\n"
-    assert ran.err.startswith("seed: 1\n")
+    assert ran.err.startswith(
+        "sampler: entropix-smollm2-135m-instruct, chosen for this model; --sampler entropix has"
+    )
+    assert "\nseed: 1\n" in ran.err
     assert ("stopped: " in ran.err) == (result.finish != FinishReason.STOP_TOKEN)
     assert re.search(r"^speed +[\d.]+  tokens/s after the first chunk$", ran.err, re.MULTILINE)
 
 
 def test_the_default_run_obeys_the_rules_on_every_token(ran: Ran, real_model: Model) -> None:
     cfg = ran.trace.options["sampler_config"]
-    assert cfg == SamplerConfig()
+    assert cfg == samplers.resolve("entropix-smollm2-135m-instruct").numbers
     [result] = ran.trace.results
     assert len(result.records) >= 40
     assert_rules_obeyed(result, cfg, real_model.tokenizer.encode(cfg.clarifier))

@@ -20,7 +20,7 @@ WINGS = [
     "records", "stream_text", "options", "generation", "scoring", "inspection", "batching", "tpu",
     "trace_schema", "trace", "run_statistics", "console",
     "cot", "replay", "logprobs", "report", "score", "lab",
-    "main", "__main__", "calibrate", "compare", "sweep", "download", "convert",
+    "main_flags", "main", "__main__", "calibrate", "compare", "sweep", "download", "convert",
 ]
 # fmt: on
 PLACE = {name: place for place, name in enumerate(WINGS)}

@@ -3,8 +3,10 @@
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import commands
+import folders
 import pytest
 from commands import Command, type_in
 
@@ -12,7 +14,7 @@ from entropix import presets, samplers
 from entropix.checkpoint import loading
 from entropix.config import BacktrackConfig, BranchConfig
 from entropix.console.search_flags import read_backtracking, read_branching
-from entropix.main import Flags, _read_prompts, parse
+from entropix.main import _read_prompts, parse
 from entropix.samplers.baselines import MinPConfig, TopKConfig
 from entropix.samplers.entropix import SamplerConfig
 
@@ -22,7 +24,7 @@ def command(capsys: pytest.CaptureFixture[str]) -> Command:
     return commands.ending(capsys)
 
 
-def flags_of(*args: str) -> Flags:
+def flags_of(*args: str) -> Any:
     return parse(args).flags
 
 
@@ -110,6 +112,47 @@ def test_a_numbers_default_in_the_help_is_the_presets(command: Command) -> None:
     for field in dataclasses.fields(TopKConfig):
         assert "--" + field.name.replace("_", "-") + " " in text
         assert field.metadata["help"] in text
+
+
+def test_what_is_in_force_is_a_preset_that_gives_the_same(command: Command, tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    flags = (
+        "--prompt",
+        "Why?",
+        "--seed",
+        "1",
+        "--max-new-tokens",
+        "4",
+        "--weights",
+        str(folders.write_checkpoint(tmp_path / "toy")),
+    )
+    first = command(*flags, "--sampler", "min-p", "--temp", "0.7", "--dump-config", str(path))
+    assert first.code == 0
+    assert samplers.resolve(str(path)).numbers == dataclasses.replace(
+        samplers.resolve("min-p").numbers, temp=0.7
+    )
+    assert command(*flags, "--sampler-config", str(path)) == first
+    ended = command(*flags, "--dump-config", "mine.txt")
+    assert (ended.code, ended.err) == (
+        1,
+        "error: --dump-config takes the name of a .toml file, got 'mine.txt'\n",
+    )
+
+
+def test_the_short_help_begins_with_examples_and_leaves_the_rest_to_the_long_one(command: Command) -> None:
+    brief, whole = (command(flag).out for flag in ("--help", "--help-all"))
+    assert (
+        brief.index("  entropix --prompt") < brief.index("--prompt-file FILE") < brief.index("--sampler NAME")
+    )
+    assert (
+        brief.index("--temp FLOAT")
+        < brief.index("--max-new-tokens")
+        < brief.index("print one JSON")
+        < brief.index("--weights")
+    )
+    for name in ("--branch C", "--cot C", "--mesh", "--backtrack M"):
+        assert name in whole and name not in brief
+    assert "--help-all tells of several paths" in " ".join(brief.split())
 
 
 def test_the_help_names_the_default_weights(command: Command) -> None:

@@ -15,6 +15,7 @@ from entropix.cot.plan import Plan
 from entropix.generation import prepare
 from entropix.lab.experiments import engine, file, merging, variants
 from entropix.lab.experiments.results import Store
+from entropix.lab.experiments.summary import CUT_OFF
 
 sys.path.append(str(Path(__file__).parent.parent / "scripts"))
 import run_grid
@@ -117,13 +118,14 @@ def test_the_table_has_the_cost_where_an_arm_has_paths(
     code, table, _ = run_command(run_grid.main, str(grid_file), *flags)
     assert code == 0
     head, *rows = table.splitlines()[: 1 + len(LABELS)]
-    assert head.split()[:4] == ["answers", "tokens", "paths", "computed"]
+    assert head.split()[:6] == ["answers", "tokens", "cut", "off", "paths", "computed"]
     for label, row in zip(LABELS, rows, strict=True):
         mine = [line for line in lines_of(folder) if line["variant"] == label]
         tokens = str(sum(line["new_tokens"] for line in mine))
         cost = str(sum(line.get("computed_tokens", line["new_tokens"]) for line in mine))
         paths = f"{mine[0]['paths']:.1f}" if "paths" in mine[0] else "-"
-        assert row.removeprefix(label).split()[:4] == ["6", tokens, paths, cost]
+        cut_off = str(sum(line["finish"] in CUT_OFF for line in mine))
+        assert row.removeprefix(label).split()[:5] == ["6", tokens, cut_off, paths, cost]
 
 
 def test_a_comparison_names_its_arms(run_command: Any, toy_folder: str, tmp_path: Path) -> None:

@@ -118,12 +118,19 @@ def spelled(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
-def parse(flags: type[Flags], args: Sequence[str] | None, prog: str | None, description: str) -> Flags:
+def parse(
+    flags: type[Flags],
+    args: Sequence[str] | None,
+    prog: str | None,
+    description: str,
+    examples: bool = False,
+) -> Flags:
     """The flags in `args`, by default those of the process.
 
     flags: a dataclass with a flag a field; a field that is such a dataclass is a group. prog: what is typed to start
     the command; None is the script's name. description: a line that comes before the flags in the help, and paragraphs
-    that come after them, of which indented ones keep their lines. Ends the process with 2, after a message on stderr,
+    that come after them, of which indented ones keep their lines; examples: the first paragraph that is indented comes
+    before them too. Ends the process with 2, after a message on stderr,
     for flags that do not exist and values of the wrong type, with 0 after --help.
     """
     words = sys.argv[1:] if args is None else list(args)
@@ -132,6 +139,8 @@ def parse(flags: type[Flags], args: Sequence[str] | None, prog: str | None, desc
         sys.exit(2)
     style = (tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes)
     summary, *paragraphs = inspect.cleandoc(description).split("\n\n")
+    if examples and paragraphs and paragraphs[0].startswith(" "):
+        summary = f"{summary}\n\n{paragraphs.pop(0)}"
     try:
         found: Flags = read_words(flags, prog=prog, description=summary, args=words, config=style)
         return found

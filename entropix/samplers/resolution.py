@@ -1,7 +1,8 @@
 """What a user names, resolved once: a rule with its numbers, which travels to whoever draws, writes or compares."""
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+import json
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,13 @@ class ResolvedSampler:
             return self.rule
         ids = tuple(sorted(set(special)))
         return guarded(self.rule, ids) if ids else guarded(self.rule)
+
+    def as_toml(self) -> Iterator[str]:
+        """The lines of a preset with all its numbers, which gives the same tokens."""
+        named = self.name if self.source is None else f"{self.source.file}:{self.source.object}"
+        yield f"sampler = {json.dumps(named)}"
+        for name, value in dataclasses.asdict(self.numbers).items():
+            yield f"{name} = {json.dumps(value, ensure_ascii=False)}"
 
     def changed(self, changes: Mapping[str, Any], where: str = "sampler config") -> "ResolvedSampler":
         """The same with some numbers replaced. Raises a ValueError that begins with `where` for what is wrong."""
