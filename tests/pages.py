@@ -58,7 +58,8 @@ def anchors(page: str) -> set[str]:
 
 
 def commands(page: str) -> list[list[str]]:
-    """What is typed on a page after `python`, word by word; comments and output are left out."""
+    """What is typed on a page after `python`, word by word; comments, output and where it goes are left out."""
     shell = "".join(block.text for block in blocks(page) if not block.language)
     lines = re.sub(r"\\\n\s*", " ", shell).splitlines()
-    return [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("python ")]
+    typed = [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("python ")]
+    return [words[: words.index(">")] if ">" in words else words for words in typed]

@@ -123,7 +123,6 @@ def test_what_a_page_says_to_type_runs_from_top_to_bottom(
         if known is None or known[1] in NETWORK:
             continue
         module, name, flags = known
-        flags = flags[: flags.index(">")] if ">" in flags else flags
         # A small model and few short answers; of a flag that is there twice, the last counts.
         if {"--weights", "--help", "help"}.isdisjoint(flags) and name not in ("report", "logprobs"):
             flags += ["--weights", toy_folder]
