@@ -1,6 +1,6 @@
 """Prompts in, text and records out: `stream` yields tokens as they come, `generate` is the stream joined."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from typing import Any, Unpack, cast
 
 from entropix import config, options, presets, samplers
@@ -130,6 +130,9 @@ def encode_prompt(
     model: Model, prompt: Prompt, *, system: str | None = None, raw: bool = False, allow_special: bool = False
 ) -> list[int]:
     """Token ids of one prompt; `prepare` says how each kind is read."""
+    is_nothing_listed = getattr(prompt, "ndim", 1) == 0 or not hasattr(prompt, "__len__")
+    if is_nothing_listed or isinstance(prompt, bytes | bytearray | Mapping | Set):
+        token_ids(prompt, "a prompt")
     if len(prompt) == 0:
         raise ValueError("the prompt is empty: give at least one character")
     if isinstance(prompt, str):
@@ -237,7 +240,8 @@ def _several(prompts: Any) -> list[Prompt]:
     """One prompt or several, as a list: of arrays the last axis is a prompt's tokens."""
     if isinstance(prompts, str):
         return [prompts]
-    if getattr(prompts, "ndim", 1) == 0 or not isinstance(prompts, Iterable):
+    nothing_listed = isinstance(prompts, bytes | bytearray | Mapping | Set)
+    if nothing_listed or getattr(prompts, "ndim", 1) == 0 or not isinstance(prompts, Iterable):
         token_ids(prompts, "a prompt")
     listed = list(prompts)
     is_one = len(listed) > 0 and getattr(listed[0], "ndim", 0) == 0 and not isinstance(listed[0], Sequence)

@@ -4,7 +4,7 @@ import json
 import operator
 import reprlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -80,6 +80,10 @@ def token_ids(tokens: Any, what: str) -> list[int]:
     """Token ids as a list of Python's integers, of whatever sequence or array of integers. Raises a ValueError that
     begins with `what` for anything else."""
     try:
+        if isinstance(
+            tokens, bytes | bytearray | Mapping | Set
+        ):  # whose items are numbers or names by chance
+            raise TypeError
         return [operator.index(token) for token in tokens]
     except TypeError:
         raise ValueError(

@@ -5,7 +5,8 @@ a position's numbers are those that decoding would have found there.
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+import reprlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -78,10 +79,22 @@ def encode(
     model: Model, texts: str | Sequence[str | Sequence[int]], allow_special: bool = False
 ) -> list[list[int]]:
     """The token ids of texts, as `score` takes them. Raises its ValueErrors."""
-    several = [texts] if isinstance(texts, str) else texts
+    several = [texts] if isinstance(texts, str) else _listed(texts)
     rows = [model.tokenizer.encode_text(text, allow_special) for text in several]
     check_texts(rows, model.config)
     return rows
+
+
+def _listed(texts: Any) -> list[Any]:
+    """Several texts. Raises a ValueError for what is none of that, such as the ids of one text."""
+    is_one = getattr(texts, "ndim", 2) < 2 or isinstance(texts, bytes | bytearray | Mapping | Set)
+    listed = [] if is_one or not isinstance(texts, Iterable) else list(texts)
+    if is_one or not isinstance(texts, Iterable) or any(isinstance(text, int) for text in listed):
+        raise ValueError(
+            "texts must be a text, or a list of texts or of lists of token ids, [ids] for one; got "
+            f"{reprlib.repr(texts)}"
+        )
+    return listed
 
 
 class Piece(NamedTuple):

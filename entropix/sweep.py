@@ -27,7 +27,7 @@ from entropix import config, presets, samplers
 from entropix.console import cli
 from entropix.console.cli import Text, flag
 from entropix.lab.experiments import command
-from entropix.lab.experiments.variants import expand
+from entropix.lab.experiments.variants import MOST_VARIANTS, expand
 from entropix.paths import DEFAULT_MODEL
 from entropix.samplers import Sampler
 
@@ -95,7 +95,7 @@ def parse_values(name: str, text: str, rule: Sampler) -> list[Any]:
             return [kind(item) for item in text.split(",")]
         low, high, n, *scale = text.split(":")
         ends = float(low), float(high)
-        if scale not in ([], ["log"]) or int(n) < 2 or (scale and min(ends) <= 0):
+        if scale not in ([], ["log"]) or not 2 <= int(n) <= MOST_VARIANTS or (scale and min(ends) <= 0):
             raise ValueError
         spaced = (np.geomspace if scale else np.linspace)(*ends, int(n))
         values = [float(f"{value:.{_DIGITS}g}") for value in spaced]

@@ -209,6 +209,16 @@ def _output(context: Any, value: Any) -> str:
     return text
 
 
+_ITEM_BY_ITEM = ("select", "reject", "selectattr", "rejectattr", "map")  # each item may take its time
+
+
+def _stepwise(items: Iterable[Any]) -> Iterator[Any]:
+    """The items, each for a step, before which the clock is looked at."""
+    for item in items:
+        _PURSE.get().pay(1)
+        yield item
+
+
 def _priced_filter(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
     """The filter, which pays for what it makes, and before it does so if that may be much."""
     n_context = 1 if hasattr(function, "jinja_pass_arg") else 0
@@ -220,6 +230,8 @@ def _priced_filter(name: str, function: Callable[..., Any]) -> Callable[..., Any
             _check_numbers([*rest, *named.values()])
         if name == "join":
             value = list(value)
+        if name in _ITEM_BY_ITEM and isinstance(value, Iterable):
+            value = _stepwise(value)
         if price := _FILTER_PRICES.get(name):
             _PURSE.get().can_pay(price(value, *rest, **named))
         made = function(*before, value, *rest, **named)

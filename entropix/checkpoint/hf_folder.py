@@ -173,6 +173,11 @@ def _scaling(rope: Mapping[str, Any], key: str, path: Path) -> RopeScaling | Non
     if any(isinstance(value, dict) for value in rope.values()):
         raise ValueError(f"{path}: {key} must be one flat object for all layers, got {values.shown(rope)}")
     kind = rope.get("rope_type", rope.get("type", "default"))
+    if {"type", "rope_type"} <= rope.keys() and rope["type"] != kind:
+        raise ValueError(
+            f"{path}: {key} has the rope_type {values.shown(kind)} and the type {values.shown(rope['type'])}; make "
+            "them agree"
+        )
     if kind not in ("default", "llama3"):
         raise ValueError(
             f"{path}: {key} is of type {values.shown(kind)}: only 'default' and 'llama3' are supported"
@@ -183,6 +188,11 @@ def _scaling(rope: Mapping[str, Any], key: str, path: Path) -> RopeScaling | Non
             f"{path}: partial_rotary_factor is {value}: partial rotary embeddings are not supported"
         )
     if kind == "default":
+        if rope.get("factor", 1) not in (1, None):
+            raise ValueError(
+                f"{path}: {key} has a factor, {values.shown(rope['factor'])}, but no type that scales by it; name one, "
+                "or leave the factor out"
+            )
         return None
     numbers = {name: positive(rope, name, path) for name in ("factor", "low_freq_factor", "high_freq_factor")}
     length = whole(rope, "original_max_position_embeddings", path, _MOST_POSITIONS)

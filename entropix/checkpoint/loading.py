@@ -12,6 +12,8 @@ from jax.sharding import Mesh, NamedSharding
 
 from entropix import backend, sharding
 from entropix.checkpoint import chat, hf_folder, load_weights, tokenizer
+from entropix.checkpoint.special_tokens import read_special_tokens
+from entropix.checkpoint.values import shown
 from entropix.config import ModelConfig
 from entropix.model import weights
 from entropix.paths import DEFAULT_MODEL, weights_folder
@@ -88,7 +90,7 @@ def load(
         text = tokenizer.load_tokenizer(folder)
         check_vocabulary(folder, text, config)
         template = chat.load_chat_template(folder)
-        tokens = text.special_tokens | text.added_tokens
+        tokens = text.special_tokens | text.added_tokens | _plain_end(folder, text)
         end_of_turn = chat.end_of_turn_id(template, text)
         stop_ids = {
             *hf_folder.stop_token_ids(folder, tokens),
@@ -105,6 +107,20 @@ def load(
             mesh=mesh,
         )
     return without_missing(model)
+
+
+def _plain_end(folder: Path, text: tokenizer.Tokenizer) -> dict[str, int]:
+    """The `eos_token` of a folder with its id, where it is a token like any other.
+
+    Raises a ValueError where it is none.
+    """
+    small = read_special_tokens(folder)
+    name = small.named.get("eos_token")
+    if name is None or name in text.special_tokens or name in text.added_tokens:
+        return {}
+    if name.encode() not in text.texts:
+        raise ValueError(f"{small.where['eos_token']}: eos_token {shown(name)} is no token of the vocabulary")
+    return {name: text.texts.index(name.encode())}
 
 
 def without_missing(model: Model) -> Model:

@@ -122,7 +122,7 @@ def parse(
     flags: type[Flags],
     args: Sequence[str] | None,
     prog: str | None,
-    description: str,
+    description: str | None,
     examples: bool = False,
 ) -> Flags:
     """The flags in `args`, by default those of the process.
@@ -138,7 +138,7 @@ def parse(
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     style = (tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes)
-    summary, *paragraphs = inspect.cleandoc(description).split("\n\n")
+    summary, *paragraphs = inspect.cleandoc(description or "").split("\n\n")
     if examples and paragraphs and paragraphs[0].startswith(" "):
         summary = f"{summary}\n\n{paragraphs.pop(0)}"
     try:

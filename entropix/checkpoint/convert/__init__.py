@@ -31,6 +31,7 @@ def convert(
     own for float16 and bfloat16, float32 for quantised tensors. `chat_template` is a jinja file to carry
     along instead of the source's own. Raises a ValueError that says what cannot be converted and why.
     """
+    destination = destination.resolve()  # of which . has no name
     check_destination(destination, force)
     if source.resolve().is_relative_to(destination.resolve()):
         raise ValueError(f"{source} lies in the destination {destination}; choose another destination")

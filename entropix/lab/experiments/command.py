@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from entropix.lab.experiments.summary import Summary
 
 PAGE = "report.html"
+MOST_SEEDS = 1_000_000  # each is a row for every prompt
 _CHUNKS = 4  # of an answer that is as long as it may be, at least
 
 
@@ -50,6 +51,8 @@ def perform(flags: Flags, variants: "Sequence[Variant]", title: str, fields: Seq
     fields: the fields of the config that are varied, for the plots of a sweep.
     """
     texts = distributed.from_first(lambda: prompts.from_file(flags.prompts, flags.system, flags.raw))
+    if flags.seeds > MOST_SEEDS:
+        raise ValueError(f"--seeds must be at most {MOST_SEEDS}, got {flags.seeds}")
     seeds = range(flags.seed, flags.seed + flags.seeds)
     most = flags.max_new_tokens
     wanted = {"max_new_tokens": most, "seeds": seeds, "chunk_length": chunk_length(most)}

@@ -29,7 +29,7 @@ from entropix.config import GenerateConfig
 from entropix.cot.plan import KINDS
 from entropix.generation import encode_prompt
 from entropix.lab.experiments import engine
-from entropix.lab.experiments.command import chunk_length
+from entropix.lab.experiments.command import MOST_SEEDS, chunk_length
 from entropix.lab.experiments.engine import Grid, Variant
 from entropix.lab.experiments.variants import expand, with_paths
 
@@ -98,6 +98,8 @@ def _options(values: Mapping[str, Any], where: str) -> GenerateConfig:
     """How answers are generated, and with which seeds."""
     seeds = values.get("seeds", _SEEDS)
     if isinstance(seeds, int) and not isinstance(seeds, bool):
+        if seeds > MOST_SEEDS:
+            raise ValueError(f"{where}: seeds must be at most {MOST_SEEDS}, got {seeds}")
         seeds = range(seeds)
     given = {name: value for name, value in values.items() if name in OPTIONS}
     if isinstance(given.get("stop"), str):

@@ -38,7 +38,8 @@ def merge(folders: Sequence[str], out: str) -> list[Summary]:
 def _check_parts(folders: Sequence[str], manifests: Sequence[Manifest]) -> None:
     """Raises a ValueError unless these are all parts of one grid."""
     for folder, manifest in zip(folders, manifests, strict=True):
-        if manifest.get("format") != FORMAT or "parts" not in manifest:
+        numbers = [manifest.get(name) for name in ("part", "parts")]
+        if manifest.get("format") != FORMAT or not all(type(n) is int and 0 < n < 1 << 20 for n in numbers):
             raise ValueError(f"{folder}: its {MANIFEST} is not that of a grid's results")
     places: dict[int, str] = {}
     first = manifests[0]

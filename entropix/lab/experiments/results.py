@@ -19,6 +19,15 @@ from entropix import files
 
 Line = dict[str, Any]
 ELSEWHERE = "use another folder, or delete this one"
+# What tables and pages are made of.
+_ANSWER = {
+    "finish": str,
+    "text": str,
+    "token_ids": list,
+    "new_tokens": int,
+    "strategies": dict,
+    "mean_metrics": dict,
+}
 MANIFEST, RESULTS, TIMINGS = "manifest.json", "results.jsonl", "timings.jsonl"
 
 
@@ -97,6 +106,8 @@ class Store:
         for number, ((_, line), key) in enumerate(zip(found, expected, strict=False), start=1):
             if any(line.get(name) != value for name, value in key.items()):
                 raise ValueError(f"{path}: line {number} should be the answer of {dict(key)}; {ELSEWHERE}")
+            if wrong := [name for name, kind in _ANSWER.items() if not isinstance(line.get(name), kind)]:
+                raise ValueError(f"{path}: line {number} has no {wrong[0]} as answers have it; {ELSEWHERE}")
         if len(found) > len(expected):
             raise ValueError(f"{path}: {len(found)} lines for {len(expected)} answers; {ELSEWHERE}")
         ends = list(itertools.accumulate(map(len, batches)))  # lines after each batch

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
     from entropix.lab.experiments.engine import Variant
 
 
+MOST_VARIANTS = 10_000  # of one sampler
+
+
 def expand(
     sampler: ResolvedSampler, axes: Mapping[str, Sequence[Any]], where: str = "--grid"
 ) -> "list[Variant]":
@@ -25,6 +29,8 @@ def expand(
     from entropix.lab.experiments.engine import Variant
 
     samplers.check_names(axes, sampler.rule, where)
+    if (n := math.prod(map(len, axes.values()))) > MOST_VARIANTS:
+        raise ValueError(f"{where}: {n} combinations are more than {MOST_VARIANTS}; give fewer values")
     variants = []
     for values in itertools.product(*axes.values()):
         changes = dict(zip(axes, values, strict=True))
