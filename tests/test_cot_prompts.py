@@ -27,7 +27,8 @@ PLANS = {
     "best of": Plan(4, "none", "borda", "text"),
     "self-consistency": Plan(6, "none", "majority", "regex:(?s)^(.)"),
 }
-COLD = {"sampler_config": {"temp": 0.2}}  # so that votes are decided before all paths have ended
+# So that votes are decided before all paths have ended, of which the last character may begin a stop string then.
+COLD = {"sampler_config": {"temp": 0.2}, "stop": tuple(chr(i) + "\0" for i in range(1, 128))}
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +67,25 @@ def test_each_prompt_has_the_paths_that_it_has_alone_whatever_the_batch(model: M
     for most_rows in (2 * plan.paths + 1, 64):
         together = parallel.answer_all(model, PROMPTS, plan, most_rows=most_rows, **options)
         assert list(map(told, together)) == list(map(told, alone))
+
+
+def test_what_all_prompts_begin_with_is_read_once(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    prompts = [[*range(70), 5], [*range(70), 6, 7, 8, 9], [*range(70), 6, 1]]
+    plans = [*PLANS.values()][:3]
+    alone = [[parallel.run(prepare(model, prompt, **OPTIONS), plan) for prompt in prompts] for plan in plans]
+    fed: list[list[int]] = []
+    prefill = loop.prefill
+
+    def counted(weights: Any, tokens_BT: Any, length_B: Any, *rest: Any, **options: Any) -> Any:
+        fed.append(length_B.tolist())
+        return prefill(weights, tokens_BT, length_B, *rest, **options)
+
+    monkeypatch.setattr(loop, "prefill", counted)
+    for plan, results in zip(plans, alone, strict=True):
+        fed.clear()
+        together = list(parallel.answer_all(model, prompts, plan, **OPTIONS))
+        assert fed == [[70], [0, 3, 1]]
+        assert list(map(told, together)) == list(map(told, results))
 
 
 def test_prompts_with_seeds_of_their_own_have_the_paths_of_these(model: Model) -> None:
