@@ -10,7 +10,8 @@ from commands import Command, interrupt_after
 
 from entropix import replay, trace
 from entropix.checkpoint.loading import Model
-from entropix.cot import parallel
+from entropix.console.terminal import Show
+from entropix.cot import output, parallel
 from entropix.cot.parallel import CotResult
 from entropix.cot.plan import Plan
 from entropix.decoding import loop
@@ -237,3 +238,15 @@ def test_ctrl_c_prints_what_is_done_and_ends_with_its_code(
     assert [path["new_tokens"] for path in second["paths"]] == [7, 0, 0]
     assert second["finish"] == "interrupted"
     assert len(trace.read(tmp_path / "t.jsonl").results) == 6
+
+
+def test_a_prompt_whose_logits_are_not_finite_ends_with_an_error_after_the_others(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    request = prepare(toy.with_a_broken_token(77), [[1, 77], [1, 2]], **OPTIONS)
+    with pytest.raises(ValueError, match="prompt 1: the model's logits were not finite"):
+        output.answer(request, PLANS["best of"], Show(json=True))
+    assert [json.loads(line)["finish"] == "nan" for line in capsys.readouterr().out.splitlines()] == [
+        True,
+        False,
+    ]
