@@ -10,7 +10,8 @@ from commands import Command, interrupt_after
 
 from entropix import replay, trace
 from entropix.checkpoint.loading import Model
-from entropix.cot import parallel
+from entropix.console.terminal import Show
+from entropix.cot import output, parallel
 from entropix.cot.parallel import CotResult
 from entropix.cot.plan import Plan
 from entropix.decoding import loop
@@ -27,7 +28,8 @@ PLANS = {
     "best of": Plan(4, "none", "borda", "text"),
     "self-consistency": Plan(6, "none", "majority", "regex:(?s)^(.)"),
 }
-COLD = {"sampler_config": {"temp": 0.2}}  # so that votes are decided before all paths have ended
+# So that votes are decided before all paths have ended, of which the last character may begin a stop string then.
+COLD = {"sampler_config": {"temp": 0.2}, "stop": tuple(chr(i) + "\0" for i in range(1, 128))}
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +68,25 @@ def test_each_prompt_has_the_paths_that_it_has_alone_whatever_the_batch(model: M
     for most_rows in (2 * plan.paths + 1, 64):
         together = parallel.answer_all(model, PROMPTS, plan, most_rows=most_rows, **options)
         assert list(map(told, together)) == list(map(told, alone))
+
+
+def test_what_all_prompts_begin_with_is_read_once(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    prompts = [[*range(70), 5], [*range(70), 6, 7, 8, 9], [*range(70), 6, 1]]
+    plans = [*PLANS.values()][:3]
+    alone = [[parallel.run(prepare(model, prompt, **OPTIONS), plan) for prompt in prompts] for plan in plans]
+    fed: list[list[int]] = []
+    prefill = loop.prefill
+
+    def counted(weights: Any, tokens_BT: Any, length_B: Any, *rest: Any, **options: Any) -> Any:
+        fed.append(length_B.tolist())
+        return prefill(weights, tokens_BT, length_B, *rest, **options)
+
+    monkeypatch.setattr(loop, "prefill", counted)
+    for plan, results in zip(plans, alone, strict=True):
+        fed.clear()
+        together = list(parallel.answer_all(model, prompts, plan, **OPTIONS))
+        assert fed == [[70], [0, 3, 1]]
+        assert list(map(told, together)) == list(map(told, results))
 
 
 def test_prompts_with_seeds_of_their_own_have_the_paths_of_these(model: Model) -> None:
@@ -217,3 +238,15 @@ def test_ctrl_c_prints_what_is_done_and_ends_with_its_code(
     assert [path["new_tokens"] for path in second["paths"]] == [7, 0, 0]
     assert second["finish"] == "interrupted"
     assert len(trace.read(tmp_path / "t.jsonl").results) == 6
+
+
+def test_a_prompt_whose_logits_are_not_finite_ends_with_an_error_after_the_others(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    request = prepare(toy.with_a_broken_token(77), [[1, 77], [1, 2]], **OPTIONS)
+    with pytest.raises(ValueError, match="prompt 1: the model's logits were not finite"):
+        output.answer(request, PLANS["best of"], Show(json=True))
+    assert [json.loads(line)["finish"] == "nan" for line in capsys.readouterr().out.splitlines()] == [
+        True,
+        False,
+    ]

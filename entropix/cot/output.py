@@ -214,6 +214,8 @@ def notes(result: CotResult, n_scores: int) -> Iterator[str]:
     finish = result.winner.result.finish
     if finish not in (FinishReason.STOP_TOKEN, FinishReason.NAN):
         yield f"stopped: {finish.sentence}"
+    if finish == FinishReason.INTERRUPTED and not any(path.result.records for path in result.paths):
+        return  # there was nothing to choose from
     if n_scores < len(selection.SELECTORS):
         yield f"{n_scores} of {len(selection.SELECTORS)} scores fit here; --json or a wider terminal has all"
     yield (

@@ -16,10 +16,13 @@ from entropix.cot import answers, selection
 from entropix.cot.plan import EXPLORE, START, VOTE, Plan
 from entropix.cot.selection import Path
 from entropix.decoding import inputs
+from entropix.decoding.batch import Costs
+from entropix.decoding.prefix_cache import common_prefix
 from entropix.decoding.request import GenerationRequest
 from entropix.decoding.session import Session
 from entropix.results import FinishReason, Result, TokenEvent, TokenRecord, add
 
+SHARED_TOKENS = 64  # that all prompts of a batch begin with: if so many, they are read and held once for all
 CONFIDENCE_TOKENS = 20  # likeliest tokens whose log-probabilities make a token's confidence (Fu et al. 2025)
 
 
@@ -173,6 +176,7 @@ class Search:
 
     def events(self) -> Iterator[TokenEvent]:
         """Decodes all paths, from where the plan says that they part. The row of an event is its prompt's number."""
+        self._read_beginning()
         if self.plan.fork == START:
             yield from self._from_first_tokens()
         elif self.plan.fork == EXPLORE:
@@ -191,6 +195,17 @@ class Search:
             if not paths.results:
                 paths.add_ended(Result(paths.prompt))
             paths.forward_passes = int(self._session.costs.prompt_passes_P[number])
+
+    def _read_beginning(self) -> None:
+        """Reads what all prompts begin with, such as worked examples, once for all of them."""
+        prompts = self._request.prompt_ids
+        first, last = min(prompts), max(prompts)  # no others have less in common
+        n = min(common_prefix(first, last), min(map(len, prompts)) - 1)
+        if self._size > 1 and n >= SHARED_TOKENS:
+            self._session = Session(self._request.model, 1, shrinks=True)
+            self._session.start(dataclasses.replace(self._request.of_rows([0]), prompt_ids=[first[: n + 1]]))
+            self._session.fork([0] * self._size)
+            self._session.costs = Costs(self._size)  # each row is a prompt from here on
 
     def _from_first_tokens(self) -> Iterator[TokenEvent]:
         """One step of the sampler tells the most likely tokens; what it draws is not used."""

@@ -34,7 +34,7 @@ class PrefixCache:
 
     def prefill(self, rows: Sequence[list[int]]) -> None:
         """Makes every row hold exactly these tokens, computing only those that it does not hold yet."""
-        self._rewind([_common_prefix(*pair) for pair in zip(self.tokens, rows, strict=True)])
+        self._rewind([common_prefix(*pair) for pair in zip(self.tokens, rows, strict=True)])
         common = [len(held) for held in self.tokens]
         widths = _prefill_widths(max(len(row) - n for row, n in zip(rows, common, strict=True)))
         if widths or self._kv is None:
@@ -151,6 +151,6 @@ def _slots_needed(held: Sequence[int], wanted: Sequence[int], widths: Sequence[i
     return slots
 
 
-def _common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
+def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
     """How many tokens two rows begin with in common."""
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
