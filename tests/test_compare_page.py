@@ -68,7 +68,14 @@ def test_answers_at_the_limit_are_told_from_those_that_ended() -> None:
         {"variant": "a", "new_tokens": n, "finish": finish}
         for n, finish in ((8, "length"), (8, "context"), (8, "stop_token"), (3, "stop_string"))
     ]
-    found = Summary("a", 4, 27, None, None, dict(Counter(line["finish"] for line in lines)), {}, {}, {}, {})
+    nothing: dict[str, dict[str, Any]] = {
+        name: {} for name in ("strategies", "means", "intervals", "contrasts", "corrected")
+    }
+    finishes = dict(Counter(line["finish"] for line in lines))
+    costs: dict[str, Any] = dict.fromkeys(("tokens_per_second", "length_sd", "paths"))
+    found = Summary(
+        label="a", answers=4, tokens=27, computed_tokens=27, finishes=finishes, **costs, **nothing
+    )
     options = GenerateConfig(max_new_tokens=8)
     section = comparison_figures.lengths(SimpleNamespace(options=options), [found], lines)  # type: ignore[arg-type]
     ended, cut, median = section.plots[0].figure.data
