@@ -172,7 +172,7 @@ def test_raw_text_has_no_system_message(chat_model: Model) -> None:
         ({"stop": ""}, "a stop string must not be empty"),
         ({"stop": ["x", ""]}, "a stop string must not be empty"),
         ({"stop": [3]}, "generation: stop must be a list of strings"),
-        ({"max_tokens": 5}, "generation: unknown field 'max_tokens'; did you mean 'max_new_tokens'"),
+        ({"max_tokens": 5}, "unknown keyword 'max_tokens'; did you mean 'max_new_tokens'"),
         ({"sampler": "beam"}, "no sampler preset 'beam'; there are .*, entropix, "),
         ({"sampler_config": SamplerConfig(temp=0.0)}, "sampler config: temp must be between"),
     ],
