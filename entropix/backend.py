@@ -46,11 +46,12 @@ def check_devices() -> None:
         jax.devices()
     except (RuntimeError, AssertionError) as error:  # the latter where nothing of that kind is installed
         wanted = os.environ.get("JAX_PLATFORMS") or jax.config.jax_platforms  # type: ignore[attr-defined]
+        named = f" for JAX_PLATFORMS={wanted}" if wanted else ""
         why = f" ({said})" if (said := str(error).partition("\n")[0]) else ""
         there = ", ".join(sorted({"cpu", *_plugins()}))
         raise ValueError(
-            f"JAX finds no device for JAX_PLATFORMS={wanted}{why}; what is installed here serves {there}: name one of "
-            "these, or install what it needs, as in pip install 'entropix-jax[cuda]'"
+            f"JAX finds no device{named}{why}; what is installed here serves {there}: name one of "
+            "these in JAX_PLATFORMS, or install what it needs, as in pip install 'entropix-jax[cuda]'"
         ) from None
 
 
