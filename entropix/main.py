@@ -19,10 +19,10 @@ from entropix import config, distributed, files, presets, prompts, samplers
 from entropix.config import GenerateConfig
 from entropix.console import cli, coloring, signals
 from entropix.console.cli import Weights
+from entropix.console.main_flags import GENERAL, Preset, all_flags, flat
+from entropix.console.path_flags import read_plan
 from entropix.console.search_flags import read_backtracking, read_branching
-from entropix.cot.flags import read_plan
 from entropix.cot.plan import Plan
-from entropix.main_flags import GENERAL, Preset, all_flags, flat
 from entropix.paths import DEFAULT_MODEL
 from entropix.samplers import ResolvedSampler
 
@@ -123,10 +123,10 @@ def main(args: Sequence[str] | None = None, prog: str = _PROG) -> None:
                 for result in terminal.answer(job, show, most_rows=flags.batch_size)
             )
         else:
-            from entropix.cot import output
+            from entropix.console import paths
 
             interrupted = any(
-                result.interrupted for result in output.answer(job, plan, show, flags.batch_size)
+                result.interrupted for result in paths.answer(job, plan, show, flags.batch_size)
             )
     if interrupted:
         raise signals.ended()

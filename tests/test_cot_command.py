@@ -10,8 +10,8 @@ from rich.console import Console
 
 from entropix import replay, trace, trace_schema
 from entropix.checkpoint.loading import load
-from entropix.cot import output
-from entropix.cot.flags import read_plan
+from entropix.console import paths as output
+from entropix.console.path_flags import read_plan
 from entropix.cot.parallel import decode
 from entropix.cot.plan import Plan
 from entropix.cot.selection import SELECTORS

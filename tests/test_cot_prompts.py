@@ -10,8 +10,9 @@ from commands import Command, interrupt_after
 
 from entropix import replay, trace
 from entropix.checkpoint.loading import Model
+from entropix.console import paths as output
 from entropix.console.terminal import Show
-from entropix.cot import output, parallel
+from entropix.cot import parallel
 from entropix.cot.parallel import CotResult
 from entropix.cot.plan import Plan
 from entropix.decoding import loop

@@ -17,10 +17,10 @@ WINGS = [
     "files", "backend", "sharding", "presets", "prompts",
     "metrics", "own_metrics", "metric_labels", "filters", "samplers",
     "model", "checkpoint", "decoding",
-    "records", "stream_text", "options", "generation", "scoring", "inspection", "batching", "tpu",
+    "records", "stream_text", "options", "generation", "scoring", "inspection", "batching", "cot", "tpu",
     "trace_schema", "trace", "run_statistics", "console",
-    "cot", "replay", "logprobs", "report", "score", "lab",
-    "main_flags", "main", "__main__", "calibrate", "compare", "sweep", "download", "convert",
+    "replay", "logprobs", "report", "score", "lab",
+    "main", "__main__", "calibrate", "compare", "sweep", "download", "convert",
 ]
 # fmt: on
 PLACE = {name: place for place, name in enumerate(WINGS)}

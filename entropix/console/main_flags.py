@@ -13,8 +13,8 @@ from entropix import config, presets, samplers
 from entropix.config import GenerateConfig
 from entropix.console import cli
 from entropix.console.cli import DeviceFlags, Dtype, Text, Weights, flag
+from entropix.console.path_flags import PathFlags
 from entropix.console.search_flags import BacktrackFlags, BranchFlags
-from entropix.cot.flags import PathFlags
 from entropix.samplers import ResolvedSampler
 
 _SOURCE = tyro.conf.create_mutex_group(required=True, title="what is asked")
