@@ -36,24 +36,21 @@ def parameter(
     unit: str = "",
     source: str = "",
     kind: str = TRACED,
-    choices: tuple[str, ...] = (),
 ) -> Any:
     """A dataclass field with its documentation and its inclusive range.
 
     source: what others set it to, and where that is written. kind, in the numbers of a sampling rule: `TRACED` numbers
     are data of the compiled program, so that another value compiles nothing; `STATIC` ones fix a shape and are compiled
-    in; `HOST` ones, like texts, are read before anything is compiled. choices: all that a text may be.
+    in; `HOST` ones, like texts, are read before anything is compiled.
     """
-    documentation = {
-        "help": help,
-        "low": low,
-        "high": high,
-        "unit": unit,
-        "source": source,
-        "kind": kind,
-        "choices": choices,
-    }
+    documentation = {"help": help, "low": low, "high": high, "unit": unit, "source": source, "kind": kind}
     return dataclasses.field(default=default, metadata=documentation)
+
+
+def choice(default: str, help: str, *known: str) -> Any:
+    """A dataclass field that is one of these words."""
+    documented = parameter(default, help)
+    return dataclasses.field(default=default, metadata={**documented.metadata, "choices": known})
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True)
@@ -142,16 +139,14 @@ class BranchConfig:
     growth: float = parameter(
         0.0, "two paths, and one more for every so much entropy; 0 is all", 0, 100, "bits"
     )
-    score: str = parameter(
+    score: str = choice(
         "logprob",
         "mean over a path: logprob, margin, certainty or entropy",
-        choices=("logprob", "margin", "certainty", "entropy"),
+        *("logprob", "margin", "certainty", "entropy"),
     )
     penalty: float = parameter(0.1, "score entropy: taken off the log-probability", 0, 100, "nats per bit")
-    keep: str = parameter("path", "of the best path: path, or its first token", choices=("path", "token"))
-    among: str = parameter(
-        "kept", "tokens to try: kept by the sampler's filters, or all", choices=("kept", "all")
-    )
+    keep: str = choice("path", "of the best path: path, or its first token", "path", "token")
+    among: str = choice("kept", "tokens to try: kept by the sampler's filters, or all", "kept", "all")
 
 
 @dataclasses.dataclass(frozen=True)
