@@ -87,9 +87,9 @@ def encode(
 
 def _listed(texts: Any) -> list[Any]:
     """Several texts. Raises a ValueError for what is none of that, such as the ids of one text."""
-    is_one = getattr(texts, "ndim", 2) < 2 or isinstance(texts, bytes | bytearray | Mapping | Set)
-    listed = [] if is_one or not isinstance(texts, Iterable) else list(texts)
-    if is_one or not isinstance(texts, Iterable) or any(isinstance(text, int) for text in listed):
+    is_list = isinstance(texts, Iterable) and not isinstance(texts, bytes | bytearray | Mapping | Set)
+    listed = list(texts) if is_list and getattr(texts, "ndim", 2) > 1 else [0]
+    if any(isinstance(text, int) for text in listed):
         raise ValueError(
             "texts must be a text, or a list of texts or of lists of token ids, [ids] for one; got "
             f"{reprlib.repr(texts)}"
@@ -108,10 +108,9 @@ def read(model: Model, rows: Sequence[list[int]]) -> Iterator[Piece]:
     """The records of these texts, as soon as they are computed: those of a text in its order, texts of about one length
     side by side, the shortest first. rows: of `encode`."""
     by_length = sorted(range(len(rows)), key=lambda row: len(rows[row]))
-    with sharding.on(model.mesh):
-        for batch in _batches(by_length, list(map(len, rows)), model.config):
-            for row, records in _read(model, [rows[row] for row in batch]):
-                yield Piece(batch[row], records)
+    for batch in _batches(by_length, list(map(len, rows)), model.config):
+        for row, records in _read(model, [rows[row] for row in batch]):
+            yield Piece(batch[row], records)
 
 
 def slots(length: int) -> int:
@@ -157,17 +156,19 @@ def _read(model: Model, rows: Sequence[list[int]]) -> Iterator[tuple[int, list[R
     for row, tokens in enumerate(rows):
         text_BS[row, : len(tokens)] = tokens
         length_B[row] = len(tokens)
-    cache = loop.empty_cache(cfg, batch, capacity, model.dtype)
+    with sharding.on(model.mesh):
+        cache = loop.empty_cache(cfg, batch, capacity, model.dtype)
     for start in range(0, longest, n):
-        cache, logprob_BT, metrics_BT = loop.score_tokens(
-            model.weights,
-            jnp.asarray(text_BS[:, start : start + n]),
-            jnp.asarray(text_BS[:, start + 1 : start + 1 + n]),
-            jnp.asarray(np.clip(length_B - start, 0, n)),
-            cache,
-            cfg,
-            own_metrics.registered(),
-        )
+        with sharding.on(model.mesh):  # and not while somebody else has what is yielded
+            cache, logprob_BT, metrics_BT = loop.score_tokens(
+                model.weights,
+                jnp.asarray(text_BS[:, start : start + n]),
+                jnp.asarray(text_BS[:, start + 1 : start + 1 + n]),
+                jnp.asarray(np.clip(length_B - start, 0, n)),
+                cache,
+                cfg,
+                own_metrics.registered(),
+            )
         columns_BT = jax.device_get({"logprob": logprob_BT, **metrics_BT})
         for row, tokens in enumerate(rows):
             if len(tokens) > start:
