@@ -137,14 +137,21 @@ def _over_keys(compute: Callable[[_Keys, Carry], Carry], found: Carry, size: int
     )
 
 
+def _with_keys(
+    found: PartialSoftmax, q_BKGTH: Array, kv: LayerKV, visible_BTS: Array, block: _Keys
+) -> tuple[PartialSoftmax, Array]:
+    """(what was found, and over this block of keys; its scores)."""
+    score_BKGTs = _visible_scores(q_BKGTH, block.of(kv[0]), block.of(visible_BTS))
+    return _merge(found, _partial_softmax(score_BKGTs, block.of(kv[1], axis=-2))), score_BKGTs
+
+
 def _over_pair(
     found: PartialSoftmax, q_BKGTH: Array, kv: LayerKV, visible_BTS: Array, count: Array
 ) -> PartialSoftmax:
     """What was found, and over these keys."""
 
     def with_block(block: _Keys, found: PartialSoftmax) -> PartialSoftmax:
-        score_BKGTs = _visible_scores(q_BKGTH, block.of(kv[0]), block.of(visible_BTS))
-        return _merge(found, _partial_softmax(score_BKGTs, block.of(kv[1], axis=-2)))
+        return _with_keys(found, q_BKGTH, kv, visible_BTS, block)[0]
 
     return _over_keys(with_block, found, visible_BTS.shape[-1], count)
 
@@ -156,8 +163,7 @@ def _scored_pair(
 
     def with_block(block: _Keys, carry: tuple[PartialSoftmax, Array]) -> tuple[PartialSoftmax, Array]:
         found, score_BKGTS = carry
-        score_BKGTs = _visible_scores(q_BKGTH, block.of(kv[0]), block.of(visible_BTS))
-        found = _merge(found, _partial_softmax(score_BKGTs, block.of(kv[1], axis=-2)))
+        found, score_BKGTs = _with_keys(found, q_BKGTH, kv, visible_BTS, block)
         return found, jax.lax.dynamic_update_slice_in_dim(score_BKGTS, score_BKGTs, block.start, axis=-1)
 
     blank = jnp.full((*q_BKGTH.shape[:4], visible_BTS.shape[-1]), -jnp.inf, jnp.float32)
