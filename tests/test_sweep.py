@@ -10,7 +10,7 @@ import pytest
 
 from entropix import samplers, sweep
 from entropix.decoding import loop
-from entropix.lab import comparison_figures
+from entropix.lab import sweep_figures
 from entropix.samplers import SAMPLERS
 from entropix.sweep import expand, parse_axes, parse_values
 
@@ -150,8 +150,8 @@ def test_a_guard_that_is_on_and_off_makes_two_programs(command: Command) -> None
 def test_the_page_draws_lines_over_one_field_and_heat_maps_over_two(
     command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    drawn, usual = [], comparison_figures.sweep
-    monkeypatch.setattr(comparison_figures, "sweep", lambda *args: drawn.append(usual(*args)) or drawn[-1])
+    drawn, usual = [], sweep_figures.sweep
+    monkeypatch.setattr(sweep_figures, "sweep", lambda *args: drawn.append(usual(*args)) or drawn[-1])
     temps = "temp=0.5,1.0,2.0"
     for number, grid in enumerate(
         ((temps,), (temps, "min_p=0.1,0.2"), (temps, "min_p=0,1", "repetition_penalty=1,2"))

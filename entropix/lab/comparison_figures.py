@@ -13,23 +13,10 @@ from entropix.lab.experiments.results import Line
 from entropix.lab.experiments.summary import CUT_OFF, Summary
 from entropix.lab.plots import MAPPED, UNITS, Plot, Section, axis_title, bars, lanes, new_figure, plain
 from entropix.lab.statistics import Interval
-from entropix.lab.sweep_figures import sweep
 from entropix.report import looks
 
 _POINTS = 101  # of each entropy distribution
 _HALF = 0.3  # of a row: how far its points spread
-
-
-def sections(
-    grid: Grid, summaries: Sequence[Summary], lines: Sequence[Line], fields: Sequence[str] = ()
-) -> list[Section]:
-    """In the order of the page. fields: what a sweep varies; one or two of them are drawn as axes."""
-    found = [tradeoff(summaries), lengths(grid, summaries, lines), entropies(summaries, lines)]
-    if summary.strategy_names(summaries):
-        found.insert(2, strategies(grid, summaries))
-    if len(fields) in (1, 2):
-        return [sweep(grid, summaries, fields), *found]
-    return [differences(summaries), *found] if len(summaries) > 1 and len(grid.prompts) > 1 else found
 
 
 def differences(summaries: Sequence[Summary]) -> Section:

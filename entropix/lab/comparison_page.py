@@ -6,7 +6,7 @@ from typing import Any
 
 from entropix import files
 from entropix.checkpoint.loading import Model
-from entropix.lab import comparison_figures, plots
+from entropix.lab import comparison_figures, plots, sweep_figures
 from entropix.lab.experiments import summary
 from entropix.lab.experiments.engine import Grid
 from entropix.lab.experiments.results import Line
@@ -36,7 +36,7 @@ def page(
     fields: Sequence[str] = (),
 ) -> str:
     """One self-contained HTML document. fields: what a sweep varies; one or two of them are drawn as axes."""
-    sections = comparison_figures.sections(grid, summaries, lines, fields)
+    sections = _sections(grid, summaries, lines, fields)
     timed = summary.was_timed(summaries)
     body = shell.fragment(
         "comparison.html.jinja",
@@ -81,6 +81,24 @@ def _cells(found: Summary, is_first: bool, timed: bool) -> list[dict[str, str]]:
             side = "▲" if change.low > 0 else "▼" if change.high < 0 else ""
         cells.append({"value": value, "interval": interval, "side": side})
     return cells
+
+
+def _sections(
+    grid: Grid, summaries: Sequence[Summary], lines: Sequence[Line], fields: Sequence[str]
+) -> list[plots.Section]:
+    """In the order of the page."""
+    found = [
+        comparison_figures.tradeoff(summaries),
+        comparison_figures.lengths(grid, summaries, lines),
+        comparison_figures.entropies(summaries, lines),
+    ]
+    if summary.strategy_names(summaries):
+        found.insert(2, comparison_figures.strategies(grid, summaries))
+    if len(fields) in (1, 2):
+        return [sweep_figures.sweep(grid, summaries, fields), *found]
+    if len(summaries) > 1 and len(grid.prompts) > 1:
+        return [comparison_figures.differences(summaries), *found]
+    return found
 
 
 def _prompts(grid: Grid, lines: Sequence[Line]) -> list[dict[str, Any]]:
