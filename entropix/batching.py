@@ -1,64 +1,268 @@
-"""Any number of prompts, a batch at a time: memory is that of one batch, tokens are those of a single one."""
+"""Any number of prompts in a batch of few rows: a row that has ended takes the next prompt (continuous batching, Yu et
+al. 2022, Orca).
+
+Memory is that of the rows, an answer is that of its prompt alone, and no row waits for another to end.
+"""
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Collection, Iterator, Sequence
+from typing import NamedTuple
 
-from entropix import generation
-from entropix.config import BATCH_ROWS
+from entropix import sharding
+from entropix.config import BATCH_ROWS, GenerateConfig
 from entropix.decoding import inputs
+from entropix.decoding.prefix_cache import common_prefix
 from entropix.decoding.request import GenerationRequest
 from entropix.decoding.session import Session
-from entropix.results import TokenEvent
-from entropix.sharding import DATA
+from entropix.decoding.state import StepRecord
+from entropix.records import token_record
+from entropix.results import FinishReason, TokenEvent
+from entropix.stream_text import RowText
+
+SHARED_TOKENS = 64  # that all prompts begin with: if so many, they are read and held once for all
 
 
-class Batches:
-    """The batches of a request, in the order of its prompts.
+class Cost(NamedTuple):
+    """What an answer took."""
 
-    `run` gives the events of `generation.run` for the whole request. All batches have the same number of rows, so that
-    they share a program, and all groups of devices with rows of their own (`sharding.DATA`) have as many. Those that
-    are lacking repeat the last row, and nobody sees them.
+    passes: int  # forward passes of decoding that its row took part in
+    computed: int  # tokens, those of discarded paths and those taken back among them
+
+
+class ContinuousBatch:
+    """The prompts of a request in a batch of few rows, and those that are added while it runs.
+
+    `run` gives the events of all of them; the row of an event is the number of its prompt.
     """
+
+    complete: bool = True
+    """Whether no more prompts will be added: then rows leave the batch when the last ones have begun."""
 
     def __init__(
         self, request: GenerationRequest, most_rows: int = BATCH_ROWS, session: Session | None = None
     ) -> None:
-        """most_rows: of a batch, at least 1. session: for requests of a single batch, one whose cache is to be used."""
-        if most_rows < 1:
-            raise ValueError(f"a batch needs at least one row, got {most_rows}")
+        """most_rows: of the batch, at least 1. session: one whose cache is to be used, instead of a new one."""
         n_prompts = len(request.prompt_ids)
-        counted = tuple(inputs.occurrences(request.prompt_ids, request.config))
-        self._request = dataclasses.replace(
-            request, config=dataclasses.replace(request.config, occurrences=counted)
-        )
-        groups = 1 if request.model.mesh is None else request.model.mesh.shape[DATA]
-        even = math.ceil(n_prompts / math.ceil(n_prompts / most_rows))
-        self._size = even if session else groups * math.ceil(even / groups)
-        self._session = session or Session(request.model, self._size)
-        self._n_rows = 0  # of the newest batch, without those that repeat its last
-        self._passes = -self._session.costs.n_passes
-        self._computed = 0
+        self._session = session or Session(request.model, rows_of(request, most_rows, n_prompts))
+        self._n_rows = self._session.n_rows
+        self._shrinks = self._session.shrinks or n_prompts > self._n_rows
+        self._request = request
+        self._waiting: deque[_Prompt] = deque()
+        self._answers: list[_Answer | None] = [None] * self._n_rows  # under way, by row
+        self._n_added = self._n_computed = 0  # prompts; tokens of those that have ended
+        self._earlier_passes = self._session.costs.n_passes
+        self._costs: dict[int, Cost] = {}  # by number, of the prompts that have ended
+        self.add(request)
 
     @property
     def n_passes(self) -> int:
-        """Forward passes of decoding so far."""
-        return self._passes + self._session.costs.n_passes
+        """Forward passes of decoding so far, each of the whole batch."""
+        return self._session.costs.n_passes - self._earlier_passes
 
     @property
     def n_computed(self) -> int:
-        """Tokens computed so far; see `decoding.batch.Costs`."""
-        return self._computed + int(self._session.costs.computed_B[: self._n_rows].sum())
+        """Tokens computed so far; see `Cost`."""
+        running = [row for row, answer in enumerate(self._answers) if answer and not answer.text.ended]
+        return self._n_computed + int(self._session.costs.computed_B[running].sum())
+
+    def cost(self, number: int) -> Cost:
+        """What the answer to a prompt took until now."""
+        row = next((i for i, answer in enumerate(self._answers) if answer and answer.number == number), None)
+        if number in self._costs or row is None:
+            return self._costs.get(number, Cost(0, 0))
+        costs = self._session.costs
+        return Cost(int(costs.row_passes_B[row]), int(costs.computed_B[row]))
+
+    def add(self, request: GenerationRequest, next_up: bool = False) -> range:
+        """Prompts that wait for a row, of a request that differs from the first in its prompts alone. Returns their
+        numbers. next_up: they come before those that wait."""
+        prompts, cfg = request.prompt_ids, request.config
+        numbers = range(self._n_added, self._n_added + len(prompts))
+        self._n_added = numbers.stop
+        none = (0,) * len(prompts)
+        added = map(
+            _Prompt,
+            numbers,
+            prompts,
+            inputs.seeds(prompts, cfg),
+            inputs.occurrences(prompts, cfg),
+            request.forced_prefix or none,
+            request.most_tokens or (cfg.max_new_tokens,) * len(prompts),
+        )
+        if next_up:
+            self._waiting.extendleft(reversed([*added]))
+        else:
+            self._waiting.extend(added)
+        return numbers
+
+    def end(self, numbers: Collection[int]) -> None:
+        """Ends these prompts without further events, whether they run or wait."""
+        self._waiting = deque(prompt for prompt in self._waiting if prompt.number not in numbers)
+        for row, answer in enumerate(self._answers):
+            if answer is not None and answer.number in numbers:
+                self._note_end(row)
 
     def run(self) -> Iterator[TokenEvent]:
         """All events."""
-        n_prompts = len(self._request.prompt_ids)
-        for start in range(0, n_prompts, self._size):
-            if start:
-                self._passes, self._computed = self.n_passes, self.n_computed
-                self._session = Session(self._request.model, self._size)
-            self._n_rows = min(self._size, n_prompts - start)
-            rows = [start + min(i, self._n_rows - 1) for i in range(self._size)]
-            for event in generation.run(self._request.of_rows(rows), self._session):
-                if event.row < self._n_rows:
-                    yield event._replace(row=start + event.row)
+        session, cfg = self._session, self._request.config
+        yield from self._begin()
+        # Reading one prompt takes little less than reading some: of many rows an eighth may wait for it.
+        enough = max(1, self._n_rows // 8)
+        while session.running or self._waiting:
+            if free := session.free if self._waiting else []:
+                yield from self._seat(free)
+                continue  # a first token may have ended an answer
+            session.shrinks = self._shrinks and self.complete and not self._waiting
+            chunk = session.advance(_until_next_look(cfg, self._age()), enough if self._waiting else None)
+            for row, answer in enumerate(self._answers):
+                for event in () if answer is None else answer.events(self._request, row, chunk):
+                    if event.finish != FinishReason.RUNNING:
+                        self._note_end(row)
+                    yield event
+            self._let_go()
+
+    def _begin(self) -> Iterator[TokenEvent]:
+        """Fills all rows; those that are lacking repeat the last prompt and end at once."""
+        self._read_beginning()
+        first = self._next(self._n_rows)
+        filled = [*first, *first[-1:] * (self._n_rows - len(first))]
+        self._session.start(self._request_of(filled))
+        if spare := range(len(first), self._n_rows):
+            self._session.end(spare, FinishReason.INTERRUPTED)
+        yield from self._open(range(len(first)), first)
+
+    def _read_beginning(self) -> None:
+        """Reads what all prompts begin with, such as worked examples, once for all of them."""
+        if not self._session.is_empty or self._n_rows == 1:
+            return
+        prompts = [prompt.ids for prompt in self._waiting]
+        first, last = min(prompts), max(prompts)  # no others have less in common
+        n = min(common_prefix(first, last), min(map(len, prompts)) - 1)
+        if n >= (SHARED_TOKENS if first != last else 1):
+            self._session.share(first[:n])
+
+    def _seat(self, free: Sequence[int]) -> Iterator[TokenEvent]:
+        """Gives rows that have ended the prompts that have waited longest."""
+        prompts = self._next(len(free))
+        rows = free[: len(prompts)]
+        self._session.refill(rows, self._request_of(prompts))
+        yield from self._open(rows, prompts)
+
+    def _open(self, rows: Sequence[int], prompts: Sequence["_Prompt"]) -> Iterator[TokenEvent]:
+        """The answers to these prompts begin; their first events are those of tokens that are given."""
+        for row, prompt in zip(rows, prompts, strict=True):
+            self._answers[row] = _Answer(prompt.number, RowText(self._request))
+        for row, prompt in zip(rows, prompts, strict=True):
+            answer = self._answers[row]
+            if prompt.n_forced and answer is not None and not answer.text.ended:
+                event = answer.open(prompt.ids[-prompt.n_forced :])
+                if answer.text.ended:
+                    self._note_end(row)
+                yield event
+        self._let_go()
+
+    def _note_end(self, row: int) -> None:
+        """An answer has ended; its row is free after the chunk."""
+        answer = self._answers[row]
+        assert answer is not None
+        answer.text.ended = True
+        self._costs[answer.number] = self.cost(answer.number)
+        self._n_computed += self._costs[answer.number].computed
+
+    def _let_go(self) -> None:
+        """Frees the rows of answers that have ended, on the device too."""
+        ended = [row for row, answer in enumerate(self._answers) if answer is not None and answer.text.ended]
+        self._session.end(ended)
+        for row in ended:
+            self._answers[row] = None
+
+    def _next(self, most: int) -> list["_Prompt"]:
+        """Those that have waited longest."""
+        return [self._waiting.popleft() for _ in range(min(most, len(self._waiting)))]
+
+    def _request_of(self, prompts: Sequence["_Prompt"]) -> GenerationRequest:
+        """The request of these prompts alone."""
+        cfg = dataclasses.replace(
+            self._request.config,
+            seeds=tuple(prompt.seed for prompt in prompts),
+            occurrences=tuple(prompt.occurrence for prompt in prompts),
+        )
+        return dataclasses.replace(
+            self._request,
+            prompt_ids=[prompt.ids for prompt in prompts],
+            config=cfg,
+            forced_prefix=tuple(prompt.n_forced for prompt in prompts),
+            most_tokens=tuple(prompt.most for prompt in prompts),
+        )
+
+    def _age(self) -> int:
+        """Tokens of the answers under way, on average."""
+        ages = [answer.n_tokens for answer in self._answers if answer is not None]
+        return sum(ages) // max(1, len(ages))
+
+
+def rows_of(request: GenerationRequest, most_rows: int, n_prompts: int) -> int:
+    """Rows of a batch for so many prompts: at most `most_rows`, and as many for each group of devices with rows of its
+    own. Raises a ValueError for none."""
+    if most_rows < 1:
+        raise ValueError(f"a batch needs at least one row, got {most_rows}")
+    groups = sharding.groups(request.model.mesh)
+    return groups * math.ceil(min(n_prompts, most_rows) / groups)
+
+
+class _Prompt(NamedTuple):
+    """One whose turn has not come."""
+
+    number: int
+    ids: list[int]
+    seed: int
+    occurrence: int
+    n_forced: int  # tokens at its end that are its answer's first ones
+    most: int  # tokens of its answer
+
+
+class _Answer:
+    """An answer under way."""
+
+    def __init__(self, number: int, text: RowText) -> None:
+        self.number, self.text = number, text
+        self.n_tokens = 0
+
+    def open(self, given: Sequence[int]) -> TokenEvent:
+        """What is there before the first token is drawn, which may be a stop string already."""
+        shown = ""
+        for token in given:
+            piece, self.text.ended = self.text.push(token)
+            shown += piece
+            if self.text.ended:
+                return TokenEvent(self.number, shown, None, FinishReason.STOP_STRING)
+        return TokenEvent(self.number, shown, None, FinishReason.RUNNING)
+
+    def events(self, request: GenerationRequest, row: int, chunk: StepRecord) -> Iterator[TokenEvent]:
+        """Those of one chunk, records `[tokens, B, ...]`."""
+        text = self.text
+        for i in range(len(chunk.token_B)):
+            finish = FinishReason(int(chunk.finish_B[i, row]))
+            record = token_record(request, chunk, i, row) if chunk.live_B[i, row] else None
+            self.n_tokens += record is not None
+            for settled, ending in text.settle(record, finish):
+                if text.ended:
+                    return
+                piece, found = "", False
+                if settled is not None and ending != FinishReason.STOP_TOKEN:
+                    piece, found = text.push(settled["id"])
+                if ending != FinishReason.RUNNING and not found:
+                    rest, found = text.flush()
+                    piece += rest
+                ending = FinishReason.STOP_STRING if found else ending
+                text.ended = ending != FinishReason.RUNNING
+                yield TokenEvent(self.number, piece, settled, ending)
+            if finish == FinishReason.BACKTRACKING:
+                return
+
+
+def _until_next_look(cfg: GenerateConfig, age: int) -> int:
+    """Steps of the next chunk. What a row computes past a stop string is lost: 3 tokens, or a quarter of its text."""
+    return min(cfg.chunk_length, max(4, age // 4)) if cfg.stop else cfg.chunk_length

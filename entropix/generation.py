@@ -4,19 +4,17 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from typing import Any, Unpack, cast
 
 from entropix import config, options, presets, samplers
+from entropix.batching import ContinuousBatch
 from entropix.checkpoint.chat import encode_chat
 from entropix.checkpoint.loading import Model
-from entropix.config import GenerateConfig
+from entropix.config import BATCH_ROWS, GenerateConfig
 from entropix.decoding import backtracking, branching
 from entropix.decoding.request import GenerationRequest, check_prompts
 from entropix.decoding.session import Session
-from entropix.decoding.state import StepRecord
 from entropix.options import Options
 from entropix.prompts import Message, token_ids
-from entropix.records import token_record
-from entropix.results import FinishReason, Result, TokenEvent, add
+from entropix.results import Result, TokenEvent, add
 from entropix.samplers import ResolvedSampler, RuleConfig, Sampler
-from entropix.stream_text import RowText
 
 Prompt = str | Sequence[Message] | Sequence[int]
 
@@ -152,17 +150,31 @@ def encode_prompt(
 
 @options.shown
 def stream(
-    model: Model, prompts: Prompt | Sequence[Prompt], **given: Unpack[Options]
+    model: Model,
+    prompts: Prompt | Sequence[Prompt],
+    *,
+    batch_size: int = BATCH_ROWS,
+    **given: Unpack[Options],
 ) -> Iterator[TokenEvent]:
-    """Yields every token of every row as soon as its chunk is done. Keywords: see `prepare`."""
-    return run(prepare(model, prompts, **given))
+    """Yields every token of every prompt as soon as its chunk is done.
+
+    batch_size: most prompts to answer at a time, at least 1; one that has ended makes room for the next. It changes
+        memory and speed alone. All other keywords: see `prepare`.
+    """
+    return run(prepare(model, prompts, **given), most_rows=batch_size)
 
 
 @options.shown
-def generate(model: Model, prompts: Prompt | Sequence[Prompt], **given: Unpack[Options]) -> list[Result]:
-    """One `Result` a prompt, all rows computed as one batch. Keywords: see `prepare`."""
+def generate(
+    model: Model,
+    prompts: Prompt | Sequence[Prompt],
+    *,
+    batch_size: int = BATCH_ROWS,
+    **given: Unpack[Options],
+) -> list[Result]:
+    """One `Result` a prompt. Keywords: see `stream` and `prepare`."""
     request = prepare(model, prompts, **given)
-    return collect(request, run(request))
+    return collect(request, run(request, most_rows=batch_size))
 
 
 def collect(request: GenerationRequest, events: Iterable[TokenEvent]) -> list[Result]:
@@ -173,67 +185,11 @@ def collect(request: GenerationRequest, events: Iterable[TokenEvent]) -> list[Re
     return results
 
 
-def run(request: GenerationRequest, session: Session | None = None) -> Iterator[TokenEvent]:
-    """The events of a request. A session of an earlier request keeps its cache for prompts that begin like its text."""
-    session = session or Session(request.model, len(request.prompt_ids))
-    session.start(request)
-    texts = [RowText(request) for _ in request.prompt_ids]
-    for row, (text, n_forced) in enumerate(zip(texts, request.forced_prefix, strict=False)):
-        event = _opening(text, row, request.prompt_ids[row][-n_forced:] if n_forced else [])
-        yield event
-        if text.ended:
-            session.end([row])
-    n_done = 0
-    while session.running:
-        chunk = session.advance(_until_next_look(request.config, n_done))
-        n_done += int(chunk.live_B.sum(axis=0).max())  # not the places of drafts that were wrong
-        stopped = set()
-        for row, text in enumerate(texts):
-            for event in _row_events(request, row, text, chunk):
-                yield event
-                if event.finish == FinishReason.STOP_STRING:
-                    stopped.add(row)
-        if stopped:
-            session.end(stopped)
-
-
-def _until_next_look(cfg: GenerateConfig, n_done: int) -> int:
-    """Steps of the next chunk. What a row computes past a stop string is lost: 3 tokens, or a quarter of its text."""
-    return min(cfg.chunk_length, max(4, n_done // 4)) if cfg.stop else cfg.chunk_length
-
-
-def _opening(text: RowText, row: int, tokens: Sequence[int]) -> TokenEvent:
-    """What a row shows before it draws its first token, which may be a stop string already."""
-    shown = ""
-    for token in tokens:
-        piece, text.ended = text.push(token)
-        shown += piece
-        if text.ended:
-            return TokenEvent(row, shown, None, FinishReason.STOP_STRING)
-    return TokenEvent(row, shown, None, FinishReason.RUNNING)
-
-
-def _row_events(
-    request: GenerationRequest, row: int, text: RowText, chunk: StepRecord
+def run(
+    request: GenerationRequest, session: Session | None = None, most_rows: int = BATCH_ROWS
 ) -> Iterator[TokenEvent]:
-    """The events of one row in one chunk."""
-    for i in range(len(chunk.token_B)):
-        finish = FinishReason(int(chunk.finish_B[i, row]))
-        record = token_record(request, chunk, i, row) if chunk.live_B[i, row] else None
-        for settled, ending in text.settle(record, finish):
-            if text.ended:
-                return
-            piece, found = "", False
-            if settled is not None and ending != FinishReason.STOP_TOKEN:
-                piece, found = text.push(settled["id"])
-            if ending != FinishReason.RUNNING and not found:
-                rest, found = text.flush()
-                piece += rest
-            ending = FinishReason.STOP_STRING if found else ending
-            text.ended = ending != FinishReason.RUNNING
-            yield TokenEvent(row, piece, settled, ending)
-        if finish == FinishReason.BACKTRACKING:
-            return
+    """The events of a request. A session of an earlier request keeps its cache for prompts that begin like its text."""
+    return ContinuousBatch(request, most_rows, session).run()
 
 
 def _several(prompts: Any) -> list[Prompt]:

@@ -98,6 +98,7 @@ def main(args: Sequence[str] | None = None, prog: str = _PROG) -> None:
         live=flags.live,
         stats=flags.stats,
         json=flags.json,
+        as_completed=flags.as_completed,
         trace=None if flags.trace is None else Path(flags.trace),
     )
     distributed.from_first(lambda: _check_outputs(flags))
@@ -151,7 +152,7 @@ def _generate_unseen(job: "GenerationRequest", command: Command) -> None:
         for _ in parallel.run_all(job, command.plan, most_rows=command.flags.batch_size):
             pass
         return
-    for _ in batching.Batches(job, command.flags.batch_size).run():
+    for _ in batching.ContinuousBatch(job, command.flags.batch_size).run():
         pass
 
 
@@ -257,6 +258,10 @@ def _check(flags: Any, plan: Plan | None) -> None:
         raise ValueError(f"--batch-size must be at least 1, got {flags.batch_size}")
     if flags.batch_size != config.BATCH_ROWS and flags.prompt_file is None:
         raise ValueError("--batch-size changes nothing without --prompt-file, which has several prompts")
+    if flags.as_completed and (flags.prompt_file is None or plan is not None):
+        raise ValueError(
+            "--as-completed is for a --prompt-file with one answer a prompt; paths are chosen from in order"
+        )
     for name in ("alternatives", "head_entropies"):
         if getattr(flags, name) and flags.trace is None:
             raise ValueError(f"{cli.spelled(name)} goes into the trace; give --trace FILE.jsonl too")

@@ -17,7 +17,7 @@ import jax
 import tyro
 
 from entropix import backend, sharding, trace, trace_schema
-from entropix.batching import Batches
+from entropix.batching import ContinuousBatch
 from entropix.checkpoint import loading
 from entropix.checkpoint.loading import Model
 from entropix.console import cli
@@ -116,7 +116,7 @@ def _repeat(
     """The first difference of rows that were generated together."""
     request = prepare(model, [result.prompt_ids for result in expected], **options)
     repeated = [Result(result.prompt_ids) for result in expected]
-    events = Batches(request, session=session).run()
+    events = ContinuousBatch(request, session=session).run()
     while not all(map(_is_complete, expected, repeated)):
         event = next(events)
         row = event.row

@@ -1,6 +1,6 @@
 """What a generation yields: tokens with their records, ends with their reasons, whole results."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any, NamedTuple
@@ -79,7 +79,7 @@ class Result:
         return pandas.DataFrame(self.columns())
 
 
-def add(results: Sequence[Result], event: TokenEvent) -> None:
+def add(results: Sequence[Result] | Mapping[int, Result], event: TokenEvent) -> None:
     """Appends one event to its row's result."""
     result = results[event.row]
     result.text += event.text

@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from entropix import own_metrics
@@ -37,14 +37,47 @@ def discarded_tokens(results: Sequence[Result], keep: str) -> int:
     return rolled + sum(len(ids) for record in records for ids in record.get("taken_back", ()))
 
 
-def retreats(results: Sequence[Result]) -> int:
-    """How often tokens were taken back."""
-    return sum(len(record.get("taken_back", ())) for result in results for record in result.records)
+class Totals:
+    """What the statistics of results are made of; the results themselves may go."""
+
+    def __init__(self, results: Iterable[Result] = ()) -> None:
+        self.prompt_tokens = self.new_tokens = self.injected = 0
+        self.forks = 0  # places in the answers where several tokens were tried, but for tokens taken back
+        self.retreats = 0  # times that tokens were taken back
+        self._strategies: Counter[str] = Counter()
+        self._sums: dict[str, float] = dict.fromkeys(_metric_names(), 0.0)
+        self._counts = dict.fromkeys(self._sums, 0)
+        for result in results:
+            self.add(result)
+
+    def add(self, result: Result) -> None:
+        """One more, whose records are all there."""
+        self.prompt_tokens += len(result.prompt_ids)
+        self.new_tokens += len(result.records)
+        for record in result.records:
+            self._strategies[record["strategy"]] += 1
+            self.injected += record["injected"]
+            self.forks += "branches" in record
+            self.retreats += len(record.get("taken_back", ()))
+            for name in self._sums:
+                if (value := record.get(name)) is not None:
+                    self._sums[name] += value
+                    self._counts[name] += 1
+
+    def strategies(self, names: Sequence[str]) -> dict[str, int]:
+        """How many tokens each strategy chose, those with none included."""
+        return {name: self._strategies[name] for name in names}
+
+    def means(self) -> dict[str, float]:
+        """Of every metric over all tokens, leaving out numbers that are not finite; NaN if none is left."""
+        return {
+            name: total / self._counts[name] if self._counts[name] else math.nan
+            for name, total in self._sums.items()
+        }
 
 
-def forks(results: Sequence[Result]) -> int:
-    """Places in the answers where several tokens were tried; those among tokens that were taken back do not count."""
-    return sum("branches" in record for result in results for record in result.records)
+def _metric_names() -> list[str]:
+    return [*Metrics._fields, *(metric.name for metric in own_metrics.registered())]
 
 
 def strategy_counts(results: Sequence[Result], strategies: Sequence[str]) -> dict[str, int]:
@@ -55,46 +88,40 @@ def strategy_counts(results: Sequence[Result], strategies: Sequence[str]) -> dic
 
 def mean_metrics(results: Sequence[Result]) -> dict[str, float]:
     """Mean of every metric over all tokens, leaving out numbers that are not finite; NaN if none is left."""
-    means = {}
-    for name in (*Metrics._fields, *(metric.name for metric in own_metrics.registered())):
-        values = [r[name] for result in results for r in result.records if r.get(name) is not None]
-        means[name] = math.fsum(values) / len(values) if values else math.nan
-    return means
+    return Totals(results).means()
 
 
-def stats(results: Sequence[Result], strategies: Sequence[str], timing: Timing, asked: GenerateConfig) -> str:
+def stats(totals: Totals, strategies: Sequence[str], timing: Timing, asked: GenerateConfig) -> str:
     """Lines of speed, strategy counts with their share, and mean metrics; forks and retreats where `asked` has any."""
     searched = []
     if branching.plan(asked.branching, strategies) is not None:
-        searched.append(
-            ("forks", str(forks(results)), "places in the answer where several tokens were tried")
-        )
+        searched.append(("forks", str(totals.forks), "places in the answer where several tokens were tried"))
     if backtracking.is_on(asked.backtracking):
-        searched.append(("retreats", str(retreats(results)), "times that tokens were taken back"))
+        searched.append(("retreats", str(totals.retreats), "times that tokens were taken back"))
     rows = [
-        ("prompt tokens", str(sum(len(result.prompt_ids) for result in results)), ""),
-        ("new tokens", str(sum(len(result.records) for result in results)), ""),
+        ("prompt tokens", str(totals.prompt_tokens), ""),
+        ("new tokens", str(totals.new_tokens), ""),
         ("computed tokens", str(timing.computed_tokens), "with those that are in no answer"),
         ("time to first token", _number(timing.first_token), "s, compilation included"),
         ("forward passes", str(timing.forward_passes), ""),
         *searched,
         ("total time", _number(timing.total), "s"),
         ("speed", _number(timing.tokens_per_second), "tokens/s after the first chunk"),
-        *of_tokens(results, strategies),
+        *of_tokens(totals, strategies),
     ]
     return as_text(rows)
 
 
-def of_tokens(results: Sequence[Result], strategies: Sequence[str]) -> list[Line]:
+def of_tokens(totals: Totals, strategies: Sequence[str]) -> list[Line]:
     """Strategy counts with their share, and mean metrics."""
-    counts = strategy_counts(results, strategies)
-    total = sum(counts.values())
+    counts = totals.strategies(strategies)
+    n_tokens = sum(counts.values())
     return [
         *(
-            (name, str(count), f"{100 * count / total:.1f} %" if total else "")
+            (name, str(count), f"{100 * count / n_tokens:.1f} %" if n_tokens else "")
             for name, count in counts.items()
         ),
-        *((f"mean {name}", _number(mean), "") for name, mean in mean_metrics(results).items()),
+        *((f"mean {name}", _number(mean), "") for name, mean in totals.means().items()),
     ]
 
 

@@ -156,6 +156,11 @@ def on(mesh: Mesh | None) -> Iterator[None]:
 # ----- a model's arrays -------------------------------------------------------------------------------------
 
 
+def groups(mesh: Mesh | None) -> int:
+    """How many groups of devices have rows of their own."""
+    return 1 if mesh is None else mesh.shape[DATA]
+
+
 def widened(cfg: ModelConfig, mesh: Mesh | None) -> ModelConfig:
     """The same model with as many key/value heads as there are devices on the axis `model`, if it has fewer.
 

@@ -6,30 +6,32 @@ A trace is UTF-8 text with one JSON object a line. null stands for numbers that 
     a token       {"row": 0, "step": 0, "id": 504, "text": "The", "strategy": "adaptive", ...}
     a row's end   {"row": 0, "finish": "stop_token", "reason": "...", "new_tokens": 57, "text": "The sky ..."}
 
-A row is a prompt, or a turn of a chat, counted from 0. Rows come one after the other, each with its tokens in order
-and its end; a file that lacks the end of a row is truncated.
+A row is a prompt, or a turn of a chat, counted from 0. Rows come one after the other, in any order, each with its
+tokens in order and its end; a file that lacks the end of a row is truncated.
 
 `trace_schema` has the fields and their types; docs/trace.md explains every one.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import math
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TextIO
 
 import jax
 
 import entropix
-from entropix import backend, config, own_metrics, samplers, sharding
+from entropix import backend, config, distributed, own_metrics, samplers, sharding
 from entropix.checkpoint.hf_folder import read_config
 from entropix.checkpoint.loading import Model
 from entropix.checkpoint.tensors import DTYPES, stored_tensors
 from entropix.config import GenerateConfig
 from entropix.decoding.request import GenerationRequest
-from entropix.files import read_text, write_text
+from entropix.files import check_writable, read_text, replacing
 from entropix.metric_labels import METRICS, Label
 from entropix.metrics import Metrics
 from entropix.results import FinishReason, Result
@@ -109,10 +111,60 @@ def write(
     turns: the results are those of a chat, generated one after the other, and not one batch.
     selection, paths: where the results are paths from one prompt, how one was chosen and what each is; see `PATH`.
     """
-    told = header(request, TURNS if turns else BATCH) | {"selection": selection or {}, "paths": list(paths)}
-    lines = _lines(told, results)
-    pieces = (json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n" for line in lines)
-    write_text(path, pieces, "a trace")
+    with Writer(path, request, turns, selection, paths) as writer:
+        for row, result in enumerate(results):
+            writer.add(row, result)
+
+
+class Writer:
+    """A trace that is written while its results come, row by row in any order. A context manager: whatever ends it,
+    what was added becomes the file of that name, and before that nothing does. Of several processes only the first
+    writes. The arguments are those of `write`.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        request: GenerationRequest,
+        turns: bool = False,
+        selection: Mapping[str, Any] | None = None,
+        paths: Sequence[Mapping[str, Any]] = (),
+    ) -> None:
+        self._path, self._is_whole = path, True
+        self._file: TextIO | None = None
+        self._head = header(request, TURNS if turns else BATCH) | {
+            "selection": selection or {},
+            "paths": list(paths),
+        }
+
+    def __enter__(self) -> "Writer":
+        if distributed.is_first():
+            check_writable(self._path, "a trace")
+            self._stack = contextlib.ExitStack()
+            temporary = self._stack.enter_context(replacing(self._path))
+            self._file = self._stack.enter_context(temporary.open("w", encoding="utf-8", newline="\n"))
+            self._write(self._head)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._file is not None and self._is_whole:
+            self._stack.close()
+        elif self._file is not None:
+            self._stack.__exit__(*sys.exc_info())
+
+    def add(self, row: int, result: Result) -> None:
+        """All tokens of a row, and its end."""
+        if self._file is not None:
+            for line in _row_lines(row, result):
+                self._write(line)
+
+    def _write(self, line: Mapping[str, Any]) -> None:
+        assert self._file is not None
+        try:
+            self._file.write(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n")
+        except OSError:  # such as a full disk
+            self._is_whole = False
+            raise
 
 
 def circumstances(model: Model) -> dict[str, Any]:
@@ -180,18 +232,16 @@ def fingerprint(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def _lines(told: dict[str, Any], results: Sequence[Result]) -> Iterator[dict[str, Any]]:
-    yield told
-    for row, result in enumerate(results):
-        for step, record in enumerate(result.records):
-            yield {"row": row, "step": step, **record}
-        yield {
-            "row": row,
-            "finish": result.finish.name.lower(),
-            "reason": result.finish.sentence,
-            "new_tokens": len(result.token_ids),
-            "text": result.text,
-        }
+def _row_lines(row: int, result: Result) -> Iterator[dict[str, Any]]:
+    for step, record in enumerate(result.records):
+        yield {"row": row, "step": step, **record}
+    yield {
+        "row": row,
+        "finish": result.finish.name.lower(),
+        "reason": result.finish.sentence,
+        "new_tokens": len(result.token_ids),
+        "text": result.text,
+    }
 
 
 # ----- reading ----------------------------------------------------------------------------------------------

@@ -56,7 +56,7 @@ def answers(model: Model, sampler: ResolvedSampler, asked: list[Question], args:
         branching={"paths": args.branch},
     )
     texts = [""] * len(cells)
-    for event in batching.Batches(request, args.batch).run():
+    for event in batching.ContinuousBatch(request, args.batch).run():
         texts[event.row] += event.text
     return [texts[start : start + args.seeds] for start in range(0, len(texts), args.seeds)]
 

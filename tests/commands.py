@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from entropix import generation
+from entropix.batching import ContinuousBatch
 from entropix.console import cli
 from entropix.main import main
 from entropix.results import TokenEvent
@@ -58,13 +58,13 @@ def type_in(monkeypatch: pytest.MonkeyPatch, text: str | bytes) -> None:
 
 def interrupt_after(monkeypatch: pytest.MonkeyPatch, n_events: int) -> None:
     """The next generation meets a Ctrl-C after so many events; those after it run as usual."""
-    usual = generation.run
+    usual = ContinuousBatch.run
 
     def run(*args: Any) -> Iterator[TokenEvent]:
-        monkeypatch.setattr(generation, "run", usual)
+        monkeypatch.setattr(ContinuousBatch, "run", usual)
         for number, event in enumerate(usual(*args)):
             if number == n_events:
                 raise KeyboardInterrupt
             yield event
 
-    monkeypatch.setattr(generation, "run", run)
+    monkeypatch.setattr(ContinuousBatch, "run", run)

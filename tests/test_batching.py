@@ -4,16 +4,20 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import jax
+import meshes
 import pytest
+import toy
 
 import entropix
 from entropix import generation, trace
-from entropix.batching import Batches
+from entropix.batching import ContinuousBatch
 from entropix.checkpoint.loading import Model
+from entropix.decoding import loop
 from entropix.generation import GenerationRequest, collect
 from entropix.main import main
 from entropix.replay import first_difference
-from entropix.results import Result
+from entropix.results import Result, add
 
 Run = Callable[..., tuple[int, str, str]]
 PROMPTS = [
@@ -45,7 +49,7 @@ def job_of(model: Model, **options: object) -> GenerationRequest:
 
 def found(model: Model, size: int, **options: object) -> list[Result]:
     request = job_of(model, **options)
-    return collect(request, Batches(request, size).run())
+    return collect(request, ContinuousBatch(request, size).run())
 
 
 def tokens(results: list[Result]) -> list[tuple[object, ...]]:
@@ -79,29 +83,86 @@ def test_the_same_prompt_with_other_seeds_is_no_repetition(model: Model) -> None
 
 
 def test_passes_and_tokens_are_those_of_all_batches_without_rows_that_only_fill_up(model: Model) -> None:
-    batches = Batches(job_of(model, ignore_stop_tokens=True), 3)
+    batches = ContinuousBatch(job_of(model, ignore_stop_tokens=True), 3)
     assert len(list(batches.run())) == 9 * len(PROMPTS)
-    assert (batches.n_passes, batches.n_computed) == (3 * 9, 9 * len(PROMPTS))
+    assert (batches.n_passes, batches.n_computed) == (3 * 9, 9 * len(PROMPTS))  # 3 rows, then 3, then 1
 
 
-def test_a_batch_has_no_more_rows_than_asked_for_and_all_have_the_same(
-    model: Model, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    usual, sizes = generation.run, []
-    monkeypatch.setattr(
-        generation,
-        "run",
-        lambda request, session: sizes.append(len(request.prompt_ids)) or usual(request, session),
-    )
-    for size, expected in ((1, [1] * 7), (3, [3, 3, 3]), (4, [4, 4]), (6, [4, 4]), (7, [7])):
-        found(model, size)
-        assert sizes == expected
-        sizes.clear()
+LONG = [9, 8, 7] * 50  # tokens that some prompts begin with: they are copied from a row that has them
+MIXED = [[*LONG, 1], [5], [*LONG, 2, 3], [6] * 300, [7, 7], [*LONG, 4], [8], [9, 1]]
+WAYS: dict[str, dict[str, object]] = {
+    "plain": {"sampler": "entropix", "chunk_length": 3},
+    "guarded": {"sampler": "min-p", "sampler_config": {"repetition_penalty": 1.3}},
+    "drafts": {"sampler": "temperature", "sampler_config": {"temp": 0.2}, "speculate": 3},
+    "branches": {"sampler": "top-p", "branching": {"paths": 2, "depth": 2, "entropy": 5.0, "distance": 3}},
+    "retreats": {"sampler": "top-p", "backtracking": {"tokens": 2, "strategies": ["top-p"], "budget": 2}},
+    "stops": {"sampler": "top-p", "stop": ("a", "e", "i", "o", "u"), "chunk_length": 4},
+}
+ENDING = tuple(range(0, 256, 17))  # about one token in seventeen, so that rows end at different times
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_row_that_takes_the_next_prompt_answers_it_as_a_row_of_its_own(way: str) -> None:
+    """Prompts that need a larger cache, that begin alike, of one token; every kind of state that a row has."""
+    model = toy.model_of(stop_ids=ENDING, n_layers=1)
+    request = generation.prepare(model, MIXED, max_new_tokens=40, seed=3, **WAYS[way])
+    whole, batch = collect(request, generation.run(request)), ContinuousBatch(request, 3)
+    found = collect(request, batch.run())
+    assert tokens(found) == tokens(whole)
+    meshes.assert_close([result.records for result in found], [result.records for result in whole])
+    assert len({len(result.token_ids) for result in whole}) > 2
+    computed = [batch.cost(number).computed for number in range(len(MIXED))]
+    assert batch.n_computed == sum(computed)
+    if way in ("plain", "guarded"):
+        kept = sum(map(len, (result.token_ids for result in whole)))
+        assert sum(computed) == kept and batch.n_passes <= 0.6 * kept
+
+
+def test_a_long_run_compiles_nothing_new_and_prompts_may_come_while_it_runs() -> None:
+    model = toy.model_of(stop_ids=ENDING, n_layers=1)
+    programs = (loop.decode_chunk, loop.prefill, loop.put_rows, loop.gather_rows, loop.commit)
+    prompts = [[i, i + 1] for i in range(40)]
+
+    def answered(n_first: int) -> list[Result]:
+        request = generation.prepare(model, prompts, sampler="top-p", max_new_tokens=40, seed=3)
+        batch = ContinuousBatch(request.of_rows(range(n_first)), 3)
+        results, rest = [Result(ids) for ids in prompts], request.of_rows(range(n_first, len(prompts)))
+        batch.complete = not rest.prompt_ids
+        for event in batch.run():
+            add(results, event)
+            if event.finish and not batch.complete:
+                batch.complete = True
+                assert batch.add(rest) == range(n_first, len(prompts))
+        return results
+
+    whole = answered(len(prompts))
+    before = [program._cache_size() for program in programs]
+    assert tokens(answered(4)) == tokens(whole)
+    assert [program._cache_size() for program in programs] == before
+
+
+def test_what_all_prompts_begin_with_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, prompts = toy.model_of(n_layers=1), [[*LONG, i] for i in range(5)]
+    request = generation.prepare(model, prompts, sampler="top-p", max_new_tokens=4, seed=3)
+    fed: list[int] = []
+    prefill = loop.prefill
+
+    def counted(
+        weights: object, tokens_BT: object, count_B: jax.Array, *rest: object, **options: object
+    ) -> object:
+        fed.append(int(count_B.sum()))
+        return prefill(weights, tokens_BT, count_B, *rest, **options)
+
+    monkeypatch.setattr(loop, "prefill", counted)
+    found = collect(request, ContinuousBatch(request, 2).run())
+    assert sum(fed) == len(LONG)
+    alone = [collect(one, generation.run(one))[0] for one in map(request.of_rows, ([i] for i in range(5)))]
+    assert tokens(found) == tokens(alone)
 
 
 def test_a_size_without_rows_is_refused(model: Model) -> None:
     with pytest.raises(ValueError, match="a batch needs at least one row, got 0"):
-        Batches(job_of(model), 0)
+        ContinuousBatch(job_of(model), 0)
 
 
 def test_the_command_prints_and_traces_all_rows_in_order_whatever_the_size(
@@ -120,6 +181,9 @@ def test_the_command_prints_and_traces_all_rows_in_order_whatever_the_size(
     assert tokens(traces[0].results) == tokens(traces[1].results)
     assert [result.token_ids for result in traces[1].results] == [row["token_ids"] for row in told[1]]
     assert first_difference(model, traces[1]) is None
+    code, out, _ = run_command(main, *flags, "--batch-size", "2", "--json", "--as-completed")
+    ended = list(map(json.loads, out.splitlines()))
+    assert code == 0 and sorted(ended, key=lambda line: int(line["row"])) == told[0]
     plain = [run_command(main, *flags, "--batch-size", size)[1] for size in ("32", "2")]
     assert plain[0] == plain[1] and plain[0].count("==> prompt ") == len(PROMPTS)
 
@@ -129,7 +193,7 @@ def test_more_prompts_than_a_batch_holds_replay(
 ) -> None:
     request = generation.prepare(model, ["Why?"] * 40, sampler="temperature", max_new_tokens=2)
     path = tmp_path / "many.jsonl"
-    trace.write(path, request, collect(request, Batches(request).run()))
+    trace.write(path, request, collect(request, ContinuousBatch(request).run()))
     assert first_difference(model, trace.read(path)) is None
 
 

@@ -14,8 +14,11 @@ from entropix.config import GenerateConfig
 from entropix.decoding import loop, prefix_cache
 from entropix.decoding.request import GenerationRequest
 from entropix.decoding.session import Session
+from entropix.decoding.state import ChunkEnd
 from entropix.generation import generate
 from entropix.samplers.entropix import SamplerConfig
+
+UNTIL = ChunkEnd(jnp.asarray(32, jnp.int32), jnp.asarray(32, jnp.int32))
 
 
 def test_fifty_configs_seeds_and_lengths_compile_nothing_new(toy_model):
@@ -72,14 +75,13 @@ def lowered_chunk(model, prompts, shared=False):
     """The loop as `Session` runs it, and the cache it reads; in which all rows may share the first one's."""
     request = GenerationRequest(model, prompts, samplers.get("entropix"), SamplerConfig(), GenerateConfig())
     rows = Session(model, len(prompts))
-    rows.start(request)
     if shared:
-        rows.fork([0] * len(prompts))
-        rows.start(request)
+        rows.share(prompts[0][:-1])
+    rows.start(request)
     run = rows._run
     assert run is not None
     lowered = loop.decode_chunk.lower(
-        model.weights, run.inputs, rows._cache.kv, run.state, run.n_steps, run.numbers, run.program
+        model.weights, run.inputs, rows._cache.kv, run.state, UNTIL, run.numbers, run.program
     )
     return lowered, rows._cache.kv
 

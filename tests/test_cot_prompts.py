@@ -1,6 +1,5 @@
 """Several paths for each of many prompts: batches that are full, answers that are those of each prompt alone."""
 
-import itertools
 import json
 from typing import Any
 
@@ -56,7 +55,7 @@ def told(result: CotResult) -> list[Any]:
         )
         for path in result.paths
     ]
-    return [result.chosen, result.forward_passes, result.decided_early, result.interrupted, *paths]
+    return [result.chosen, result.decided_early, result.interrupted, *paths]
 
 
 @pytest.mark.parametrize("name", PLANS)
@@ -66,8 +65,13 @@ def test_each_prompt_has_the_paths_that_it_has_alone_whatever_the_batch(model: M
     assert len({result.text for result in alone}) == 4  # one prompt is there twice
     if name == "self-consistency":
         assert any(result.decided_early for result in alone)
-    for most_rows in (2 * plan.paths + 1, 64):
-        together = parallel.answer_all(model, PROMPTS, plan, most_rows=most_rows, **options)
+    for most_rows in (3, 2 * plan.paths + 1, 64):
+        together = [*parallel.answer_all(model, PROMPTS, plan, most_rows=most_rows, **options)]
+        if name == "self-consistency":  # which paths are ended with the vote depends on which have begun
+            assert [(r.chosen, r.text, r.winner.answer) for r in together] == [
+                (r.chosen, r.text, r.winner.answer) for r in alone
+            ]
+            continue
         assert list(map(told, together)) == list(map(told, alone))
 
 
@@ -86,7 +90,7 @@ def test_what_all_prompts_begin_with_is_read_once(model: Model, monkeypatch: pyt
     for plan, results in zip(plans, alone, strict=True):
         fed.clear()
         together = list(parallel.answer_all(model, prompts, plan, **OPTIONS))
-        assert fed == [[70], [0, 3, 1]]
+        assert fed[0] == [70] and all(max(new) <= 3 for new in fed[1:])
         assert list(map(told, together)) == list(map(told, results))
 
 
@@ -98,7 +102,7 @@ def test_prompts_with_seeds_of_their_own_have_the_paths_of_these(model: Model) -
         assert told(result) == told(alone)
 
 
-def test_whole_prompts_fill_the_rows_of_a_batch(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_paths_of_all_prompts_fill_the_rows_of_a_batch(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int] = []
     chunk = loop.decode_chunk
 
@@ -108,32 +112,36 @@ def test_whole_prompts_fill_the_rows_of_a_batch(model: Model, monkeypatch: pytes
 
     monkeypatch.setattr(loop, "decode_chunk", watched)
     request = prepare(model, PROMPTS, **OPTIONS)
-    for most_rows, widest in ((1, 4), (7, 4), (8, 8), (11, 8), (64, 20)):
+    for most_rows, widest in ((6, 6), (64, 20)):
         seen.clear()
-        batches = parallel.Batches(request, PLANS["best of"], most_rows)
-        found = list(batches.run())
-        assert max(seen) == widest
-        passes = [result.forward_passes for result in found]
-        size = widest // 4
-        assert batches.n_passes == sum(max(passes[i : i + size]) for i in range(0, 5, size))
+        together = parallel.ParallelPaths(request, PLANS["best of"], most_rows)
+        found = list(together.run())
+        assert seen[0] == max(seen) == widest
+        lengths = [path.forward_passes for result in found for path in result.paths]
+        assert max(lengths) <= together.n_passes <= sum(lengths) // widest + 2 * max(lengths)
 
 
 @pytest.mark.parametrize("name", PLANS)
 def test_an_interrupt_keeps_the_prompts_that_are_done(model: Model, name: str) -> None:
-    """It comes in the second of three batches."""
     plan, options = PLANS[name], options_of(name)
     request = prepare(model, PROMPTS, **options)
-    most_rows = 2 * plan.paths
+    most_rows, done = 2 * plan.paths, []
+
+    def until_two_are_done(events: Any, more: int) -> Any:
+        for event in events:
+            more -= len(done) >= 2
+            if more < 0:
+                return
+            yield event
+
     whole = list(parallel.run_all(request, plan, most_rows=most_rows))
-    of_first = sum(1 for _ in parallel.Batches(request.of_rows([0, 1]), plan)._events())
-    for n in (of_first, of_first + 1, of_first + 12):
-        found = list(parallel.run_all(request, plan, lambda e, n=n: itertools.islice(e, n), most_rows))
-        assert list(map(told, found[:2])) == list(map(told, whole[:2]))
-        assert found[2].interrupted and found[4].interrupted
-        assert [(path.result.token_ids, path.result.finish) for path in found[4].paths] == [
-            ([], FinishReason.INTERRUPTED)
-        ]
-        for cut, complete in zip(found[2].paths, whole[2].paths, strict=False):
+    for n in (1, 12):
+        done.clear()
+        for result in parallel.run_all(request, plan, lambda e, n=n: until_two_are_done(e, n), most_rows):
+            done.append(result)
+        assert list(map(told, done[:2])) == list(map(told, whole[:2]))
+        assert done[4].interrupted
+        for cut, complete in zip(done[2].paths, whole[2].paths, strict=False):
             n_tokens = len(cut.result.token_ids)
             assert cut.result.token_ids == complete.result.token_ids[:n_tokens]
 

@@ -12,7 +12,7 @@ from entropix import samplers
 from entropix.config import GenerateConfig
 from entropix.decoding import inputs, loop, sample_step
 from entropix.decoding.request import GenerationRequest
-from entropix.decoding.state import Alternatives, DecodeState, Program, RecordOptions, StepRecord
+from entropix.decoding.state import Alternatives, ChunkEnd, DecodeState, Program, RecordOptions, StepRecord
 from entropix.generation import generate
 from entropix.metrics import Metrics
 from entropix.model.kv_cache import empty_cache, empty_recent
@@ -86,7 +86,7 @@ def traced(model, extras: RecordOptions) -> tuple[StepRecord, str]:
         inputs.batch_inputs(request),
         empty_cache(cfg, 2, 16, jnp.float32),
         DecodeState(inputs.first_rows(request), recent, jnp.zeros((2, 0), jnp.int32)),
-        jnp.asarray(4, jnp.int32),
+        ChunkEnd(jnp.asarray(4, jnp.int32), jnp.asarray(2, jnp.int32)),
         inputs.device_numbers(numbers),
     )
 

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from entropix.config import GenerateConfig
 from entropix.decoding import loop
 from entropix.generation import generate
 from entropix.lab.experiments import engine, results
-from entropix.lab.experiments.engine import Batch, Cell, Grid, Variant
+from entropix.lab.experiments.engine import Cell, Grid, Turn, Variant
 from entropix.lab.experiments.results import Store, difference
 from entropix.lab.experiments.summary import summarize
 
@@ -51,37 +52,33 @@ def opened(folder: Path, model: Model, whole: Grid) -> Store:
 
 
 def complete(folder: Path, model: Model, whole: Grid, stop_after: int | None = None) -> int:
-    """How many batches were generated, up to a number of them."""
+    """How many answers are there: all, or at least so many."""
     with opened(folder, model, whole) as store:
-        for count, _ in enumerate(engine.run(model, whole, store), start=1):
-            if count == stop_after:
-                return count
-    return len(engine.plan(whole))
+        for _ in engine.run(model, whole, store):
+            if stop_after is not None and store.n_lines >= stop_after:
+                break
+        return store.n_lines
+
+
+def told(folder: Path) -> list[dict[str, Any]]:
+    """All lines without the numbers, whose last digits depend on what was computed beside them."""
+    lines = map(json.loads, (folder / "results.jsonl").read_text().splitlines())
+    names = ("mean_logprob", "mean_metrics", "logits_entropy")
+    return [{name: value for name, value in line.items() if name not in names} for line in lines]
 
 
 # ----- the plan ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("n_seeds", "max_rows"), [(3, 4), (3, 5), (1, 16), (5, 1), (7, 4), (7, 9), (2, 6)])
-def test_a_plan_has_every_answer_once_in_batches_of_one_size(n_seeds: int, max_rows: int) -> None:
-    whole = grid_of(n_seeds=n_seeds, max_rows=max_rows)
-    batches = engine.plan(whole)
-    cells = [(batch.variant, *cell) for batch in batches for cell in batch.cells]
-    assert sorted(cells) == [(v, p, s) for v in range(2) for p in range(3) for s in range(n_seeds)]
-    assert len({batch.size for batch in batches}) == 1
-    assert all(1 <= len(batch.cells) <= batch.size <= max_rows for batch in batches)
-    assert len(batches) == 2 * math.ceil(3 * n_seeds / max_rows)
-    padding = sum(batch.size - len(batch.cells) for batch in batches)
-    assert padding < len(batches)  # less than a row for each batch, whatever the numbers
-
-
-def test_a_plan_has_the_same_answers_of_all_variants_together() -> None:
-    first, second = (Cell(0, 0), Cell(0, 1), Cell(1, 0)), (Cell(1, 1), Cell(2, 0), Cell(2, 1))
-    assert engine.plan(grid_of(n_seeds=2)) == [
-        Batch(0, first, 3),
-        Batch(1, first, 3),
-        Batch(0, second, 3),
-        Batch(1, second, 3),
+@pytest.mark.parametrize("part", [(1, 1), (1, 3), (3, 3)])
+def test_a_plan_has_every_answer_once_and_the_same_of_all_variants_together(
+    monkeypatch: pytest.MonkeyPatch, part: tuple[int, int]
+) -> None:
+    monkeypatch.setattr(engine, "_TURN", 2)
+    whole = grid_of(n_seeds=3, max_rows=2, part=part)
+    cells = [Cell(prompt, seed) for prompt in range(3) for seed in range(3)][part[0] - 1 :: part[1]]
+    assert engine.plan(whole) == [
+        Turn(variant, cells[start : start + 4]) for start in range(0, len(cells), 4) for variant in (0, 1)
     ]
 
 
@@ -108,9 +105,7 @@ def test_a_grid_that_cannot_be_is_refused(model: Model, changes: dict[str, Any],
 
 
 def test_every_answer_is_that_of_its_prompt_alone(model: Model, tmp_path: Path) -> None:
-    """Padded batches included."""
     whole = grid_of(max_rows=5)
-    assert any(len(batch.cells) < batch.size for batch in engine.plan(whole))
     complete(tmp_path, model, whole)
     lines = list(map(json.loads, (tmp_path / "results.jsonl").read_text().splitlines()))
     assert len(lines) == 18
@@ -161,7 +156,8 @@ def test_a_grid_compiles_once_for_each_sampler(model: Model, tmp_path: Path) -> 
         max_rows=2,
     )
     complete(tmp_path, model, whole)
-    assert loop.decode_chunk._cache_size() == before + 2
+    # A batch of two rows, of which one is left in the end.
+    assert loop.decode_chunk._cache_size() == before + 2 * 2
 
 
 def test_logits_that_are_not_finite_leave_a_line_without_numbers(model: Model, tmp_path: Path) -> None:
@@ -189,61 +185,58 @@ def test_the_numbers_of_a_config_are_kept_in_the_manifest(model: Model) -> None:
 
 
 @pytest.fixture(scope="module")
-def whole_run(model: Model, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+def whole_run(model: Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("whole")
     complete(folder, model, grid_of())
-    return (folder / "results.jsonl").read_bytes()
+    return folder
 
 
-@pytest.mark.parametrize("batches", [1, 3, 5, 6])
-def test_a_grid_that_was_interrupted_has_the_same_bytes_in_the_end(
-    model: Model, tmp_path: Path, whole_run: bytes, batches: int
+@pytest.mark.parametrize("answers", [1, 5, 9, 17])
+def test_a_grid_that_was_interrupted_has_the_same_answers_in_the_end(
+    model: Model, tmp_path: Path, whole_run: Path, answers: int
 ) -> None:
-    assert complete(tmp_path, model, grid_of(), stop_after=batches) == batches
-    assert whole_run.startswith((tmp_path / "results.jsonl").read_bytes())
+    """None of them is generated twice, and none that was there is lost."""
+    before = complete(tmp_path, model, grid_of(), stop_after=answers)
+    kept = (tmp_path / "results.jsonl").read_bytes()
+    assert answers <= before == kept.count(b"\n") and told(tmp_path) == told(whole_run)[:before]
     complete(tmp_path, model, grid_of())
-    assert (tmp_path / "results.jsonl").read_bytes() == whole_run
-    assert len((tmp_path / "timings.jsonl").read_bytes().splitlines()) == 6
+    assert (tmp_path / "results.jsonl").read_bytes().startswith(kept)
+    assert told(tmp_path) == told(whole_run)
 
 
-@pytest.mark.parametrize("kept", [1, 0.1, 0.3, 0.5, 0.77, 0.999])
+@pytest.mark.parametrize("kept", [0.1, 0.5, 0.999])
 def test_what_was_half_written_is_written_anew(
-    model: Model, tmp_path: Path, whole_run: bytes, kept: float
+    model: Model, tmp_path: Path, whole_run: Path, kept: float
 ) -> None:
-    """The file ends anywhere: within a line, after one, within a batch."""
-    complete(tmp_path, model, grid_of())
-    size = int(len(whole_run) * kept) if kept < 1 else whole_run.index(b"\n") + 1
-    (tmp_path / "results.jsonl").write_bytes(whole_run[:size])
+    shutil.copytree(whole_run, tmp_path, dirs_exist_ok=True)
+    whole = (whole_run / "results.jsonl").read_bytes()
+    cut = whole[: int(len(whole) * kept)]
+    (tmp_path / "results.jsonl").write_bytes(cut)
     with opened(tmp_path, model, grid_of()) as store:
-        assert len(store.lines) < 18
-        assert len(store.lines) == sum(map(len, engine.keys(grid_of())[: store.n_batches]))
+        assert len(store.lines) == cut.count(b"\n") < 18
+        assert all(timing["answers"] <= len(store.lines) for timing in store.timings)
     complete(tmp_path, model, grid_of())
-    assert (tmp_path / "results.jsonl").read_bytes() == whole_run
-    assert len((tmp_path / "timings.jsonl").read_bytes().splitlines()) == 6
+    assert told(tmp_path) == told(whole_run)
 
 
-def test_a_batch_without_its_timing_is_written_anew(model: Model, tmp_path: Path, whole_run: bytes) -> None:
-    complete(tmp_path, model, grid_of())
+def test_a_timing_that_was_not_written_costs_no_answer(model: Model, tmp_path: Path, whole_run: Path) -> None:
+    shutil.copytree(whole_run, tmp_path, dirs_exist_ok=True)
     timings = (tmp_path / "timings.jsonl").read_bytes()
     (tmp_path / "timings.jsonl").write_bytes(timings[:-5])
     with opened(tmp_path, model, grid_of()) as store:
-        assert store.n_batches == 5
-    complete(tmp_path, model, grid_of())
-    assert (tmp_path / "results.jsonl").read_bytes() == whole_run
+        assert len(store.timings) == timings.count(b"\n") - 1 and store.n_lines == 18
 
 
-def test_a_write_that_stops_in_the_middle_loses_only_its_batch(
-    model: Model, tmp_path: Path, whole_run: bytes, monkeypatch: pytest.MonkeyPatch
+def test_a_write_that_stops_in_the_middle_loses_only_its_line(
+    model: Model, tmp_path: Path, whole_run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The power fails when half of the third batch is on the disk."""
-    usual, calls = results._append, 0
+    """The power fails when a part of a line is on the disk."""
+    usual = results._append
 
     def torn(file: Any, lines: Sequence[Mapping[str, Any]]) -> None:
-        nonlocal calls
-        calls += 1
         usual(file, lines)
-        if calls == 6:  # the results of the third batch
-            file.truncate(file.tell() - len(json.dumps(lines[-1], ensure_ascii=False).encode()) - 40)
+        if lines[0].get("seed") == 1:
+            file.truncate(file.tell() - 40)
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
@@ -251,23 +244,9 @@ def test_a_write_that_stops_in_the_middle_loses_only_its_batch(
         with pytest.raises(KeyboardInterrupt):
             complete(tmp_path, model, grid_of())
     with opened(tmp_path, model, grid_of()) as store:
-        assert store.n_batches == 2
+        assert store.n_lines >= 1
     complete(tmp_path, model, grid_of())
-    assert (tmp_path / "results.jsonl").read_bytes() == whole_run
-
-
-def test_nothing_is_generated_twice(model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    complete(tmp_path, model, grid_of(), stop_after=4)
-    computed = []
-    usual = engine.generate_batch
-    monkeypatch.setattr(
-        engine,
-        "generate_batch",
-        lambda model, whole, batch: computed.append(batch) or usual(model, whole, batch),
-    )
-    complete(tmp_path, model, grid_of())
-    complete(tmp_path, model, grid_of())
-    assert computed == engine.plan(grid_of())[4:]
+    assert told(tmp_path) == told(whole_run)
 
 
 @pytest.mark.parametrize(
@@ -303,9 +282,10 @@ def test_a_folder_takes_no_other_weights(
         opened(tmp_path, model, grid_of())
 
 
-def test_files_that_were_changed_are_refused(model: Model, tmp_path: Path, whole_run: bytes) -> None:
-    complete(tmp_path, model, grid_of(), stop_after=1)
-    path, lines = tmp_path / "results.jsonl", whole_run.splitlines(keepends=True)
+def test_files_that_were_changed_are_refused(model: Model, tmp_path: Path, whole_run: Path) -> None:
+    shutil.copytree(whole_run, tmp_path, dirs_exist_ok=True)
+    path, whole = tmp_path / "results.jsonl", (whole_run / "results.jsonl").read_bytes()
+    lines = whole.splitlines(keepends=True)
     for content, message in (
         ([lines[1], lines[0]], "line 1 should be the answer of"),
         ([lines[0], b"[]\n"], "line 2 is not a JSON object"),
@@ -316,7 +296,7 @@ def test_files_that_were_changed_are_refused(model: Model, tmp_path: Path, whole
         with pytest.raises(ValueError, match=message):
             opened(tmp_path, model, grid_of())
         assert path.read_bytes() == b"".join(content)
-    path.write_bytes(whole_run)
+    path.write_bytes(whole)
     (tmp_path / "manifest.json").unlink()
     with pytest.raises(ValueError, match=r"a results.jsonl without its manifest.json"):
         opened(tmp_path, model, grid_of())

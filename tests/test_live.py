@@ -12,7 +12,7 @@ import pytest
 from rich.color import ColorSystem
 from screens import Terminal
 
-from entropix import generation
+from entropix.batching import ContinuousBatch
 from entropix.console import cli, live
 from entropix.main import main
 from entropix.results import TokenEvent
@@ -202,13 +202,13 @@ WORDS = [f"word{n} " if n % 9 else f"last{n}.\n\n" for n in range(1, 41)]
 @pytest.fixture(autouse=True)
 def words_for_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     """The toy's own tokens are bytes, most of which terminals do not show; here the n-th becomes the n-th of WORDS."""
-    usual = generation.run
+    usual = ContinuousBatch.run
 
     def run(*args: Any) -> Iterator[TokenEvent]:
         for word, event in zip(WORDS, usual(*args), strict=False):
             yield event._replace(text=word)
 
-    monkeypatch.setattr(generation, "run", run)
+    monkeypatch.setattr(ContinuousBatch, "run", run)
 
 
 @pytest.mark.parametrize("flags", [(), ("--no-live",)])

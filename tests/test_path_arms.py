@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from grid_files import HEAD, SAMPLED, lines_of
+from grid_files import HEAD, SAMPLED, lines_of, tokens_of
 
 from entropix import compare
 from entropix.checkpoint.loading import load
@@ -99,7 +99,7 @@ def test_an_answer_is_the_chosen_one_of_the_paths_of_its_prompt_alone(folder: Pa
     assert n_compared == 12
 
 
-def test_a_folder_that_was_interrupted_and_one_of_parts_have_the_same_bytes(
+def test_a_folder_that_was_interrupted_and_one_of_parts_have_the_same_answers(
     folder: Path, grid_file: Path, toy_folder: str
 ) -> None:
     computed(grid_file, toy_folder, "resumed", stop=4)
@@ -107,8 +107,10 @@ def test_a_folder_that_was_interrupted_and_one_of_parts_have_the_same_bytes(
     merging.merge(list(map(str, parts)), str(grid_file.parent / "merged"))
     computed(grid_file, toy_folder, "resumed")
     for other in ("resumed", "merged"):
-        for name in ("results.jsonl", "manifest.json"):
-            assert (grid_file.parent / other / name).read_bytes() == (folder / name).read_bytes()
+        assert list(tokens_of(grid_file.parent / other).items()) == list(tokens_of(folder).items())
+        assert (grid_file.parent / other / "manifest.json").read_bytes() == (
+            folder / "manifest.json"
+        ).read_bytes()
 
 
 def test_the_table_has_the_cost_where_an_arm_has_paths(

@@ -126,10 +126,8 @@ OPTIONS: dict[str, Any] = {"sampler": "temperature", "sampler_config": {"temp": 
 
 def forked(where: Any, n_rows: int, **options: Any) -> tuple[Session, list[Result]]:
     """A session with so many samples of the prompt, which was read once."""
-    rows = Session(where, 1)
-    one = prepare(where, [PROMPT], **OPTIONS)
-    rows.start(one)
-    rows.fork([0] * n_rows)
+    rows = Session(where, n_rows)
+    rows.share(PROMPT[:-1])
     job = prepare(where, [PROMPT] * n_rows, **OPTIONS | options)
     return rows, collect(job, run(job, rows))
 
@@ -202,18 +200,18 @@ def test_a_prefix_that_nobody_begins_with_is_dropped(toy_model):
     assert meshes.tokens(answers) == meshes.tokens(generate(toy_model, [[5, 6, 7]] * 3, **OPTIONS))
 
 
-@pytest.mark.parametrize(("broken", "fork"), [("share", [0, 0, 0]), ("gather_rows", [0])])
-def test_a_session_recovers_from_an_interrupt_of_a_fork(toy_model, monkeypatch, broken, fork):
+def test_a_session_recovers_from_an_interrupt_of_a_share(toy_model, monkeypatch):
     """It is as before, but with an empty cache."""
-    rows, job = Session(toy_model, 1), prepare(toy_model, [PROMPT], **OPTIONS)
-    expected = collect(job, run(job, rows))
+    rows, job = Session(toy_model, 3), prepare(toy_model, [PROMPT] * 3, **OPTIONS)
 
     def torn(*args, **kwargs):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, broken, torn)
+        patch.setattr(loop, "share", torn)
         with pytest.raises(KeyboardInterrupt):
-            rows.fork(fork)
-    assert rows._cache.tokens == [[]]
-    assert meshes.tokens(collect(job, run(job, rows))) == meshes.tokens(expected)
+            rows.share(PROMPT[:-1])
+    assert rows.is_empty
+    assert meshes.tokens(collect(job, run(job, rows))) == meshes.tokens(
+        generate(toy_model, [PROMPT] * 3, **OPTIONS)
+    )

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import meshes
 import numpy as np
 import pytest
@@ -12,9 +13,12 @@ import toy
 
 from entropix.decoding import loop, session
 from entropix.decoding.session import Session
+from entropix.decoding.state import ChunkEnd
 from entropix.generation import collect, generate, prepare, run
 from entropix.results import Result
 from entropix.tpu import hlo
+
+UNTIL = ChunkEnd(jnp.asarray(32, jnp.int32), jnp.asarray(32, jnp.int32))
 
 # Two key/value heads, which four and eight devices have twice and four times; all else is divided.
 MODEL = toy.model_of(n_heads=8, n_kv_heads=2, vocab_size=264, tied_embeddings=False)
@@ -133,7 +137,7 @@ def compiled_chunk(rows: Session) -> Any:
     model, run = rows._model, rows._run
     lower = session._on_mesh(
         lambda self: loop.decode_chunk.lower(
-            model.weights, run.inputs, rows._cache.kv, run.state, run.n_steps, run.numbers, run.program
+            model.weights, run.inputs, rows._cache.kv, run.state, UNTIL, run.numbers, run.program
         )
     )  # fmt: skip
     return lower(rows).compile()

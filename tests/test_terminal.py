@@ -14,7 +14,8 @@ import pytest
 from commands import MIXED, STOPPED, Command, type_in
 
 import entropix
-from entropix import generation, paths, run_statistics, trace
+from entropix import paths, run_statistics, trace
+from entropix.batching import ContinuousBatch
 from entropix.checkpoint import loading
 from entropix.checkpoint.loading import Model
 from entropix.console import terminal
@@ -177,13 +178,13 @@ def test_answers_come_in_the_order_of_the_prompts(
     command: Command, prompt_file: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Even if the last prompt is done first."""
-    usual = generation.run
+    usual = ContinuousBatch.run
 
-    def backwards(*args: Any) -> Iterator[TokenEvent]:
-        yield from sorted(usual(*args), key=lambda event: -event.row)
+    def backwards(batch: ContinuousBatch) -> Iterator[TokenEvent]:
+        yield from sorted(usual(batch), key=lambda event: -event.row)
 
     expected = command("--prompt-file", prompt_file)
-    monkeypatch.setattr(generation, "run", backwards)
+    monkeypatch.setattr(ContinuousBatch, "run", backwards)
     assert command("--prompt-file", prompt_file) == expected
 
 

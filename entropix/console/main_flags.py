@@ -35,7 +35,7 @@ class AskFlags:
         _SOURCE,
         flag(
             'a file with one prompt a line or, if its name ends in .jsonl, {"prompt": "..."} or '
-            '{"messages": [...]} a line; they are answered in batches',
+            '{"messages": [...]} a line; an answer that has ended makes room for the next',
             "FILE",
         ),
     ] = None
@@ -46,12 +46,15 @@ class AskFlags:
     batch_size: Annotated[
         int,
         flag(
-            "most answers to compute together: prompts of the file or, where each has several paths, these, "
-            "of whole prompts; changes memory and speed alone",
+            "most answers to compute together: prompts of the file or, where each has several paths, these; changes "
+            "memory and speed alone",
             "N",
             None,
         ),
     ] = config.BATCH_ROWS
+    as_completed: Annotated[
+        bool, flag("print the answers to a file's prompts as they end, and not in the order of the prompts")
+    ] = False
 
 
 @dataclass(frozen=True)

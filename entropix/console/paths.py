@@ -38,7 +38,7 @@ def answer(
     """
     start = time.perf_counter()
     n_prompts = len(request.prompt_ids)
-    batches, results = parallel.Batches(request, plan, most_rows), list[CotResult]()
+    batches, results = parallel.ParallelPaths(request, plan, most_rows), list[CotResult]()
     what = f"decoding {plan.paths} paths" + (f" of each of {n_prompts} prompts" if n_prompts > 1 else "")
     try:
         with contextlib.ExitStack() as waiting:
@@ -248,7 +248,7 @@ def stats(results: Sequence[CotResult], n_passes: int, seconds: float) -> str:
         ("forward passes", str(n_passes), ""),
         ("total time", f"{seconds:.4g}", "s, compilation included"),
         ("speed", f"{computed / seconds:.4g}", "tokens/s of all paths"),
-        *run_statistics.of_tokens(chosen, results[0].request.sampler.strategies),
+        *run_statistics.of_tokens(run_statistics.Totals(chosen), results[0].request.sampler.strategies),
     ]
     return run_statistics.as_text(rows)
 

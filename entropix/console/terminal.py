@@ -34,6 +34,7 @@ class Show:
 
     color: coloring.Choice = field(default_factory=coloring.Choice)
     live: bool = True  # a line below the answer while it comes, where stderr is a terminal
+    as_completed: bool = False  # several answers as they end, and not in the order of the prompts
     stats: bool = False
     json: bool = False
     trace: Path | None = None
@@ -42,31 +43,42 @@ class Show:
 def answer(
     request: GenerationRequest, show: Show, session: Session | None = None, most_rows: int = BATCH_ROWS
 ) -> list[Result]:
-    """Generates, at most so many rows at a time, and prints.
+    """Generates, at most so many rows at a time, and prints. Of several prompts the results keep no records.
 
     Ctrl-C, SIGTERM or SIGHUP ends it early: rows that were running get `FinishReason.INTERRUPTED`. Whatever happens,
     what was produced so far is printed and its trace written. Raises a ValueError, after all, for rows whose logits
     were not finite.
     """
     results = [Result(ids) for ids in request.prompt_ids]
-    batches = batching.Batches(request, most_rows, session)
+    batch = batching.ContinuousBatch(request, most_rows, session)
     bar = _bar(request, show)
-    page, clock = _Page(request, show, bar), _Clock(batches)
-    try:
-        for event in signals.until_signal(_after_wait(batches.run(), "compiling and reading the prompt")):
-            add(results, event)
-            clock.tick(event)
-            page.show(event, results)
-            bar.draw(clock.tokens_per_second)
-    finally:
-        bar.erase()
-        for result in results:
-            if result.finish == FinishReason.RUNNING:
-                result.finish = FinishReason.INTERRUPTED
-        if show.trace is not None:
-            trace.write(show.trace, request, results)
-        page.close(results)
-        _report(request, show, results, clock.timing())
+    page, clock, totals = _Page(request, show, bar), _Clock(batch), run_statistics.Totals()
+    with contextlib.ExitStack() as stack:
+        writer = None if show.trace is None else stack.enter_context(trace.Writer(show.trace, request))
+
+        def leave(row: int) -> None:
+            """A row has ended and been printed: all that is wanted of its records is taken from them."""
+            totals.add(results[row])
+            if writer is not None:
+                writer.add(row, results[row])
+            if len(results) > 1:
+                results[row].records = []
+
+        try:
+            for event in signals.until_signal(_after_wait(batch.run(), "compiling and reading the prompt")):
+                add(results, event)
+                clock.tick(event)
+                for row in page.show(event, results):
+                    leave(row)
+                bar.draw(clock.tokens_per_second)
+        finally:
+            bar.erase()
+            for result in results:
+                if result.finish == FinishReason.RUNNING:
+                    result.finish = FinishReason.INTERRUPTED
+            for row in page.close(results):
+                leave(row)
+            _report(request, show, results, totals, clock.timing())
     for row, result in enumerate(results):
         if result.finish == FinishReason.NAN:
             raise ValueError(f"prompt {row + 1}: {FinishReason.NAN.sentence}")
@@ -136,18 +148,19 @@ def note_beginning(model: Model, texts: Iterable[PromptText]) -> None:
 
 
 class _Page:
-    """The answers on stdout. One is streamed; several come whole, in the order of the prompts."""
+    """The answers on stdout. One is streamed; several come whole, in the order of the prompts unless told otherwise."""
 
     def __init__(self, request: GenerationRequest, show: Show, bar: live.StatusLine) -> None:
         self._job, self._json, self._bar = request, show.json, bar
         self._streams = len(request.prompt_ids) == 1 and not show.json
+        self._in_order = not show.as_completed
         self._painted = [""] * len(request.prompt_ids)
-        self._printed = 0
+        self._left = dict.fromkeys(range(len(request.prompt_ids)))  # rows that are not printed, in order
         self._what = show.color.what
         self._colors = coloring.color_system(show.color.when, sys.stdout, os.environ)
 
-    def show(self, event: TokenEvent, results: Sequence[Result]) -> None:
-        """Prints what an event adds."""
+    def show(self, event: TokenEvent, results: Sequence[Result]) -> Iterator[int]:
+        """Prints what an event adds; the rows that are whole on the page since then."""
         text = plain = coloring.visible(event.text) if sys.stdout.isatty() else event.text
         if event.record is not None:
             self._bar.count(event.record["strategy"])
@@ -157,26 +170,31 @@ class _Page:
             self._print(text, plain)
             return
         self._painted[event.row] += text
-        while self._printed < len(results) and results[self._printed].finish != FinishReason.RUNNING:
-            self._print_next(results)
+        if event.finish != FinishReason.RUNNING and not self._in_order:
+            yield self._print_row(event.row, results)
+        while self._in_order and self._left and results[row := next(iter(self._left))].finish:
+            yield self._print_row(row, results)
 
-    def close(self, results: Sequence[Result]) -> None:
-        """Prints what is left."""
+    def close(self, results: Sequence[Result]) -> Iterator[int]:
+        """Prints what is left; the rows of it."""
         if self._streams:
             self._print("\n", "\n")
+            yield 0
             return
-        while self._printed < len(results):
-            self._print_next(results)
+        for row in [*self._left]:
+            yield self._print_row(row, results)
 
-    def _print_next(self, results: Sequence[Result]) -> None:
-        row = self._printed
-        self._printed += 1
+    def _print_row(self, row: int, results: Sequence[Result]) -> int:
+        """The row, which is printed."""
         if self._json:
             text = cli.json_line(json_object(self._job, row, results[row])) + "\n"
         else:
-            between = "\n" if row else ""
+            between = "\n" if len(self._left) < len(results) else ""
             text = f"{between}==> prompt {row + 1} <==\n{self._painted[row]}\n"
+        del self._left[row]
+        self._painted[row] = ""
         self._print(text, "\n")
+        return row
 
     def _print(self, painted: str, text: str) -> None:
         """`text` is what moves the cursor, or the end of it from a line's end on."""
@@ -215,7 +233,7 @@ def json_object(request: GenerationRequest, row: int, result: Result) -> dict[st
 class _Clock:
     """When tokens arrived. Those of a chunk come together: speed is measured from the end of the first."""
 
-    def __init__(self, batches: batching.Batches) -> None:
+    def __init__(self, batches: batching.ContinuousBatch) -> None:
         self._start = time.perf_counter()
         self._batches = batches
         self._first_chunk: int | None = None  # the number of forward passes after it
@@ -247,7 +265,11 @@ class _Clock:
 
 
 def _report(
-    request: GenerationRequest, show: Show, results: Sequence[Result], timing: run_statistics.Timing
+    request: GenerationRequest,
+    show: Show,
+    results: Sequence[Result],
+    totals: run_statistics.Totals,
+    timing: run_statistics.Timing,
 ) -> None:
     """Endings other than the model's own, the legend and the statistics, on stderr."""
     for row, result in enumerate(results):
@@ -256,11 +278,10 @@ def _report(
             note(f"{which}stopped: {result.finish.sentence}")
     if not show.json and coloring.color_system(show.color.when, sys.stdout, os.environ):
         colors = coloring.color_system(show.color.when, sys.stderr, os.environ)
-        counts = run_statistics.strategy_counts(results, request.sampler.strategies)
-        inserted = any(record["injected"] for result in results for record in result.records)
-        note(coloring.legend(show.color.what, counts, colors, inserted))
+        counts = totals.strategies(request.sampler.strategies)
+        note(coloring.legend(show.color.what, counts, colors, totals.injected > 0))
     if show.stats:
-        note(run_statistics.stats(results, request.sampler.strategies, timing, request.config))
+        note(run_statistics.stats(totals, request.sampler.strategies, timing, request.config))
         note_devices(request.model)
 
 

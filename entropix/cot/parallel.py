@@ -7,17 +7,16 @@ Where the paths part is the plan's `fork`:
                token that was not chosen; the first pass is path 0
     none       nowhere in particular: C independent samples, as for best-of-N and self-consistency
 
-The prompt is prefilled once and its cache copied; paths that end leave the batch. A path is what its first tokens, up
-to and with the one at which it departs, are continued with alone: `generate` of the prompt with these tokens appended
-and the same seed gives the rest. It depends neither on the other paths nor on how many there are. What a sampler
-remembers begins anew there, as at the end of a prompt.
+The prompt is prefilled once and its cache copied; a path that ends makes room for the next. A path is what its first
+tokens, up to and with the one at which it departs, are continued with alone: `generate` of the prompt with these
+tokens appended and the same seed gives the rest. It depends neither on the other paths nor on how many there are. What
+a sampler remembers begins anew there, as at the end of a prompt.
 
-Of many prompts those share a batch whose paths fill its rows. A prompt's answer is the one that it gets alone, for what
+The paths of many prompts take turns in the rows of one batch. A prompt's answer is the one that it gets alone, for what
 a path draws depends on seed, prompt and path only: a prompt that comes twice has the same answer twice.
 """
 
 import dataclasses
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -27,7 +26,8 @@ from entropix.checkpoint.loading import Model
 from entropix.config import BATCH_ROWS
 from entropix.cot import selection
 from entropix.cot.plan import EXPLORE, NONE, START, VOTE, Plan
-from entropix.cot.search import CONFIDENCE_TOKENS, PromptPaths, Search, given, path_seed
+from entropix.cot.prompt_paths import CONFIDENCE_TOKENS, PromptPaths, given, path_seed
+from entropix.cot.search import Search
 from entropix.decoding.request import GenerationRequest
 from entropix.generation import Prompt
 from entropix.results import FinishReason, Result, TokenEvent
@@ -60,7 +60,7 @@ class CotResult:
     plan: Plan
     paths: list[CotPath]
     chosen: int
-    forward_passes: int  # of decoding, each of a whole batch
+    forward_passes: int  # of decoding, where all paths run side by side
     decided_early: bool  # paths were ended because the vote was decided
     interrupted: bool  # paths were ended because `watch` ended
 
@@ -127,7 +127,7 @@ def answer_all(
 
     plan: `Plan(10)` does what `decode` does, `Plan(8, "none", "borda")` what `best_of` does, and
         `Plan(8, "none", "majority")` what `self_consistency` does.
-    most_rows: of a batch, for paths of as many whole prompts as it has room for, one at least.
+    most_rows: of the batch, whose rows are paths of any of the prompts.
     """
     return run_all(generation.prepare(model, prompts, **options), plan, most_rows=most_rows)
 
@@ -148,16 +148,14 @@ def run_all(
     watch: passes all events on, of which each has its prompt's number as row, and may end them before their time. Paths
         that are still running then get `FinishReason.INTERRUPTED`, and prompts whose turn has not come one empty path.
     """
-    return Batches(request, plan, most_rows).run(watch)
+    return ParallelPaths(request, plan, most_rows).run(watch)
 
 
-class Batches:
-    """The prompts of a request, as many at a time as a batch has room for with their paths, one at least."""
+class ParallelPaths:
+    """The paths of each prompt of a request, in a batch of few rows, and the chosen one."""
 
     def __init__(self, request: GenerationRequest, plan: Plan, most_rows: int = BATCH_ROWS) -> None:
-        """most_rows: of a batch, at least 1. Raises a ValueError for what could not be decoded in the end."""
-        if most_rows < 1:
-            raise ValueError(f"a batch needs at least one row, got {most_rows}")
+        """most_rows: of the batch, at least 1. Raises a ValueError for what could not be decoded in the end."""
         room = request.config.max_new_tokens, request.model.config.context_length
         check_room(plan, request.prompt_ids, *room)
         self._n_alternatives = request.config.alternatives
@@ -165,51 +163,30 @@ class Batches:
             self._n_alternatives, CONFIDENCE_TOKENS, plan.paths + len(request.model.stop_ids)
         )
         config = dataclasses.replace(request.config, alternatives=n_alternatives)
-        self._request, self._plan = dataclasses.replace(request, config=config), plan
-        self._size = min(len(request.prompt_ids), max(1, most_rows // plan.paths))
-        self._search: Search | None = None
-        self._done: deque[CotResult] = deque()
-        self._n_done = self._n_passes = 0
+        self._search = Search(dataclasses.replace(request, config=config), plan, most_rows)
 
     @property
     def n_passes(self) -> int:
         """Forward passes of decoding so far, each of a whole batch."""
-        return self._n_passes + (0 if self._search is None else self._search.n_passes)
+        return self._search.n_passes
 
     def run(self, watch: Watch = iter) -> Iterator[CotResult]:
         """What `run_all` gives."""
-        for _ in watch(self._events()):
-            while self._done:
-                yield self._done.popleft()
-        self._end()
-        yield from self._done
+        n_done = 0
+        for _ in watch(self._search.events()):
+            while n_done < len(self._search.prompts) and self._search.is_done(n_done):
+                yield self._take(n_done)
+                n_done += 1
+        self._search.end()
+        for number in range(n_done, len(self._search.prompts)):
+            yield self._take(number)
 
-    def _events(self) -> Iterator[TokenEvent]:
-        """Those of all batches, one after the other."""
-        n_prompts = len(self._request.prompt_ids)
-        while self._n_done < n_prompts:
-            rows = range(self._n_done, min(self._n_done + self._size, n_prompts))
-            self._search = Search(self._request.of_rows(rows), self._plan, self._size)
-            for event in self._search.events():
-                yield event._replace(row=rows[event.row])
-            self._close(self._search.prompts)
-
-    def _end(self) -> None:
-        """Closes what the events did not come to."""
-        if self._search is not None:
-            self._search.end()
-            self._close(self._search.prompts)
-        for row in range(self._n_done, len(self._request.prompt_ids)):
-            paths = PromptPaths(self._request.of_rows([row]), self._plan)
-            paths.add_ended(Result(paths.prompt))
-            self._close([paths])
-
-    def _close(self, prompts: Sequence[PromptPaths]) -> None:
-        """Chooses a path of each prompt."""
-        found = [_finished(paths, self._n_alternatives) for paths in prompts]
-        self._n_passes, self._search = self.n_passes, None
-        self._n_done += len(found)
-        self._done += found
+    def _take(self, number: int) -> CotResult:
+        """Chooses a path of a prompt, whose records are not kept here any more."""
+        paths = self._search.prompts[number]
+        found = _finished(paths, self._n_alternatives)
+        paths.paths = []
+        return found
 
 
 def check_room(plan: Plan, prompts: Sequence[Sequence[int]], max_new_tokens: int, context: int) -> None:
@@ -228,39 +205,37 @@ def check_room(plan: Plan, prompts: Sequence[Sequence[int]], max_new_tokens: int
             )
 
 
-def _finished(search: PromptPaths, n_alternatives: int) -> CotResult:
+def _finished(found: PromptPaths, n_alternatives: int) -> CotResult:
     """Scores every path and chooses one. n_alternatives: of each token, that were asked for."""
-    seen = [search.path_of(result) for result in search.results]
+    seen = [found.path_of(path.result) for path in found.paths]
     choices = {name: kind.select(seen) for name, kind in selection.SELECTORS.items()}
     paths = [
         CotPath(
-            result=_with_alternatives(result, n_alternatives),
-            parent=branch.parent,
-            position=branch.position,
-            given=len(branch.records),
-            seed=branch.seed,
-            forward_passes=passes,
-            computed_tokens=computed,
+            result=_with_alternatives(state.result, n_alternatives),
+            parent=state.branch.parent,
+            position=state.branch.position,
+            given=len(state.branch.records),
+            seed=state.branch.seed,
+            forward_passes=state.passes,
+            computed_tokens=state.computed,
             answer=path.answer,
             scores={name: choice.scores[i] for name, choice in choices.items()},
         )
-        for i, (branch, result, passes, computed, path) in enumerate(
-            zip(search.branches, search.results, search.row_passes, search.computed, seen, strict=True)
-        )
+        for i, (state, path) in enumerate(zip(found.paths, seen, strict=True))
     ]
-    request = search.request.of_rows([0] * len(paths))
+    request = found.request.of_rows([0] * len(paths))
     config = dataclasses.replace(
         request.config, seeds=tuple(path.seed for path in paths), alternatives=n_alternatives
     )
-    cut = any(result.finish == FinishReason.INTERRUPTED for result in search.results)
+    cut = any(state.result.finish == FinishReason.INTERRUPTED for state in found.paths)
     return CotResult(
         request=dataclasses.replace(request, config=config),
-        plan=search.plan,
+        plan=found.plan,
         paths=paths,
-        chosen=choices[search.plan.select].winner,
-        forward_passes=search.forward_passes,
-        decided_early=cut and search.decided is not None,
-        interrupted=cut and search.decided is None,
+        chosen=choices[found.plan.select].winner,
+        forward_passes=found.forward_passes,
+        decided_early=cut and found.decided,
+        interrupted=cut and not found.decided,
     )
 
 

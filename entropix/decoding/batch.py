@@ -3,7 +3,7 @@
 A row has a number in the whole batch, and a place among the rows that are still there.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
@@ -24,9 +24,10 @@ class ActiveRows:
     def all_here(self) -> bool:
         return len(self.rows) == len(self._finish_B)
 
-    def places(self, rows: set[int]) -> list[int]:
+    def places(self, rows: Iterable[int]) -> list[int]:
         """Where those of these rows are that are still there."""
-        return [place for place, row in enumerate(self.rows) if row in rows]
+        place_of = {row: place for place, row in enumerate(self.rows)}
+        return [place_of[row] for row in rows if row in place_of]
 
     def places_of_all(self) -> list[int | None]:
         """For every row its place; None for those that have left."""
@@ -71,6 +72,12 @@ class RowTokens:
         some._before = [self._before[place] for place in places]
         return some
 
+    def put(self, places: Sequence[int], other: "RowTokens") -> None:
+        """These places become those of others."""
+        for i, place in enumerate(places):
+            self.newest[place], self.recent[place] = other.newest[i], other.recent[i]
+            self._before[place] = other._before[i]
+
     def follow(self, records: StepRecord, n_back: int) -> None:
         """Adds what a chunk has drawn, records `[tokens, B, ...]`. n_back: how many may be taken back at once."""
         for i, (token_B, live_B) in enumerate(zip(records.token_B, records.live_B, strict=True)):
@@ -97,36 +104,29 @@ class Costs:
 
     def __init__(self, batch: int) -> None:
         self.n_passes = 0  # forward passes of decoding, of all runs of a session
-        # Of the newest run, by row: the forward passes that it took part in, and the tokens that were computed for it,
-        # those rolled forward on discarded paths and those that were taken back among them.
-        self.row_passes_B, self.computed_B = np.zeros((2, batch), np.int64)
-        # Of all runs, by prompt, which each row is before the first fork: the passes in which a row of it took part.
-        self.prompt_passes_P = np.zeros(batch, np.int64)
-        self._prompt_B = np.arange(batch)
+        self.begin(batch)
 
     def begin(self, batch: int) -> None:
         """A new run, of so many rows."""
+        # By row: the forward passes that it took part in, and the tokens that were computed for it, those rolled
+        # forward on discarded paths and those that were taken back among them.
         self.row_passes_B, self.computed_B = np.zeros((2, batch), np.int64)
 
-    def fork(self, rows: Sequence[int]) -> None:
-        """The batch becomes these of its rows."""
-        self._prompt_B = self._prompt_B[np.asarray(rows)]
-        self.begin(len(rows))
+    def begin_rows(self, rows: Sequence[int]) -> None:
+        """These rows begin anew."""
+        self.row_passes_B[[*rows]] = self.computed_B[[*rows]] = 0
 
     def add(self, records: StepRecord, rows: Sequence[int], plan: BranchPlan | None) -> None:
         """Adds a chunk of these rows; records `[steps, R, B, ...]`."""
         self.n_passes += len(records.live_B)
         self.row_passes_B[rows] += records.live_B.any(axis=1).sum(axis=0)
         self.computed_B[rows] += records.live_B.sum(axis=(0, 1))
-        is_of_prompt_BP = self._prompt_B[rows, None] == np.arange(len(self.prompt_passes_P))
-        self.prompt_passes_P += (records.live_B.any(axis=1) @ is_of_prompt_BP).sum(axis=0)
         if plan is None:
             return
         # The paths of a step are in its first record.
         paths: Any = jax.tree.map(lambda leaf: leaf[:, 0], records.paths)
         self.n_passes += plan.depth * int(paths.forked_B.any(axis=1).sum())
         self.row_passes_B[rows] += plan.depth * paths.forked_B.sum(axis=0)
-        self.prompt_passes_P += plan.depth * (paths.forked_B @ is_of_prompt_BP).sum(axis=0)
         rolled_SBC = paths.live_BCD[..., 1:].sum(axis=-1)
         if plan.whole:  # the best path's are among the live tokens
             np.put_along_axis(rolled_SBC, paths.best_B[..., None], 0, axis=-1)

@@ -24,7 +24,8 @@ def batch_inputs(request: GenerationRequest) -> BatchInputs:
     """What stays fixed while the batch is generated."""
     prompts, cfg, model = request.prompt_ids, request.config, request.model
     room = [model.config.context_length - len(prompt) for prompt in prompts]
-    wanted = [cfg.max_new_tokens - n for n in request.forced_prefix or [0] * len(prompts)]
+    most, none = request.most_tokens or [cfg.max_new_tokens] * len(prompts), [0] * len(prompts)
+    wanted = [n - n_forced for n, n_forced in zip(most, request.forced_prefix or none, strict=True)]
     assert min(wanted) > 0, (request.forced_prefix, cfg.max_new_tokens)
     reasons = [
         FinishReason.LENGTH if n <= left else FinishReason.CONTEXT
@@ -33,7 +34,7 @@ def batch_inputs(request: GenerationRequest) -> BatchInputs:
     stop_ids = () if cfg.ignore_stop_tokens else model.stop_ids
     stop_E = np.full(1 << max(len(stop_ids) - 1, 7).bit_length(), NO_TOKEN, np.int32)
     stop_E[: len(stop_ids)] = stop_ids
-    of_key = (_seeds(prompts, cfg), _digests(prompts), occurrences(prompts, cfg))
+    of_key = (seeds(prompts, cfg), _digests(prompts), occurrences(prompts, cfg))
     return BatchInputs(
         key_B=loop.row_keys(*(jnp.asarray(numbers, jnp.uint32) for numbers in of_key)),
         limit_B=jnp.asarray(list(map(min, wanted, room)), jnp.int32),
@@ -64,7 +65,7 @@ def occurrences(prompts: Sequence[Sequence[int]], cfg: GenerateConfig) -> Sequen
         return cfg.occurrences
     seen: Counter[tuple[int, tuple[int, ...]]] = Counter()
     found = []
-    for seed, prompt in zip(_seeds(prompts, cfg), prompts, strict=True):
+    for seed, prompt in zip(seeds(prompts, cfg), prompts, strict=True):
         found.append(seen[seed, tuple(prompt)])
         seen[seed, tuple(prompt)] += 1
     return found
@@ -79,7 +80,8 @@ def device_numbers(numbers: Any) -> Any:
     return jax.device_put(dataclasses.replace(numbers, **arrays))
 
 
-def _seeds(prompts: Sequence[Sequence[int]], cfg: GenerateConfig) -> Sequence[int]:
+def seeds(prompts: Sequence[Sequence[int]], cfg: GenerateConfig) -> Sequence[int]:
+    """Of each prompt."""
     return cfg.seeds or [cfg.seed] * len(prompts)
 
 

@@ -22,7 +22,7 @@ from entropix.decoding import backtracking, sample_step
 from entropix.decoding.branch_step import branch_step
 from entropix.decoding.sample_step import Sample, plain_step
 from entropix.decoding.speculation import draft_step
-from entropix.decoding.state import BatchInputs, DecodeState, Program, StepRecord
+from entropix.decoding.state import BatchInputs, ChunkEnd, DecodeState, Program, StepRecord
 from entropix.metrics import AttentionScores, Metrics
 from entropix.model import kv_cache, transformer
 from entropix.model.kv_cache import KVCache
@@ -59,13 +59,13 @@ def decode_chunk(
     inputs: BatchInputs,
     cache: KVCache,
     state: DecodeState,
-    n_steps: Array,
+    until: ChunkEnd,
     numbers: Any,
     program: Program,
 ) -> tuple[DecodeState, StepRecord, Array]:
     """(state, records `[slots of recent tokens, R, B]`, how many of them, by the first axis, are filled).
 
-    Runs until `n_steps` are done, a row has no room for another step's recent tokens, or every row has ended. The cache
+    Runs `until` its end, or until every row has ended or a row has no room for another step's recent tokens. The cache
     is only read; `commit` the recent tokens before the next chunk if they fill their slots.
 
     numbers: those of the sampler, as arrays (`inputs.device_numbers`).
@@ -84,8 +84,10 @@ def decode_chunk(
         done, state, _ = carry
         running_B = state.rows.finish_B == FinishReason.RUNNING
         full_B = state.recent.used_B + program.lookahead >= size
-        # 0 has ended, 1 goes on, 2 cannot: the largest decides, in a single exchange between the devices.
-        return (done < n_steps) & (jnp.max(jnp.where(running_B, jnp.where(full_B, 2, 1), 0)) == 1)
+        # A row that cannot go on counts as more than all that have ended: one exchange between the devices.
+        batch = len(running_B)
+        blocked = jnp.sum(jnp.where(running_B, jnp.where(full_B, batch, 0), 1))
+        return (done < until.n_steps) & (blocked < jnp.minimum(until.n_ended, batch))
 
     def body(carry: tuple[Array, DecodeState, StepRecord]) -> tuple[Array, DecodeState, StepRecord]:
         done, state, records = carry
@@ -174,4 +176,7 @@ truncate = jax.jit(_placed(kv_cache.truncate), donate_argnames=("cache",))
 is_finite = jax.jit(_placed(kv_cache.is_finite))
 gather_rows = jax.jit(_placed(kv_cache.gather_rows))
 share = jax.jit(_placed(kv_cache.share), static_argnames=("n_rows",))
+sharing = jax.jit(_placed(kv_cache.sharing), static_argnames=("n_rows",))
 grow = jax.jit(_placed(kv_cache.grow), static_argnames=("capacity",))
+narrow = jax.jit(_placed(kv_cache.narrow), static_argnames=("capacity",))
+put_rows = jax.jit(_placed(kv_cache.put_rows), donate_argnames=("tree",))

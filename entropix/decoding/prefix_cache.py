@@ -12,13 +12,17 @@ from entropix.model.kv_cache import KVCache, RecentKV
 
 PREFILL_WIDTHS = (8, 64, 128, 512)  # tokens in one prefill call; each compiles once for each capacity
 MIN_CAPACITY = 256  # slots; doubled as the text grows, up to what the context needs
+COPIED_TOKENS = (
+    64  # that a new text has in common with a row: if so many or all, they are copied and not computed
+)
 
 
 class PrefixCache:
     """What each row of a batch holds.
 
     `prefill` brings it to given texts and computes only what is new in them; `append` adds what a decode loop has
-    computed; `cut` keeps the beginnings of texts, `take` some of the rows.
+    computed; `cut` keeps the beginnings of texts, `take` some of the rows. `beside` reads texts without touching the
+    rows, and `put` makes them rows.
     """
 
     def __init__(self, model: Model, batch: int) -> None:
@@ -33,7 +37,16 @@ class PrefixCache:
         return self._kv
 
     def prefill(self, rows: Sequence[list[int]]) -> None:
-        """Makes every row hold exactly these tokens, computing only those that it does not hold yet."""
+        """Makes every row hold exactly these tokens, computing only those that it does not hold yet, and of equal rows
+        only one."""
+        different = list(dict.fromkeys(map(tuple, rows)))
+        if self._kv is None and 2 * len(different) <= len(rows):
+            once = PrefixCache(self._model, len(different))
+            once.prefill([*map(list, different)])
+            index = [different.index(tuple(row)) for row in rows]
+            self._kv = loop.gather_rows(once.kv, jnp.asarray(index, jnp.int32))
+            self.tokens = [[*row] for row in rows]
+            return
         self._rewind([common_prefix(*pair) for pair in zip(self.tokens, rows, strict=True)])
         common = [len(held) for held in self.tokens]
         widths = _prefill_widths(max(len(row) - n for row, n in zip(rows, common, strict=True)))
@@ -85,6 +98,43 @@ class PrefixCache:
             self._kv = loop.gather_rows(kv, jnp.asarray([row or 0 for row in rows], jnp.int32))
         self.tokens = [[] if row is None else [*held[row]] for row in rows]
 
+    def donor(self, text: Sequence[int]) -> tuple[int, int]:
+        """(row, n): the row that has most of this text's beginning, n tokens of it."""
+        common = [common_prefix(held, text) for held in self.tokens]
+        row = int(np.argmax(common))
+        return row, common[row]
+
+    def beside(self, texts: Sequence[list[int]]) -> "PrefixCache":
+        """A cache of these texts. What they have in common with rows is copied, if it is much of all of them."""
+        other = PrefixCache(self._model, len(texts))
+        donors = [self.donor(text) for text in texts]
+        if all(n >= min(COPIED_TOKENS, len(text)) for (_, n), text in zip(donors, texts, strict=True)):
+            rows = [row for row, _ in donors]
+            other._kv = loop.gather_rows(self.kv, jnp.asarray(rows, jnp.int32))
+            other.tokens = [[*self.tokens[row]] for row in rows]
+        elif self.kv.prefix:
+            other._kv = loop.sharing(self.kv, len(texts))
+            shared = self._shared()
+            row = int(np.argmax(shared))
+            other.tokens = [self.tokens[row][: shared[row]] for _ in texts]
+        other.prefill(texts)
+        return other
+
+    def put(self, rows: Sequence[int], other: "PrefixCache") -> None:
+        """These rows become those of another cache. One may come several times, with the same in it."""
+        self._reserve(other.kv.capacity)
+        kv, held = self._release()
+        self._kv = loop.put_rows(kv, other.kv, jnp.asarray(rows, jnp.int32))
+        self.tokens = held
+        for row, tokens in zip(rows, other.tokens, strict=True):
+            self.tokens[row] = tokens
+
+    def shorten(self) -> None:
+        """Gives up the slots that a long text has left behind."""
+        capacity = _capacity(max(self._own()) + 2 * RECENT_SLOTS)
+        if capacity < self.kv.capacity:
+            self._kv = loop.narrow(self.kv, capacity)
+
     def _rewind(self, length_B: Sequence[int]) -> None:
         """Keeps the first tokens of each row, or nothing at all if a text that went wrong has left NaN among them."""
         if not any(length_B):
@@ -118,13 +168,19 @@ class PrefixCache:
 
     def _reserve(self, slots: int) -> None:
         """Makes room for so many own tokens in every row."""
-        capacity = MIN_CAPACITY
-        while capacity < slots:
-            capacity *= 2
+        capacity = _capacity(slots)
         if self._kv is None:
             self._kv = loop.empty_cache(self._model.config, len(self.tokens), capacity, self._model.dtype)
         elif capacity > self._kv.capacity:
             self._kv = loop.grow(self._kv, capacity)
+
+
+def _capacity(slots: int) -> int:
+    """The size of a cache with so many slots."""
+    capacity = MIN_CAPACITY
+    while capacity < slots:
+        capacity *= 2
+    return capacity
 
 
 def _prefill_widths(pending: int) -> list[int]:

@@ -26,6 +26,8 @@ class GenerationRequest:
     sampler_source: RuleFile | None = None  # of a rule in a file of somebody's own
     forced_prefix: tuple[int, ...] = ()
     """How many tokens at each prompt's end are its answer's first ones, which nobody draws; () for none anywhere."""
+    most_tokens: tuple[int, ...] = ()
+    """How many tokens each answer may have, where that is less than the `max_new_tokens` of all; () for no less."""
 
     @property
     def program(self) -> Program:
@@ -53,6 +55,7 @@ class GenerationRequest:
             prompt_ids=[self.prompt_ids[row] for row in rows],
             config=cfg,
             forced_prefix=chosen(self.forced_prefix),
+            most_tokens=chosen(self.most_tokens),
         )
 
 

@@ -1,6 +1,6 @@
 """The host's half of decoding, for token ids: feeds prompts into a cache, launches chunks, reads back records."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import wraps
 from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 
@@ -17,7 +17,7 @@ from entropix.decoding.inputs import batch_inputs, device_numbers, first_rows
 from entropix.decoding.loop import RECENT_SLOTS
 from entropix.decoding.prefix_cache import PrefixCache
 from entropix.decoding.request import GenerationRequest, check_prompts
-from entropix.decoding.state import BatchInputs, DecodeState, Program, RowState, StepRecord
+from entropix.decoding.state import BatchInputs, ChunkEnd, DecodeState, Program, RowState, StepRecord
 from entropix.results import FinishReason
 
 Args = ParamSpec("Args")
@@ -44,7 +44,7 @@ class _Run(NamedTuple):
     state: DecodeState
     numbers: Any
     program: Program
-    n_steps: Array  # of a chunk, unless told otherwise
+    chunk_length: int  # steps, unless told otherwise
     n_back: int  # how many tokens a row takes back; 0 where none does
     tokens: RowTokens
     finish_B: np.ndarray  # the state's, known without waiting for a device
@@ -53,9 +53,9 @@ class _Run(NamedTuple):
 class Session:
     """A batch of rows with their cache.
 
-    `start` feeds a prompt a row; `advance` generates a chunk, as long as `running`; `end` stops rows. The cache is
-    kept: a later prompt that begins with what a row's cache holds, like the next turn of a conversation, only
-    computes what is new. `fork` makes a batch of copies of rows.
+    `start` feeds a prompt a row; `advance` generates a chunk, as long as `running`; `end` stops rows, and `refill`
+    gives those that have ended another prompt. The cache is kept: a later prompt that begins with what a row's cache
+    holds, like the next turn of a conversation, only computes what is new. `share` reads what all rows begin with.
 
     shrinks: rows that have ended leave the batch when at most half of it still runs. What is left is the next power of
     two, so that a batch of B compiles at most log2 B more programs for each capacity. Nobody outside sees it, but for
@@ -71,6 +71,16 @@ class Session:
         self.costs = Costs(batch)
 
     @property
+    def n_rows(self) -> int:
+        """Of the whole batch."""
+        return len(self.costs.computed_B)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no row holds anything."""
+        return not any(self._cache.tokens)
+
+    @property
     def running(self) -> bool:
         """Whether any row has not ended."""
         return self._run is not None and bool(np.any(self._run.finish_B == FinishReason.RUNNING))
@@ -83,16 +93,13 @@ class Session:
         the model does not know, before any work is done.
         """
         prompts = request.prompt_ids
-        assert len(prompts) == len(self.costs.computed_B), (len(prompts), len(self.costs.computed_B))
+        assert len(prompts) == self.n_rows, (len(prompts), self.n_rows)
         check_prompts(prompts, self._model.config)
         self._flush()
         self._bring_back()
         self.costs.begin(len(prompts))
         self._cache.prefill([list(prompt[:-1]) for prompt in prompts])
-        if self._model.mesh is not None and jax.default_backend() == "cpu":
-            # XLA lets 32 programs wait for one that runs. The next one waits for room on a thread that this one needs,
-            # where a process simulates several devices: both for ever.
-            jax.block_until_ready(self._cache.kv)
+        self._wait_for_simulated()
         tokens = RowTokens([prompt[-1] for prompt in prompts])
         rows = first_rows(request)
         self._run = _Run(
@@ -100,19 +107,63 @@ class Session:
             state=self._state(rows, tokens, request.program.n_draft),
             numbers=device_numbers(request.sampler_config),
             program=request.program,
-            n_steps=jnp.asarray(request.config.chunk_length, jnp.int32),
+            chunk_length=request.config.chunk_length,
             n_back=request.config.backtracking.tokens if rows.backtracks is not None else 0,
             tokens=tokens,
             finish_B=np.full(len(prompts), FinishReason.RUNNING, np.int32),
         )
 
+    @property
+    def free(self) -> list[int]:
+        """The rows that have ended and are still in the batch."""
+        assert self._run is not None
+        return [self._active.rows[place] for place in np.flatnonzero(self._run.finish_B)]
+
     @_on_mesh
-    def advance(self, n_steps: int | None = None) -> StepRecord:
+    def refill(self, rows: Sequence[int], request: GenerationRequest) -> None:
+        """Rows that are `free` take the prompts of a request that differs from the first one in its prompts alone."""
+        places = self._active.places(rows)
+        first = 0
+        for size in _sizes(len(rows), sharding.groups(self._model.mesh)):
+            members = [
+                min(first + i, len(rows) - 1) for i in range(size)
+            ]  # the last one again for those lacking
+            self._place([places[i] for i in members], request.of_rows(members))
+            first += size
+        self._cache.shorten()
+        assert self._run is not None
+        text_BX = self._text(self._run.tokens, self._run.program.n_draft)
+        self._run = self._run._replace(state=self._run.state._replace(text_BX=text_BX))
+        self.costs.begin_rows(rows)
+
+    def _place(self, places: Sequence[int], request: GenerationRequest) -> None:
+        """Reads prompts beside the batch and puts them into it."""
+        assert self._run is not None
+        run, self._run = self._run, None  # in case an interrupt comes between here and the end
+        prompts = request.prompt_ids
+        self._cache.put(places, self._cache.beside([list(prompt[:-1]) for prompt in prompts]))
+        self._wait_for_simulated()
+        tokens = RowTokens([prompt[-1] for prompt in prompts])
+        run.tokens.put(places, tokens)
+        run.finish_B[[*places]] = FinishReason.RUNNING
+        recent = loop.empty_recent(self._model.config, len(prompts), RECENT_SLOTS, self._model.dtype)
+        place_K = jnp.asarray(places, jnp.int32)
+        by_row = run.inputs.by_row()
+        rows, recent = loop.put_rows(
+            (run.state.rows, run.state.recent), (first_rows(request), recent), place_K
+        )
+        self._run = run._replace(
+            state=run.state._replace(rows=rows, recent=recent),
+            inputs=run.inputs._replace(**loop.put_rows(by_row, batch_inputs(request).by_row(), place_K)),
+        )
+
+    @_on_mesh
+    def advance(self, n_steps: int | None = None, n_ended: int | None = None) -> StepRecord:
         """More steps of the running rows, the request's `chunk_length` unless told: their records as numpy arrays
         `[tokens, B, ...]`.
 
-        A chunk may be shorter: when all rows have ended, or where the recent slots of a row are full. With drafts a
-        step makes several tokens; `live_B` tells which of them are there.
+        A chunk may be shorter: when `n_ended` rows have ended, by default all, or where the recent slots of a row are
+        full. With drafts a step makes several tokens; `live_B` tells which of them are there.
         """
         if self.shrinks:
             self._shrink()
@@ -123,7 +174,10 @@ class Session:
             run.inputs,
             self._cache.kv,
             run.state,
-            run.n_steps if n_steps is None else jnp.asarray(n_steps, jnp.int32),
+            ChunkEnd(
+                jnp.asarray(run.chunk_length if n_steps is None else n_steps, jnp.int32),
+                jnp.asarray(len(run.finish_B) if n_ended is None else n_ended, jnp.int32),
+            ),
             run.numbers,
             run.program,
         )
@@ -141,24 +195,22 @@ class Session:
         """Stops those of these rows that are still running."""
         assert self._run is not None
         finish_B = self._run.finish_B.copy()
-        here = self._active.places(set(rows))
-        finish_B[[place for place in here if finish_B[place] == FinishReason.RUNNING]] = reason
+        running = [place for place in self._active.places(rows) if finish_B[place] == FinishReason.RUNNING]
+        if not running:
+            return
+        finish_B[running] = reason
         state = self._run.state
         ended = state.rows._replace(finish_B=jnp.asarray(finish_B))
         self._run = self._run._replace(state=state._replace(rows=ended), finish_B=finish_B)
 
     @_on_mesh
-    def fork(self, rows: Sequence[int]) -> None:
-        """The batch becomes these of its rows; one may come several times. Ends the current run.
-
-        What is in their caches is copied, not computed; copies of a single row hold it together, if it shares nothing
-        yet.
-        """
-        self._flush()
-        self._bring_back()
-        self._cache.take(rows)
-        self._active = ActiveRows(len(rows))
-        self.costs.fork(rows)
+    def share(self, text: Sequence[int]) -> None:
+        """Reads what all rows are going to begin with once for all of them. Ends the current run."""
+        self._run = None
+        self._active = ActiveRows(self.n_rows)
+        self._cache = PrefixCache(self._model, 1)
+        self._cache.prefill([list(text)])
+        self._cache.take([0] * self.n_rows)
 
     def _bring_back(self) -> None:
         """The whole batch once more, with nothing in the caches of the rows that had left."""
@@ -177,7 +229,7 @@ class Session:
         spare = (1 << (len(running) - 1).bit_length()) - len(running)
         places = sorted([*running.tolist(), *ended[:spare].tolist()])
         place_B = jnp.asarray(places, jnp.int32)
-        by_row = {name: value for name, value in run.inputs._asdict().items() if name.endswith("_B")}
+        by_row = run.inputs.by_row()
         self._run = None  # in case an interrupt comes between here and the end
         self._cache.take(places)
         self._active.keep(places, run.finish_B)
@@ -227,17 +279,40 @@ class Session:
         self._run = run._replace(state=self._state(run.state.rows, run.tokens, run.program.n_draft))
 
     def _state(self, rows: RowState, tokens: RowTokens, n_draft: int) -> DecodeState:
-        """A state without recent tokens and, for drafts, with the whole text so far."""
-        batch = len(tokens.newest)
-        text_BX = np.zeros((batch, self._cache.kv.n_slots + RECENT_SLOTS if n_draft else 0), np.int32)
+        """A state without recent tokens."""
+        recent = loop.empty_recent(self._model.config, len(tokens.newest), RECENT_SLOTS, self._model.dtype)
+        return DecodeState(rows=rows, recent=recent, text_BX=self._text(tokens, n_draft))
+
+    def _text(self, tokens: RowTokens, n_draft: int) -> Array:
+        """text_BX: the whole text so far, for drafts; nothing without any."""
+        held = self._cache.tokens
+        text_BX = np.zeros((len(held), self._cache.kv.n_slots + RECENT_SLOTS if n_draft else 0), np.int32)
         if n_draft:
-            for row, (held, token) in enumerate(zip(self._cache.tokens, tokens.newest, strict=True)):
-                text_BX[row, : len(held) + 1] = [*held, token]
-        recent = loop.empty_recent(self._model.config, batch, RECENT_SLOTS, self._model.dtype)
-        return DecodeState(rows=rows, recent=recent, text_BX=jnp.asarray(text_BX))
+            for row, (before, recent, token) in enumerate(
+                zip(held, tokens.recent, tokens.newest, strict=True)
+            ):
+                text_BX[row, : len(before) + len(recent) + 1] = [*before, *recent, token]
+        return jnp.asarray(text_BX)
 
     def _flush(self) -> None:
         """Ends the current run, keeping what it computed."""
         if self._run is not None:
             self._commit()
             self._run = None
+
+    def _wait_for_simulated(self) -> None:
+        """XLA lets 32 programs wait for one that runs. The next one waits for room on a thread that this one needs,
+        where a process simulates several devices: both for ever."""
+        if self._model.mesh is not None and jax.default_backend() == "cpu":
+            jax.block_until_ready(self._cache.kv)
+
+
+def _sizes(n: int, groups: int) -> Iterator[int]:
+    """Sizes of the batches in which n prompts are read: powers of four for each group of devices, so that they are few;
+    rather one that is not quite full than many small ones."""
+    while n > 0:
+        size = groups
+        while 2 * size < n:
+            size *= 4
+        yield size
+        n -= size

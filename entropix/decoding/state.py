@@ -89,6 +89,17 @@ class BatchInputs(NamedTuple):
     branching: BranchParams | None = None
     backtracking: BacktrackParams | None = None
 
+    def by_row(self) -> dict[str, Array]:
+        """The fields that rows have of their own."""
+        return {name: value for name, value in self._asdict().items() if name.endswith("_B")}
+
+
+class ChunkEnd(NamedTuple):
+    """When a chunk of steps ends at the latest, scalars."""
+
+    n_steps: Array  # int32: so many are done
+    n_ended: Array  # int32: so many rows have ended
+
 
 # ----- what a step hands to the next ------------------------------------------------------------------------
 

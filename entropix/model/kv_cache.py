@@ -190,6 +190,35 @@ def gather_rows(tree: Any, row_B: Array) -> Any:
     return jax.tree.map(taken, tree, is_leaf=lambda node: isinstance(node, SharedPrefix))
 
 
+def put_rows(tree: Any, new: Any, row_K: Array) -> Any:
+    """The same arrays, whose first axis is the row, with those of `new` as these rows; one may come several times with
+    the same in it. A cache of fewer slots fills the first ones. What rows share stays as it is."""
+
+    def put(node: Any, new: Any) -> Any:
+        if isinstance(node, SharedPrefix):
+            return node._replace(length_B=node.length_B.at[row_K].set(new.length_B))
+        if isinstance(node, KVCache):
+            new = grow(new, node.capacity)
+            return KVCache(*(put_rows(*pair, row_K) for pair in zip(node, new, strict=True)))
+        return node.at[row_K].set(new)
+
+    return jax.tree.map(put, tree, new, is_leaf=lambda node: isinstance(node, KVCache | SharedPrefix))
+
+
+def sharing(cache: KVCache, n_rows: int) -> KVCache:
+    """A cache of `n_rows` rows without slots of their own that hold the whole prefix of this one."""
+    assert cache.prefix is not None
+    none = share(cache._replace(prefix=None), jnp.zeros((), jnp.int32), n_rows)
+    return none._replace(prefix=cache.prefix._replace(length_B=jnp.full(n_rows, jnp.max(cache.shared_B))))
+
+
+def narrow(cache: KVCache, capacity: int) -> KVCache:
+    """The first `capacity` slots of each row; the others are empty."""
+    k = tuple(k[..., :capacity] for k in cache.k_LBKHS)
+    v = tuple(v[:, :, :capacity] for v in cache.v_LBKSH)
+    return cache._replace(k_LBKHS=k, v_LBKSH=v)
+
+
 def mask_unused(recent: RecentKV) -> RecentKV:
     """The buffer without what lies behind its `used_B` tokens: drafts that were wrong, or another row's padding."""
     return RecentKV(*clear_after(recent.k_LBKHR, recent.v_LBKRH, recent.used_B), recent.used_B)

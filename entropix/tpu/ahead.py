@@ -30,7 +30,7 @@ from entropix.decoding.inputs import batch_inputs, device_numbers, first_rows
 from entropix.decoding.loop import RECENT_SLOTS
 from entropix.decoding.prefix_cache import MIN_CAPACITY, PREFILL_WIDTHS
 from entropix.decoding.request import GenerationRequest
-from entropix.decoding.state import DecodeState
+from entropix.decoding.state import ChunkEnd, DecodeState
 from entropix.model import attention, kv_cache, weights
 
 DTYPE = jnp.bfloat16  # of weights and cache
@@ -244,14 +244,15 @@ def _chunk_arguments(target: Target, recent: kv_cache.RecentKV) -> Callable[[Any
         config=GenerateConfig(),
     )
     text_BX = jax.ShapeDtypeStruct((target.batch, 0), jnp.int32)
-    n_steps = jax.ShapeDtypeStruct((), jnp.int32)
-    inputs, rows, text_BX, n_steps, on_device = _whole(
-        target, (batch_inputs(request), first_rows(request), text_BX, n_steps, device_numbers(numbers))
+    number: Any = jax.ShapeDtypeStruct((), jnp.int32)
+    until = ChunkEnd(number, number)
+    inputs, rows, text_BX, until, on_device = _whole(
+        target, (batch_inputs(request), first_rows(request), text_BX, until, device_numbers(numbers))
     )
     state = DecodeState(rows=rows, recent=recent, text_BX=text_BX)
 
     def lower(loaded: Any, cache: Any) -> jax.stages.Lowered:
-        return loop.decode_chunk.lower(loaded, inputs, cache, state, n_steps, on_device, request.program)
+        return loop.decode_chunk.lower(loaded, inputs, cache, state, until, on_device, request.program)
 
     return lower
 

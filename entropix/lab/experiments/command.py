@@ -59,7 +59,7 @@ def perform(flags: Flags, variants: "Sequence[Variant]", title: str, fields: Seq
     options = config.from_mapping(GenerateConfig, wanted, "flags", {"seeds": "seed"})
 
     # These take their time to import; bad flags do not wait for them.
-    from entropix import backend
+    from entropix import backend, sharding
     from entropix.console import terminal
     from entropix.generation import encode_prompt
     from entropix.lab.experiments import engine, running
@@ -73,7 +73,7 @@ def perform(flags: Flags, variants: "Sequence[Variant]", title: str, fields: Seq
         seeds=seeds,
         options=options,
         max_rows=flags.batch,
-        groups=engine.groups(model),
+        groups=sharding.groups(model.mesh),
     )
     page = None if flags.out is None else Path(flags.out) / PAGE
     complete(model, whole, flags.out, page, title, fields, flags.json)

@@ -1,11 +1,13 @@
-"""Grids: every variant of a sampler with every prompt and every seed, in batches that can be resumed.
+"""Grids: every variant of a sampler with every prompt and every seed, answer by answer, so that they can be resumed.
 
-A grid is planned before anything runs: `plan` lists its batches, `generate_batch` computes one, `run` those that a
-`Store` does not hold yet. A plan depends on nothing but the grid, and a batch on nothing but itself, so a grid that was
-interrupted and resumed, or divided into parts and merged, has the results of one that was not, to the byte.
+A grid is planned before anything runs: `plan` lists all answers in their order, `answers` computes some of a variant,
+`run` those that a `Store` does not hold yet. A plan depends on nothing but the grid, and an answer on nothing but
+itself, so a grid that was interrupted and resumed, or divided into parts and merged, has the answers of one that was
+not, token for token; the last digits of their numbers depend on what was computed beside them.
 
-All batches of a grid have the same number of rows: a sampler compiles once (and once more for each size that its cache
-grows to), however many variants of its numbers there are.
+A row that has ended takes the next answer of its variant (`batching`). A sampler compiles once (and once more for each
+size that its cache grows to, and for each half to which the last rows shrink), however many variants of its numbers
+there are.
 
 Random numbers are common to all variants: the key of a row is made of its seed and its prompt. Where two variants pick
 from the same candidates with the same probabilities, they draw the same token.
@@ -18,23 +20,24 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from entropix import run_statistics, sharding, trace
+from entropix import run_statistics, trace
+from entropix.batching import ContinuousBatch
 from entropix.checkpoint.loading import Model
 from entropix.config import GenerateConfig
 from entropix.cot import parallel
 from entropix.cot.parallel import CotResult
 from entropix.cot.plan import Plan
 from entropix.decoding.request import GenerationRequest, check_prompts
-from entropix.decoding.session import Session
 from entropix.generation import prepare
-from entropix.generation import run as events_of
 from entropix.lab.experiments.results import Follower, Line, Store
-from entropix.results import Result, TokenEvent, add
+from entropix.results import FinishReason, Result, TokenEvent, add
 from entropix.samplers import ResolvedSampler
 
-FORMAT, VERSION = "entropix-grid", 1
+FORMAT, VERSION = "entropix-grid", 2
 _SEEDS = ("seed", "seeds", "occurrences")  # of `GenerateConfig`; those of a grid are its own
 _DECIMALS = 4  # of the entropies kept for every token, in bits
+_DIGITS = 5  # of an answer's means
+_TURN = 8  # batches full of answers of one variant, before the next variant has its turn
 
 
 @dataclass(frozen=True)
@@ -79,20 +82,14 @@ class Cell(NamedTuple):
     seed: int
 
 
-class Batch(NamedTuple):
-    """Answers that are generated together."""
+class Turn(NamedTuple):
+    """Answers of one variant that are generated one after the other."""
 
     variant: int  # its number, from 0
-    cells: tuple[Cell, ...]
-    size: int  # rows; those beyond the cells are padding
+    cells: Sequence[Cell]
 
 
 # ----- planning ---------------------------------------------------------------------------------------------
-
-
-def groups(model: Model) -> int:
-    """How many groups of devices have rows of their own."""
-    return 1 if model.mesh is None else model.mesh.shape[sharding.DATA]
 
 
 def check(grid: Grid, model: Model) -> None:
@@ -121,41 +118,37 @@ def check(grid: Grid, model: Model) -> None:
             f"a batch of {grid.max_rows} rows cannot be shared evenly by data={grid.groups}; choose a multiple of "
             f"{grid.groups}"
         )
-    if grid.part[1] > (most := len(_pieces(grid))):
-        raise ValueError(
-            f"{grid.part[1]} parts are too many: with batches of {grid.max_rows} there is work for {most}; take fewer "
-            "parts or smaller batches"
-        )
+    if grid.part[1] > (most := len(_cells(grid))):
+        raise ValueError(f"{grid.part[1]} parts are too many for {most} answers of each variant; take fewer")
 
 
-def plan(grid: Grid) -> list[Batch]:
-    """The batches of a grid, in order: the same answers of all variants come together, so that whenever it ends, what
+def plan(grid: Grid) -> list[Turn]:
+    """The answers of a grid, in order: the same answers of all variants come together, so that whenever it ends, what
     is there compares the variants fairly.
 
-    Part I of N has every N-th piece of it from the I-th on, so that all parts together compute the very batches of the
-    whole.
+    Part I of N has every N-th answer from the I-th on.
     """
     number, parts = grid.part
+    cells = _cells(grid)[number - 1 :: parts]
+    size = _TURN * grid.max_rows
     return [
-        Batch(variant, piece, size)
-        for size, piece in _pieces(grid)[number - 1 :: parts]
+        Turn(variant, cells[start : start + size])
+        for start in range(0, len(cells), size)
         for variant in range(len(grid.variants))
     ]
 
 
-def _pieces(grid: Grid) -> list[tuple[int, tuple[Cell, ...]]]:
-    """(rows of the batch, answers in it) of what all variants do, one after the other."""
-    cells = [Cell(prompt, seed) for prompt in range(len(grid.prompts)) for seed in grid.seeds]
-    even = math.ceil(len(cells) / math.ceil(len(cells) / grid.max_rows))
-    size = math.ceil(even / grid.groups) * grid.groups
-    return [(size, tuple(cells[start : start + size])) for start in range(0, len(cells), size)]
+def _cells(grid: Grid) -> list[Cell]:
+    """The answers of each variant."""
+    return [Cell(prompt, seed) for prompt in range(len(grid.prompts)) for seed in grid.seeds]
 
 
-def keys(grid: Grid) -> list[list[dict[str, Any]]]:
-    """What names each answer of each batch in its line."""
+def keys(grid: Grid) -> list[dict[str, Any]]:
+    """What names each answer in its line."""
     return [
-        [{"variant": grid.variants[batch.variant].label, **cell._asdict()} for cell in batch.cells]
-        for batch in plan(grid)
+        {"variant": grid.variants[turn.variant].label, **cell._asdict()}
+        for turn in plan(grid)
+        for cell in turn.cells
     ]
 
 
@@ -197,51 +190,69 @@ def _first_twice(items: Sequence[Any]) -> tuple[int, int] | None:
 # ----- running ----------------------------------------------------------------------------------------------
 
 
-def run(model: Model, grid: Grid, store: Store | Follower) -> Iterator[Batch]:
-    """Generates the batches that the store does not hold yet; yields each when it is safely kept."""
-    for batch in plan(grid)[store.n_batches :]:
-        store.append(*generate_batch(model, grid, batch))
-        yield batch
+def run(model: Model, grid: Grid, store: Store | Follower) -> Iterator[tuple[Variant, list[Line]]]:
+    """Generates the answers that the store does not hold yet; yields some, as they come, when they are safely kept."""
+    done = store.n_lines
+    for turn in plan(grid):
+        variant, cells = grid.variants[turn.variant], turn.cells[done:]
+        done -= len(turn.cells) - len(cells)
+        for lines, timing in answers(model, grid, variant, cells) if cells else ():
+            store.append(lines, timing)
+            yield variant, lines
 
 
-def generate_batch(model: Model, grid: Grid, batch: Batch) -> tuple[list[Line], Mapping[str, Any]]:
-    """(a line for each answer, how long it took) of one batch.
+def answers(
+    model: Model, grid: Grid, variant: Variant, cells: Sequence[Cell]
+) -> Iterator[tuple[list[Line], Mapping[str, Any]]]:
+    """(lines of answers, how long they took) in the order of the cells, as soon as all before them are there.
 
     Time is counted from the end of the first chunk, which includes compilation: `tokens` in `seconds`, 0 where all was
-    done in one chunk. Padding rows repeat the last cell and count for nothing.
+    done in one chunk.
     """
-    variant = grid.variants[batch.variant]
-    if variant.plan is not None:
-        return _generate_paths(model, grid, variant, batch.cells)
-    rows = [*batch.cells, *[batch.cells[-1]] * (batch.size - len(batch.cells))]
-    request = _request(model, grid, variant, rows)
-    session = Session(model, batch.size)
-    results = [Result(prompt_ids) for prompt_ids in request.prompt_ids]
-    clock = _Clock()
-    for event in events_of(request, session):
+    request, clock = _request(model, grid, variant, cells), _Clock(variant)
+    found = (
+        _paths(request, variant, grid.max_rows, clock)
+        if variant.plan
+        else _single(request, variant, grid, clock)
+    )
+    waiting: dict[int, Line] = {}
+    n_done = 0
+    for number, told in found:
+        waiting[number] = {**_key(variant, cells[number]), **told}
+        lines = []
+        while n_done in waiting:
+            lines.append(waiting.pop(n_done))
+            n_done += 1
+        if lines:
+            yield lines, clock.lap()
+
+
+def _single(
+    request: GenerationRequest, variant: Variant, grid: Grid, clock: "_Clock"
+) -> Iterator[tuple[int, Line]]:
+    """(its number, its line) of each answer, as they end."""
+    batch = ContinuousBatch(request, grid.max_rows)
+    results = {number: Result(ids) for number, ids in enumerate(request.prompt_ids)}
+    for event in batch.run():
         add(results, event)
-        clock.tick(session.costs.n_passes, event.record is not None and event.row < len(batch.cells))
-    lines = [line(variant, cell, result) for cell, result in zip(batch.cells, results, strict=False)]
-    return lines, clock.timing(variant)
+        clock.tick(batch.n_passes, event.record is not None)
+        if event.finish != FinishReason.RUNNING:
+            yield event.row, line(variant, results.pop(event.row))
 
 
-def _generate_paths(
-    model: Model, grid: Grid, variant: Variant, cells: Sequence[Cell]
-) -> tuple[list[Line], Mapping[str, Any]]:
-    """The same where an answer is chosen from several paths: as many answers at a time as a batch has rows for all of
-    their paths, whose tokens count all."""
+def _paths(
+    request: GenerationRequest, variant: Variant, max_rows: int, clock: "_Clock"
+) -> Iterator[tuple[int, Line]]:
+    """The same where an answer is chosen from several paths, whose tokens count all."""
     assert variant.plan is not None
-    batches = parallel.Batches(_request(model, grid, variant, cells), variant.plan, grid.max_rows)
-    clock = _Clock()
+    paths = parallel.ParallelPaths(request, variant.plan, max_rows)
 
     def watch(events: Iterator[TokenEvent]) -> Iterator[TokenEvent]:
         for event in events:
-            clock.tick(batches.n_passes, event.record is not None)
+            clock.tick(paths.n_passes, event.record is not None)
             yield event
 
-    found = list(batches.run(watch))
-    lines = [path_line(variant, cell, result) for cell, result in zip(cells, found, strict=True)]
-    return lines, clock.timing(variant)
+    return enumerate(path_line(variant, result) for result in paths.run(watch))
 
 
 def _request(model: Model, grid: Grid, variant: Variant, cells: Sequence[Cell]) -> GenerationRequest:
@@ -259,7 +270,8 @@ def _request(model: Model, grid: Grid, variant: Variant, cells: Sequence[Cell]) 
 class _Clock:
     """Time from the end of the first chunk to the last token."""
 
-    def __init__(self) -> None:
+    def __init__(self, variant: Variant) -> None:
+        self._label = variant.label
         self._first_chunk, self._n_late, self._began, self._ended = 0, 0, 0.0, 0.0
 
     def tick(self, n_passes: int, counts: bool) -> None:
@@ -269,15 +281,22 @@ class _Clock:
         elif counts:
             self._n_late, self._ended = self._n_late + 1, time.perf_counter()
 
-    def timing(self, variant: Variant) -> dict[str, Any]:
+    def lap(self) -> dict[str, Any]:
+        """What was noted since the last lap."""
         seconds = self._ended - self._began if self._n_late else 0.0
-        return {"variant": variant.label, "tokens": self._n_late, "seconds": seconds}
+        lap = {"variant": self._label, "tokens": self._n_late, "seconds": seconds}
+        self._n_late, self._began = 0, max(self._began, self._ended)
+        return lap
 
 
-def path_line(variant: Variant, cell: Cell, result: CotResult) -> Line:
+def _key(variant: Variant, cell: Cell) -> Line:
+    return {"variant": variant.label, **cell._asdict(), "sampler": variant.sampler.name}
+
+
+def path_line(variant: Variant, result: CotResult) -> Line:
     """The chosen one of several paths as it is kept, and what all of them have cost."""
     return {
-        **line(variant, cell, result.winner.result),
+        **line(variant, result.winner.result),
         "answer": result.winner.answer,
         "paths": len(result.paths),
         "computed_tokens": result.computed_tokens,
@@ -285,24 +304,24 @@ def path_line(variant: Variant, cell: Cell, result: CotResult) -> Line:
     }
 
 
-def line(variant: Variant, cell: Cell, result: Result) -> Line:
+def line(variant: Variant, result: Result) -> Line:
     """An answer as it is kept: all that tables and pages are made of. None stands for what is not finite."""
     logprobs = [record["logprob"] for record in result.records if record["logprob"] is not None]
     means = run_statistics.mean_metrics([result])
     return {
-        "variant": variant.label,
-        "prompt": cell.prompt,
-        "seed": cell.seed,
-        "sampler": variant.sampler.name,
         "text": result.text,
         "token_ids": result.token_ids,
         "finish": result.finish.name.lower(),
         "new_tokens": len(result.token_ids),
         "strategies": run_statistics.strategy_counts([result], variant.sampler.rule.strategies),
-        "mean_logprob": math.fsum(logprobs) / len(logprobs) if logprobs else None,
-        "mean_metrics": {name: mean if math.isfinite(mean) else None for name, mean in means.items()},
+        "mean_logprob": _to_digits(math.fsum(logprobs) / len(logprobs)) if logprobs else None,
+        "mean_metrics": {name: _to_digits(mean) for name, mean in means.items()},
         "logits_entropy": [_rounded(record["logits_entropy"]) for record in result.records],
     }
+
+
+def _to_digits(value: float) -> float | None:
+    return float(f"{value:.{_DIGITS}g}") if math.isfinite(value) else None
 
 
 def _rounded(value: float | None) -> float | None:

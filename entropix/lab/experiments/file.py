@@ -23,12 +23,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from entropix import config, files, prompts, samplers
+from entropix import config, files, prompts, samplers, sharding
 from entropix.checkpoint.loading import Model
 from entropix.config import GenerateConfig
 from entropix.cot.plan import KINDS
 from entropix.generation import encode_prompt
-from entropix.lab.experiments import engine
 from entropix.lab.experiments.command import MOST_SEEDS, chunk_length
 from entropix.lab.experiments.engine import Grid, Variant
 from entropix.lab.experiments.variants import expand, with_paths
@@ -81,7 +80,7 @@ def read(path: Path) -> GridFile:
 
 def grid(file: GridFile, model: Model, max_rows: int | None = None, part: tuple[int, int] = (1, 1)) -> Grid:
     """The grid of a file for a model. max_rows: by default `ROWS` for each group of devices."""
-    groups = engine.groups(model)
+    groups = sharding.groups(model.mesh)
     return Grid(
         variants=file.variants,
         prompts=[encode_prompt(model, p, system=file.system, raw=file.raw) for p in file.prompts],

@@ -1,7 +1,7 @@
 """The parts of a grid, computed by machines that know nothing of each other, made one."""
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,19 +19,20 @@ Manifest = dict[str, Any]
 def merge(folders: Sequence[str], out: str) -> list[Summary]:
     """Writes the folder of the whole grid, and returns what it says about each variant.
 
-    The folder is, to the byte, what a single machine would have written, and may be resumed like one; timings apart,
-    which are those of the parts. Merging that was interrupted goes on with the same call. Raises a ValueError for parts
-    of different grids, for one that is missing, there twice, still running or not finished.
+    The folder is what a single machine would have written, but for the last digits, and may be resumed like one; its
+    timings are those of the parts. Merging that was interrupted goes on with the same call. Raises a ValueError for
+    parts of different grids, for one that is missing, there twice, still running or not finished.
     """
     manifests = [read_manifest(Path(folder)) for folder in folders]
     _check_parts(folders, manifests)
     entire = manifests[0] | {"part": 1, "parts": 1}
     whole = _grid(entire, folders[0])
-    batches = list(_batches(folders, manifests))
-    assert len(batches) == len(engine.plan(whole))
-    with Store(out, entire, engine.keys(whole)) as store:
-        for lines, timing in batches[store.n_batches :]:
-            store.append(lines, timing)
+    lines, timings = _read_parts(folders, manifests)
+    keys = engine.keys(whole)
+    with Store(out, entire, keys) as store:
+        rest = (lines[tuple(key.values())] for key in keys[store.n_lines :])
+        for label, turn in itertools.groupby(rest, key=lambda line: str(line["variant"])):
+            store.append(list(turn), timings.pop(label, {"variant": label, "tokens": 0, "seconds": 0.0}))
         return summarize([variant.label for variant in whole.variants], store.lines, store.timings)
 
 
@@ -59,29 +60,27 @@ def _check_parts(folders: Sequence[str], manifests: Sequence[Manifest]) -> None:
         raise ValueError(f"part {missing[0]}/{first['parts']} is missing; name its folder too")
 
 
-def _batches(
+def _read_parts(
     folders: Sequence[str], manifests: Sequence[Manifest]
-) -> Iterator[tuple[list[Line], Mapping[str, Any]]]:
-    """The batches of the whole, in its order: the parts take turns, and what all variants do is one turn."""
-    turns: dict[int, Iterator[tuple[list[Line], Mapping[str, Any]]]] = {}
+) -> tuple[dict[tuple[Any, ...], Line], dict[str, dict[str, Any]]]:
+    """(lines by the values of their keys, what each variant took in all parts together)."""
+    lines: dict[tuple[Any, ...], Line] = {}
+    timings: dict[str, dict[str, Any]] = {}
     for folder, manifest in zip(folders, manifests, strict=True):
-        number, parts = manifest["part"], manifest["parts"]
         keys = engine.keys(_grid(manifest, folder))
         with Store(folder, manifest, keys) as store:
-            if store.n_batches < len(keys):
+            if store.n_lines < len(keys):
                 raise ValueError(
-                    f"{folder}: {len(store.lines)} of {sum(map(len, keys))} answers are there; complete part "
-                    f"{number}/{parts} first"
+                    f"{folder}: {store.n_lines} of {len(keys)} answers are there; complete part "
+                    f"{manifest['part']}/{manifest['parts']} first"
                 )
-            lines = iter(store.lines)
-            cut = [list(itertools.islice(lines, len(batch))) for batch in keys]
-            turns[number] = iter(list(zip(cut, store.timings, strict=True)))
-    n_variants = len(manifests[0]["variants"])
-    for number in itertools.cycle(sorted(turns)):
-        turn = list(itertools.islice(turns[number], n_variants))
-        if not turn:
-            return
-        yield from turn
+            lines |= {tuple(key.values()): line for key, line in zip(keys, store.lines, strict=True)}
+            for timing in store.timings:
+                label = timing["variant"]
+                total = timings.setdefault(label, {"variant": label, "tokens": 0, "seconds": 0.0})
+                total["tokens"] += timing["tokens"]
+                total["seconds"] += timing["seconds"]
+    return lines, timings
 
 
 def _grid(manifest: Manifest, where: str) -> Grid:

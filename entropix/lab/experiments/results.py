@@ -1,14 +1,13 @@
-"""The folder of a grid: what was asked for, and the answers so far. Only appended to, a batch at a time.
+"""The folder of a grid: what was asked for, and the answers so far. Only appended to, some answers at a time.
 
     manifest.json    everything the results depend on; a folder only takes results of its own manifest
     results.jsonl    an answer a line, in the order of the plan
-    timings.jsonl    a line a batch: how fast it was, which no repetition gives again
+    timings.jsonl    a line for those that came together: how fast they were, which no repetition gives again
 
-Power may fail at any moment: what is half written, a line or a batch, is dropped when the folder is opened again.
+Power may fail at any moment: a line that is half written is dropped when the folder is opened again.
 """
 
 import contextlib
-import itertools
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -34,16 +33,16 @@ MANIFEST, RESULTS, TIMINGS = "manifest.json", "results.jsonl", "timings.jsonl"
 class Store:
     """An open folder, which no other process may open. A context manager, which closes it.
 
-    lines: the answers so far; timings: one for each batch of them.
+    lines: the answers so far; timings: of those of them whose time was kept.
     """
 
     def __init__(
-        self, folder: str | Path, manifest: Mapping[str, Any], batches: Sequence[Sequence[Mapping[str, Any]]]
+        self, folder: str | Path, manifest: Mapping[str, Any], keys: Sequence[Mapping[str, Any]]
     ) -> None:
         """Opens the folder, making it if need be.
 
-        batches: for every batch of the plan and every answer in it the fields by which its line is known. Raises a
-        ValueError where the folder holds something else, or another process has it.
+        keys: for every answer of the plan the fields by which its line is known. Raises a ValueError where the folder
+        holds something else, or another process has it.
         """
         self._folder = Path(folder)
         try:
@@ -54,7 +53,7 @@ class Store:
         try:
             _lock(self._results, self._folder)
             self._check_manifest(manifest)
-            self.lines, self.timings = self._read(batches)
+            self.lines, self.timings = self._read(keys)
         except BaseException:
             self.close()
             raise
@@ -71,16 +70,17 @@ class Store:
         self._timings.close()
 
     def append(self, lines: Sequence[Line], timing: Mapping[str, Any]) -> None:
-        """Adds a batch; when this returns, it is on the disk."""
-        _append(self._timings, [dict(timing)])
+        """Adds the next answers of the plan; when this returns, they are on the disk."""
         _append(self._results, lines)
         self.lines += lines
-        self.timings.append(dict(timing))
+        timed = {**timing, "answers": len(self.lines)}
+        _append(self._timings, [timed])
+        self.timings.append(timed)
 
     @property
-    def n_batches(self) -> int:
-        """How many batches are there."""
-        return len(self.timings)
+    def n_lines(self) -> int:
+        """How many answers are there."""
+        return len(self.lines)
 
     def _check_manifest(self, manifest: Mapping[str, Any]) -> None:
         """Writes it into a new folder, compares it with that of an old one."""
@@ -95,44 +95,36 @@ class Store:
                 f"{self._folder} holds results of something else: {change}; use another folder, or what was used there"
             )
 
-    def _read(self, batches: Sequence[Sequence[Mapping[str, Any]]]) -> tuple[list[Line], list[Line]]:
-        """(lines, timings) of whole batches; what comes after is cut off the files."""
+    def _read(self, keys: Sequence[Mapping[str, Any]]) -> tuple[list[Line], list[Line]]:
+        """(lines, timings) that are whole; what comes after is cut off the files."""
         path = self._folder / RESULTS
         found, timings = (
             _whole_lines(self._results, path),
             _whole_lines(self._timings, self._folder / TIMINGS),
         )
-        expected = [key for batch in batches for key in batch]
-        for number, ((_, line), key) in enumerate(zip(found, expected, strict=False), start=1):
+        for number, ((_, line), key) in enumerate(zip(found, keys, strict=False), start=1):
             if any(line.get(name) != value for name, value in key.items()):
                 raise ValueError(f"{path}: line {number} should be the answer of {dict(key)}; {ELSEWHERE}")
             if wrong := [name for name, kind in _ANSWER.items() if not isinstance(line.get(name), kind)]:
                 raise ValueError(f"{path}: line {number} has no {wrong[0]} as answers have it; {ELSEWHERE}")
-        if len(found) > len(expected):
-            raise ValueError(f"{path}: {len(found)} lines for {len(expected)} answers; {ELSEWHERE}")
-        ends = list(itertools.accumulate(map(len, batches)))  # lines after each batch
-        n_batches = min(sum(end <= len(found) for end in ends), len(timings))
-        n_lines = ends[n_batches - 1] if n_batches else 0
-        for file, entries, n in ((self._results, found, n_lines), (self._timings, timings, n_batches)):
+        if len(found) > len(keys):
+            raise ValueError(f"{path}: {len(found)} lines for {len(keys)} answers; {ELSEWHERE}")
+        n_timings = sum(_is_count(timing.get("answers"), len(found)) for _, timing in timings)
+        for file, entries, n in ((self._results, found, len(found)), (self._timings, timings, n_timings)):
             file.truncate(entries[n - 1][0] if n else 0)
-        return [line for _, line in found[:n_lines]], [timing for _, timing in timings[:n_batches]]
+        return [line for _, line in found], [timing for _, timing in timings[:n_timings]]
 
 
 class Follower:
-    """What other processes have in place of the store that the first one writes: where it stands.
+    """What other processes have in place of the store that the first one writes: where it stands."""
 
-    lines: the answers since then.
-    """
-
-    def __init__(self, n_batches: int) -> None:
-        """n_batches: how many the store has."""
-        self.n_batches = n_batches
-        self.lines: list[Line] = []
+    def __init__(self, n_lines: int) -> None:
+        """n_lines: how many answers the store has."""
+        self.n_lines = n_lines
 
     def append(self, lines: Sequence[Line], timing: Mapping[str, Any]) -> None:
-        """Counts a batch that the first process writes."""
-        self.n_batches += 1
-        self.lines += lines
+        """Counts answers that the first process writes."""
+        self.n_lines += len(lines)
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -162,6 +154,10 @@ def _shown(value: Any) -> str:
         return f"a list of {len(value)}"
     text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 60 else text[:59] + "…"
+
+
+def _is_count(value: Any, most: int) -> bool:
+    return isinstance(value, int) and value <= most
 
 
 def _append(file: IO[bytes], lines: Sequence[Line]) -> None:

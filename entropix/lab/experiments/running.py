@@ -1,6 +1,6 @@
 """The work of a grid, with its progress on stderr, and ends that lose nothing.
 
-Where several processes run one program over their devices (`entropix.distributed`), all of them compute every batch;
+Where several processes run one program over their devices (`entropix.distributed`), all of them compute every answer;
 the first alone opens the folder and writes.
 """
 
@@ -32,7 +32,9 @@ from entropix.lab.experiments.engine import Grid, Variant
 from entropix.lab.experiments.results import ELSEWHERE, MANIFEST, Follower, Store, difference, read_manifest
 
 TERMINATED = 128 + signal.SIGTERM  # the exit code after SIGTERM, as shells count it
-_RECENT = 8  # batches from which speed and time left are reckoned
+_RECENT = 32  # times that answers came, from which speed and time left are reckoned
+
+_SECONDS_A_LINE = 2.0  # of progress, at least, where it is no terminal
 
 
 def dated(model: Model, folder: str | None) -> Model:
@@ -73,26 +75,25 @@ def opened(folder: str, whole: Grid, model: Model) -> Iterator[Store | Follower]
 
         def find() -> tuple[int, dict[str, Any]]:
             stores.append(stack.enter_context(Store(folder, manifest, engine.keys(whole))))
-            return stores[0].n_batches, manifest
+            return stores[0].n_lines, manifest
 
-        n_batches, of_first = distributed.from_first(find)
+        n_lines, of_first = distributed.from_first(find)
         if stores:
             yield stores[0]
             return
         if change := difference(of_first, json.loads(json.dumps(manifest))):
             raise ValueError(f"not the grid of the first process: {change}; give all of them the same files")
-        yield Follower(n_batches)
+        yield Follower(n_lines)
 
 
 def generate(model: Model, whole: Grid, store: Store | Follower, out: str | None) -> None:
-    """Fills the store. After Ctrl-C, or SIGTERM and the end of the batch, a sentence tells how to go on.
+    """Fills the store. After Ctrl-C, or SIGTERM and the end of an answer, a sentence tells how to go on.
 
     SIGTERM is what a machine sends that is about to be taken away. It ends the process with the exit code `TERMINATED`
-    unless that batch was the last.
+    unless that answer was the last.
     """
-    batches = engine.plan(whole)
-    n_answers = sum(len(batch.cells) for batch in batches)
-    done = sum(len(batch.cells) for batch in batches[: store.n_batches])
+    n_answers = sum(len(turn.cells) for turn in engine.plan(whole))
+    done = store.n_lines
 
     def leave(why: str) -> None:
         kept = f"{why}{done} of {n_answers} answers are in {out}; the same command goes on from there"
@@ -103,9 +104,7 @@ def generate(model: Model, whole: Grid, store: Store | Follower, out: str | None
     pace = Pace()
     try:
         with _notice() as stopping, _progress(n_answers, done) as advance:
-            for batch in engine.run(model, whole, store):
-                lines = store.lines[-len(batch.cells) :]
-                variant = whole.variants[batch.variant]
+            for variant, lines in engine.run(model, whole, store):
                 done += len(lines)
                 pace.add(program(variant), len(lines), sum(line["new_tokens"] for line in lines))
                 advance(len(lines), variant.label, pace.tell(n_answers - done))
@@ -115,7 +114,7 @@ def generate(model: Model, whole: Grid, store: Store | Follower, out: str | None
         leave("")
         raise
     if done < n_answers:
-        leave("stopped by SIGTERM after a whole batch: ")
+        leave("stopped by SIGTERM: ")
         sys.exit(TERMINATED)
 
 
@@ -128,7 +127,7 @@ def program(variant: Variant) -> Hashable:
 
 
 class Pace:
-    """How fast the newest batches were, without the first of each program, which waits for the compiler."""
+    """How fast the newest answers were, without the first of each program, which wait for the compiler."""
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
         """Time is counted from now."""
@@ -137,14 +136,14 @@ class Pace:
         self._done: deque[tuple[float, int, int]] = deque(maxlen=_RECENT)  # seconds, answers, tokens
 
     def add(self, program: Hashable, answers: int, tokens: int) -> None:
-        """One more batch is done."""
+        """So many more answers have come."""
         began, self._now = self._now, self._clock()
         if program in self._compiled:
             self._done.append((self._now - began, answers, tokens))
         self._compiled.add(program)
 
     def tell(self, answers_left: int) -> str:
-        """Speed, and how long the rest takes at that speed; nothing as long as there is no batch to go by."""
+        """Speed, and how long the rest takes at that speed; nothing as long as there are none to go by."""
         if not self._done:
             return ""
         seconds, answers, tokens = map(sum, zip(*self._done, strict=True))
@@ -154,9 +153,10 @@ class Pace:
 
 @contextlib.contextmanager
 def _notice() -> Iterator[Callable[[], bool]]:
-    """Within it SIGTERM ends nothing by itself; the function, to be called after each batch, says whether to end.
+    """Within it SIGTERM ends nothing by itself; the function, to be called whenever answers have come, says whether to
+    end.
 
-    Several processes come to the same answer after the same batch, whichever of them got the signal: JAX sees to that.
+    Several processes come to the same end after the same answers, whichever of them got the signal: JAX sees to that.
     """
     if jax.process_count() > 1:
         number = itertools.count()
@@ -174,14 +174,17 @@ def _notice() -> Iterator[Callable[[], bool]]:
 def _progress(total: int, done: int) -> Iterator[Callable[[int, str, str], None]]:
     """A function to call with how many more answers there are, of which variant, and the pace.
 
-    On a terminal it moves a bar; elsewhere it writes a line.
+    On a terminal it moves a bar; elsewhere it writes a line now and then.
     """
     if not sys.stderr.isatty():
-        count = done
+        count, next_line = done, 0.0
 
         def write(n: int, label: str, pace: str) -> None:
-            nonlocal count
+            nonlocal count, next_line
             count += n
+            if time.monotonic() < next_line and count < total:
+                return
+            next_line = time.monotonic() + _SECONDS_A_LINE
             line = f"{count}/{total} answers ({label})"
             print(f"{line}, {pace}" if pace else line, file=sys.stderr, flush=True)
 

@@ -68,7 +68,7 @@ class Summary:
     computed_tokens: (
         int  # of all paths, for the answers to be compared at their cost; those of the answers without paths
     )
-    tokens_per_second: float | None  # of all rows together, after the first chunk; median over batches
+    tokens_per_second: float | None  # of all rows together, after the first chunk
     length_sd: float | None  # over answers
     finishes: dict[str, int]
     strategies: dict[str, float]  # shares of the tokens
@@ -150,14 +150,14 @@ def _summary(
     for line in lines:
         counts.update(line["strategies"])
     lengths = [line["new_tokens"] for line in lines]
-    speeds = [timing["tokens"] / timing["seconds"] for timing in timings if timing["seconds"] > 0]
+    seconds = math.fsum(timing["seconds"] for timing in timings)
     return Summary(
         label=label,
         answers=len(lines),
         tokens=sum(lengths),
         paths=_mean([line.get("paths") for line in lines]),
         computed_tokens=sum(int(line.get("computed_tokens") or line["new_tokens"]) for line in lines),
-        tokens_per_second=float(np.median(speeds)) if speeds else None,
+        tokens_per_second=sum(timing["tokens"] for timing in timings) / seconds if seconds > 0 else None,
         length_sd=float(np.std(lengths, ddof=1)) if len(lengths) > 1 else None,
         finishes=dict(Counter(line["finish"] for line in lines)),
         strategies={name: count / max(counts.total(), 1) for name, count in counts.items()},
