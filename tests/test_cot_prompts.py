@@ -125,7 +125,7 @@ def test_paths_of_all_prompts_fill_the_rows_of_a_batch(model: Model, monkeypatch
 def test_an_interrupt_keeps_the_prompts_that_are_done(model: Model, name: str) -> None:
     plan, options = PLANS[name], options_of(name)
     request = prepare(model, PROMPTS, **options)
-    most_rows, done = 2 * plan.paths, []
+    most_rows, done = plan.paths, []
 
     def until_two_are_done(events: Any, more: int) -> Any:
         for event in events:
@@ -135,15 +135,15 @@ def test_an_interrupt_keeps_the_prompts_that_are_done(model: Model, name: str) -
             yield event
 
     whole = list(parallel.run_all(request, plan, most_rows=most_rows))
-    for n in (1, 12):
+    for n in (0, 3):
         done.clear()
         for result in parallel.run_all(request, plan, lambda e, n=n: until_two_are_done(e, n), most_rows):
             done.append(result)
         assert list(map(told, done[:2])) == list(map(told, whole[:2]))
-        assert done[4].interrupted
-        for cut, complete in zip(done[2].paths, whole[2].paths, strict=False):
-            n_tokens = len(cut.result.token_ids)
-            assert cut.result.token_ids == complete.result.token_ids[:n_tokens]
+        assert len(done) == 5 and any(result.interrupted for result in done)
+        for cut, complete in zip(done, whole, strict=True):
+            for path, other in zip(cut.paths, complete.paths, strict=False):
+                assert path.result.token_ids == other.result.token_ids[: len(path.result.token_ids)]
 
 
 @pytest.mark.parametrize("name", PLANS)
@@ -238,7 +238,7 @@ def test_ctrl_c_prints_what_is_done_and_ends_with_its_code(
     whole = [
         json.loads(line) for line in command("--prompt-file", prompt_file, *BEST, "--json").out.splitlines()
     ]
-    interrupt_after(monkeypatch, 6 + 3 * 12 + 7)  # six openings, three paths, and in the fourth of the chunk
+    interrupt_after(monkeypatch, 3 * 12 + 7)  # three paths, and in the fourth of the chunk
     flags = ("--prompt-file", prompt_file, *BEST, "--json", "--trace", str(tmp_path / "t.jsonl"))
     ended = command(*flags)
     first, second = map(json.loads, ended.out.splitlines())

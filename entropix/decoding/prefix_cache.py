@@ -37,10 +37,10 @@ class PrefixCache:
         return self._kv
 
     def prefill(self, rows: Sequence[list[int]]) -> None:
-        """Makes every row hold exactly these tokens, computing only those that it does not hold yet, and of equal rows
-        only one."""
+        """Makes every row hold exactly these tokens, computing only those that it does not hold yet, and of many equal
+        rows only one."""
         different = list(dict.fromkeys(map(tuple, rows)))
-        if self._kv is None and 2 * len(different) <= len(rows):
+        if self._kv is None and 4 * len(different) <= len(rows):
             once = PrefixCache(self._model, len(different))
             once.prefill([*map(list, different)])
             index = [different.index(tuple(row)) for row in rows]

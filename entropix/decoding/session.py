@@ -122,39 +122,40 @@ class Session:
     @_on_mesh
     def refill(self, rows: Sequence[int], request: GenerationRequest) -> None:
         """Rows that are `free` take the prompts of a request that differs from the first one in its prompts alone."""
-        places = self._active.places(rows)
-        first = 0
+        self._commit()  # so that what other rows hold can be copied
+        places, first, read = self._active.places(rows), 0, []
         for size in _sizes(len(rows), sharding.groups(self._model.mesh)):
             members = [
                 min(first + i, len(rows) - 1) for i in range(size)
             ]  # the last one again for those lacking
-            self._place([places[i] for i in members], request.of_rows(members))
+            some = request.of_rows(members)
+            beside = self._cache.beside([list(prompt[:-1]) for prompt in some.prompt_ids])
+            read.append(([places[i] for i in members], some, beside))
             first += size
+        for where, some, beside in read:  # when all are read, since they may have been copied from these rows
+            self._put(where, some, beside)
         self._cache.shorten()
         assert self._run is not None
         text_BX = self._text(self._run.tokens, self._run.program.n_draft)
         self._run = self._run._replace(state=self._run.state._replace(text_BX=text_BX))
         self.costs.begin_rows(rows)
 
-    def _place(self, places: Sequence[int], request: GenerationRequest) -> None:
-        """Reads prompts beside the batch and puts them into it."""
+    def _put(self, places: Sequence[int], request: GenerationRequest, cache: PrefixCache) -> None:
+        """Puts prompts that were read beside the batch into it."""
         assert self._run is not None
         run, self._run = self._run, None  # in case an interrupt comes between here and the end
-        prompts = request.prompt_ids
-        self._cache.put(places, self._cache.beside([list(prompt[:-1]) for prompt in prompts]))
+        self._cache.put(places, cache)
         self._wait_for_simulated()
-        tokens = RowTokens([prompt[-1] for prompt in prompts])
+        tokens = RowTokens([prompt[-1] for prompt in request.prompt_ids])
         run.tokens.put(places, tokens)
         run.finish_B[[*places]] = FinishReason.RUNNING
-        recent = loop.empty_recent(self._model.config, len(prompts), RECENT_SLOTS, self._model.dtype)
+        recent = loop.empty_recent(self._model.config, len(places), RECENT_SLOTS, self._model.dtype)
         place_K = jnp.asarray(places, jnp.int32)
-        by_row = run.inputs.by_row()
-        rows, recent = loop.put_rows(
-            (run.state.rows, run.state.recent), (first_rows(request), recent), place_K
-        )
+        of_rows = (run.state.rows, run.state.recent, run.inputs.by_row())
+        new = (first_rows(request), recent, batch_inputs(request).by_row())
+        rows, recent, by_row = loop.put_rows(of_rows, new, place_K)
         self._run = run._replace(
-            state=run.state._replace(rows=rows, recent=recent),
-            inputs=run.inputs._replace(**loop.put_rows(by_row, batch_inputs(request).by_row(), place_K)),
+            state=run.state._replace(rows=rows, recent=recent), inputs=run.inputs._replace(**by_row)
         )
 
     @_on_mesh
