@@ -23,6 +23,8 @@ from entropix.stream_text import RowText
 
 SHARED_TOKENS = 64  # that all prompts begin with: if so many, they are read and held once for all
 
+_MANY = 4  # batches full of prompts, from which on smaller programs for the last rows are worth compiling
+
 
 class Cost(NamedTuple):
     """What an answer took."""
@@ -38,7 +40,7 @@ class ContinuousBatch:
     """
 
     complete: bool = True
-    """Whether no more prompts will be added: then rows leave the batch when the last ones have begun."""
+    """Whether no more prompts will be added: then rows may leave the batch when the last ones have begun."""
 
     def __init__(
         self, request: GenerationRequest, most_rows: int = BATCH_ROWS, session: Session | None = None
@@ -47,7 +49,7 @@ class ContinuousBatch:
         n_prompts = len(request.prompt_ids)
         self._session = session or Session(request.model, rows_of(request, most_rows, n_prompts))
         self._n_rows = self._session.n_rows
-        self._shrinks = self._session.shrinks or n_prompts > self._n_rows
+        self._shrinks = self._session.shrinks or n_prompts >= _MANY * self._n_rows
         self._request = request
         self._waiting: deque[_Prompt] = deque()
         self._answers: list[_Answer | None] = [None] * self._n_rows  # under way, by row

@@ -162,7 +162,7 @@ class Writer:
         assert self._file is not None
         try:
             self._file.write(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n")
-        except OSError:  # such as a full disk
+        except Exception:  # such as a full disk
             self._is_whole = False
             raise
 

@@ -8,6 +8,7 @@ import pytest
 import toy
 
 from entropix import scoring
+from entropix.batching import ContinuousBatch
 from entropix.decoding import prefix_cache
 from entropix.decoding.session import Session
 from entropix.generation import collect, generate, prepare, run
@@ -63,8 +64,8 @@ def test_branching_and_backtracking_on_a_mesh_are_those_of_one_device() -> None:
         assert any(name in record for result in here for record in result.records)
 
 
-def test_forks_and_a_shrinking_batch_on_a_mesh_change_nothing(warm: list[Result]) -> None:
-    """Two of four rows end early and leave; then each of the others is continued twice, from what its cache holds."""
+def test_a_shrinking_batch_on_a_mesh_changes_nothing(warm: list[Result]) -> None:
+    """Two of four rows end early and leave."""
     rows = Session(HERE, 4, shrinks=True)
     job = prepare(HERE, PROMPTS, **WARM, chunk_length=5)
     results = [Result(ids) for ids in job.prompt_ids]
@@ -78,12 +79,16 @@ def test_forks_and_a_shrinking_batch_on_a_mesh_change_nothing(warm: list[Result]
             rows.end([0, 3])
     assert [len(ids) for ids in found] == [5, LENGTH, LENGTH, 5]
     assert found == [result.token_ids[: len(ids)] for result, ids in zip(warm, found, strict=False)]
-    rows.fork([1, 1, 2, 2])
-    texts = [PROMPTS[row] + found[row][:30] for row in (1, 1, 2, 2)]
-    again = prepare(HERE, texts, **WARM)
-    continued = collect(again, run(again, rows))
-    assert meshes.tokens(continued) == meshes.tokens(generate(MODEL, texts, **WARM))
-    assert continued[0].token_ids != continued[1].token_ids
+
+
+def test_rows_that_are_refilled_on_a_mesh_change_nothing() -> None:
+    """Ten prompts in four rows, of which two groups of devices have two each; one begins as another did."""
+    prompts = [*PROMPTS[:4], *[[i, 2 * i] for i in range(1, 6)], [*PROMPTS[1], 7]]
+    options = {**WARM, "stop": tuple("aeiou"), "max_new_tokens": 20, "chunk_length": 3}
+    there = prepare(HERE, prompts, **options)
+    found = collect(there, ContinuousBatch(there, 4).run())
+    assert meshes.tokens(found) == meshes.tokens(generate(MODEL, prompts, **options))
+    assert len({len(result.token_ids) for result in found}) > 1
 
 
 def test_scores_on_a_mesh_are_those_of_one_device() -> None:

@@ -103,7 +103,8 @@ class Costs:
     """What the rows have cost since they began."""
 
     def __init__(self, batch: int) -> None:
-        self.n_passes = 0  # forward passes of decoding, of all runs of a session
+        # Of all runs of a session: forward passes of decoding, and the rows of the batch in each of its steps.
+        self.n_passes = self.n_row_steps = 0
         self.begin(batch)
 
     def begin(self, batch: int) -> None:
@@ -119,6 +120,7 @@ class Costs:
     def add(self, records: StepRecord, rows: Sequence[int], plan: BranchPlan | None) -> None:
         """Adds a chunk of these rows; records `[steps, R, B, ...]`."""
         self.n_passes += len(records.live_B)
+        self.n_row_steps += len(records.live_B) * len(rows)
         self.row_passes_B[rows] += records.live_B.any(axis=1).sum(axis=0)
         self.computed_B[rows] += records.live_B.sum(axis=(0, 1))
         if plan is None:
