@@ -17,7 +17,7 @@ WINGS = [
     "files", "backend", "sharding", "presets", "prompts",
     "metrics", "own_metrics", "metric_labels", "filters", "samplers",
     "model", "checkpoint", "decoding",
-    "records", "stream_text", "options", "generation", "scoring", "inspection", "batching", "cot", "tpu",
+    "records", "stream_text", "options", "batching", "generation", "scoring", "inspection", "cot", "tpu",
     "trace_schema", "trace", "run_statistics", "console",
     "replay", "logprobs", "report", "score", "lab",
     "main", "__main__", "calibrate", "compare", "sweep", "download", "convert",
