@@ -65,7 +65,8 @@ COMPILED_ANEW = {
 
 # What takes longest, in its order, so that no worker is left with one of these when the others are done.
 SLOWEST_FIRST = (
-    *("test_speculation", "test_golden", "test_cot", "test_samplers", "test_backtracking", "test_generation"),
+    *("test_speculation", "test_golden", "test_compiler", "test_cot", "test_samplers", "test_backtracking"),
+    "test_generation",
     *("test_branching_model", "test_distributed", "test_tpu", "test_seeds", "test_laboratory_limits"),
     *("test_model", "test_calibration", "test_run_grid", "test_sharding", "test_bench", "test_prefix"),
     *("test_entropix", "test_grid", "test_branching", "test_report"),

@@ -1,6 +1,9 @@
 """XLA's CPU backend adds up rightly, or the user is told: jaxlib 0.10.2 leaves sums to a library that may be wrong."""
 
+import json
 import os
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -82,3 +85,15 @@ def test_commands_say_a_warning_in_one_line(run_command: Callable[..., tuple[int
             warnings.warn("careful", RuntimeWarning, stacklevel=1)
 
     assert run_command(main) == (0, "", "warning: careful\n")
+
+
+def test_every_number_is_right_over_many_rows_in_the_programs_that_users_run() -> None:
+    """In a process of its own, without the flags with which tests compile."""
+    program = Path(__file__).with_name("large_rows.py")
+    users = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    process = subprocess.run([sys.executable, str(program)], env=users, capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
+    found = json.loads(process.stdout)
+    assert found["right"]
+    assert len(found["errors"]) > 50
+    assert {kind: error for kind, error in found["errors"].items() if not error < 2e-5} == {}
