@@ -1,15 +1,28 @@
-"""The machinery below JAX: where compiled programs are kept between processes, and traces of what devices do."""
+"""The machinery below JAX: where compiled programs are kept between processes, whether the compiler can be trusted, and
+traces of what devices do."""
 
 import contextlib
+import hashlib
 import importlib.metadata
 import os
+import platform
+import warnings
 from pathlib import Path
 
 import jax
+import jaxlib
+import numpy as np
 
 from entropix import distributed
 
 CACHE_VARIABLE = "ENTROPIX_COMPILATION_CACHE"
+
+# Versions of jaxlib whose CPU backend adds up wrongly in a library that sums are left to (jax issue 39103), and the
+# flag that keeps sums away from it. Only versions that were seen to understand it: what XLA does not know ends the
+# process.
+WRONG_SUMS = ("0.10.2",)
+SUMS_FLAG, SUMS_VALUE = "--xla_cpu_experimental_ynn_fusion_type", "-reduce"
+_CHECKED_ROWS = 33_000  # the fault begins behind row 32,768
 
 
 def use_compilation_cache() -> Path | None:
@@ -20,15 +33,18 @@ def use_compilation_cache() -> Path | None:
     """
     folder: str | None = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
     if folder is None:
-        chosen = os.environ.get(CACHE_VARIABLE)
-        if chosen == "off":
-            return None
-        folder = chosen or _user_folder()
+        folder = _chosen_folder()
         if folder is None:
             return None
         jax.config.update("jax_compilation_cache_dir", folder)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
     return Path(folder)
+
+
+def _chosen_folder() -> str | None:
+    """The folder that JAX's own setting does not name; None for no folder."""
+    chosen = os.environ.get(CACHE_VARIABLE)
+    return None if chosen == "off" else chosen or _user_folder()
 
 
 def _user_folder() -> str | None:
@@ -40,8 +56,81 @@ def _user_folder() -> str | None:
     return str(cache / "entropix" / "compiled")
 
 
+def avoid_wrong_sums() -> None:
+    """Where this jaxlib is known to add up wrongly on the CPU, asks XLA for another way to do it.
+
+    XLA reads $XLA_FLAGS once, when JAX first looks for devices; after that this does nothing, since the variable is
+    part of the names under which compiled programs are kept. A choice of the user's for the same flag stands.
+    """
+    given = os.environ.get("XLA_FLAGS", "")
+    if jaxlib.__version__ in WRONG_SUMS and SUMS_FLAG not in given and not _has_started():
+        os.environ["XLA_FLAGS"] = f"{given} {SUMS_FLAG}={SUMS_VALUE}".strip()
+
+
+def _has_started() -> bool:
+    """Whether JAX has looked for devices. Only asked in versions of `WRONG_SUMS`, which have this function."""
+    from jax._src import xla_bridge
+
+    return xla_bridge.backends_are_initialized()
+
+
+def warn_of_wrong_sums() -> None:
+    """A RuntimeWarning where the CPU backend that computes here fails a sum of products whose result is known.
+
+    That it passed is remembered beside the compiled programs, for this jaxlib with these flags on this kind of machine:
+    compiling the check takes a tenth of a second, and running it a thousandth.
+    """
+    if jax.default_backend() != "cpu" or _checked():
+        return
+    if sums_are_right():
+        _remember_checked()
+        return
+    flag = f"{SUMS_FLAG}={SUMS_VALUE}"
+    mended = flag in os.environ.get("XLA_FLAGS", "").split()
+    way = "" if mended else f"start with XLA_FLAGS={flag} in the environment, or "
+    warnings.warn(
+        f"jaxlib {jaxlib.__version__} computes some sums wrongly on this CPU (jax issue 39103), and numbers here may "
+        f"be wrong; {way}install another version of jaxlib",
+        RuntimeWarning,
+        stacklevel=3,
+    )
+
+
+def sums_are_right() -> bool:
+    """Whether Σ (M·row)² over the rows of a long matrix comes out, M being the identity of three dimensions."""
+    rows = np.zeros((_CHECKED_ROWS, 3), np.float32)
+    rows[:, 0] = np.arange(_CHECKED_ROWS)
+    found = jax.device_get(_squares(*jax.device_put((np.eye(3, dtype=np.float32), rows))))
+    return np.allclose(found, rows[:, 0].astype(np.float64) ** 2, rtol=1e-5, atol=0)
+
+
+@jax.jit
+def _squares(matrix: jax.Array, rows: jax.Array) -> jax.Array:
+    return jax.vmap(lambda row: ((matrix @ row) ** 2).sum())(rows)
+
+
+def _checked_file() -> Path | None:
+    """Stands for a check that was passed; None where nothing is kept."""
+    folder = jax.config.jax_compilation_cache_dir or _chosen_folder()  # type: ignore[attr-defined]
+    of = (jaxlib.__version__, os.environ.get("XLA_FLAGS", ""), platform.machine(), str(os.cpu_count()))
+    name = f"sums-{hashlib.sha256(repr(of).encode()).hexdigest()[:16]}"
+    return None if folder is None else Path(folder) / name
+
+
+def _checked() -> bool:
+    return (file := _checked_file()) is not None and file.exists()
+
+
+def _remember_checked() -> None:
+    if (file := _checked_file()) is not None:
+        with contextlib.suppress(OSError):  # it will be checked again
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.touch()
+
+
 def check_devices() -> None:
     """Raises a ValueError where JAX finds none of the devices that its environment asks for."""
+    avoid_wrong_sums()
     try:
         jax.devices()
     except (RuntimeError, AssertionError) as error:  # the latter where nothing of that kind is installed

@@ -37,6 +37,7 @@ import toy
 from jax.experimental.compilation_cache import compilation_cache
 from playwright.sync_api import Browser
 
+from entropix import backend
 from entropix.checkpoint import loading
 from entropix.checkpoint.loading import Model
 from entropix.console import cli
@@ -47,6 +48,8 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 # No silent conversion between dtypes, no silent broadcast of one rank against another.
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+backend.avoid_wrong_sums()  # before anything uses a device: the models of the tests are not loaded from files
 
 COMPILED = Path(os.environ["ENTROPIX_TESTS_COMPILED"])
 jax.config.update("jax_compilation_cache_dir", str(COMPILED / "programs"))
@@ -62,7 +65,8 @@ COMPILED_ANEW = {
 
 # What takes longest, in its order, so that no worker is left with one of these when the others are done.
 SLOWEST_FIRST = (
-    *("test_speculation", "test_golden", "test_cot", "test_samplers", "test_backtracking", "test_generation"),
+    *("test_speculation", "test_golden", "test_compiler", "test_cot", "test_samplers", "test_backtracking"),
+    "test_generation",
     *("test_branching_model", "test_distributed", "test_tpu", "test_seeds", "test_laboratory_limits"),
     *("test_model", "test_calibration", "test_run_grid", "test_sharding", "test_bench", "test_prefix"),
     *("test_entropix", "test_grid", "test_branching", "test_report"),

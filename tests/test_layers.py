@@ -97,10 +97,15 @@ def test_the_model_knows_neither_files_nor_samplers(name: str) -> None:
 
 def test_only_the_decode_loop_is_compiled() -> None:
     """One place decides what is traced, static and donated; everything else is plain functions. (A layer of the
-    model is jitted too, inside the others, so that it is traced once and not thirty times.)"""
+    model is jitted too, inside the others, so that it is traced once and not thirty times; and a check of the
+    compiler itself.)"""
     compiled = {name: file.read_text().count("jax.jit") for name, file in SOURCES.items()}
-    assert {name for name, count in compiled.items() if count} == {"decoding.loop", "model.transformer"}
-    assert compiled["model.transformer"] == 1
+    assert {name for name, count in compiled.items() if count} == {
+        "backend",
+        "decoding.loop",
+        "model.transformer",
+    }
+    assert compiled["model.transformer"] == compiled["backend"] == 1
 
 
 def test_asking_for_a_name_of_the_package_imports_nothing_before() -> None:

@@ -78,6 +78,7 @@ def load(
     says what is missing or wrong in the folder, or that the mesh takes more devices than there are.
     """
     backend.check_devices()
+    backend.warn_of_wrong_sums()
     if dtype is None:
         dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
     if dtype not in DTYPES:

@@ -13,6 +13,7 @@ import shutil
 import signal
 import sys
 import textwrap
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -204,6 +205,10 @@ def join(flags: Any, apart: Sequence[str] = (), sigterm_ends: bool = True) -> No
     for name in ("start_timeout", "heartbeat_timeout"):
         if getattr(devices, name) < 1:
             raise ValueError(f"{spelled(name)} must be at least 1, got {getattr(devices, name)}")
+
+    from entropix import backend  # imports JAX, for which bad flags do not wait
+
+    backend.avoid_wrong_sums()
     distributed.join(
         devices.coordinator,
         devices.num_processes,
@@ -242,7 +247,9 @@ def run(main: Callable[[], None]) -> int:
     """
     mend_streams()
     try:
-        main()
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
+            main()
         sys.stdout.flush()
         distributed.part()
     except KeyboardInterrupt as end:
