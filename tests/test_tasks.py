@@ -7,6 +7,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import pages
 import pytest
 
 from entropix import presets
@@ -259,3 +260,11 @@ def test_what_is_no_task_is_told_in_a_sentence(
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match=message):
         resolve(named)
+
+
+def test_the_task_of_the_page_is_one(tmp_path: Path) -> None:
+    (tmp_path / "my_task.py").write_text(pages.files("docs/tasks.md")["my_task.py"])
+    task = resolve("my_task.py:TASK", tmp_path)
+    dev, held_out = task.items(0, None), task.items(0, None, HELD_OUT)
+    assert len(dev) + len(held_out) == 57 and not {item.id for item in dev} & {item.id for item in held_out}
+    assert [task.score(dev[0], f"It is {answer}.") for answer in (*dev[0].answers, "7")] == [1, 0]
