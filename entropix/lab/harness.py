@@ -270,11 +270,9 @@ class Cache(CachingLM):
         known = {key: self.dbdict[key] for key in keys if key in self.dbdict}
         missing = [i for i, key in enumerate(keys) if key not in known]
         # Each keeps the number that it has among all, so that its seed is that of a run without a cache.
-        asked = [requests[i] for i in missing]
-        answers = (
-            ask(asked, numbers=[numbers[i] for i in missing]) if kind == "generate_until" else ask(asked)
-        )
-        for i, answer in zip(missing, answers if missing else [], strict=True):
+        given = {"numbers": [numbers[i] for i in missing]} if kind == "generate_until" else {}
+        answers = ask([requests[i] for i in missing], **given) if missing else []
+        for i, answer in zip(missing, answers, strict=True):
             known[keys[i]] = self.dbdict[keys[i]] = answer
         self.dbdict.commit()
         return [known[key] for key in keys]

@@ -41,7 +41,7 @@ class Questions:
 
 
 def shipped_questions(name: str = "questions", *tables: str, kinds: tuple[str, ...] = ()) -> Questions:
-    """Those of tables in configs/tasks, and those that are generated, if "generated" is one of them.
+    """Those of tables in configs/tasks, and of `generated.TABLES`.
 
     kinds: only these. Raises a ValueError for one that there is none of.
     """
@@ -76,8 +76,8 @@ def questions_of_files(name: str, dev: str | Path, held_out: str | Path | None =
 
 
 def _of_table(table: str) -> Iterator[Item]:
-    if table == "generated":
-        for made in generated.questions():
+    if table in generated.TABLES:
+        for made in generated.questions(generated.TABLES[table]):
             yield _item(made, made.kind, f"{made.kind}: {made.prompt}")
         return
     path = shipped(f"tasks/{table}.toml")
@@ -89,7 +89,8 @@ def _of_table(table: str) -> Iterator[Item]:
             if not colon or not all(answers):
                 raise ValueError(f"{path}: [{kind}]: expected `key: answer | answer`, got {line!r}")
             fact = f"{kind}: {key}"
-            yield _item(Question(values["ask"].format(key), answers, kind, choices), kind, fact)
+            if "ask" in values:
+                yield _item(Question(values["ask"].format(key), answers, kind, choices), kind, fact)
             if "back" in values:
                 asked = Question(values["back"].format(answers[0]), (key,), f"{kind}-back")
                 yield _item(asked, asked.kind, fact)

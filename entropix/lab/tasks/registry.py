@@ -20,7 +20,9 @@ def _questions(dev: str | None = None, held_out: str | None = None, kinds: tuple
 
 
 def _other_questions(kinds: tuple[str, ...] = ()) -> Task:
-    return question_tasks.shipped_questions("other-questions", "other-facts", kinds=tuple(kinds))
+    return question_tasks.shipped_questions(
+        "other-questions", "other-facts", "other-generated", kinds=tuple(kinds)
+    )
 
 
 def _instructions(kinds: tuple[str, ...] = ()) -> Task:
