@@ -18,6 +18,7 @@ COMMANDS = {
     "compare": ("compare", "several samplers on the same prompts"),
     "sweep": ("sweep", "every combination of a sampler's numbers"),
     "calibrate": ("calibrate", "thresholds fitted to a model"),
+    "lm_eval": ("lm_eval", "tasks of lm-evaluation-harness, with any sampler"),
     "report": ("report.__main__", "traces as one page, or as figures"),
     "replay": ("replay", "a trace generated again and compared"),
     "logprobs": ("logprobs", "a trace as OpenAI's logprobs"),

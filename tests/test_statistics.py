@@ -6,7 +6,17 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from entropix.lab.statistics import Contrast, contrast, holm, mean_interval
+from entropix.lab.statistics import (
+    Contrast,
+    contrast,
+    detectable,
+    holm,
+    items_needed,
+    mean_interval,
+    paired_shares,
+    share_interval,
+    variance,
+)
 
 
 def test_a_mean_of_two_has_students_widest_interval() -> None:
@@ -64,3 +74,75 @@ def test_holm_by_hand() -> None:
     assert holm([0.04, None, 0.01, 0.03, 0.02]) == pytest.approx([0.06, None, 0.04, 0.06, 0.06])
     assert holm([0.9, 0.8]) == [1.0, 1.0]
     assert holm([]) == []
+
+
+def test_right_and_wrong_answers_to_few_items_have_the_interval_of_two_shares() -> None:
+    """Also where nothing changed, which is no proof that nothing can."""
+    same = contrast([1, 0] * 20, [1, 0] * 20)
+    assert same is not None and same.is_exact and same.p == 1 and same.detectable is None
+    assert same.difference.low == pytest.approx(-same.difference.high, abs=1e-4)  # type: ignore[operator]
+    assert 0.03 < same.difference.high < 0.07  # type: ignore[operator]
+    many = contrast([1, 0] * 100, [1, 0] * 100)
+    assert many is not None and not many.is_exact and many.difference == (0, 0, 0)
+    shares = contrast([0.5, 1] * 20, [1, 0] * 20)
+    assert shares is not None and not shares.is_exact
+
+
+def test_sample_sizes_are_those_of_the_textbook() -> None:
+    """(1.96 + 0.84)² sd² / d², and two more for not knowing the spread."""
+    for sd, difference, normal in (
+        (0.30, 0.05, 283),
+        (0.45, 0.05, 636),
+        (0.30, 0.02, 1766),
+        (0.45, 0.03, 1766),
+    ):
+        assert items_needed(sd, difference) == pytest.approx(normal + 2, abs=1)
+    assert detectable(0.3, items_needed(0.3, 0.05)) <= 0.05 < detectable(0.3, items_needed(0.3, 0.05) - 1)
+
+
+@pytest.mark.parametrize(("n", "gains", "losses"), [(50, 0.1, 0.1), (180, 0.06, 0.06), (100, 0.15, 0.05)])
+def test_paired_shares_hold_the_truth_and_seldom_cry_wolf(n: int, gains: float, losses: float) -> None:
+    rng = np.random.default_rng(n)
+    found = {}
+    held = alarms = 0
+    for gained, lost, _ in rng.multinomial(n, [gains, losses, 1 - gains - losses], 2000):
+        if (gained, lost) not in found:
+            right = [True] * gained + [False] * (n - gained)
+            before = [False] * gained + [True] * lost + [False] * (n - gained - lost)
+            found[gained, lost] = paired_shares(right, before)
+        one = found[gained, lost]
+        held += one.difference.low <= gains - losses <= one.difference.high  # type: ignore[operator]
+        alarms += one.p < 0.05
+    assert 0.93 <= held / 2000 <= 0.97
+    assert gains != losses or alarms / 2000 <= 0.055
+
+
+def test_mid_p_and_shares_by_hand() -> None:
+    """5 gains, 1 loss: 2 × (1 + 6) / 64 - 6 / 64."""
+    found = paired_shares([True] * 5 + [False] * 5, [False] * 5 + [True] + [False] * 4)
+    assert (found.gained, found.lost, found.p) == (5, 1, pytest.approx(8 / 64))
+    assert found.difference.mean == pytest.approx(0.4)
+    assert share_interval(0, 10)[:2] == (0, 0)
+    assert share_interval(0, 10).high == pytest.approx(1.96**2 / (10 + 1.96**2), abs=1e-4)
+    intervals = {k: share_interval(k, 80) for k in range(81)}
+    drawn = np.random.default_rng(0).binomial(80, 0.3, 2000)
+    held = [intervals[k].low <= 0.3 <= intervals[k].high for k in drawn]  # type: ignore[operator]
+    assert 0.93 <= np.mean(held) <= 0.97
+    with pytest.raises(ValueError, match="from 0 to 3 right items"):
+        share_interval(4, 3)
+
+
+def test_parts_of_the_variance_are_found_and_seeds_counted() -> None:
+    """Items spread by 0.2, answers to one by 0.4: within / between = 4, which 39 seeds bring to 10 %."""
+    rng = np.random.default_rng(0)
+    values = rng.normal(0, 0.2, (4000, 1)) + rng.normal(0, 0.4, (4000, 5))
+    found = variance(values.tolist())
+    assert (found.between, found.within) == pytest.approx((0.04, 0.16), rel=0.1)
+    assert found.error == pytest.approx(np.std(values.mean(axis=1), ddof=1) / math.sqrt(4000), rel=1e-6)
+    assert found.error_with_more_seeds == pytest.approx(math.sqrt(0.04 / 4000), rel=0.05)
+    assert found.enough_seeds == pytest.approx(39, abs=4)
+    ragged = [row[: 1 + i % 5] for i, row in enumerate(values.tolist())]
+    assert variance(ragged)[1:3] == pytest.approx((0.04, 0.16), rel=0.15)
+    assert variance([[0.0, 1.0], [1.0, 0.0]]).enough_seeds is None
+    with pytest.raises(ValueError, match="got 2 answers to 2 items"):
+        variance([[1.0], [0.0]])

@@ -1,4 +1,4 @@
-"""Rules that live in a Python file of somebody's own: `my_rule.py:RULE`."""
+"""Rules, and other objects, that live in a Python file of somebody's own: `my_rule.py:RULE`."""
 
 import difflib
 import functools
@@ -36,22 +36,36 @@ def load(named: str, folder: Path = Path()) -> tuple[Sampler, RuleFile]:
     folder: what a relative name is relative to. Raises a ValueError for a file that is missing or fails, and for a name
     that is not in it or no rule.
     """
+    found, source = load_object(named, Sampler, "rule", folder)
+    path = folder / named.rpartition(":")[0]
+    check_rule(found, f"{path}: {source.object}")
+    check_free(found, str(path))
+    return found, source
+
+
+def load_object(named: str, kind: type, what: str, folder: Path = Path()) -> tuple[Any, RuleFile]:
+    """Whatever `FILE.py:NAME` means, and where it came from.
+
+    kind: a class or a checkable protocol that it must be an instance of; what: it is, as in "rule". Raises the
+    ValueErrors of `load`.
+    """
     text, _, name = named.rpartition(":")
     if not text.endswith(_ENDING):
-        raise ValueError(f"{named}: say which rule of the file is meant, like {named}:RULE")
+        raise ValueError(f"{named}: say which {what} of the file is meant, like {named}:{what.upper()}")
     path = folder / text
     data = read_bytes(path)
     digest = hashlib.sha256(data).hexdigest()
     found = vars(_run(path.resolve(), data, digest))
     if name not in found:
-        rules = [known for known, value in found.items() if isinstance(value, Sampler)]
-        near = difflib.get_close_matches(name, rules, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"its rules are {', '.join(rules) or 'none'}"
+        there = [known for known, value in found.items() if isinstance(value, kind) and value is not kind]
+        near = difflib.get_close_matches(name, there, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"its {what}s are {', '.join(there) or 'none'}"
         raise ValueError(f"{path}: there is no {name!r} in it; {hint}")
-    sampler = found[name]
-    check_rule(sampler, f"{path}: {name}")
-    check_free(sampler, str(path))
-    return sampler, RuleFile(path.resolve().as_posix(), name, digest)
+    value = found[name]
+    if not isinstance(value, kind) or isinstance(value, type):
+        got = f"the class {name}" if isinstance(value, type) else type(value).__name__
+        raise ValueError(f"{path}: {name}: expected a {kind.__name__}, got {got}")
+    return value, RuleFile(path.resolve().as_posix(), name, digest)
 
 
 def load_recorded(source: RuleFile) -> Sampler:

@@ -1,0 +1,42 @@
+"""Means over items, with intervals."""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from scipy import stats
+
+LEVEL = 0.95  # of intervals
+Numbers = Sequence[float | None]
+
+
+class Interval(NamedTuple):
+    """A figure and its 95 % interval; None where there are too few items for one."""
+
+    mean: float
+    low: float | None
+    high: float | None
+
+
+def mean_interval(values: Numbers) -> Interval | None:
+    """The mean of the items that have a number, and Student's interval; None if none has."""
+    there = present(values)
+    if len(there) == 0:
+        return None
+    mean = float(np.mean(there))
+    if len(there) == 1:
+        return Interval(mean, None, None)
+    half = float(stats.t.ppf((1 + LEVEL) / 2, len(there) - 1)) * standard_error(there)
+    return Interval(mean, mean - half, mean + half)
+
+
+def present(values: Numbers) -> np.ndarray:
+    """The numbers that are there."""
+    return np.array([value for value in values if value is not None], np.float64)
+
+
+def standard_error(values: np.ndarray) -> float:
+    """Of their mean; 0 for differences that rounding alone makes unlike."""
+    error = float(np.std(values, ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else 0.0
+    return 0.0 if error <= 1e-12 * float(np.max(np.abs(values), initial=0.0)) else error

@@ -1,0 +1,99 @@
+"""Valid-set tasks: "Name a ...", where any member is right, and seeds should find different ones.
+
+Validity is the share of answers that are members (`score`), coverage how many different ones there are over the seeds.
+"""
+
+import dataclasses
+import functools
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from entropix.files import read_toml
+from entropix.lab.tasks.base import DEV, SPLITS, Item, check_split, chosen
+from entropix.presets import shipped
+
+_ASKED = ("Name {}.", "Give me one example of {}.", "Tell me {}, any one you like.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Sets:
+    """The sets of a file, each asked for in three ways."""
+
+    name: str
+    sets: tuple[Item, ...]
+    max_new_tokens: int = 32
+    is_closed: bool = True
+
+    def items(self, seed: int, n: int | None, split: str = DEV) -> list[Item]:
+        """See `base.Task`."""
+        check_split(split)
+        return chosen((item for item in self.sets if item.data["split"] == split), seed, n)
+
+    def extract(self, item: Item, text: str) -> str | None:
+        """The member that is named first in the first line of the text; None if none is."""
+        line = next((line for line in text.splitlines() if line.strip()), "")
+        found = _pattern(item.answers, item.data["plurals"]).search(line)
+        return None if found is None else _members(item.answers)[_plain(found[1])]
+
+    def score(self, item: Item, text: str) -> float:
+        """1 if the answer is a member."""
+        return float(self.extract(item, text) is not None)
+
+    def coverage(self, item: Item, texts: Sequence[str]) -> float | None:
+        """Different members in the answers to one item, as a share of what could be at most: as many as there are
+        answers, or members. None without answers."""
+        found = {self.extract(item, text) for text in texts} - {None}
+        return len(found) / min(len(texts), len(item.answers)) if texts else None
+
+
+def read(path: str | Path | None = None) -> Sets:
+    """The sets of a TOML file, by default those in configs/tasks. Raises a ValueError that names what is wrong."""
+    path = shipped("tasks/sets.toml") if path is None else Path(path)
+    items = []
+    for kind, values in read_toml(path).items():
+        told = _checked(values, f"{path}: [{kind}]")
+        members = tuple(" ".join(member.split()) for member in told["members"].split(",") if member.strip())
+        data = {"split": told["split"], "plurals": told.get("plurals", False)}
+        items += [
+            Item(f"{kind}-{way}", asked.format(told["what"]), kind, members, data)
+            for way, asked in enumerate(_ASKED)
+        ]
+    return Sets("sets", tuple(items))
+
+
+def _checked(values: Any, where: str) -> dict[str, Any]:
+    kinds = {"split": str, "what": str, "members": str, "plurals": bool}
+    needed = kinds.keys() - {"plurals"}
+    if (
+        not isinstance(values, dict)
+        or not needed <= values.keys() <= kinds.keys()
+        or not all(isinstance(value, kinds[name]) for name, value in values.items())
+        or values["split"] not in SPLITS
+    ):
+        raise ValueError(
+            f'{where}: expected split = "dev" or "held-out", what = "a ...", members = "one, another/by another '
+            'name", and plurals = true where they may have an s'
+        )
+    return values
+
+
+@functools.cache
+def _members(answers: tuple[str, ...]) -> dict[str, str]:
+    """Every name of every member, in small letters, and the member's first name."""
+    return {_plain(name): member.split("/")[0] for member in answers for name in member.split("/")}
+
+
+@functools.cache
+def _pattern(answers: tuple[str, ...], plurals: bool) -> re.Pattern[str]:
+    """Finds the members as words of their own, longer names first. A single letter counts as a capital alone."""
+    names = sorted((name for member in answers for name in member.split("/")), key=len, reverse=True)
+    any_case = "|".join(re.escape(name) for name in names if len(name) > 1)
+    letters = "|".join(re.escape(name) for name in names if len(name) == 1)
+    either = "|".join([*([f"(?i:{any_case})"] if any_case else []), *([letters] if letters else [])])
+    return re.compile(rf"(?<![\w-])({either}){'(?:s|es|S|ES)?' if plurals else ''}(?![\w+#])")
+
+
+def _plain(name: str) -> str:
+    return " ".join(name.casefold().split())
