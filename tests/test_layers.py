@@ -20,7 +20,7 @@ WINGS = [
     "records", "stream_text", "options", "generation", "scoring", "inspection", "batching", "cot", "tpu",
     "trace_schema", "trace", "run_statistics", "console",
     "replay", "logprobs", "report", "score", "lab",
-    "main", "__main__", "calibrate", "compare", "sweep", "download", "convert",
+    "main", "__main__", "calibrate", "compare", "sweep", "download", "convert", "completion",
 ]
 # fmt: on
 PLACE = {name: place for place, name in enumerate(WINGS)}
