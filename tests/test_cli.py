@@ -106,7 +106,7 @@ def test_flags_that_do_not_exist_end_with_2_and_a_hint(
 @dataclass(frozen=True, kw_only=True)
 class NeededFlags:
     texts: Annotated[tuple[str, ...], cli.flag("what is read", "FILE...")]
-    out: Annotated[str, cli.flag("where it goes", "DIR")]
+    out: Annotated[str, tyro.conf.arg(aliases=["-o"], help="where it goes", metavar="DIR")]
 
 
 @pytest.mark.parametrize(
@@ -123,7 +123,7 @@ def test_flags_that_must_be_there_are_named(
     with pytest.raises(SystemExit) as end:
         cli.parse(NeededFlags, args, "prog", "")
     assert (end.value.code, *capsys.readouterr()) == (2, "", f"error: {message}\n")
-    given = cli.parse(NeededFlags, ["--texts", "a", "b", "--out", "c"], "prog", "")
+    given = cli.parse(NeededFlags, ["--texts", "a", "b", "-o", "c"], "prog", "")
     assert given == NeededFlags(texts=("a", "b"), out="c")
 
 

@@ -14,7 +14,7 @@ import entropix
 # fmt: off
 WINGS = [
     "config", "paths", "distributed", "numerics", "results",
-    "files", "backend", "sharding", "presets", "prompts",
+    "files", "tables", "backend", "sharding", "presets", "prompts",
     "metrics", "own_metrics", "metric_labels", "filters", "samplers",
     "model", "checkpoint", "decoding",
     "records", "stream_text", "options", "generation", "scoring", "inspection", "batching", "cot", "tpu",

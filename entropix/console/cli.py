@@ -67,6 +67,9 @@ DtypeName = Annotated[str | None, _one_of("float32", "bfloat16", "float16")]
 Weights = Annotated[
     Text, flag("a name below weights/ or a checkpoint folder", "NAME|DIR", "(default: smollm2-135m-instruct)")
 ]
+TableFile = Annotated[
+    Text, flag("write the rows as a table here too, CSV or Parquet by the ending", "FILE.csv|FILE.parquet")
+]
 Dtype = Annotated[DtypeName, flag("of the weights", hint="(default: float32 on CPU, else bfloat16)")]
 
 

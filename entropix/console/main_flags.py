@@ -107,6 +107,13 @@ class OutputFlags:
         Text,
         flag("write every token with all its metrics to this file (see docs/trace.md)", "FILE.jsonl"),
     ] = None
+    table: Annotated[
+        Text,
+        flag(
+            "write the same tokens as a table, a row each, CSV or Parquet by the ending",
+            "FILE.csv|FILE.parquet",
+        ),
+    ] = None
     dump_config: Annotated[
         Text,
         flag(

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
 
-from entropix import run_statistics, trace
+from entropix import run_statistics, tables, trace
 from entropix.config import BATCH_ROWS
 from entropix.console import cli, coloring, signals, terminal
 from entropix.console.terminal import Show
@@ -51,6 +51,13 @@ def answer(
     finally:
         if show.trace is not None and results:
             write_trace(show.trace, results)
+        if show.table is not None:
+            places = [
+                {"prompt": number, "path": path, "chosen": path == result.chosen}
+                for number, result in enumerate(results)
+                for path in range(len(result.paths))
+            ]
+            tables.write(show.table, tables.tokens([p.result for r in results for p in r.paths], places))
     if show.stats:
         terminal.note(stats(results, batches.n_passes, time.perf_counter() - start))
         terminal.note_devices(request.model)

@@ -13,7 +13,7 @@ import jax
 from rich.console import Console
 from rich.progress import Progress
 
-from entropix import batching, distributed, paths, run_statistics, sharding, trace
+from entropix import batching, distributed, paths, run_statistics, sharding, tables, trace
 from entropix.checkpoint import loading
 from entropix.checkpoint.download import download_listed
 from entropix.checkpoint.loading import Model
@@ -37,6 +37,7 @@ class Show:
     stats: bool = False
     json: bool = False
     trace: Path | None = None
+    table: Path | None = None  # of tokens
 
 
 def answer(
@@ -65,6 +66,8 @@ def answer(
                 result.finish = FinishReason.INTERRUPTED
         if show.trace is not None:
             trace.write(show.trace, request, results)
+        if show.table is not None:
+            tables.write(show.table, tables.tokens(results))
         page.close(results)
         _report(request, show, results, clock.timing())
     for row, result in enumerate(results):

@@ -18,7 +18,8 @@ class Known(NamedTuple):
 
     values: float = 0  # how many words follow it; infinity for any number
     choices: tuple[str, ...] = ()  # the words that may, where these are few
-    required: str = ""  # what stands for a value in the help, where the flag must be given
+    required: str = ""  # the flag with what stands for its value in the help, where it must be given
+    names: tuple[str, ...] = ()  # its own and all others that it has
 
 
 def spelled(name: str) -> str:
@@ -41,13 +42,14 @@ def _flags(flags: Any) -> Iterator[tuple[str, Known]]:
             yield spelled(f"no_{field.name}"), Known()
         elif tyro.conf.Positional not in notes:
             aliases = [alias for note in notes for alias in getattr(note, "aliases", None) or ()]
-            for name in (spelled(field.name), *aliases):
-                yield name, _taken(field, kind, notes)
+            names = (spelled(field.name), *aliases)
+            for name in names:
+                yield name, Known() if kind is bool else _valued(field, kind, notes, names)
 
 
-def _taken(field: "dataclasses.Field[Any]", kind: Any, notes: Sequence[Any]) -> Known:
-    if kind is bool:
-        return Known()
+def _valued(
+    field: "dataclasses.Field[Any]", kind: Any, notes: Sequence[Any], names: tuple[str, ...]
+) -> Known:
     repeatable = UseAppendAction in notes
     metavars = [metavar for note in notes if (metavar := getattr(note, "metavar", None))]
     choices = get_args(kind) if get_origin(kind) is Literal else ()
@@ -58,7 +60,8 @@ def _taken(field: "dataclasses.Field[Any]", kind: Any, notes: Sequence[Any]) -> 
     return Known(
         math.inf if get_origin(kind) is tuple and not repeatable else 1,
         choices,
-        (metavars or ["VALUE"])[-1] if is_required else "",
+        f"{names[0]} {(metavars or ['VALUE'])[-1]}" if is_required else "",
+        names,
     )
 
 
@@ -79,7 +82,8 @@ def wrong(words: Sequence[str], flags: Any) -> str | None:
     given = {word.partition("=")[0].replace("_", "-") for word in words}
     if given & {"--help", "-h"}:
         return None
-    missing = [f"{name} {k.required}" for name, k in there.items() if k.required and name not in given]
+    needed = {found.required: found.names for found in there.values() if found.required}
+    missing = [told for told, names in needed.items() if not given & {*names}]
     stray = None if positionals(flags) else _stray(words, there)
     if stray is not None:
         guess = f"did you mean {missing[0].split()[0]} {shlex.quote(stray)}?" if missing else ""

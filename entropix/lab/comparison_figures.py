@@ -11,7 +11,18 @@ from entropix.lab.experiments import summary
 from entropix.lab.experiments.engine import Grid
 from entropix.lab.experiments.results import Line
 from entropix.lab.experiments.summary import CUT_OFF, Summary
-from entropix.lab.plots import MAPPED, UNITS, Plot, Section, axis_title, bars, lanes, new_figure, plain
+from entropix.lab.plots import (
+    MAPPED,
+    UNITS,
+    Plot,
+    Section,
+    axis_title,
+    bars,
+    is_apart,
+    lanes,
+    new_figure,
+    plain,
+)
 from entropix.lab.statistics import Interval
 from entropix.report import looks
 
@@ -30,7 +41,7 @@ def differences(summaries: Sequence[Summary]) -> Section:
             if change is None:
                 continue
             seen = looks.look(row + 1)
-            mark = seen.mark if _is_apart(change) else f"{seen.mark}-open"
+            mark = seen.mark if is_apart(change) else f"{seen.mark}-open"
             figure.add_scatter(
                 x=[change.mean],
                 y=[row],
@@ -53,11 +64,6 @@ def differences(summaries: Sequence[Summary]) -> Section:
         [],
         plots,
     )
-
-
-def _is_apart(change: Interval) -> bool:
-    """Whether the interval leaves zero out."""
-    return change.low is not None and change.high is not None and (change.low > 0 or change.high < 0)
 
 
 def _told(found: Interval | None, measure: str) -> str:

@@ -62,6 +62,11 @@ def bars(found: Sequence[Interval | None], color: str) -> dict[str, Any]:
     return {"type": "data", "array": halves, "color": color, "thickness": 1.5, "width": 3}
 
 
+def is_apart(change: Interval) -> bool:
+    """Whether the interval of a difference leaves zero out."""
+    return change.low is not None and change.high is not None and (change.low > 0 or change.high < 0)
+
+
 def lanes(labels: Sequence[str], below: Sequence[str] = ()) -> dict[str, Any]:
     """An axis with a row for each, the first on top; below: a smaller line under each label."""
     ticks = [

@@ -19,6 +19,7 @@ from entropix.lab.calibration import solver
 from entropix.lab.calibration.solver import QUANTILES
 from entropix.lab.calibration.targets import Targets, Thresholds
 from entropix.metrics import Metrics
+from entropix.report import figures
 from entropix.report.figures import shade
 from entropix.report.regions import RULES, regions
 from entropix.results import TokenRecord
@@ -214,8 +215,7 @@ def _occupancies(result: Fit, metrics: Metrics) -> Iterator[str]:
 
 
 def _occupancy_table(result: Fit, before: Mapping[str, float], after: Mapping[str, float]) -> Iterator[str]:
-    wished = result.targets._asdict()
-    wished["adaptive"] = 1 - sum(wished.values())
+    wished = _wished(result)
     yield f"{'strategy':18}{'reference':>10}{'fitted':>10}{'wished':>10}"
     for name in STRATEGIES:
         yield f"{name:18}{before[name]:10.2%}{after[name]:10.2%}{wished[name]:10.2%}"
@@ -228,8 +228,34 @@ def _notes(result: Fit) -> Iterator[str]:
         yield f"note: {sentence}"
 
 
-def draw(result: Fit, model: Model, path: Path) -> None:
-    """A PNG: every observation by entropy and varentropy, over the regions of the strategies, before and after.
+def rows(result: Fit) -> Iterator[dict[str, Any]]:
+    """What `report` tells of thresholds and strategies: a row each, with the values before and after."""
+    after = _thresholds(result.after)
+    for name, value in _thresholds(result.sampler.numbers).items():
+        yield {"part": "threshold", "name": name, "reference": value, "fitted": after[name], "wished": None}
+    wished = _wished(result)
+    observed = [
+        solver.occupancy(result.metrics, cfg, result.sampler.name)
+        for cfg in (result.sampler.numbers, result.after)
+    ]
+    shares = {"share of observed tokens": observed}
+    if result.loop is not None:
+        shares["share of generated tokens"] = [result.loop.before, result.loop.after]
+    for part, (before, fitted) in shares.items():
+        for name in STRATEGIES:
+            told = {"reference": before[name], "fitted": fitted[name], "wished": wished[name]}
+            yield {"part": part, "name": name, **told}
+
+
+def _wished(result: Fit) -> dict[str, float]:
+    """The shares that were aimed at; adaptive has the rest."""
+    wished = result.targets._asdict()
+    return {**wished, "adaptive": 1 - sum(wished.values())}
+
+
+def draw(result: Fit, model: Model, path: str | Path) -> None:
+    """A figure, in the format of its ending: every observation by entropy and varentropy, over the regions of the
+    strategies, before and after.
 
     Below each half the shares of the strategies, above both the model and how many observations there are.
     """
@@ -248,7 +274,7 @@ def draw(result: Fit, model: Model, path: Path) -> None:
         strict=True,
     ):
         shade(axes, regions(rule, cfg, right, top), alpha=0.35)
-        axes.scatter(entropy_n, varentropy_n, s=3, color="black", alpha=0.4, linewidths=0)
+        axes.scatter(entropy_n, varentropy_n, s=3, color="black", alpha=0.4, linewidths=0, rasterized=True)
         shares = solver.occupancy(result.metrics, cfg, result.sampler.name)
         axes.legend(
             handles=[
@@ -265,7 +291,7 @@ def draw(result: Fit, model: Model, path: Path) -> None:
             xlabel=metric_labels.axis_title("logits_entropy"),
             ylabel=metric_labels.axis_title("logits_varentropy"),
         )
-    figure.savefig(path, dpi=150)
+    figures.save(figure, path)
 
 
 def title(result: Fit, model: Model) -> str:

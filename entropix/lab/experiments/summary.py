@@ -7,15 +7,18 @@ difference is Student's, over prompts.
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from entropix.lab.experiments.measures import distinct, repetition, self_bleu
 from entropix.lab.experiments.results import Line
 from entropix.lab.statistics import Contrast, Interval, contrast, holm, mean_interval
+
+if TYPE_CHECKING:
+    from entropix.lab.experiments.engine import Variant
 
 REPEATED = 4  # length of the n-grams whose repetition is counted
 CUT_OFF = ("length", "context")  # ends that no answer chooses
@@ -166,6 +169,16 @@ def _summary(
         contrasts={name: contrast(values[name], first[name]) for name in MEASURES},
         corrected=dict.fromkeys(MEASURES),
     )
+
+
+def rows(
+    summaries: Sequence[Summary], variants: "Sequence[Variant]", fields: Sequence[str] = ()
+) -> Iterator[dict[str, Any]]:
+    """A row for each variant, with the names of `Summary.as_json`, after the numbers that are varied."""
+    for found, variant in zip(summaries, variants, strict=True):
+        varied = {name: getattr(variant.sampler.numbers, name) for name in fields}
+        told = found.as_json()
+        yield {"variant": told.pop("label"), **varied, **told}
 
 
 # ----- tables -----------------------------------------------------------------------------------------------
