@@ -9,7 +9,7 @@ from entropix import own_metrics
 from entropix.config import GenerateConfig
 from entropix.decoding import backtracking, branching
 from entropix.metrics import Metrics
-from entropix.results import Result
+from entropix.results import Result, cut_off
 
 Line = tuple[str, str, str]  # of `--stats`: what, how much, in which unit
 
@@ -74,6 +74,7 @@ def stats(results: Sequence[Result], strategies: Sequence[str], timing: Timing, 
     rows = [
         ("prompt tokens", str(sum(len(result.prompt_ids) for result in results)), ""),
         ("new tokens", str(sum(len(result.records) for result in results)), ""),
+        of_ends(results),
         ("computed tokens", str(timing.computed_tokens), "with those that are in no answer"),
         ("time to first token", _number(timing.first_token), "s, compilation included"),
         ("forward passes", str(timing.forward_passes), ""),
@@ -83,6 +84,11 @@ def stats(results: Sequence[Result], strategies: Sequence[str], timing: Timing, 
         *of_tokens(results, strategies),
     ]
     return as_text(rows)
+
+
+def of_ends(results: Sequence[Result]) -> Line:
+    """How many did not end by themselves: means over them are means over beginnings."""
+    return "cut off", str(cut_off(results)), f"of {len(results)}, by max_new_tokens or a full context"
 
 
 def of_tokens(results: Sequence[Result], strategies: Sequence[str]) -> list[Line]:

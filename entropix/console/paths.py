@@ -22,7 +22,7 @@ from entropix.cot.parallel import CotPath, CotResult
 from entropix.cot.plan import Plan
 from entropix.decoding import inputs
 from entropix.decoding.request import GenerationRequest
-from entropix.results import FinishReason
+from entropix.results import FinishReason, cut_off
 
 _SHOWN = 24  # characters of an answer in the table
 _WIDTH = 160  # characters of the table where stderr is no terminal
@@ -220,7 +220,7 @@ def notes(result: CotResult, n_scores: int) -> Iterator[str]:
     """What the table, with so many of the scores, does not say."""
     finish = result.winner.result.finish
     if finish not in (FinishReason.STOP_TOKEN, FinishReason.NAN):
-        yield f"stopped: {finish.sentence}"
+        yield result.winner.result.stopped
     if finish == FinishReason.INTERRUPTED and not any(path.result.records for path in result.paths):
         return  # there was nothing to choose from
     if n_scores < len(selection.SELECTORS):
@@ -231,6 +231,8 @@ def notes(result: CotResult, n_scores: int) -> Iterator[str]:
     )
     if len(result.paths) < result.plan.paths and finish not in (FinishReason.NAN, FinishReason.INTERRUPTED):
         yield f"the first answer had no more than {len(result.paths) - 1} places to fork at"
+    if (n_cut := cut_off([path.result for path in result.paths])) and finish != FinishReason.INTERRUPTED:
+        yield f"{n_cut} of {len(result.paths)} paths were cut off by max_new_tokens or a full context"
     if all(path.answer is None for path in result.paths):
         yield f"no path has an answer that {result.plan.extract!r} finds; --extract says what to look for"
     if result.decided_early:
@@ -250,6 +252,7 @@ def stats(results: Sequence[CotResult], n_passes: int, seconds: float) -> str:
     rows = [
         ("prompt tokens", str(sum(len(result.prompt_ids) for result in chosen)), ""),
         ("paths", str(sum(len(result.paths) for result in results)), ""),
+        run_statistics.of_ends([path.result for result in results for path in result.paths]),
         ("tokens kept", str(kept), ""),
         ("tokens computed", str(computed), f"{100 * kept / computed:.1f} % kept" if computed else ""),
         ("forward passes", str(n_passes), ""),

@@ -256,7 +256,7 @@ def _report(
     for row, result in enumerate(results):
         if result.finish not in (FinishReason.STOP_TOKEN, FinishReason.NAN):
             which = f"prompt {row + 1}: " if len(results) > 1 else ""
-            note(f"{which}stopped: {result.finish.sentence}")
+            note(f"{which}{result.stopped}")
     if not show.json and coloring.color_system(show.color.when, sys.stdout, os.environ):
         colors = coloring.color_system(show.color.when, sys.stderr, os.environ)
         counts = run_statistics.strategy_counts(results, request.sampler.strategies)

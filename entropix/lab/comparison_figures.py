@@ -165,18 +165,9 @@ def lengths(grid: Grid, summaries: Sequence[Summary], lines: Sequence[Line]) -> 
         looks.entry(f"cut off at {limit} tokens", looks.COLORS[0], "triangle-right", is_hollow=True),
         looks.entry("median", "var(--text)", "line-ns"),
     ]
-    return Section("Lengths", _cut_off(summaries), key, [Plot("lengths", "", told, _rows(summaries), figure)])
-
-
-def _cut_off(summaries: Sequence[Summary]) -> str:
-    """What the limit hides."""
-    cut, answers = sum(found.cut_off for found in summaries), sum(found.answers for found in summaries)
-    if not cut:
-        return "Every answer ended by itself."
-    return (
-        f"{cut} of {answers} answers were cut off by the limit: how long they would have become is not known, and what "
-        "is said of lengths is too sure."
-    )
+    said = summary.limit_said(summaries) or "every answer ended by itself"
+    note = f"{said[0].upper()}{said[1:]}."
+    return Section("Lengths", note, key, [Plot("lengths", "", told, _rows(summaries), figure)])
 
 
 def _beside(values: Sequence[int]) -> list[float]:

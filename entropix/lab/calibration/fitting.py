@@ -22,7 +22,7 @@ from entropix.metrics import Metrics
 from entropix.report import figures
 from entropix.report.figures import shade
 from entropix.report.regions import RULES, regions
-from entropix.results import TokenRecord
+from entropix.results import Result, cut_off
 from entropix.samplers import ResolvedSampler
 from entropix.samplers.entropix import STRATEGIES, LogitsConfig
 
@@ -72,46 +72,45 @@ def observe_answers(
     model: Model, prompts: Sequence[Any], note: str, max_new_tokens: int, seed: int
 ) -> Source:
     """The model's own answers, drawn from its whole distribution."""
-    records = _answers(model, prompts, sampler="temperature", max_new_tokens=max_new_tokens, seed=seed)
+    results = _answers(model, prompts, sampler="temperature", max_new_tokens=max_new_tokens, seed=seed)
+    records = [record for result in results for record in result.records]
     return Source(
         f"answers to the {len(prompts)} prompts of {note}, {len(records)} tokens drawn at temperature 1, at most "
-        f"{max_new_tokens} an answer, seed {seed}",
+        f"{max_new_tokens} an answer ({cut_off(results)} of {len(results)} were cut off there), seed {seed}",
         _gather(records),
     )
 
 
 def observe_rule(model: Model, prompts: Sequence[Any], result: Fit, max_new_tokens: int, seed: int) -> Loop:
     """The rule answering the prompts, with the reference thresholds and with the fitted ones."""
-    used = [
-        Counter(
-            record["strategy"]
-            for record in _answers(
-                model,
-                prompts,
-                sampler=result.sampler,
-                sampler_config=cfg,
-                max_new_tokens=max_new_tokens,
-                seed=seed,
-            )
+    answers = [
+        _answers(
+            model,
+            prompts,
+            sampler=result.sampler,
+            sampler_config=cfg,
+            max_new_tokens=max_new_tokens,
+            seed=seed,
         )
         for cfg in (result.sampler.numbers, result.after)
     ]
+    used = [Counter(record["strategy"] for each in given for record in each.records) for given in answers]
+    n_cut = [cut_off(given) for given in answers]
     before, after = ({name: counts[name] / counts.total() for name in STRATEGIES} for counts in used)
     totals = [counts.total() for counts in used]
     return Loop(
         f"the rule's own answers to these prompts, {totals[0]} tokens with the reference and {totals[1]} with the "
-        "fitted thresholds",
+        f"fitted thresholds ({n_cut[0]} and {n_cut[1]} of {len(prompts)} were cut off at {max_new_tokens})",
         before,
         after,
     )
 
 
-def _answers(model: Model, prompts: Sequence[Any], **options: Any) -> list[TokenRecord]:
+def _answers(model: Model, prompts: Sequence[Any], **options: Any) -> list[Result]:
     return [
-        record
+        result
         for start in range(0, len(prompts), MAX_ROWS)
         for result in generate(model, prompts[start : start + MAX_ROWS], **options)
-        for record in result.records
     ]
 
 
