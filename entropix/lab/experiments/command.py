@@ -126,7 +126,6 @@ def complete(
         if isinstance(store, Follower):
             return
         summaries = summary.summarize([v.label for v in whole.variants], store.lines, store.timings)
-        show(summaries, as_json)
         if written.table is not None:
             tables.write(written.table, summary.rows(summaries, whole.variants, fields))
         if written.answers is not None:
@@ -136,12 +135,17 @@ def complete(
             )
         if written.plot is not None:
             static_figures.write(written.plot, whole, summaries, fields)
-        page = written.page
+        page, note = written.page, ""
         if page is not None and importlib.util.find_spec("plotly") is None:
-            terminal.note(f"no {page}: it needs plotly (pip install plotly), then the same command again")
+            note = f"no {page}: it needs plotly (pip install plotly), then the same command again"
         elif page is not None:
             comparison_page.write(page, title, whole, model, summaries, store.lines, fields)
-            terminal.note(f"{page}: the same with plots, and all answers side by side")
+            note = f"{page}: the same with plots, and all answers side by side"
+        show(
+            summaries, as_json
+        )  # after all files: whoever reads it may go, like `head`, which ends the process
+        if note:
+            terminal.note(note)
 
 
 def show(summaries: "Sequence[Summary]", as_json: bool = False) -> None:
