@@ -45,6 +45,8 @@ def write(path: str | Path, grid: Grid, summaries: Sequence[Summary], fields: Se
                 _means(row[0], measure, summaries)
                 if with_differences:
                     _differences(row[1], measure, summaries)
+            if with_differences:
+                panels[0][1].set_title(f"minus {summaries[0].label}", fontsize="medium")
     figures.save(figure, path)
 
 
@@ -62,7 +64,7 @@ def _differences(axes: "Axes", measure: str, summaries: Sequence[Summary]) -> No
     for row, found in enumerate(summaries[1:], start=1):
         change = found.differences[measure]
         _interval(axes, change, row, is_filled=change is not None and is_apart(change))
-    axes.set_xlabel(f"minus {summaries[0].label} ({UNITS[measure]})")
+    axes.set_xlabel(f"difference ({UNITS[measure]})")
 
 
 def _lanes(axes: "Axes", labels: Sequence[str]) -> None:

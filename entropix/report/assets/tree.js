@@ -196,11 +196,15 @@ function drawBranches(i) {
   if (!tree) return;
   const n = lengthOf(i);
   const box = at(`branch-tree-${i}`);
-  const unit = unitFor(n, Math.max(box.clientWidth, 320) - 4 * EDGE);
+  const room = Math.max(box.clientWidth, 320) - 4 * EDGE;
+  let unit = unitFor(n, room);
   const x = (step) => EDGE + step * unit;
   const endOf = (step, { tokens }) => x(step + tokens - 0.5);
   const spanOf = (step, path) => [x(step), endOf(step, path) + (2 + firstWords(path.text).length) * LETTER];
   const discarded = tree.forks.flatMap(({ step, paths }) => paths.filter(({ chosen }) => !chosen).map((path) => [step, path]));
+  const labelled = [...discarded, ...tree.returns.map((each) => [each.step, each])];
+  const overhang = Math.max(0, ...labelled.map(([step, path]) => spanOf(step, path)[1] - x(n)));
+  unit = unitFor(n, room - overhang); // so that the last labels have room too
   const below = lanes(discarded.map(([step, path]) => spanOf(step, path)));
   const above = lanes(tree.returns.map((each) => spanOf(each.step, each)));
   const laneOf = new Map(discarded.map(([, path], k) => [path, below[k]]));
