@@ -102,7 +102,7 @@ def _map(
     )
     figure.update_layout(
         xaxis={"title": titles[across], "type": "category", "showgrid": False},
-        yaxis={"title": titles[down], "type": "category", "showgrid": False},
+        yaxis={"title": {"text": titles[down], "standoff": 8}, "type": "category", "showgrid": False},
     )
     return figure
 

@@ -272,7 +272,7 @@ function drawPaths(i) {
   const [style, ends] = shading(rows.map(({ score }) => score));
   const box = at(`path-tree-${i}`);
   const longest = Math.max(...rows.map((row) => row.tokens));
-  const unit = unitFor(longest, Math.max(box.clientWidth, 480) - 4 * EDGE - LABEL);
+  const unit = unitFor(longest, Math.max(box.clientWidth, 320) - 4 * EDGE - LABEL);
   const x = (step) => EDGE + step * unit;
   const y = (row) => EDGE + rows[row].lane * ROW + 6;
   const bottom = EDGE + rows.length * ROW;
@@ -311,6 +311,7 @@ function drawPaths(i) {
 // All texts of a trace's paths; what a path has in common with the one that it parts from is pale.
 function showTexts(i) {
   const { rows, select } = traces[i].paths;
+  const several = rows.some(({ prompt }) => prompt !== rows[0].prompt);
   const articles = rows.map((path, k) => {
     const row = traces[i].rows[k];
     const n = row.token.length - (row.finish === "stop_token");
@@ -324,7 +325,7 @@ function showTexts(i) {
     return element(
       "article",
       { class: path.chosen ? "chosen" : "" },
-      element("h3", {}, `path ${k}${path.chosen ? " ◂ chosen" : ""}`),
+      element("h3", {}, `${several ? `prompt ${path.prompt + 1}, ` : ""}path ${k}${path.chosen ? " ◂ chosen" : ""}`),
       element("p", { class: "seed" }, told.join(", ")),
       element("p", {}, element("span", { class: "muted" }, pieces.slice(0, path.position).join("")), pieces.slice(path.position).join("")),
     );
