@@ -4,27 +4,14 @@ entropix --prompt "Why?"          python -m entropix.main --prompt "Why?"
 entropix compare --prompts ...    python -m entropix.compare --prompts ...
 """
 
+import difflib
 import importlib
 import sys
 from typing import NoReturn
 
 import entropix
 from entropix.console import cli
-
-# What is done by a word of its own: the module, and a line about it.
-COMMANDS = {
-    "main": ("main", "answer prompts, or chat; what is done without a COMMAND"),
-    "score": ("score", "metrics and log-probabilities of a given text"),
-    "compare": ("compare", "several samplers on the same prompts"),
-    "sweep": ("sweep", "every combination of a sampler's numbers"),
-    "calibrate": ("calibrate", "thresholds fitted to a model"),
-    "lm_eval": ("lm_eval", "tasks of lm-evaluation-harness, with any sampler"),
-    "report": ("report.__main__", "traces as one page, or as figures"),
-    "replay": ("replay", "a trace generated again and compared"),
-    "logprobs": ("logprobs", "a trace as OpenAI's logprobs"),
-    "download": ("download", "fetch the default model, or one of Hugging Face"),
-    "convert": ("convert", "GGUF files and Meta's originals to a folder for --weights"),
-}
+from entropix.console.commands import COMMANDS
 
 
 def main(prog: str = "entropix") -> NoReturn:
@@ -37,9 +24,17 @@ def _run(prog: str) -> int:
     if words[:1] == ["--version"]:
         return cli.run(lambda: print(f"entropix {entropix.__version__}"))
     if not words or words[0] in ("--help", "-h"):
-        listed = "".join(f"  {name:10} {about}\n" for name, (_, about) in COMMANDS.items())
+        listed = "".join(f"  {name:11} {about}\n" for name, (_, about) in COMMANDS.items())
         usage = f"usage: {prog} COMMAND [FLAGS]; {prog} COMMAND --help says more"
         return cli.run(lambda: print(f"{usage}\n\n{listed}", end="")) or (0 if words else 2)
+    if not words[0].startswith("-") and words[0] not in COMMANDS:
+        near = difflib.get_close_matches(words[0], COMMANDS, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"{prog} --help lists them."
+        print(
+            f"error: no command is called {words[0]!r}; {hint} A prompt stands behind --prompt",
+            file=sys.stderr,
+        )
+        return 2
     if words[0] not in COMMANDS:
         words = ["main", *words]
     module = importlib.import_module(f"entropix.{COMMANDS[words[0]][0]}")

@@ -12,17 +12,15 @@ are reported beside the others.
 Exit codes: 0 done; 1 bad input; 2 bad flags.
 """
 
-import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Annotated
 
 from tyro.conf import arg
 
-from entropix import config, distributed, presets, prompts, samplers
+from entropix import config, distributed, files, presets, prompts, samplers, tables
 from entropix.console import cli, signals
-from entropix.console.cli import DeviceFlags, Dtype, Text, Weights, flag
+from entropix.console.cli import DeviceFlags, Dtype, TableFile, Text, Weights, flag
 from entropix.lab.calibration.targets import Targets, check_targets, check_thresholds
 
 _PROG = "python -m entropix.calibrate"
@@ -55,7 +53,10 @@ class Flags:
     max_new_tokens: Annotated[int, flag("most tokens of an answer [tokens, at least 1]", "N", None)] = 128
     seed: Annotated[int, flag("of the answers [0 to 4294967295]", "N", None)] = 0
     out: Annotated[Text, flag("write the preset here", "FILE.toml")] = None
-    plot: Annotated[Text, flag("draw the observations and the strategies here", "FILE.png")] = None
+    plot: Annotated[
+        Text, flag("draw the observations and the strategies here", "FILE.png|FILE.svg|FILE.pdf")
+    ] = None
+    table: TableFile = None
 
 
 def main(args: Sequence[str] | None = None, prog: str = _PROG) -> None:
@@ -76,7 +77,7 @@ def _perform(flags: Flags) -> None:
     prompts_file = presets.shipped(PROMPTS) if both else flags.prompts
 
     # These take their time to import; --help and bad flags do not wait for them.
-    from entropix import backend, files
+    from entropix import backend
     from entropix.console import terminal
     from entropix.lab.calibration import fitting
 
@@ -104,8 +105,9 @@ def _perform(flags: Flags) -> None:
     if not distributed.is_first():
         return
     if flags.plot is not None:
-        with files.replacing(flags.plot) as temporary:
-            fitting.draw(result, model, temporary)
+        fitting.draw(result, model, flags.plot)
+    if flags.table is not None:
+        tables.write(flags.table, fitting.rows(result))
     if flags.out is not None:
         with files.replacing(flags.out) as temporary:
             temporary.write_text("\n".join(fitting.preset(result, model)) + "\n", encoding="utf-8")
@@ -113,19 +115,20 @@ def _perform(flags: Flags) -> None:
 
 def check(flags: Flags, targets: Targets) -> None:
     """Raises a ValueError for what no model could make right."""
+    from entropix.report import figures
+
     if flags.text is not None and flags.prompts is not None:
         raise ValueError("--text and --prompts each say what alone to observe; drop one of them, or both")
     check_targets(targets)
     config.from_mapping(
         config.GenerateConfig, {"max_new_tokens": flags.max_new_tokens, "seed": flags.seed}, "flags"
     )
-    for name, path, ending in (("--out", flags.out, ".toml"), ("--plot", flags.plot, ".png")):
-        if path is not None and not path.endswith(ending):
-            raise ValueError(f"{name} takes the name of a {ending} file, got {path!r}")
-        if path is not None and not Path(path).resolve().parent.is_dir():
-            raise ValueError(f"{name} {path}: the folder {Path(path).resolve().parent} does not exist")
-    if flags.plot is not None and importlib.util.find_spec("matplotlib") is None:
-        raise ValueError("--plot needs matplotlib: pip install matplotlib")
+    if flags.out is not None:
+        if not flags.out.endswith(".toml"):
+            raise ValueError(f"--out takes the name of a .toml file, got {flags.out!r}")
+        files.check_writable(flags.out, "a preset")
+    tables.check(flags.table)
+    figures.check(flags.plot)
 
 
 if __name__ == "__main__":

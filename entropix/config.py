@@ -198,10 +198,21 @@ _PARTS = {"rope_scaling": RopeScaling, "branching": BranchConfig, "backtracking"
 _INSTEAD = {"temp": "the sampler greedy always takes the likeliest token"}
 
 
+def nearest(name: str, known: Iterable[str]) -> list[str]:
+    """The known name that may be meant, if there is one: like the given one, or beginning like it."""
+
+    def likeness(other: str) -> tuple[float, float]:
+        alike = difflib.SequenceMatcher(None, name, other).ratio()
+        return max(alike, difflib.SequenceMatcher(None, name, other[: len(name)]).ratio()), alike
+
+    best = max(known, key=likeness, default=None)
+    return [] if best is None or likeness(best)[0] < 0.6 else [best]
+
+
 def suggestion(name: str, known: Iterable[str]) -> str:
     """The end of a sentence about an unknown name: the nearest known one, or all of them."""
     names = list(known)
-    near = difflib.get_close_matches(name, names, n=1)
+    near = nearest(name, names)
     return f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(names)}"
 
 
@@ -255,7 +266,7 @@ def from_mapping(
     fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
     for name in values:
         if name not in fields:
-            near = difflib.get_close_matches(name, fields, n=1)
+            near = nearest(name, fields)
             hint = f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(sorted(fields))}"
             raise ValueError(f"{source}: unknown field {name!r}{hint}")
     missing = [n for n, f in fields.items() if f.default is dataclasses.MISSING and n not in values]

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from entropix import config, distributed, files, presets, prompts, samplers
+from entropix import config, distributed, files, presets, prompts, samplers, tables
 from entropix.config import GenerateConfig
 from entropix.console import cli, coloring, signals
 from entropix.console.cli import Weights
@@ -100,6 +100,7 @@ def main(args: Sequence[str] | None = None, prog: str = _PROG) -> None:
         json=flags.json,
         as_completed=flags.as_completed,
         trace=None if flags.trace is None else Path(flags.trace),
+        table=None if flags.table is None else Path(flags.table),
     )
     distributed.from_first(lambda: _check_outputs(flags))
     if flags.dump_config is not None:
@@ -165,6 +166,7 @@ def _check_outputs(flags: Any) -> None:
     if flags.trace is not None:
         files.check_writable(flags.trace, "a trace")
         files.check_not_read(flags.trace, [flags.prompt_file] if flags.prompt_file else [])
+    tables.check(flags.table)
     if flags.profile is not None:
         backend.make_profile_folder(flags.profile)
 

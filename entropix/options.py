@@ -1,12 +1,11 @@
 """What can be asked of a generation in Python: the keywords of `generate`, `stream` and `prepare`, and their types."""
 
-import difflib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from typing import Any, NamedTuple, TypedDict, TypeVar
 
-from entropix.config import BacktrackConfig, BranchConfig, GenerateConfig
+from entropix.config import BacktrackConfig, BranchConfig, GenerateConfig, nearest
 from entropix.samplers import ResolvedSampler, RuleConfig, Sampler, users
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -99,9 +98,7 @@ def check_numbers(names: Sequence[str], sampler: ResolvedSampler) -> None:
         if name in own or users(name):
             continue
         known = [*own, *_GENERATION, *_GENERAL]
-        meant = (
-            [ELSEWHERE[name]] if ELSEWHERE.get(name) in known else difflib.get_close_matches(name, known, n=1)
-        )
+        meant = [ELSEWHERE[name]] if ELSEWHERE.get(name) in known else nearest(name, known)
         hint = (
             f"did you mean {meant[0]!r}?" if meant else f"the numbers of {sampler.name} are {', '.join(own)}"
         )

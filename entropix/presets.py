@@ -1,10 +1,9 @@
 """Configurations by name: the TOML files of configs/ and those of users."""
 
-import difflib
 from pathlib import Path
 
 from entropix import PACKAGE_ROOT
-from entropix.config import ModelConfig, from_mapping
+from entropix.config import ModelConfig, from_mapping, nearest
 from entropix.files import read_text, read_toml
 
 PUBLISHED = "entropix"
@@ -52,7 +51,7 @@ def preset_path(kind: str, name: str) -> Path:
 
 def unknown(kind: str, name: str, known: list[str]) -> str:
     """What to say of a name that is not known."""
-    near = difflib.get_close_matches(name, known, n=1)
+    near = nearest(name, known)
     hint = f"did you mean {near[0]!r}? There are" if near else "there are"
     files = "a .toml file" if kind == "models" else "a .toml file or a rule of yours, FILE.py:NAME"
     return f"no {kind[:-1]} preset {name!r}; {hint} {', '.join(known)}, or give {files}"

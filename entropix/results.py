@@ -34,6 +34,7 @@ class FinishReason(IntEnum):
 
 
 TokenRecord = dict[str, Any]
+CUT_OFF = (FinishReason.LENGTH, FinishReason.CONTEXT)  # ends that no answer chooses
 
 
 class TokenEvent(NamedTuple):
@@ -62,6 +63,12 @@ class Result:
     records: list[TokenRecord] = field(default_factory=list)
     finish: FinishReason = FinishReason.RUNNING
 
+    @property
+    def stopped(self) -> str:
+        """That it was stopped, how far it was and why, for the user."""
+        n = len(self.token_ids)
+        return f"stopped after {n} token{'s' * (n != 1)}: {self.finish.sentence}"
+
     def columns(self) -> dict[str, list[Any]]:
         """The records as columns, one entry a token, None where a record lacks the field: what
         `pandas.DataFrame` and `polars.DataFrame` take."""
@@ -77,6 +84,11 @@ class Result:
                 "to_dataframe needs pandas: pip install pandas; polars takes polars.DataFrame(result.columns())"
             ) from None
         return pandas.DataFrame(self.columns())
+
+
+def cut_off(results: Sequence[Result]) -> int:
+    """How many answers did not end by themselves, so that their lengths are not known."""
+    return sum(result.finish in CUT_OFF for result in results)
 
 
 def add(results: Sequence[Result] | Mapping[int, Result], event: TokenEvent) -> None:

@@ -9,7 +9,7 @@ from entropix import own_metrics
 from entropix.config import GenerateConfig
 from entropix.decoding import backtracking, branching
 from entropix.metrics import Metrics
-from entropix.results import Result
+from entropix.results import CUT_OFF, Result
 
 Line = tuple[str, str, str]  # of `--stats`: what, how much, in which unit
 
@@ -41,7 +41,8 @@ class Totals:
     """What the statistics of results are made of; the results themselves may go."""
 
     def __init__(self, results: Iterable[Result] = ()) -> None:
-        self.prompt_tokens = self.new_tokens = self.injected = 0
+        self.answers = self.prompt_tokens = self.new_tokens = self.injected = 0
+        self.cut_off = 0  # answers that did not end by themselves
         self.forks = 0  # places in the answers where several tokens were tried, but for tokens taken back
         self.retreats = 0  # times that tokens were taken back
         self._strategies: Counter[str] = Counter()
@@ -52,6 +53,8 @@ class Totals:
 
     def add(self, result: Result) -> None:
         """One more, whose records are all there."""
+        self.answers += 1
+        self.cut_off += result.finish in CUT_OFF
         self.prompt_tokens += len(result.prompt_ids)
         self.new_tokens += len(result.records)
         for record in result.records:
@@ -101,6 +104,7 @@ def stats(totals: Totals, strategies: Sequence[str], timing: Timing, asked: Gene
     rows = [
         ("prompt tokens", str(totals.prompt_tokens), ""),
         ("new tokens", str(totals.new_tokens), ""),
+        of_ends(totals),
         ("computed tokens", str(timing.computed_tokens), "with those that are in no answer"),
         ("time to first token", _number(timing.first_token), "s, compilation included"),
         ("forward passes", str(timing.forward_passes), ""),
@@ -110,6 +114,11 @@ def stats(totals: Totals, strategies: Sequence[str], timing: Timing, asked: Gene
         *of_tokens(totals, strategies),
     ]
     return as_text(rows)
+
+
+def of_ends(totals: Totals) -> Line:
+    """How many did not end by themselves: means over them are means over beginnings."""
+    return "cut off", str(totals.cut_off), f"of {totals.answers}, by max_new_tokens or a full context"
 
 
 def of_tokens(totals: Totals, strategies: Sequence[str]) -> list[Line]:

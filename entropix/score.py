@@ -8,8 +8,6 @@ Exit codes: 0 all texts were scored; 1 bad input; 2 bad flags; 128 + n after sig
 computed is printed.
 """
 
-import csv
-import io
 import json
 import sys
 from collections.abc import Iterator, Sequence
@@ -18,9 +16,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import arg
 
-from entropix import distributed, metric_labels, prompts
+from entropix import distributed, metric_labels, prompts, tables
 from entropix.console import cli, coloring, signals
-from entropix.console.cli import DeviceFlags, Dtype, Weights, flag
+from entropix.console.cli import DeviceFlags, Dtype, TableFile, Weights, flag
 
 if TYPE_CHECKING:
     from entropix.checkpoint.loading import Model
@@ -57,6 +55,7 @@ class Flags:
             hint=None,
         ),
     ] = "table"
+    table: TableFile = None
     allow_special: Annotated[
         bool, flag("read names of special tokens, like <|im_end|>, as these tokens instead of as plain text")
     ] = False
@@ -66,6 +65,7 @@ def main(args: Sequence[str] | None = None, prog: str = _PROG) -> None:
     """Does what the flags (by default those of the process) say. Raises a ValueError for bad input."""
     flags = cli.parse(Flags, args, prog, _DESCRIPTION)
     cli.join(flags)
+    distributed.from_first(lambda: tables.check(flags.table))
 
     # These take their time to import; --help and bad flags do not wait for them.
     from entropix import backend, scoring
@@ -77,20 +77,27 @@ def main(args: Sequence[str] | None = None, prog: str = _PROG) -> None:
     if flags.allow_special:
         terminal.note_beginning(model, texts)
     printed = Printed(flags.format, scoring.encode(model, texts, flags.allow_special))
-    read(model, printed)
+    read(model, printed, flags.table)
 
 
-def read(model: "Model", printed: "Printed") -> None:
-    """Reads all texts and prints what is found, with the time left on stderr where that is a terminal."""
+def read(model: "Model", printed: "Printed", table: str | None = None) -> None:
+    """Reads all texts and prints what is found, with the time left on stderr where that is a terminal.
+
+    table: where the same rows go when all texts, or those until a signal, are read.
+    """
     from entropix import scoring
     from entropix.console import terminal
 
-    n_tokens = sum(map(len, printed.rows))
+    n_tokens, rows = sum(map(len, printed.rows)), list[dict[str, Any]]()
     with terminal.progress("reading", n_tokens) as advance:
         for piece in signals.until_signal(scoring.read(model, printed.rows)):
             advance(len(piece.records))
             printed.add(piece.text, piece.records)
+            if table is not None:
+                rows += [{"document": piece.text, **record} for record in piece.records]
     printed.close()
+    if table is not None:
+        tables.write(table, sorted(rows, key=lambda row: row["document"]))
     if printed.n_records < n_tokens:
         raise signals.ended()
 
@@ -153,7 +160,7 @@ class Printed:
             head = [f"{'position':>8}", f"{'token':{_TEXT_WIDTH}}", f"{'next':{_TEXT_WIDTH}}", *self._heads]
             return [*title, "  ".join(head)]
         if self._form == "csv" and text == 0:
-            return [_row([*self._place(text), *_PLACE, *self._numbers[1:]])]
+            return [tables.line([*self._place(text), *_PLACE, *self._numbers[1:]])]
         return []
 
     def _lines(self, text: int, records: "list[Record]") -> Iterator[str]:
@@ -162,7 +169,9 @@ class Printed:
             if self._form == "jsonl":
                 yield cli.json_line(place | record, allow_nan=False)
             elif self._form == "csv":
-                yield _row([*place.values(), *(record[name] for name in (*_PLACE, *self._numbers[1:]))])
+                yield tables.line(
+                    [*place.values(), *(record[name] for name in (*_PLACE, *self._numbers[1:]))]
+                )
             else:
                 cells = [
                     f"{'-' if record[name] is None else format(record[name], '.4f'):>{len(head)}}"
@@ -186,13 +195,6 @@ class Printed:
 
 def _print(lines: "Sequence[str] | Iterator[str]", stream: Any = None) -> None:
     print("".join(f"{line}\n" for line in lines), end="", file=stream or sys.stdout, flush=True)
-
-
-def _row(cells: Sequence[Any]) -> str:
-    """A line of CSV."""
-    line = io.StringIO()
-    csv.writer(line, lineterminator="").writerow(cells)
-    return line.getvalue()
 
 
 def _quoted(text: str | None) -> str:

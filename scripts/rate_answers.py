@@ -5,7 +5,7 @@
 
 All samplers draw with the same random numbers. The table has, for each file of questions, the share of right answers
 (the mean over seeds), the smallest and the largest share of a seed, and how many different answers there are of as many
-as there are seeds. --show prints every answer.
+as there are seeds, and the share of answers that were cut off. --show prints every answer.
 """
 
 import dataclasses
@@ -13,13 +13,14 @@ from collections.abc import Iterator
 from statistics import mean
 from typing import Annotated, Any
 
-from entropix import presets, samplers
+from entropix import presets, results, samplers
 from entropix.checkpoint import loading
 from entropix.checkpoint.loading import Model
 from entropix.console import cli
 from entropix.console.cli import flag
 from entropix.lab import questions
 from entropix.lab.questions import Question
+from entropix.results import Result
 from entropix.samplers import ResolvedSampler
 
 
@@ -41,8 +42,8 @@ class Args:
     show: Annotated[bool, flag("print every answer, as a JSON object a line")] = False
 
 
-def answers(model: Model, sampler: ResolvedSampler, asked: list[Question], args: Args) -> list[list[str]]:
-    """The texts, by question and seed."""
+def answers(model: Model, sampler: ResolvedSampler, asked: list[Question], args: Args) -> list[list[Result]]:
+    """By question and seed."""
     from entropix import batching, generation
 
     cells = [(question, seed) for question in asked for seed in range(args.seeds)]
@@ -55,21 +56,22 @@ def answers(model: Model, sampler: ResolvedSampler, asked: list[Question], args:
         max_new_tokens=args.max_new_tokens,
         branching={"paths": args.branch},
     )
-    texts = [""] * len(cells)
+    found = [Result(ids) for ids in request.prompt_ids]
     for event in batching.ContinuousBatch(request, args.batch).run():
-        texts[event.row] += event.text
-    return [texts[start : start + args.seeds] for start in range(0, len(texts), args.seeds)]
+        results.add(found, event)
+    return [found[start : start + args.seeds] for start in range(0, len(found), args.seeds)]
 
 
-def rated(asked: list[Question], texts: list[list[str]]) -> dict[str, Any]:
+def rated(asked: list[Question], found: list[list[Result]]) -> dict[str, Any]:
     """The figures of one file and one sampler."""
-    right = [[question.is_right(text) for text in row] for question, row in zip(asked, texts, strict=True)]
+    right = [[question.is_right(r.text) for r in row] for question, row in zip(asked, found, strict=True)]
     by_seed = [mean(column) for column in zip(*right, strict=True)]
     return {
         "right": mean(by_seed),
         "least": min(by_seed),
         "most": max(by_seed),
-        "different": mean(len(set(row)) for row in texts),
+        "different": mean(len({result.text for result in row}) for row in found),
+        "cut_off": mean(results.cut_off(row) / len(row) for row in found),
     }
 
 
@@ -81,13 +83,17 @@ def rows(args: Args) -> Iterator[tuple[str, str, dict[str, Any]]]:
         for file in args.files.split(","):
             known = presets.shipped("questions") / f"{file}.jsonl"
             asked = questions.read(known if known.is_file() else file)
-            texts = answers(model, sampler, asked, args)
+            found = answers(model, sampler, asked, args)
             if args.show:
-                for question, row in zip(asked, texts, strict=True):
-                    for seed, text in enumerate(row):
-                        told = {"sampler": name, "prompt": question.prompt, "seed": seed, "text": text}
-                        print(cli.json_line(told | {"right": question.is_right(text)}))
-            yield name, file, rated(asked, texts)
+                for question, row in zip(asked, found, strict=True):
+                    for seed, result in enumerate(row):
+                        told = {"sampler": name, "prompt": question.prompt, "seed": seed, "text": result.text}
+                        ended = {
+                            "right": question.is_right(result.text),
+                            "finish": result.finish.name.lower(),
+                        }
+                        print(cli.json_line(told | ended))
+            yield name, file, rated(asked, found)
 
 
 def main() -> None:
@@ -96,12 +102,12 @@ def main() -> None:
 
     args = cli.parse(Args, None, None, __doc__)
     backend.use_compilation_cache()
-    print(f"{'sampler':40} {'questions':16} {'right':>6} {'of a seed':>14} {'different':>10}", flush=True)
+    head = f"{'sampler':40} {'questions':16} {'right':>6} {'of a seed':>14} {'different':>10} {'cut off':>8}"
+    print(head, flush=True)
     for name, file, found in rows(args):
         spread = f"{found['least']:.3f} to {found['most']:.3f}"
-        print(
-            f"{name:40} {file:16} {found['right']:6.3f} {spread:>14} {found['different']:10.2f}", flush=True
-        )
+        ends = f"{found['different']:10.2f} {found['cut_off']:8.3f}"
+        print(f"{name:40} {file:16} {found['right']:6.3f} {spread:>14} {ends}", flush=True)
 
 
 if __name__ == "__main__":

@@ -65,7 +65,7 @@ def main(words: Sequence[str] | None = None) -> None:
     model = running.dated(terminal.load(args.weights, args.dtype, args.devices), args.out)
     whole = file.grid(asked, model, args.batch, part)
     page = Path(args.out) / command.PAGE if args.report else None
-    command.complete(model, whole, args.out, page, args.grid.stem)
+    command.complete(model, whole, args.out, command.Written(page), args.grid.stem)
 
 
 def read_part(text: str) -> tuple[int, int]:

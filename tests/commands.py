@@ -15,7 +15,14 @@ from entropix.results import TokenEvent
 
 # Thresholds amid what the toy's random weights give, so that there are several strategies.
 MIXED = ("--low-vent-thresh", "2.3", "--high-ent-thresh", "7.1", "--high-vent-thresh", "2.6")
-STOPPED = "stopped: max_new_tokens was reached\n"
+
+
+def stopped(n_tokens: int) -> str:
+    """What is said of an answer that reached its limit."""
+    return f"stopped after {n_tokens} tokens: max_new_tokens was reached\n"
+
+
+STOPPED = stopped(12)
 
 
 class Ended(NamedTuple):

@@ -345,7 +345,7 @@ def test_a_plot_without_matplotlib_says_what_to_install(
 ) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     code, _, errors = command("--plot", "picture.png")
-    assert (code, errors) == (1, "error: --plot needs matplotlib: pip install matplotlib\n")
+    assert (code, errors) == (1, "error: picture.png: a figure needs matplotlib: pip install matplotlib\n")
 
 
 def test_a_file_appears_only_when_it_is_whole(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Annotated
 import pytest
 import tyro
 
+import entropix
 from entropix import PACKAGE_ROOT
 from entropix.console import cli
 from entropix.console.cli import run
@@ -87,6 +88,11 @@ def test_flags_are_read(args: list[str], flags: Flags) -> None:
         (["--raw", "-x"], "there is no flag -x; --help lists all"),
         (["--prompt", "-x"], "--prompt needs a value; one that begins with a dash is written --prompt=-x"),
         (["--prompt", "--x"], "--prompt needs a value; one that begins with a dash is written --prompt=--x"),
+        (["Why?"], "no flag comes before 'Why?'; a value of several words stands in quotes"),
+        (
+            ["--raw", "--prompt", "a", "b"],
+            "no flag comes before 'b'; a value of several words stands in quotes",
+        ),
     ],
 )
 def test_flags_that_do_not_exist_end_with_2_and_a_hint(
@@ -95,6 +101,36 @@ def test_flags_that_do_not_exist_end_with_2_and_a_hint(
     with pytest.raises(SystemExit) as end:
         parse(*args)
     assert (end.value.code, *capsys.readouterr()) == (2, "", f"error: {message}\n")
+
+
+@dataclass(frozen=True, kw_only=True)
+class NeededFlags:
+    texts: Annotated[tuple[str, ...], cli.flag("what is read", "FILE...")]
+    out: Annotated[str, tyro.conf.arg(aliases=["-o"], help="where it goes", metavar="DIR")]
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ([], "missing: --texts FILE..., --out DIR; --help says more"),
+        (["--texts", "a", "b"], "missing: --out DIR; --help says more"),
+        (["a b"], "no flag comes before 'a b'; did you mean --texts 'a b'?"),
+    ],
+)
+def test_flags_that_must_be_there_are_named(
+    args: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        cli.parse(NeededFlags, args, "prog", "")
+    assert (end.value.code, *capsys.readouterr()) == (2, "", f"error: {message}\n")
+    given = cli.parse(NeededFlags, ["--texts", "a", "b", "-o", "c"], "prog", "")
+    assert given == NeededFlags(texts=("a", "b"), out="c")
+
+
+def test_every_command_tells_its_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        cli.parse(NeededFlags, ["--version"], "prog", "")
+    assert (end.value.code, *capsys.readouterr()) == (0, f"entropix {entropix.__version__}\n", "")
 
 
 def test_after_a_signal_the_process_ends_without_taking_anything_down() -> None:

@@ -187,7 +187,7 @@ def test_stdout_is_the_answer_and_stderr_the_rest(ran: Ran) -> None:
         "sampler: entropix-smollm2-135m-instruct, chosen for this model; --sampler entropix has"
     )
     assert "\nseed: 1\n" in ran.err
-    assert ("stopped: " in ran.err) == (result.finish != FinishReason.STOP_TOKEN)
+    assert ("stopped after " in ran.err) == (result.finish != FinishReason.STOP_TOKEN)
     assert re.search(r"^speed +[\d.]+  tokens/s after the first chunk$", ran.err, re.MULTILINE)
 
 

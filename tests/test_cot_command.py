@@ -50,7 +50,7 @@ def test_the_chosen_text_is_printed_and_the_table_goes_to_stderr(
     assert [line.split()[:2] for line in err.splitlines() if line.startswith("→")] == [
         ["→", str(told["chosen"])]
     ]
-    assert ("stopped: max_new_tokens was reached\n" in err) == (chosen["finish"] == "length")
+    assert (": max_new_tokens was reached\n" in err) == (chosen["finish"] == "length")
     assert chosen["finish"] == "length"
     for name, number in (("tokens kept", "kept_tokens"), ("tokens computed", "computed_tokens")):
         assert any(line.split()[:3] == [*name.split(), str(told[number])] for line in err.splitlines())

@@ -205,7 +205,7 @@ def test_answers_come_in_the_order_of_the_prompts_with_their_paths(
     assert (
         shown is not None
         and shown["why"].startswith("Prompt 1: path ")
-        and " Prompt 2: path " in shown["why"]
+        and "\nPrompt 2: path " in shown["why"]
     )
     assert shown["summary"].startswith("6 paths of 2 prompts;")
 

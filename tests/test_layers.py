@@ -14,13 +14,13 @@ import entropix
 # fmt: off
 WINGS = [
     "config", "paths", "distributed", "numerics", "results",
-    "files", "backend", "sharding", "presets", "prompts",
+    "files", "tables", "backend", "sharding", "presets", "prompts",
     "metrics", "own_metrics", "metric_labels", "filters", "samplers",
     "model", "checkpoint", "decoding",
     "records", "stream_text", "options", "batching", "generation", "scoring", "inspection", "cot", "tpu",
     "trace_schema", "trace", "run_statistics", "console",
     "replay", "logprobs", "report", "score", "lab",
-    "main", "__main__", "calibrate", "compare", "sweep", "lm_eval", "download", "convert",
+    "main", "__main__", "calibrate", "compare", "sweep", "lm_eval", "download", "convert", "completion",
 ]
 # fmt: on
 PLACE = {name: place for place, name in enumerate(WINGS)}

@@ -222,7 +222,7 @@ def test_the_whole_answer_is_on_the_final_screen(
     code = run_on(screen, monkeypatch, toy_folder, "--prompt", "Why?", *flags)
     legend = screen.lines()[-2:]
     assert code == 0 and "flow " in legend[0] and "adaptive " in legend[1]
-    expected.stream.write(f"seed: 1\n{''.join(WORDS)}\n{commands.STOPPED}")
+    expected.stream.write(f"seed: 1\n{''.join(WORDS)}\n{commands.stopped(40)}")
     assert screen.lines()[:-2] == expected.lines()
     assert (b"40 tokens, " in screen.written) == (not flags)
 
@@ -242,8 +242,8 @@ def test_ctrl_c_leaves_the_answer_and_no_bar(
     commands.interrupt_after(monkeypatch, 6)
     assert run_on(screen, monkeypatch, toy_folder, "--prompt", "Why?", "--color", "never") == 130
     lines = screen.lines()
-    assert lines[-2:] == ["stopped: it was interrupted", "interrupted"]
-    assert "tokens" not in "".join(lines)
+    assert lines[-2:] == ["stopped after 6 tokens: it was interrupted", "interrupted"]
+    assert "tokens" not in "".join(lines[:-2])
     assert b"6 tokens" in screen.written
 
 
@@ -256,7 +256,7 @@ def test_the_bar_is_there_and_goes_where_stdout_is_no_terminal(
         patched.setattr(sys, "stderr", screen.stream)
         main(["--weights", toy_folder, "--prompt", "Why?", "--seed", "1", "--max-new-tokens", "8"])
     assert b"1 tokens" in screen.written
-    assert screen.lines() == ["seed: 1", commands.STOPPED.strip()]
+    assert screen.lines() == ["seed: 1", commands.stopped(8).strip()]
     assert capsys.readouterr().out == "".join(WORDS[:8]) + "\n"
 
 

@@ -30,7 +30,7 @@ def no_loading(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        ([], "missing required argument group"),
+        ([], "nothing is asked; give one of --prompt, --prompt-file, --chat"),
         (["--prompt", "a", "--chat"], "not allowed together"),
         (["--prompt", "a", "--prompt-file", "b"], "not allowed together"),
         (["--prompt"], "missing value"),

@@ -13,6 +13,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import results
 import traces
 from PIL import Image
 
@@ -22,7 +23,7 @@ from entropix.metrics import Metrics
 from entropix.report import figures, packing, page, shell
 from entropix.report.__main__ import main
 from entropix.report.align import align, first_difference
-from entropix.report.regions import RULES, regions
+from entropix.report.regions import RULES, limits, regions
 from entropix.samplers.entropix import STRATEGIES, THRESHOLDS, SamplerConfig, choose
 
 # ----- alignment --------------------------------------------------------------------------------------------
@@ -72,7 +73,7 @@ def test_traces_are_aligned_by_bytes_and_only_for_the_same_prompt(tmp_path: Path
 
 
 def unpacked_heads(packed: dict[str, Any]) -> np.ndarray:
-    levels = np.frombuffer(base64.b64decode(packed["levels"]), "<u2").astype(np.float64)
+    levels = np.frombuffer(base64.b64decode(packed["levels"]), np.uint8).astype(np.float64)
     levels[levels == packing.NOT_A_NUMBER] = np.nan
     return (
         levels.reshape(-1, packed["layers"], packed["heads"]) / (packing.NOT_A_NUMBER - 1) * packed["largest"]
@@ -89,7 +90,7 @@ def test_head_entropies_come_back_within_half_a_step() -> None:
     ]
     packed = packing.pack_heads(records)
     assert packed is not None
-    np.testing.assert_allclose(unpacked_heads(packed), bits_nLN, rtol=0, atol=0.5 * 11 / 65534 + 1e-12)
+    np.testing.assert_allclose(unpacked_heads(packed), bits_nLN, rtol=0, atol=0.5 * 11 / 254 + 1e-12)
 
 
 @pytest.mark.parametrize("value", [0.0, 1e-7])
@@ -258,6 +259,23 @@ def test_differences_in_parts_are_told_one_by_one_and_what_is_only_recorded_is_n
         "branching paths 4, branching strategies flow explore",
         "branching paths 1, branching strategies none",
     ]
+
+
+def test_a_rule_is_not_told_numbers_that_it_has_not(tmp_path: Path) -> None:
+    paths = [
+        traces.write(tmp_path / f"{i}.jsonl", traces.tokens("a"), sampler_config=numbers)
+        for i, numbers in enumerate(({"temp": 0.3, "top_k": 27}, {"temp": 1.0, "min_p": 0.1}))
+    ]
+    found = page.differences([named.trace for named in page.read(paths)])
+    assert found == ["temp 0.3, top_k 27", "temp 1.0, min_p 0.1"]
+
+
+@pytest.mark.parametrize(("high_ent_thresh", "right"), [(5.0, 5.775), (8.0, 9.24), (100.0, 2.1)])
+def test_a_threshold_out_of_reach_does_not_stretch_the_plane(high_ent_thresh: float, right: float) -> None:
+    """As the preset of the default model has one, to turn strategies off."""
+    header = {"sampler": "entropix", "sampler_config": {"high_ent_thresh": high_ent_thresh}}
+    result = results.result(results.record("flow", logits_entropy=2.0, logits_varentropy=10.0))
+    assert limits([header], [result]) == (pytest.approx(right), pytest.approx(10.5))
 
 
 def test_a_page_in_the_place_of_a_trace_is_refused(tmp_path: Path, run_command: Any) -> None:

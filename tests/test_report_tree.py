@@ -390,3 +390,44 @@ def test_texts_of_paths_stand_side_by_side_and_what_they_share_is_pale(page: Pag
     ]
     assert page.locator("#path-texts-0 .chosen h3").inner_text() == "path 1 ◂ chosen"
     assert page.locator("#path-key-0").text_content() == "answer margin Δ: 0.50.75"
+
+
+@pytest.mark.browser
+def test_paths_of_several_prompts_are_told_apart_and_each_prompt_has_its_sentence(
+    browser: Browser, tmp_path: Path
+) -> None:
+    paths = [
+        traces.path(answer, {"majority": 1.0, "answer-margin": margin}, chosen=chosen) | {"prompt": prompt}
+        for prompt, answer, margin, chosen in (
+            (0, "18", 0.5, False),
+            (0, "17", 0.75, True),
+            (1, "3", 0.25, True),
+            (1, None, None, False),
+        )
+    ]
+    rows = [traces.tokens(TEXTS[:n]) for n in (6, 5, 4, 3)]
+    trace = traces.write(
+        tmp_path / "a.jsonl", *rows, paths=paths, selection=traces.selection("answer-margin")
+    )
+    watched = opened(browser, tmp_path, trace)
+    page = watched.page
+    assert [row[:3] for row in cells(page, "#paths-0 tbody tr")] == [
+        ["0", "prompt 1", "18"],
+        ["1 ◂", "prompt 1", "17"],
+        ["2 ◂", "prompt 2", "3"],
+        ["3", "prompt 2", "–"],
+    ]
+    first, second, total = page.locator(".why").first.inner_text().split("\n")
+    assert first.startswith("Prompt 1: path 1 was chosen") and second.startswith(
+        "Prompt 2: path 2 was chosen"
+    )
+    assert total.startswith("4 paths of 2 prompts")
+    assert page.locator("#path-texts-0 h3").all_inner_texts() == [
+        "prompt 1, path 0",
+        "prompt 1, path 1 ◂ chosen",
+        "prompt 2, path 2 ◂ chosen",
+        "prompt 2, path 3",
+    ]
+    assert page.locator("#path-tree-0 .item").count() == 4
+    page.close()
+    assert watched.complaints == []

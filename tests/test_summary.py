@@ -85,6 +85,23 @@ def test_differences_are_told_with_their_size_and_what_could_have_been_seen() ->
     assert found.cut_off == 3 and found.as_json()["cut_off"] == 3
 
 
+def test_lengths_that_the_limit_made_have_no_interval_and_the_table_says_how_many_there_are() -> None:
+    def lines_of(finish: str) -> list[Any]:
+        lines = [answer("x", prompt, 0, [1, 2]) for prompt in range(3)]
+        return lines + [answer("y", prompt, 0, [3, 4], finish=finish) for prompt in range(3)]
+
+    for finish, length, said in (
+        ("length", "all cut off", "6 of 6 answers were cut off by the limit: "),
+        ("stop_string", "+0.0..+0.0", "3 of 6 answers were cut off by the limit: "),
+    ):
+        summaries = summarize(["x", "y"], lines_of(finish), [])
+        assert summary.interval(summaries[1], "length", summaries[0]) == length
+        assert summary.interval(summaries[1], "self-BLEU", summaries[0]) == "-"
+        assert any(line.startswith(said) for line in summary.tables(summaries))
+    [alone] = summarize(["y"], lines_of("stop_string"), [])
+    assert summary.limit_said([alone]) == ""
+
+
 def test_a_table_has_a_line_for_each_variant_and_dashes_for_what_is_not_there() -> None:
     lines = [answer("x", 0, 0, [1, 2]), answer("yy", 0, 0, [1, 1], strategies={"yy": 2})]
     table = summary.tables(summarize(["x", "yy"], lines, [{"variant": "x", "tokens": 9, "seconds": 2}]))
@@ -119,11 +136,12 @@ def test_a_table_has_a_line_for_each_variant_and_dashes_for_what_is_not_there() 
         "-",
         "-",
     ]
-    assert table[5].split() == ["minus", "x", *summary.MEASURES]
-    assert table[6].split() == ["yy", *["-"] * 7]
-    assert table[8].split() == ["strategies", "a", "b"]
-    assert table[9].split() == ["x", "100.0%", "0.0%"]
-    assert len(table) == 10
+    assert table[3].startswith("2 of 2 answers were cut off")
+    assert table[6].split() == ["minus", "x", *summary.MEASURES]
+    assert table[7].split() == ["yy", "all", "cut", "off", *["-"] * 6]
+    assert table[9].split() == ["strategies", "a", "b"]
+    assert table[10].split() == ["x", "100.0%", "0.0%"]
+    assert len(table) == 11
 
 
 def test_without_a_speed_there_is_a_sentence_instead_of_the_column() -> None:

@@ -136,7 +136,7 @@ def test_a_stop_string_ends_the_answer_and_is_no_part_of_it(command: Command) ->
     whole = command("--prompt", "Why?").out
     ended = command("--prompt", "Why?", "--stop", "none such", "--stop", whole[4:6])
     assert ended.out == whole[: whole.index(whole[4:6])] + "\n"
-    assert ended.err == "seed: 1\nstopped: a stop string appeared\n"
+    assert ended.err == "seed: 1\nstopped after 6 tokens: a stop string appeared\n"
 
 
 def test_the_prompts_are_not_written_over_by_their_trace(command: Command, prompt_file: str) -> None:

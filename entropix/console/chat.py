@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from entropix import files, samplers, trace
+from entropix import files, samplers, tables, trace
 from entropix.checkpoint.loading import Model
 from entropix.console import signals, terminal
 from entropix.console.terminal import Show, note
@@ -58,7 +58,9 @@ class Chat:
         """
         try:
             request = prepare(self.model, self.messages(said), **self.options)
-            [result] = terminal.answer(request, dataclasses.replace(self.show, trace=None), self._session)
+            [result] = terminal.answer(
+                request, dataclasses.replace(self.show, trace=None, table=None), self._session
+            )
         except ValueError as error:
             note(f"error: {error}; this turn does not count")
             return
@@ -68,8 +70,10 @@ class Chat:
                 raise signals.ended()
             self._session = Session(self.model, 1)
 
-    def write_trace(self) -> None:
-        """One row a turn, if a trace is wanted and there is one."""
+    def write(self) -> None:
+        """The trace and the table that are wanted, if there was a turn: one row of a trace a turn."""
+        if self.show.table is not None and self.turns:
+            tables.write(self.show.table, tables.tokens([turn.result for turn in self.turns]))
         if self.show.trace is not None and self.turns:
             prompt_ids = [turn.request.prompt_ids[0] for turn in self.turns]
             whole = dataclasses.replace(self.turns[-1].request, prompt_ids=prompt_ids)
@@ -155,7 +159,7 @@ def chat(model: Model, system: str | None, options: dict[str, Any], show: Show) 
             while (line := _next_line()) is not None:
                 obey(conversation, line)
     finally:
-        conversation.write_trace()
+        conversation.write()
 
 
 def obey(conversation: Chat, line: str) -> None:

@@ -1,8 +1,6 @@
 """What every command shares: how its flags are read and how it ends."""
 
 import contextlib
-import dataclasses
-import difflib
 import inspect
 import io
 import itertools
@@ -17,17 +15,20 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, TypeVar, get_type_hints
+from typing import Annotated, Any, NoReturn, TypeVar
 
 import tyro
 
+import entropix
 from entropix import distributed
 from entropix.console.signals import Ended
+from entropix.console.words import VERSION, spelled, wrong
 from entropix.distributed import HEARTBEAT_SECONDS, START_SECONDS
 
 Flags = TypeVar("Flags")
 _SIGNALLED = 128  # an exit code above it tells of a signal, as shells count
-_SAID_BY_PYTHON = {  # of a flag's value
+_SAID_BY_OTHERS = {  # of flags and their values
+    "Missing required argument group:": "nothing is asked; give one of",
     "invalid literal for int() with base 10:": "expected a whole number, got",
     "could not convert string to float:": "expected a number, got",
 }
@@ -66,6 +67,9 @@ Text = Annotated[str | None, _text(str, "TEXT")]
 DtypeName = Annotated[str | None, _one_of("float32", "bfloat16", "float16")]
 Weights = Annotated[
     Text, flag("a name below weights/ or a checkpoint folder", "NAME|DIR", "(default: smollm2-135m-instruct)")
+]
+TableFile = Annotated[
+    Text, flag("write the rows as a table here too, CSV or Parquet by the ending", "FILE.csv|FILE.parquet")
 ]
 Dtype = Annotated[DtypeName, flag("of the weights", hint="(default: float32 on CPU, else bfloat16)")]
 
@@ -114,11 +118,6 @@ def describe(metadata: Mapping[str, Any]) -> str:
     return metadata["help"] + (f" [{', '.join(facts)}]" if facts else "")
 
 
-def spelled(name: str) -> str:
-    """The flag of a field, as it is typed."""
-    return f"--{name.replace('_', '-')}"
-
-
 def parse(
     flags: type[Flags],
     args: Sequence[str] | None,
@@ -132,10 +131,13 @@ def parse(
     the command; None is the script's name. description: a line that comes before the flags in the help, and paragraphs
     that come after them, of which indented ones keep their lines; examples: the first paragraph that is indented comes
     before them too. Ends the process with 2, after a message on stderr,
-    for flags that do not exist and values of the wrong type, with 0 after --help.
+    for flags that do not exist, stray words and values of the wrong type, with 0 after --help and --version.
     """
     words = sys.argv[1:] if args is None else list(args)
-    if error := _misspelt(words, dict(takes_value(flags))):
+    if VERSION in words:
+        print(f"entropix {entropix.__version__}")
+        sys.exit(0)
+    if error := wrong(words, flags):
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     style = (tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes)
@@ -170,7 +172,7 @@ def _without_box(text: str) -> str:
     parts = [" ".join(group) for border, group in _grouped(lines, is_border) if not border]
     title_stands_alone = bool(lines) and not lines[0].startswith("╭")
     sentence = parts[title_stands_alone and len(parts) > 1].replace("• ", "").rstrip(".") if parts else text
-    for said, meant in _SAID_BY_PYTHON.items():
+    for said, meant in _SAID_BY_OTHERS.items():
         sentence = sentence.replace(said, meant)
     return (sentence[:1].lower() + sentence[1:]).removeprefix("error parsing ")
 
@@ -278,45 +280,3 @@ def leave(code: int) -> NoReturn:
                 stream.flush()
         os._exit(code)
     sys.exit(code)
-
-
-def takes_value(flags: Any) -> Iterator[tuple[str, bool]]:
-    """(name as typed, whether a value follows) of every flag."""
-    yield from (("--help", False), ("-h", False))
-    hints, annotated = get_type_hints(flags), get_type_hints(flags, include_extras=True)
-    for field in dataclasses.fields(flags):
-        if dataclasses.is_dataclass(hints[field.name]):
-            yield from takes_value(hints[field.name])
-        elif field.default is True:
-            yield spelled(f"no_{field.name}"), False
-        else:
-            notes = getattr(annotated[field.name], "__metadata__", ())
-            aliases = [alias for note in notes for alias in getattr(note, "aliases", None) or ()]
-            for name in (spelled(field.name), *aliases):
-                yield name, hints[field.name] is not bool
-
-
-def _misspelt(words: Sequence[str], takes_value: Mapping[str, bool]) -> str | None:
-    """What is wrong with the first word that looks like a flag and is none.
-
-    tyro would complain first of what is missing, which with a misspelt name is the wrong thing to hear.
-    """
-    for before, word in zip(["", *words], words, strict=False):
-        name = word.partition("=")[0].replace("_", "-")
-        if not word.startswith("-") or word == "-" or name in takes_value or _is_number(word):
-            continue
-        if takes_value.get(before.replace("_", "-"), False):
-            return f"{before} needs a value; one that begins with a dash is written {before}={word}"
-        near = difflib.get_close_matches(name, takes_value, n=1)
-        return f"there is no flag {word.partition('=')[0]}; " + (
-            f"did you mean {near[0]}?" if near else "--help lists all"
-        )
-    return None
-
-
-def _is_number(word: str) -> bool:
-    try:
-        float(word)
-    except ValueError:
-        return False
-    return True

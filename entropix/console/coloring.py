@@ -52,7 +52,8 @@ def read_choice(text: str) -> Choice:
     when = [word for word in words if word in WHEN]
     strange = [word for word in words if word not in (*known, *WHEN)]
     if strange:
-        near = difflib.get_close_matches(strange[0], (*known, *WHEN), n=1)
+        within = [name for name in known if strange[0] in name]  # as entropy in logits_entropy
+        near = within or difflib.get_close_matches(strange[0], (*known, *WHEN), n=1)
         hint = f"did you mean {near[0]}?" if near else f"there are {', '.join((*known, *WHEN))}"
         raise ValueError(f"--color {text}: unknown word {strange[0]!r}; {hint}")
     if len(what) > 1 or len(when) > 1:

@@ -11,7 +11,7 @@ from tyro.conf import UseAppendAction, arg
 
 from entropix import config, presets, samplers
 from entropix.config import GenerateConfig
-from entropix.console import cli
+from entropix.console import cli, words
 from entropix.console.cli import DeviceFlags, Dtype, Text, Weights, flag
 from entropix.console.path_flags import PathFlags
 from entropix.console.search_flags import BacktrackFlags, BranchFlags
@@ -110,6 +110,13 @@ class OutputFlags:
         Text,
         flag("write every token with all its metrics to this file (see docs/trace.md)", "FILE.jsonl"),
     ] = None
+    table: Annotated[
+        Text,
+        flag(
+            "write the same tokens as a table, a row each, CSV or Parquet by the ending",
+            "FILE.csv|FILE.parquet",
+        ),
+    ] = None
     dump_config: Annotated[
         Text,
         flag(
@@ -153,7 +160,7 @@ class Flags:
 
 
 _PLAIN, _LATER = ("ask", "length", "output", "model"), ("paths", "branches", "backtracks", "devices")
-GENERAL = frozenset(name for flags in (Flags, Preset) for name, _ in cli.takes_value(flags))
+GENERAL = frozenset(name for flags in (Flags, Preset) for name in words.known(flags))
 
 
 def flat(flags: Any) -> Any:

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
 
-from entropix import run_statistics, trace
+from entropix import run_statistics, tables, trace
 from entropix.config import BATCH_ROWS
 from entropix.console import cli, coloring, signals, terminal
 from entropix.console.terminal import Show
@@ -22,7 +22,7 @@ from entropix.cot.parallel import CotPath, CotResult
 from entropix.cot.plan import Plan
 from entropix.decoding import inputs
 from entropix.decoding.request import GenerationRequest
-from entropix.results import FinishReason
+from entropix.results import FinishReason, cut_off
 
 _SHOWN = 24  # characters of an answer in the table
 _WIDTH = 160  # characters of the table where stderr is no terminal
@@ -51,6 +51,13 @@ def answer(
     finally:
         if show.trace is not None and results:
             write_trace(show.trace, results)
+        if show.table is not None:
+            places = [
+                {"prompt": number, "path": path, "chosen": path == result.chosen}
+                for number, result in enumerate(results)
+                for path in range(len(result.paths))
+            ]
+            tables.write(show.table, tables.tokens([p.result for r in results for p in r.paths], places))
     if show.stats:
         terminal.note(stats(results, batches.n_passes, time.perf_counter() - start))
         terminal.note_devices(request.model)
@@ -213,7 +220,7 @@ def notes(result: CotResult, n_scores: int) -> Iterator[str]:
     """What the table, with so many of the scores, does not say."""
     finish = result.winner.result.finish
     if finish not in (FinishReason.STOP_TOKEN, FinishReason.NAN):
-        yield f"stopped: {finish.sentence}"
+        yield result.winner.result.stopped
     if finish == FinishReason.INTERRUPTED and not any(path.result.records for path in result.paths):
         return  # there was nothing to choose from
     if n_scores < len(selection.SELECTORS):
@@ -224,6 +231,8 @@ def notes(result: CotResult, n_scores: int) -> Iterator[str]:
     )
     if len(result.paths) < result.plan.paths and finish not in (FinishReason.NAN, FinishReason.INTERRUPTED):
         yield f"the first answer had no more than {len(result.paths) - 1} places to fork at"
+    if (n_cut := cut_off([path.result for path in result.paths])) and finish != FinishReason.INTERRUPTED:
+        yield f"{n_cut} of {len(result.paths)} paths were cut off by max_new_tokens or a full context"
     if all(path.answer is None for path in result.paths):
         yield f"no path has an answer that {result.plan.extract!r} finds; --extract says what to look for"
     if result.decided_early:
@@ -243,6 +252,9 @@ def stats(results: Sequence[CotResult], n_passes: int, seconds: float) -> str:
     rows = [
         ("prompt tokens", str(sum(len(result.prompt_ids) for result in chosen)), ""),
         ("paths", str(sum(len(result.paths) for result in results)), ""),
+        run_statistics.of_ends(
+            run_statistics.Totals(path.result for result in results for path in result.paths)
+        ),
         ("tokens kept", str(kept), ""),
         ("tokens computed", str(computed), f"{100 * kept / computed:.1f} % kept" if computed else ""),
         ("forward passes", str(n_passes), ""),

@@ -13,7 +13,7 @@ import jax
 from rich.console import Console
 from rich.progress import Progress
 
-from entropix import batching, distributed, paths, run_statistics, sharding, trace
+from entropix import batching, distributed, paths, run_statistics, sharding, tables, trace
 from entropix.checkpoint import loading
 from entropix.checkpoint.download import download_listed
 from entropix.checkpoint.loading import Model
@@ -38,6 +38,7 @@ class Show:
     stats: bool = False
     json: bool = False
     trace: Path | None = None
+    table: Path | None = None  # of tokens
 
 
 def answer(
@@ -61,7 +62,7 @@ def answer(
             totals.add(results[row])
             if writer is not None:
                 writer.add(row, results[row])
-            if len(results) > 1:
+            if len(results) > 1 and show.table is None:
                 results[row].records = []
 
         try:
@@ -78,6 +79,8 @@ def answer(
                     result.finish = FinishReason.INTERRUPTED
             for row in page.close(results):
                 leave(row)
+            if show.table is not None:
+                tables.write(show.table, tables.tokens(results))
             _report(request, show, results, totals, clock.timing())
     for row, result in enumerate(results):
         if result.finish == FinishReason.NAN:
@@ -275,7 +278,7 @@ def _report(
     for row, result in enumerate(results):
         if result.finish not in (FinishReason.STOP_TOKEN, FinishReason.NAN):
             which = f"prompt {row + 1}: " if len(results) > 1 else ""
-            note(f"{which}stopped: {result.finish.sentence}")
+            note(f"{which}{result.stopped}")
     if not show.json and coloring.color_system(show.color.when, sys.stdout, os.environ):
         colors = coloring.color_system(show.color.when, sys.stderr, os.environ)
         counts = totals.strategies(request.sampler.strategies)

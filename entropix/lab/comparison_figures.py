@@ -11,7 +11,18 @@ from entropix.lab.experiments import summary
 from entropix.lab.experiments.engine import Grid
 from entropix.lab.experiments.results import Line
 from entropix.lab.experiments.summary import CUT_OFF, Summary
-from entropix.lab.plots import MAPPED, UNITS, Plot, Section, axis_title, bars, lanes, new_figure, plain
+from entropix.lab.plots import (
+    MAPPED,
+    UNITS,
+    Plot,
+    Section,
+    axis_title,
+    bars,
+    is_apart,
+    lanes,
+    new_figure,
+    plain,
+)
 from entropix.lab.statistics import Interval
 from entropix.report import looks
 
@@ -30,7 +41,7 @@ def differences(summaries: Sequence[Summary]) -> Section:
             if change is None:
                 continue
             seen = looks.look(row + 1)
-            mark = seen.mark if _is_apart(change) else f"{seen.mark}-open"
+            mark = seen.mark if is_apart(change) else f"{seen.mark}-open"
             figure.add_scatter(
                 x=[change.mean],
                 y=[row],
@@ -45,7 +56,7 @@ def differences(summaries: Sequence[Summary]) -> Section:
             yaxis=lanes([found.label for found in others]),
         )
         said = "; ".join(f"{found.label}: {_told(found.differences[measure], measure)}" for found in others)
-        plots.append(Plot(f"difference-{measure}", measure, said, 5.5 + 1.75 * len(others), figure))
+        plots.append(Plot(f"difference-{measure}", measure, said, 5.5 + 2.25 * len(others), figure))
     return Section(
         f"Differences to {first.label}",
         "The mean over prompts of the difference, with its 95 % interval (Student's). A filled mark: the interval "
@@ -53,11 +64,6 @@ def differences(summaries: Sequence[Summary]) -> Section:
         [],
         plots,
     )
-
-
-def _is_apart(change: Interval) -> bool:
-    """Whether the interval leaves zero out."""
-    return change.low is not None and change.high is not None and (change.low > 0 or change.high < 0)
 
 
 def _told(found: Interval | None, measure: str) -> str:
@@ -111,25 +117,30 @@ def tradeoff(summaries: Sequence[Summary]) -> Section:
 
 
 def lengths(grid: Grid, summaries: Sequence[Summary], lines: Sequence[Line]) -> Section:
-    """Every answer as a point, a row for each variant; those that were cut off are marked at their limit."""
+    """Every answer as a point, a row for each variant; where some were cut off there is one mark, and no median that
+    would be theirs."""
     figure = new_figure()
     limit = grid.options.max_new_tokens
     of_kind: dict[bool, tuple[list[float], list[float]]] = {False: ([], []), True: ([], [])}
     medians = []
     for row, found in enumerate(summaries):
         mine = [line for line in lines if line["variant"] == found.label]
-        for is_cut, (xs, ys) in of_kind.items():
-            here = sorted(line["new_tokens"] for line in mine if (line["finish"] in CUT_OFF) == is_cut)
+        cut = {line["new_tokens"] for line in mine if line["finish"] in CUT_OFF}
+        ended = sorted(line["new_tokens"] for line in mine if line["finish"] not in CUT_OFF)
+        for is_cut, here in ((False, ended), (True, sorted(cut))):
+            xs, ys = of_kind[is_cut]
             xs += here
             ys += [row + offset for offset in _beside(here)]
-        medians.append(float(np.median([line["new_tokens"] for line in mine])) if mine else math.nan)
+        median = float(np.median([line["new_tokens"] for line in mine])) if mine else math.nan
+        medians.append(math.nan if cut and median >= min(cut) else median)
     for is_cut, name, mark in ((False, "ended", "circle"), (True, "cut off", "triangle-right-open")):
         xs, ys = of_kind[is_cut]
         figure.add_scatter(
             x=xs,
             y=ys,
             mode="markers",
-            marker={"color": looks.COLORS[0], "symbol": mark, "size": 7, "opacity": 0.8},
+            marker={"color": looks.COLORS[0], "symbol": mark, "size": 11 if is_cut else 7, "opacity": 0.8},
+            cliponaxis=False,
             hovertemplate=f"{name} at %{{x}} tokens<extra></extra>",
         )
     figure.add_scatter(
@@ -151,26 +162,18 @@ def lengths(grid: Grid, summaries: Sequence[Summary], lines: Sequence[Line]) -> 
         ],
     )
     told = "; ".join(
-        f"{found.label}: median {median:g} tokens, {found.cut_off} of {found.answers} cut off"
+        f"{found.label}: {'no median' if math.isnan(median) else f'median {median:g} tokens'}, {found.cut_off} of "
+        f"{found.answers} cut off"
         for found, median in zip(summaries, medians, strict=True)
     )
     key = [
         looks.entry("ended by itself", looks.COLORS[0], "circle"),
         looks.entry(f"cut off at {limit} tokens", looks.COLORS[0], "triangle-right", is_hollow=True),
-        looks.entry("median", "var(--text)", "line-ns"),
+        looks.entry("median, where enough answers ended", "var(--text)", "line-ns"),
     ]
-    return Section("Lengths", _cut_off(summaries), key, [Plot("lengths", "", told, _rows(summaries), figure)])
-
-
-def _cut_off(summaries: Sequence[Summary]) -> str:
-    """What the limit hides."""
-    cut, answers = sum(found.cut_off for found in summaries), sum(found.answers for found in summaries)
-    if not cut:
-        return "Every answer ended by itself."
-    return (
-        f"{cut} of {answers} answers were cut off by the limit: how long they would have become is not known, and what "
-        "is said of lengths is too sure."
-    )
+    said = summary.limit_said(summaries) or "every answer ended by itself"
+    note = f"{said[0].upper()}{said[1:]}."
+    return Section("Lengths", note, key, [Plot("lengths", "", told, _rows(summaries), figure)])
 
 
 def _beside(values: Sequence[int]) -> list[float]:

@@ -49,7 +49,7 @@ def page(
         untimed="" if timed else summary.UNTIMED,
         heads=_heads(timed),
         rows=[
-            {"entry": entry, "cells": _cells(found, found is summaries[0], timed)}
+            {"entry": entry, "cells": _cells(found, summaries[0], timed)}
             for entry, found in zip(looks.marks([s.label for s in summaries]), summaries, strict=True)
         ],
         sections=sections,
@@ -60,15 +60,20 @@ def page(
 
 
 def _heads(timed: bool) -> list[dict[str, str]]:
-    names = ["answers", "tokens", *["tokens/s"] * timed, *MEASURES]
+    names = ["answers", "tokens", "cut off", *["tokens/s"] * timed, *MEASURES]
     return [
         {"name": name, "unit": plots.UNITS.get(name, ""), "meaning": MEANING.get(name, "")} for name in names
     ]
 
 
-def _cells(found: Summary, is_first: bool, timed: bool) -> list[dict[str, str]]:
+def _cells(found: Summary, first: Summary, timed: bool) -> list[dict[str, str]]:
     """Each with its value, the interval of its difference to the first variant, and the side of zero that is on."""
-    counts = [str(found.answers), str(found.tokens), *[number(found.tokens_per_second, 1)] * timed]
+    counts = [
+        str(found.answers),
+        str(found.tokens),
+        str(found.cut_off),
+        *[number(found.tokens_per_second, 1)] * timed,
+    ]
     cells = [{"value": value, "interval": "", "side": ""} for value in counts]
     for name, mean in found.means.items():
         value = "–" if mean is None else looks.signed(number(mean, 1 if name == "length" else 3))
@@ -76,8 +81,8 @@ def _cells(found: Summary, is_first: bool, timed: bool) -> list[dict[str, str]]:
             value += f" ± {found.length_sd:.1f}"
         change = found.differences[name]
         interval, side = "", ""
-        if not is_first and change is not None and change.low is not None and change.high is not None:
-            interval = looks.signed(summary.interval(found, name)).replace("..", " to ")
+        if found is not first and change is not None and change.low is not None and change.high is not None:
+            interval = looks.signed(summary.interval(found, name, first)).replace("..", " to ")
             side = "▲" if change.low > 0 else "▼" if change.high < 0 else ""
         cells.append({"value": value, "interval": interval, "side": side})
     return cells

@@ -18,7 +18,7 @@ from lm_eval.api.model import CachingLM, TemplateLM
 from tqdm import tqdm
 
 from entropix import generation, scoring
-from entropix.batching import Batches
+from entropix.batching import ContinuousBatch
 from entropix.checkpoint import loading
 from entropix.config import BATCH_ROWS
 from entropix.files import read_toml
@@ -218,7 +218,7 @@ class Harness(TemplateLM):
                     max_new_tokens=most,
                     stop=until,
                 )
-                for event in Batches(request, self.batch_rows).run():
+                for event in ContinuousBatch(request, self.batch_rows).run():
                     texts[rows[event.row]] += event.text
                     bar.update(int(bool(event.finish)))
         return texts

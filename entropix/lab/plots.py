@@ -22,6 +22,7 @@ UNITS = {
     "self-BLEU": "0 to 1",
 }
 MAPPED = ("logprob", "distinct-2", f"rep-{REPEATED}", "length")  # measures with a plot of their own
+_LABEL = 20  # characters of a line
 
 
 class Plot(NamedTuple):
@@ -62,10 +63,16 @@ def bars(found: Sequence[Interval | None], color: str) -> dict[str, Any]:
     return {"type": "data", "array": halves, "color": color, "thickness": 1.5, "width": 3}
 
 
+def is_apart(change: Interval) -> bool:
+    """Whether the interval of a difference leaves zero out."""
+    return change.low is not None and change.high is not None and (change.low > 0 or change.high < 0)
+
+
 def lanes(labels: Sequence[str], below: Sequence[str] = ()) -> dict[str, Any]:
     """An axis with a row for each, the first on top; below: a smaller line under each label."""
     ticks = [
-        plain(label) + (f"<br><span style='font-size:11px'>{more}</span>" if more else "")
+        "<br>".join(map(plain, _lines(label)))
+        + (f"<br><span style='font-size:11px'>{more}</span>" if more else "")
         for label, more in zip(labels, below or [""] * len(labels), strict=True)
     ]
     return {
@@ -75,6 +82,15 @@ def lanes(labels: Sequence[str], below: Sequence[str] = ()) -> dict[str, Any]:
         "zeroline": False,
         "showgrid": False,
     }
+
+
+def _lines(label: str) -> list[str]:
+    """A long label in two lines, at the break that is nearest to its middle: a telephone has little room."""
+    breaks = [i + 1 for i, letter in enumerate(label) if letter in "-+, /"]
+    if len(label) <= _LABEL or not breaks:
+        return [label]
+    middle = min(breaks, key=lambda i: abs(2 * i - len(label)))
+    return [label[:middle], label[middle:]]
 
 
 def plain(text: str) -> str:

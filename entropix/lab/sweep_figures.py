@@ -20,10 +20,8 @@ _LABELLED = 8  # points, at most, whose numbers do not cover each other
 
 def sweep(grid: Grid, summaries: Sequence[Summary], fields: Sequence[str]) -> Section:
     """Measures over the one or two fields that were varied: lines with intervals, or heat maps."""
-    values = {
-        name: list(dict.fromkeys(getattr(v.sampler.numbers, name) for v in grid.variants)) for name in fields
-    }
-    titles = {name: _field_title(grid, name) for name in fields}
+    values = varied(grid, fields)
+    titles = {name: field_title(grid, name) for name in fields}
     draw = _line if len(fields) == 1 else _map
     plots = [
         Plot(
@@ -64,7 +62,7 @@ def _line(
         figure.add_scatter(
             x=x,
             y=[each and (each.mean if each.high is None else each.high) for each in found],
-            text=["" if each is None else _short(each.mean) for each in found],
+            text=["" if each is None else short(each.mean) for each in found],
             textposition="top center",
             textfont={"color": "var(--text)", "size": 12.5},
             mode="markers+text",
@@ -74,7 +72,7 @@ def _line(
         )
     few = numeric and len(steps) <= _LABELLED
     ticks = {"tickvals": steps, "ticktext": [f"{step:g}" for step in steps]} if few else {}
-    far = numeric and min(steps) > 0 and max(steps) / min(steps) >= _LOGARITHMIC
+    far = numeric and is_far(steps)
     figure.update_layout(
         xaxis={"title": titles[name], "type": "log" if far else "linear" if numeric else "category"} | ticks,
         yaxis={"title": UNITS[measure], "zeroline": False},
@@ -93,7 +91,7 @@ def _map(
         x=list(map(str, values[across])),
         y=list(map(str, values[down])),
         z=[[None if math.isnan(mean) else mean for mean in row] for row in mean_YX.tolist()],
-        text=[["–" if math.isnan(mean) else _short(mean) for mean in row] for row in mean_YX.tolist()],
+        text=[["–" if math.isnan(mean) else short(mean) for mean in row] for row in mean_YX.tolist()],
         texttemplate="%{text}",
         textfont={"color": "var(--text)", "size": 13},
         colorscale=[[0, "var(--map-low)"], [1, "var(--map-high)"]],
@@ -104,16 +102,29 @@ def _map(
     )
     figure.update_layout(
         xaxis={"title": titles[across], "type": "category", "showgrid": False},
-        yaxis={"title": titles[down], "type": "category", "showgrid": False},
+        yaxis={"title": {"text": titles[down], "standoff": 8}, "type": "category", "showgrid": False},
     )
     return figure
 
 
-def _field_title(grid: Grid, name: str) -> str:
+def varied(grid: Grid, fields: Sequence[str]) -> dict[str, list[Any]]:
+    """The values of each of these numbers, in the order of the variants."""
+    return {
+        name: list(dict.fromkeys(getattr(v.sampler.numbers, name) for v in grid.variants)) for name in fields
+    }
+
+
+def is_far(steps: Sequence[float]) -> bool:
+    """Whether these reach so far that they are drawn by their ratios."""
+    return min(steps) > 0 and max(steps) / min(steps) >= _LOGARITHMIC
+
+
+def field_title(grid: Grid, name: str) -> str:
     """A number of the rule with its unit, if it has one."""
     unit = type(grid.variants[0].sampler.numbers).__dataclass_fields__[name].metadata["unit"]
     return f"{name} ({unit})" if unit else name
 
 
-def _short(value: float) -> str:
+def short(value: float) -> str:
+    """A number as a plot has room for it."""
     return looks.signed(f"{value:#.3g}")

@@ -1,5 +1,6 @@
-"""Static figures of a trace, for papers: matplotlib draws them, as PNG or PDF."""
+"""Static figures of a trace, for papers: matplotlib draws them, as PNG, SVG or PDF."""
 
+import importlib.util
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+FORMATS = ("png", "svg", "pdf")
 DPI = 200
 WIDTH = 6.5  # inches: the text width of a common paper
 STYLE = {"axes.spines.top": False, "axes.spines.right": False, "font.size": 8}
@@ -28,7 +30,7 @@ def write(traces: Sequence[Named], folder: str | Path, kind: str = "png") -> lis
     """Writes the figures of every row that has tokens, and returns their paths, like folder/why-scatter.png.
 
     The names are those of the traces without their endings, with `-row1` and so on where a trace has several rows.
-    kind: an ending that matplotlib knows. Raises a ValueError if two traces have one name, if matplotlib is not
+    kind: one of `FORMATS`. Raises a ValueError if two traces have one name, if matplotlib is not
     installed, or if the folder cannot be made.
     """
     matplotlib = shell.require("matplotlib", "a figure")
@@ -47,7 +49,7 @@ def write(traces: Sequence[Named], folder: str | Path, kind: str = "png") -> lis
             with matplotlib.rc_context(STYLE):
                 for name, figure in draw(named.trace.header, result):
                     path = folder / f"{stem}{f'-row{row}' if several else ''}-{name}.{kind}"
-                    _save(figure, path)
+                    save(figure, path)
                     paths.append(path)
     return paths
 
@@ -65,7 +67,7 @@ def draw(header: dict[str, Any], result: Result) -> Iterator[tuple[str, "Figure"
 
 def scatter(header: dict[str, Any], result: Result) -> "Figure":
     """Every token by entropy and varentropy, over the regions of its sampler's rule if that has such."""
-    figure = _figure(4.2)
+    figure = new(4.2)
     axes = figure.subplots()
     entropy_n, varentropy_n = (column(result, name) for name in ("logits_entropy", "logits_varentropy"))
     right, top = limits([header], [result])
@@ -114,7 +116,7 @@ def shade(axes: "Axes", found: Regions, alpha: float = 0.22) -> None:
 def series(header: dict[str, Any], result: Result) -> "Figure":
     """Every metric over the steps, one above the other."""
     labels = trace.metric_labels_of([header])
-    figure = _figure(1.05 * len(labels) + 0.5)
+    figure = new(1.05 * len(labels) + 0.5)
     step_n = np.arange(1, len(result.records) + 1)
     panels = figure.subplots(len(labels), 1, sharex=True)
     for axes, name in zip(panels, labels, strict=True):
@@ -128,7 +130,7 @@ def series(header: dict[str, Any], result: Result) -> "Figure":
 def timeline(header: dict[str, Any], result: Result) -> "Figure":
     """A lane for each strategy, with its count and a mark at each of its tokens."""
     strategies = header["strategies"]
-    figure = _figure(0.7 + 0.32 * len(strategies))
+    figure = new(0.7 + 0.32 * len(strategies))
     axes = figure.subplots()
     counts = run_statistics.strategy_counts([result], strategies)
     for lane, name in enumerate(strategies):
@@ -155,7 +157,7 @@ def heads(result: Result) -> "Figure":
     """Attention entropy of every head, its mean over the tokens."""
     bits_nLN = np.array([record["head_entropies"] for record in result.records], np.float64)
     layers, n_heads = bits_nLN.shape[1:]
-    figure = _figure(min(9.0, 1.2 + 0.17 * layers), width=min(WIDTH, 1.8 + 0.3 * n_heads))
+    figure = new(min(9.0, 1.2 + 0.17 * layers), width=min(WIDTH, 1.8 + 0.3 * n_heads))
     axes = figure.subplots()
     image = axes.imshow(np.ma.masked_invalid(bits_nLN).mean(axis=0), cmap="viridis", aspect="auto", vmin=0)
     figure.colorbar(image, label="mean attention entropy (bits)")
@@ -170,13 +172,29 @@ def column(result: Result, name: str) -> np.ndarray:
     return np.array([math.nan if r.get(name) is None else r[name] for r in result.records], np.float64)
 
 
-def _figure(height: float, width: float = WIDTH) -> "Figure":
+# ----- what every figure shares -----------------------------------------------------------------------------
+
+
+def check(path: str | Path | None) -> None:
+    """Raises a ValueError where no figure could be written there; for calling before the work. None is fine."""
+    if path is None:
+        return
+    if Path(path).suffix[1:] not in FORMATS:
+        *others, last = (f".{name}" for name in FORMATS)
+        raise ValueError(f"{path}: a figure is a {', '.join(others)} or {last} file, by its ending")
+    if importlib.util.find_spec("matplotlib") is None:
+        raise ValueError(f"{path}: a figure needs matplotlib: pip install matplotlib")
+    files.check_writable(path, "a figure")
+
+
+def new(height: float, width: float = WIDTH) -> "Figure":
+    """An empty figure of so many inches."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def _save(figure: "Figure", path: Path) -> None:
-    """Replaces a file of that name only when complete."""
+def save(figure: "Figure", path: str | Path) -> None:
+    """Replaces a file of that name only when complete. Its ending is the format."""
     with files.replacing(path) as temporary:
-        figure.savefig(temporary, dpi=DPI, format=path.suffix[1:])
+        figure.savefig(temporary, dpi=DPI, format=Path(path).suffix[1:])

@@ -12,7 +12,7 @@ from entropix.metrics import Metrics
 
 SETTINGS = ("temperature", "top_p", "top_k", "min_p", "kept", "logprob", "draw_logprob", "score")
 DIGITS = 5  # significant ones that a number keeps
-NOT_A_NUMBER = 65535  # among the head entropies, whose largest becomes one less
+NOT_A_NUMBER = 255  # among the head entropies, whose largest becomes one less
 
 
 def pack(
@@ -88,9 +88,10 @@ def rounded(value: float | None) -> float | int | None:
 
 
 def pack_heads(records: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
-    """Attention entropies as 16-bit numbers in base64, little-endian, `[n, layers, heads]`; None unless all have them.
+    """Attention entropies as bytes in base64, `[n, layers, heads]`; None unless all have them.
 
-    A number times `largest` / 65534 is the entropy, to within half of that step; 65535 stands for no number.
+    A byte times `largest` / 254 is the entropy, to within half of that step, which no colour shows; 255 stands for no
+    number.
     """
     if not records or not all(record.get("head_entropies") for record in records):
         return None
@@ -106,7 +107,7 @@ def pack_heads(records: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
         "layers": bits_nLN.shape[1],
         "heads": bits_nLN.shape[2],
         "largest": largest,
-        "levels": base64.b64encode(levels_nLN.astype("<u2").tobytes()).decode(),
+        "levels": base64.b64encode(levels_nLN.astype(np.uint8).tobytes()).decode(),
     }
 
 

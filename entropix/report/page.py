@@ -94,14 +94,17 @@ def alignments(traces: Sequence[Trace]) -> list[dict[str, Any] | None]:
 
 
 def differences(traces: Sequence[Trace]) -> list[str]:
-    """For each trace the settings in which they are not all alike, like "seed 2, temp 0.7"; the first few."""
+    """For each trace the settings in which they are not all alike, like "seed 2, temp 0.7"; the first few of those that
+    it has, since other rules have other numbers."""
     settings = [_flat(t.header["generation"]) | t.header["sampler_config"] for t in traces]
     names = dict.fromkeys(name for one in settings for name in one if name not in _RECORDED)
     unlike = [n for n in names if any(one.get(n) != settings[0].get(n) for one in settings)]
-    rest = f", and {len(unlike) - SHOWN_DIFFERENCES} more" if len(unlike) > SHOWN_DIFFERENCES else ""
-    return [
-        ", ".join(f"{n} {_plain(one.get(n))}" for n in unlike[:SHOWN_DIFFERENCES]) + rest for one in settings
-    ]
+    told = []
+    for one in settings:
+        own = [f"{name} {_plain(one[name])}" for name in unlike if one.get(name) is not None]
+        rest = f", and {len(own) - SHOWN_DIFFERENCES} more" if len(own) > SHOWN_DIFFERENCES else ""
+        told.append(", ".join(own[:SHOWN_DIFFERENCES]) + rest)
+    return told
 
 
 def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:

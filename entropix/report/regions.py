@@ -14,6 +14,7 @@ from entropix.samplers.entropix import THRESHOLDS, LogitsConfig, SamplerConfig, 
 
 # The samplers that choose by the two numbers, and the rule whose order of thresholds they use.
 RULES = {**{name: name for name in THRESHOLDS}, "entropix-logits": "entropix"}
+_FAR = 4  # times the largest observation: thresholds beyond are not shown
 
 
 class Regions(NamedTuple):
@@ -43,14 +44,19 @@ def regions(sampler: str, cfg: LogitsConfig, right: float, top: float) -> Region
 
 
 def limits(headers: Sequence[Mapping[str, Any]], results: Iterable[Result]) -> tuple[float, float]:
-    """The largest entropy and varentropy to show: a little more than every observation and every threshold."""
+    """The largest entropy and varentropy to show: a little more than every observation and every threshold, but for
+    thresholds that are far out of reach, as those are by which a preset turns a strategy off."""
     records = [record for result in results for record in result.records]
     configs = [sampler_config(header) for header in headers if header["sampler"] in RULES]
-    entropies = [1.0, *(1.1 * cfg.high_ent_thresh for cfg in configs)]
-    varentropies = [1.0, *(1.1 * cfg.high_vent_thresh for cfg in configs)]
-    entropies += [r["logits_entropy"] for r in records if r["logits_entropy"] is not None]
-    varentropies += [r["logits_varentropy"] for r in records if r["logits_varentropy"] is not None]
-    return 1.05 * max(entropies), 1.05 * max(varentropies)
+    ends = []
+    for metric, threshold in (
+        ("logits_entropy", "high_ent_thresh"),
+        ("logits_varentropy", "high_vent_thresh"),
+    ):
+        observed = max([1.0, *(r[metric] for r in records if r[metric] is not None)])
+        near = [getattr(cfg, threshold) for cfg in configs if getattr(cfg, threshold) <= _FAR * observed]
+        ends.append(1.05 * max([observed, *(1.1 * value for value in near)]))
+    return ends[0], ends[1]
 
 
 def sampler_config(header: Mapping[str, Any]) -> SamplerConfig:

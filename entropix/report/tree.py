@@ -220,13 +220,14 @@ def _origin(path: Mapping[str, Any], several: bool) -> str:
 
 
 def why_paths(found: Sequence[Mapping[str, Any]], prompts: Sequence[int], select: str) -> str:
-    """Why each prompt's chosen path was chosen. Paths are counted through all prompts, whose paths come together."""
+    """Why each prompt's chosen path was chosen, a line each. Paths are counted through all prompts, whose paths come
+    together."""
     sentences = []
     for prompt in dict.fromkeys(prompts):
         mine = [i for i, other in enumerate(prompts) if other == prompt]
         why = why_path([found[i] for i in mine], select, mine[0])
         sentences.append(f"Prompt {prompt + 1}: {why[:1].lower()}{why[1:]}")
-    return " ".join(sentences)
+    return "\n".join(sentences)
 
 
 def why_path(found: Sequence[Mapping[str, Any]], select: str, start: int = 0) -> str:

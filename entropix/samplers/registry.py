@@ -1,11 +1,11 @@
 """The rules by name: those of this package, those that installed packages offer, and those that a program registers."""
 
 import dataclasses
-import difflib
 import functools
 import importlib.metadata
 from collections.abc import Callable, Iterable
 
+from entropix.config import nearest
 from entropix.samplers.adaptive import DYNAMIC_TEMPERATURE, EDT, GREEDY_THRESHOLD, MIROSTAT, XTC
 from entropix.samplers.base import Sampler
 from entropix.samplers.baselines import GREEDY, MIN_P, TEMPERATURE, TOP_K, TOP_P
@@ -46,7 +46,7 @@ def get(name: str) -> Sampler:
     if name not in SAMPLERS:
         _load_installed()
     if name not in SAMPLERS:
-        near = difflib.get_close_matches(name, SAMPLERS, n=1)
+        near = nearest(name, SAMPLERS)
         hint = f"did you mean {near[0]!r}? There are" if near else "there are"
         raise ValueError(f"unknown sampler {name!r}; {hint} {', '.join(SAMPLERS)}")
     return SAMPLERS[name]

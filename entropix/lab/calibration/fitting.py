@@ -19,9 +19,10 @@ from entropix.lab.calibration import solver
 from entropix.lab.calibration.solver import QUANTILES
 from entropix.lab.calibration.targets import Targets, Thresholds
 from entropix.metrics import Metrics
+from entropix.report import figures
 from entropix.report.figures import shade
 from entropix.report.regions import RULES, regions
-from entropix.results import TokenRecord
+from entropix.results import Result, cut_off
 from entropix.samplers import ResolvedSampler
 from entropix.samplers.entropix import STRATEGIES, LogitsConfig
 
@@ -71,46 +72,45 @@ def observe_answers(
     model: Model, prompts: Sequence[Any], note: str, max_new_tokens: int, seed: int
 ) -> Source:
     """The model's own answers, drawn from its whole distribution."""
-    records = _answers(model, prompts, sampler="temperature", max_new_tokens=max_new_tokens, seed=seed)
+    results = _answers(model, prompts, sampler="temperature", max_new_tokens=max_new_tokens, seed=seed)
+    records = [record for result in results for record in result.records]
     return Source(
         f"answers to the {len(prompts)} prompts of {note}, {len(records)} tokens drawn at temperature 1, at most "
-        f"{max_new_tokens} an answer, seed {seed}",
+        f"{max_new_tokens} an answer ({cut_off(results)} of {len(results)} were cut off there), seed {seed}",
         _gather(records),
     )
 
 
 def observe_rule(model: Model, prompts: Sequence[Any], result: Fit, max_new_tokens: int, seed: int) -> Loop:
     """The rule answering the prompts, with the reference thresholds and with the fitted ones."""
-    used = [
-        Counter(
-            record["strategy"]
-            for record in _answers(
-                model,
-                prompts,
-                sampler=result.sampler,
-                sampler_config=cfg,
-                max_new_tokens=max_new_tokens,
-                seed=seed,
-            )
+    answers = [
+        _answers(
+            model,
+            prompts,
+            sampler=result.sampler,
+            sampler_config=cfg,
+            max_new_tokens=max_new_tokens,
+            seed=seed,
         )
         for cfg in (result.sampler.numbers, result.after)
     ]
+    used = [Counter(record["strategy"] for each in given for record in each.records) for given in answers]
+    n_cut = [cut_off(given) for given in answers]
     before, after = ({name: counts[name] / counts.total() for name in STRATEGIES} for counts in used)
     totals = [counts.total() for counts in used]
     return Loop(
         f"the rule's own answers to these prompts, {totals[0]} tokens with the reference and {totals[1]} with the "
-        "fitted thresholds",
+        f"fitted thresholds ({n_cut[0]} and {n_cut[1]} of {len(prompts)} were cut off at {max_new_tokens})",
         before,
         after,
     )
 
 
-def _answers(model: Model, prompts: Sequence[Any], **options: Any) -> list[TokenRecord]:
+def _answers(model: Model, prompts: Sequence[Any], **options: Any) -> list[Result]:
     return [
-        record
+        result
         for start in range(0, len(prompts), MAX_ROWS)
         for result in generate(model, prompts[start : start + MAX_ROWS], **options)
-        for record in result.records
     ]
 
 
@@ -214,8 +214,7 @@ def _occupancies(result: Fit, metrics: Metrics) -> Iterator[str]:
 
 
 def _occupancy_table(result: Fit, before: Mapping[str, float], after: Mapping[str, float]) -> Iterator[str]:
-    wished = result.targets._asdict()
-    wished["adaptive"] = 1 - sum(wished.values())
+    wished = _wished(result)
     yield f"{'strategy':18}{'reference':>10}{'fitted':>10}{'wished':>10}"
     for name in STRATEGIES:
         yield f"{name:18}{before[name]:10.2%}{after[name]:10.2%}{wished[name]:10.2%}"
@@ -228,8 +227,34 @@ def _notes(result: Fit) -> Iterator[str]:
         yield f"note: {sentence}"
 
 
-def draw(result: Fit, model: Model, path: Path) -> None:
-    """A PNG: every observation by entropy and varentropy, over the regions of the strategies, before and after.
+def rows(result: Fit) -> Iterator[dict[str, Any]]:
+    """What `report` tells of thresholds and strategies: a row each, with the values before and after."""
+    after = _thresholds(result.after)
+    for name, value in _thresholds(result.sampler.numbers).items():
+        yield {"part": "threshold", "name": name, "reference": value, "fitted": after[name], "wished": None}
+    wished = _wished(result)
+    observed = [
+        solver.occupancy(result.metrics, cfg, result.sampler.name)
+        for cfg in (result.sampler.numbers, result.after)
+    ]
+    shares = {"share of observed tokens": observed}
+    if result.loop is not None:
+        shares["share of generated tokens"] = [result.loop.before, result.loop.after]
+    for part, (before, fitted) in shares.items():
+        for name in STRATEGIES:
+            told = {"reference": before[name], "fitted": fitted[name], "wished": wished[name]}
+            yield {"part": part, "name": name, **told}
+
+
+def _wished(result: Fit) -> dict[str, float]:
+    """The shares that were aimed at; adaptive has the rest."""
+    wished = result.targets._asdict()
+    return {**wished, "adaptive": 1 - sum(wished.values())}
+
+
+def draw(result: Fit, model: Model, path: str | Path) -> None:
+    """A figure, in the format of its ending: every observation by entropy and varentropy, over the regions of the
+    strategies, before and after.
 
     Below each half the shares of the strategies, above both the model and how many observations there are.
     """
@@ -248,7 +273,7 @@ def draw(result: Fit, model: Model, path: Path) -> None:
         strict=True,
     ):
         shade(axes, regions(rule, cfg, right, top), alpha=0.35)
-        axes.scatter(entropy_n, varentropy_n, s=3, color="black", alpha=0.4, linewidths=0)
+        axes.scatter(entropy_n, varentropy_n, s=3, color="black", alpha=0.4, linewidths=0, rasterized=True)
         shares = solver.occupancy(result.metrics, cfg, result.sampler.name)
         axes.legend(
             handles=[
@@ -265,7 +290,7 @@ def draw(result: Fit, model: Model, path: Path) -> None:
             xlabel=metric_labels.axis_title("logits_entropy"),
             ylabel=metric_labels.axis_title("logits_varentropy"),
         )
-    figure.savefig(path, dpi=150)
+    figures.save(figure, path)
 
 
 def title(result: Fit, model: Model) -> str:

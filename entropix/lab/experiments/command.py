@@ -6,14 +6,14 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 from tyro.conf import arg
 
-from entropix import config, distributed, prompts
+from entropix import config, distributed, prompts, tables
 from entropix.config import GenerateConfig
 from entropix.console import cli
-from entropix.console.cli import DeviceFlags, Dtype, Text, Weights, flag
+from entropix.console.cli import DeviceFlags, Dtype, TableFile, Text, Weights, flag
 
 if TYPE_CHECKING:
     from entropix.checkpoint.loading import Model
@@ -43,6 +43,28 @@ class Flags:
         Text, flag("keep results.jsonl and report.html here; the same command resumes what is there", "DIR")
     ] = None
     json: Annotated[bool, flag("print the table as one JSON object")] = False
+    table: TableFile = None
+    answers: Annotated[Text, flag("write a row for each answer here", "FILE.csv|FILE.parquet")] = None
+    plot: Annotated[
+        Text, flag("draw the measures with their intervals here", "FILE.svg|FILE.pdf|FILE.png")
+    ] = None
+
+
+class Written(NamedTuple):
+    """Where what a grid says goes, besides stdout. None: it is not written."""
+
+    page: Path | None = None
+    table: str | None = None
+    answers: str | None = None
+    plot: str | None = None
+
+    def check(self) -> None:
+        """Raises a ValueError where something could not be written in the end."""
+        from entropix.report import figures
+
+        tables.check(self.table)
+        tables.check(self.answers)
+        figures.check(self.plot)
 
 
 def perform(flags: Flags, variants: "Sequence[Variant]", title: str, fields: Sequence[str] = ()) -> None:
@@ -53,6 +75,9 @@ def perform(flags: Flags, variants: "Sequence[Variant]", title: str, fields: Seq
     texts = distributed.from_first(lambda: prompts.from_file(flags.prompts, flags.system, flags.raw))
     if flags.seeds > MOST_SEEDS:
         raise ValueError(f"--seeds must be at most {MOST_SEEDS}, got {flags.seeds}")
+    page = None if flags.out is None else Path(flags.out) / PAGE
+    written = Written(page, flags.table, flags.answers, flags.plot)
+    distributed.from_first(written.check)
     seeds = range(flags.seed, flags.seed + flags.seeds)
     most = flags.max_new_tokens
     wanted = {"max_new_tokens": most, "seeds": seeds, "chunk_length": chunk_length(most)}
@@ -75,22 +100,21 @@ def perform(flags: Flags, variants: "Sequence[Variant]", title: str, fields: Seq
         max_rows=flags.batch,
         groups=sharding.groups(model.mesh),
     )
-    page = None if flags.out is None else Path(flags.out) / PAGE
-    complete(model, whole, flags.out, page, title, fields, flags.json)
+    complete(model, whole, flags.out, written, title, fields, flags.json)
 
 
 def complete(
     model: "Model",
     whole: "Grid",
     out: str | None,
-    page: Path | None,
+    written: Written,
     title: str,
     fields: Sequence[str] = (),
     as_json: bool = False,
 ) -> None:
-    """Generates what is missing in the folder `out`, prints the table and, where it has a place, writes the page."""
+    """Generates what is missing in the folder `out`, prints the table and writes what has a place."""
     from entropix.console import terminal
-    from entropix.lab import comparison_page
+    from entropix.lab import comparison_page, static_figures
     from entropix.lab.experiments import engine, running, summary
     from entropix.lab.experiments.results import Follower
 
@@ -102,12 +126,26 @@ def complete(
         if isinstance(store, Follower):
             return
         summaries = summary.summarize([v.label for v in whole.variants], store.lines, store.timings)
-        show(summaries, as_json)
+        if written.table is not None:
+            tables.write(written.table, summary.rows(summaries, whole.variants, fields))
+        if written.answers is not None:
+            prompt_texts = [{"prompt_text": whole.texts[line["prompt"]]} for line in store.lines]
+            tables.write(
+                written.answers, (line | text for line, text in zip(store.lines, prompt_texts, strict=True))
+            )
+        if written.plot is not None:
+            static_figures.write(written.plot, whole, summaries, fields)
+        page, note = written.page, ""
         if page is not None and importlib.util.find_spec("plotly") is None:
-            terminal.note(f"no {page}: it needs plotly (pip install plotly), then the same command again")
+            note = f"no {page}: it needs plotly (pip install plotly), then the same command again"
         elif page is not None:
             comparison_page.write(page, title, whole, model, summaries, store.lines, fields)
-            terminal.note(f"{page}: the same with plots, and all answers side by side")
+            note = f"{page}: the same with plots, and all answers side by side"
+        show(
+            summaries, as_json
+        )  # after all files: whoever reads it may go, like `head`, which ends the process
+        if note:
+            terminal.note(note)
 
 
 def show(summaries: "Sequence[Summary]", as_json: bool = False) -> None:

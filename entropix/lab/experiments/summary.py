@@ -7,18 +7,23 @@ difference is Student's, over prompts.
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from entropix import results
 from entropix.lab.experiments.measures import distinct, repetition, self_bleu
 from entropix.lab.experiments.results import Line
 from entropix.lab.statistics import Contrast, Interval, contrast, holm, mean_interval
 
+if TYPE_CHECKING:
+    from entropix.lab.experiments.engine import Variant
+
 REPEATED = 4  # length of the n-grams whose repetition is counted
-CUT_OFF = ("length", "context")  # ends that no answer chooses
+CUT_OFF = tuple(reason.name.lower() for reason in results.CUT_OFF)
+ALL_CUT_OFF = "all cut off"  # in place of an interval
 
 
 def content(line: Line) -> list[int]:
@@ -83,6 +88,11 @@ class Summary:
     def cut_off(self) -> int:
         """Answers that did not end by themselves, so that their lengths are not known."""
         return sum(self.finishes.get(name, 0) for name in CUT_OFF)
+
+    @property
+    def says_no_length(self) -> bool:
+        """Whether all of its lengths are the limit's."""
+        return self.cut_off == self.answers > 0
 
     @property
     def differences(self) -> dict[str, Interval | None]:
@@ -168,6 +178,16 @@ def _summary(
     )
 
 
+def rows(
+    summaries: Sequence[Summary], variants: "Sequence[Variant]", fields: Sequence[str] = ()
+) -> Iterator[dict[str, Any]]:
+    """A row for each variant, with the names of `Summary.as_json`, after the numbers that are varied."""
+    for found, variant in zip(summaries, variants, strict=True):
+        varied = {name: getattr(variant.sampler.numbers, name) for name in fields}
+        told = found.as_json()
+        yield {"variant": told.pop("label"), **varied, **told}
+
+
 # ----- tables -----------------------------------------------------------------------------------------------
 
 
@@ -196,9 +216,11 @@ def tables(summaries: Sequence[Summary]) -> list[str]:
     lines = _aligned(rows)
     if not timed:
         lines.append(UNTIMED)
+    if said := limit_said(summaries):
+        lines.append(said)
     if others:
         rows = [[f"minus {first.label}", *MEASURES]]
-        rows += [[found.label, *(interval(found, name) for name in MEASURES)] for found in others]
+        rows += [[found.label, *(interval(found, name, first) for name in MEASURES)] for found in others]
         lines += ["", "95 % intervals of the mean difference, over prompts:", *_aligned(rows)]
         lines += _tests(first, others)
     if chosen := strategy_names(summaries):
@@ -257,8 +279,21 @@ def strategy_names(summaries: Sequence[Summary]) -> list[str]:
     return list(dict.fromkeys(name for s in summaries if len(s.strategies) > 1 for name in s.strategies))
 
 
-def interval(found: Summary, name: str) -> str:
-    """From .. to, with the digits of the table."""
+def limit_said(summaries: Sequence[Summary]) -> str:
+    """What the limit of tokens hides; nothing where every answer ended by itself."""
+    cut, answers = sum(found.cut_off for found in summaries), sum(found.answers for found in summaries)
+    if not cut:
+        return ""
+    return (
+        f"{cut} of {answers} answers were cut off by the limit: how long they would have become is not known, and "
+        "what is said of lengths is too sure"
+    )
+
+
+def interval(found: Summary, name: str, first: Summary) -> str:
+    """From .. to, with the digits of the table; where the limit alone made both lengths, that."""
+    if name == "length" and found.says_no_length and first.says_no_length:
+        return ALL_CUT_OFF
     change = found.differences[name]
     if change is None or change.low is None or change.high is None:
         return "-"

@@ -161,7 +161,7 @@ function drawHeads(i, step) {
       zmax: rowOf(i).heads.largest,
       colorscale: [[0, "var(--surface)"], [1, "var(--heat-full)"]],
       colorbar: { title: { text: "bits" }, thickness: 8, outlinewidth: 0, len: 1 },
-      hovertemplate: "layer %{x}, head %{y}: %{z:.3f} bits<extra></extra>",
+      hovertemplate: "layer %{x}, head %{y}: %{z:.2f} bits<extra></extra>",
     },
   ];
   const all = bits.flat().filter((value) => value !== null);

@@ -38,14 +38,13 @@ function headsOf(i, step) {
   const { heads } = rowOf(i);
   if (!heads) return null;
   if (!decodedHeads.has(heads)) {
-    const bytes = Uint8Array.from(atob(heads.levels), (letter) => letter.charCodeAt(0));
-    decodedHeads.set(heads, new DataView(bytes.buffer));
+    decodedHeads.set(heads, Uint8Array.from(atob(heads.levels), (letter) => letter.charCodeAt(0)));
   }
-  const view = decodedHeads.get(heads);
+  const levels = decodedHeads.get(heads);
   return Array.from({ length: heads.layers }, (_, layer) =>
     Array.from({ length: heads.heads }, (_, head) => {
-      const level = view.getUint16(2 * ((step * heads.layers + layer) * heads.heads + head), true);
-      return level === 65535 ? null : (level / 65534) * heads.largest;
+      const level = levels[(step * heads.layers + layer) * heads.heads + head];
+      return level === 255 ? null : (level / 254) * heads.largest;
     }),
   );
 }

@@ -196,11 +196,15 @@ function drawBranches(i) {
   if (!tree) return;
   const n = lengthOf(i);
   const box = at(`branch-tree-${i}`);
-  const unit = unitFor(n, Math.max(box.clientWidth, 320) - 4 * EDGE);
+  const room = Math.max(box.clientWidth, 320) - 4 * EDGE;
+  let unit = unitFor(n, room);
   const x = (step) => EDGE + step * unit;
   const endOf = (step, { tokens }) => x(step + tokens - 0.5);
   const spanOf = (step, path) => [x(step), endOf(step, path) + (2 + firstWords(path.text).length) * LETTER];
   const discarded = tree.forks.flatMap(({ step, paths }) => paths.filter(({ chosen }) => !chosen).map((path) => [step, path]));
+  const labelled = [...discarded, ...tree.returns.map((each) => [each.step, each])];
+  const overhang = Math.max(0, ...labelled.map(([step, path]) => spanOf(step, path)[1] - x(n)));
+  unit = unitFor(n, room - overhang); // so that the last labels have room too
   const below = lanes(discarded.map(([step, path]) => spanOf(step, path)));
   const above = lanes(tree.returns.map((each) => spanOf(each.step, each)));
   const laneOf = new Map(discarded.map(([, path], k) => [path, below[k]]));
@@ -268,7 +272,7 @@ function drawPaths(i) {
   const [style, ends] = shading(rows.map(({ score }) => score));
   const box = at(`path-tree-${i}`);
   const longest = Math.max(...rows.map((row) => row.tokens));
-  const unit = unitFor(longest, Math.max(box.clientWidth, 480) - 4 * EDGE - LABEL);
+  const unit = unitFor(longest, Math.max(box.clientWidth, 320) - 4 * EDGE - LABEL);
   const x = (step) => EDGE + step * unit;
   const y = (row) => EDGE + rows[row].lane * ROW + 6;
   const bottom = EDGE + rows.length * ROW;
@@ -307,6 +311,7 @@ function drawPaths(i) {
 // All texts of a trace's paths; what a path has in common with the one that it parts from is pale.
 function showTexts(i) {
   const { rows, select } = traces[i].paths;
+  const several = rows.some(({ prompt }) => prompt !== rows[0].prompt);
   const articles = rows.map((path, k) => {
     const row = traces[i].rows[k];
     const n = row.token.length - (row.finish === "stop_token");
@@ -320,7 +325,7 @@ function showTexts(i) {
     return element(
       "article",
       { class: path.chosen ? "chosen" : "" },
-      element("h3", {}, `path ${k}${path.chosen ? " ◂ chosen" : ""}`),
+      element("h3", {}, `${several ? `prompt ${path.prompt + 1}, ` : ""}path ${k}${path.chosen ? " ◂ chosen" : ""}`),
       element("p", { class: "seed" }, told.join(", ")),
       element("p", {}, element("span", { class: "muted" }, pieces.slice(0, path.position).join("")), pieces.slice(path.position).join("")),
     );
