@@ -8,7 +8,7 @@ import dataclasses
 import math
 from collections import deque
 from collections.abc import Collection, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from entropix import sharding
 from entropix.config import BATCH_ROWS, GenerateConfig
@@ -92,6 +92,7 @@ class ContinuousBatch:
             inputs.occurrences(prompts, cfg),
             request.forced_prefix or none,
             request.most_tokens or (cfg.max_new_tokens,) * len(prompts),
+            request.row_numbers or (None,) * len(prompts),
         )
         if next_up:
             self._waiting.extendleft(reversed([*added]))
@@ -197,6 +198,7 @@ class ContinuousBatch:
             config=cfg,
             forced_prefix=tuple(prompt.n_forced for prompt in prompts),
             most_tokens=tuple(prompt.most for prompt in prompts),
+            row_numbers=tuple(prompt.numbers for prompt in prompts if prompt.numbers is not None),
         )
 
     def _age(self) -> int:
@@ -223,6 +225,7 @@ class _Prompt(NamedTuple):
     occurrence: int
     n_forced: int  # tokens at its end that are its answer's first ones
     most: int  # tokens of its answer
+    numbers: Any  # of the sampler; None where all have the same
 
 
 class _Answer:

@@ -29,14 +29,18 @@ def prepare(model: Model, prompts: Prompt | Sequence[Prompt], **given: Unpack[Op
     sampler: a preset in configs/samplers, a TOML file, a rule in a Python file (`my_rule.py:RULE`), or a rule itself.
         None is the preset that was chosen for the model (`presets.for_model`), "entropix" has the published numbers.
     temp, top_p and all other numbers of the rule: instead of the preset's.
-    sampler_config: the same as a mapping; or the rule's dataclass (`SamplerConfig` for entropix), which has them all.
+    sampler_config: the same as a mapping; or the rule's dataclass (`SamplerConfig` for entropix), which has them all;
+        or a list of either, one for each prompt: of numbers that compile nothing, many sets run side by side.
     system: a system message for string prompts.
     allow_special: names of special tokens in a prompt become these tokens; otherwise they are text like any other.
     max_new_tokens and so on: the fields of `GenerateConfig`. With `seeds` each row draws what its prompt alone would
         with that `seed`, so that one batch holds many samples of a prompt.
     """
     general, generation, numbers = options.sort(given)
-    chosen = choose(model, general["sampler"], general["sampler_config"], numbers)
+    told = general["sampler_config"]
+    told = list(told) if isinstance(told, list | tuple) else [told]
+    each = [choose(model, general["sampler"], one, numbers) for one in told or [None]]
+    chosen = samplers.common(each)
     if isinstance(stop := generation.get("stop"), str):
         generation["stop"] = (stop,)
     cfg = config.from_mapping(GenerateConfig, generation, "generation")
@@ -55,6 +59,10 @@ def prepare(model: Model, prompts: Prompt | Sequence[Prompt], **given: Unpack[Op
             raise ValueError(
                 f"generation: {name} has {n} numbers for {len(prompt_ids)} prompts; give one for each prompt"
             )
+    if len(each) not in (1, len(prompt_ids)):
+        raise ValueError(
+            f"sampler_config: {len(each)} sets of numbers for {len(prompt_ids)} prompts; give one for each prompt"
+        )
     _check_branching(cfg, chosen.rule)
     _check_backtracking(cfg, chosen.rule)
     return GenerationRequest(
@@ -64,6 +72,7 @@ def prepare(model: Model, prompts: Prompt | Sequence[Prompt], **given: Unpack[Op
         sampler_config=chosen.numbers,
         config=cfg,
         sampler_source=chosen.source,
+        row_numbers=() if len(each) == 1 else tuple(one.numbers for one in each),
     )
 
 

@@ -30,7 +30,7 @@ class Options(TypedDict, total=False):
     """Besides these, every number of the rule is a keyword: the commonest stand here, `docs/samplers.md` has all."""
 
     sampler: str | Sampler | ResolvedSampler | None
-    sampler_config: RuleConfig | Mapping[str, Any] | None
+    sampler_config: RuleConfig | Mapping[str, Any] | Sequence[RuleConfig | Mapping[str, Any]] | None
     system: str | None
     raw: bool
     allow_special: bool

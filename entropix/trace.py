@@ -191,6 +191,10 @@ def circumstances(model: Model) -> dict[str, Any]:
 def header(request: GenerationRequest, rows: str = BATCH) -> dict[str, Any]:
     """The first line of a request's trace."""
     own = own_metrics.registered()
+    if request.row_numbers:
+        raise ValueError(
+            "a trace has one set of numbers, but here each row has its own; write one for each set"
+        )
     return {
         "format": FORMAT,
         "version": VERSION,

@@ -141,6 +141,67 @@ def test_a_long_run_compiles_nothing_new_and_prompts_may_come_while_it_runs() ->
     assert [program._cache_size() for program in programs] == before
 
 
+SETS: dict[str, list[dict[str, float]]] = {
+    "entropix": [{}, {"low_ent_thresh": 6.5, "low_vent_thresh": 9.0}, {"temp": 2.0, "high_ent_thresh": 1.0}],
+    "min-p": [{"min_p": 0.5}, {"temp": 1.5, "min_p": 0.01}, {"repetition_penalty": 1.5}],
+    "mirostat": [{"mirostat_tau": 1.0}, {"mirostat_tau": 8.0}, {}],
+    "top-n-sigma": [{"top_n_sigma": 0.5}, {"top_n_sigma": 2.0, "temp": 3.0}, {}],
+}
+
+
+@pytest.mark.parametrize("sampler", SETS)
+def test_rows_with_numbers_of_their_own_are_those_of_single_runs(sampler: str) -> None:
+    """Three sets of numbers for two prompts, in two rows, of one program."""
+    model = toy.model_of(stop_ids=ENDING, n_layers=1)
+    options = {"sampler": sampler, "max_new_tokens": 20, "seed": 3}
+    prompts, sets = [[5, 6], [9, 1, 2]], SETS[sampler]
+    each = [(prompt, numbers) for prompt in prompts for numbers in sets]
+    found = generation.generate(
+        model,
+        [prompt for prompt, _ in each],
+        sampler_config=[numbers for _, numbers in each],
+        occurrences=[0] * len(each),
+        batch_size=2,
+        **options,
+    )
+    alone = [
+        generation.generate(model, [prompt], sampler_config=numbers, **options)[0] for prompt, numbers in each
+    ]
+    assert tokens(found) == tokens(alone)
+    assert len({tuple(result.token_ids) for result in found}) > len(prompts)
+
+
+def test_forks_and_steps_back_take_the_numbers_of_their_row() -> None:
+    model = toy.model_of(stop_ids=ENDING, n_layers=1)
+    options = {
+        "sampler": "top-p",
+        "max_new_tokens": 16,
+        "seed": 3,
+        "branching": {"paths": 2, "depth": 2, "entropy": 5.0, "distance": 3},
+        "backtracking": {"tokens": 2, "strategies": ["top-p"], "budget": 2},
+    }
+    sets = [{"temp": 0.3}, {"temp": 2.0}, {"top_p": 0.2}]
+    found = generation.generate(
+        model, [[5, 6]] * 3, sampler_config=sets, occurrences=[0] * 3, batch_size=2, **options
+    )
+    alone = [generation.generate(model, [[5, 6]], sampler_config=numbers, **options)[0] for numbers in sets]
+    assert tokens(found) == tokens(alone)
+    assert any("branches" in record for result in found for record in result.records)
+
+
+def test_rows_that_are_not_of_one_program_are_refused(model: Model, tmp_path: Path) -> None:
+    sets = [{"max_top_k": 30}, {}]
+    with pytest.raises(
+        ValueError, match="the same max_top_k, which is part of their program, got 30 and 128"
+    ):
+        generation.prepare(model, ["a", "b"], sampler="entropix", sampler_config=sets)
+    with pytest.raises(ValueError, match="3 sets of numbers for 2 prompts"):
+        generation.prepare(model, ["a", "b"], sampler="min-p", sampler_config=[{}, {}, {}])
+    request = generation.prepare(model, ["a", "b"], sampler="min-p", sampler_config=[{}, {"min_p": 0.3}])
+    with pytest.raises(ValueError, match="a trace has one set of numbers"):
+        trace.write(tmp_path / "t.jsonl", request, [])
+
+
 def test_what_all_prompts_begin_with_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
     model, prompts = toy.model_of(n_layers=1), [[*LONG, i] for i in range(5)]
     request = generation.prepare(model, prompts, sampler="top-p", max_new_tokens=4, seed=3)

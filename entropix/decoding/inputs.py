@@ -53,9 +53,10 @@ def first_rows(request: GenerationRequest) -> RowState:
         token_B=jnp.asarray([prompt[-1] for prompt in prompts], jnp.int32),
         step_B=jnp.asarray(np.zeros(batch, np.int32)),
         finish_B=jnp.asarray(np.full(batch, FinishReason.RUNNING, np.int32)),
-        sampler=request.sampler.init(request.sampler_config, prompts, request.model.tokenizer.encode),
+        sampler=_first_states(request),
         branching=None if request.program.branching is None else branching.no_forks(batch),
         backtracks=backtracking.none_yet(batch) if backtracking.is_on(cfg.backtracking) else None,
+        numbers=stacked_numbers(request.row_numbers) if request.row_numbers else None,
     )
 
 
@@ -78,6 +79,21 @@ def device_numbers(numbers: Any) -> Any:
         name: _DTYPES[hints[name]](getattr(numbers, name)) for name in fields_of_kind(type(numbers), TRACED)
     }
     return jax.device_put(dataclasses.replace(numbers, **arrays))
+
+
+def _first_states(request: GenerationRequest) -> Any:
+    """The sampler's state of each row, which may be made of the row's own numbers."""
+    init, encode, prompts = request.sampler.init, request.model.tokenizer.encode, request.prompt_ids
+    if not request.row_numbers:
+        return init(request.sampler_config, prompts, encode)
+    pairs = zip(request.row_numbers, prompts, strict=True)
+    states = [init(numbers, [prompt], encode) for numbers, prompt in pairs]
+    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *states)
+
+
+def stacked_numbers(row_numbers: Sequence[Any]) -> Any:
+    """The same with the rows as first axis of every array."""
+    return jax.tree.map(lambda *values: jnp.stack(values), *map(device_numbers, row_numbers))
 
 
 def seeds(prompts: Sequence[Sequence[int]], cfg: GenerateConfig) -> Sequence[int]:

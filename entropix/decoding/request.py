@@ -21,13 +21,15 @@ class GenerationRequest:
     model: Model
     prompt_ids: list[list[int]]
     sampler: Sampler
-    sampler_config: Any  # the numbers of the sampler
+    sampler_config: Any  # the numbers of the sampler; of the first row where `row_numbers` has them for each
     config: GenerateConfig
     sampler_source: RuleFile | None = None  # of a rule in a file of somebody's own
     forced_prefix: tuple[int, ...] = ()
     """How many tokens at each prompt's end are its answer's first ones, which nobody draws; () for none anywhere."""
     most_tokens: tuple[int, ...] = ()
     """How many tokens each answer may have, where that is less than the `max_new_tokens` of all; () for no less."""
+    row_numbers: tuple[Any, ...] = ()
+    """The numbers of the sampler for each prompt, which differ in those that are traced alone; () for one set."""
 
     @property
     def program(self) -> Program:
@@ -44,7 +46,7 @@ class GenerationRequest:
     def of_rows(self, rows: Sequence[int]) -> "GenerationRequest":
         """The request of some of its rows, of which one may come several times, with what each has of its own."""
 
-        def chosen(column: tuple[int, ...]) -> tuple[int, ...]:
+        def chosen(column: tuple[Any, ...]) -> tuple[Any, ...]:
             return tuple(column[row] for row in rows) if column else ()
 
         cfg = dataclasses.replace(
@@ -56,6 +58,7 @@ class GenerationRequest:
             config=cfg,
             forced_prefix=chosen(self.forced_prefix),
             most_tokens=chosen(self.most_tokens),
+            row_numbers=chosen(self.row_numbers),
         )
 
 

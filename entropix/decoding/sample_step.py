@@ -28,7 +28,7 @@ from entropix.model.weights import Weights
 from entropix.numerics import entropy_bits, softmax_parts
 from entropix.own_metrics import Metric
 from entropix.results import FinishReason
-from entropix.samplers.base import Candidates, SamplerInputs, SeenAttention, log_normalizer
+from entropix.samplers.base import Candidates, Sampler, SamplerInputs, SeenAttention, log_normalizer
 from entropix.sharding import top_k
 
 # (inputs, rows, what the sampler sees) -> (rows, record, the candidates that one draw was made from)
@@ -90,11 +90,15 @@ def sample_step(
     """One token of every row that runs: the sampler, then the tests for the end. Rows that have ended stand still.
 
     The record says by `live_B` which rows have a token. The candidates are those that one draw was made from.
-    numbers: those of the sampler, on the device.
+    numbers: those of the sampler, on the device, for rows that have none of their own.
     """
     with jax.named_scope("sampler"):
         key_B = draw_keys(inputs.key_B, rows.step_B)
-        token_B, state, info, candidates = program.sampler.step(key_B, rows.sampler, seen, numbers)
+        if rows.numbers is None:
+            drawn = program.sampler.step(key_B, rows.sampler, seen, numbers)
+        else:
+            drawn = jax.vmap(_alone(program.sampler))(key_B, rows.sampler, seen, rows.numbers)
+        token_B, state, info, candidates = drawn
         chex.assert_tree_shape_prefix((token_B, state, info), rows.token_B.shape)
 
     running_B = rows.finish_B == FinishReason.RUNNING
@@ -115,9 +119,19 @@ def sample_step(
 
     record = StepRecord(token_B, live_B, finish_B, seen.metrics, info, seen.own)
     record = with_alternatives(record, seen.logits_BV, candidates, program)
-    drawn = rows._replace(token_B=token_B, step_B=step_B, finish_B=finish_B, sampler=state)
+    went_on = rows._replace(token_B=token_B, step_B=step_B, finish_B=finish_B, sampler=state)
     stood = rows._replace(finish_B=finish_B)
-    return where_row(live_B, drawn, stood), record, candidates
+    return where_row(live_B, went_on, stood), record, candidates
+
+
+def _alone(sampler: Sampler) -> Callable[..., Any]:
+    """The sampler's step for a single row, without the axis of rows: for numbers that differ from row to row."""
+
+    def step(key: Array, state: Any, seen: SamplerInputs, numbers: Any) -> Any:
+        key, state, seen = jax.tree.map(lambda leaf: leaf[None], (key, state, seen))
+        return jax.tree.map(lambda leaf: leaf[0], sampler.step(key, state, seen, numbers))
+
+    return step
 
 
 # ----- keys -------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from entropix.samplers.registry import (
     users,
 )
 from entropix.samplers.repetition import guarded
-from entropix.samplers.resolution import ResolvedSampler, about, names, recorded, resolve
+from entropix.samplers.resolution import ResolvedSampler, about, common, names, recorded, resolve
 
 __all__ = [
     "SAMPLERS",
@@ -27,6 +27,7 @@ __all__ = [
     "about",
     "check_guard",
     "check_names",
+    "common",
     "get",
     "guarded",
     "names",

@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -81,6 +81,26 @@ def resolve(
         raise ValueError(f"sampler config: {found.name} takes a {expected} or a mapping, got a {given}")
     config.check(changes, "sampler config")
     return dataclasses.replace(found, numbers=changes)
+
+
+def common(several: Sequence[ResolvedSampler]) -> ResolvedSampler:
+    """Whose program serves all of these: the first, or the first with a guard. Raises a ValueError where they differ in
+    more than numbers that compile nothing."""
+    first = next((one for one in several if is_on(one.numbers)), several[0])
+    for one in several:
+        if one.rule != first.rule:
+            raise ValueError(f"rows of one batch have one rule, got {first.name} and {one.name}")
+        for field in dataclasses.fields(one.numbers):
+            name = field.name
+            if field.metadata["kind"] == config.TRACED:
+                continue
+            values = getattr(first.numbers, name), getattr(one.numbers, name)
+            if values[0] != values[1]:
+                raise ValueError(
+                    f"rows of one batch have the same {name}, which is part of their program, got "
+                    f"{values[0]!r} and {values[1]!r}"
+                )
+    return first
 
 
 def recorded(
