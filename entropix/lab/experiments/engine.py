@@ -1,21 +1,23 @@
 """Grids: every variant of a sampler with every prompt and every seed, answer by answer, so that they can be resumed.
 
-A grid is planned before anything runs: `plan` lists all answers in their order, `answers` computes some of a variant,
-`run` those that a `Store` does not hold yet. A plan depends on nothing but the grid, and an answer on nothing but
+A grid is planned before anything runs: `plan` lists all answers in their order, `answers` computes some of them, `run`
+those that a `Store` does not hold yet. A plan depends on nothing but the grid, and an answer on nothing but
 itself, so a grid that was interrupted and resumed, or divided into parts and merged, has the answers of one that was
 not, token for token; the last digits of their numbers depend on what was computed beside them.
 
-A row that has ended takes the next answer of its variant (`batching`). A sampler compiles once (and once more for each
-size that its cache grows to, and for each half to which the last rows shrink), however many variants of its numbers
-there are.
+Variants that differ in numbers alone share the rows of one batch, in which a row that has ended takes the next answer
+(`batching`). A sampler compiles once (and once more for each size that its cache grows to, and for each half to which
+the last rows shrink), however many variants of its numbers there are.
 
 Random numbers are common to all variants: the key of a row is made of its seed and its prompt. Where two variants pick
 from the same candidates with the same probabilities, they draw the same token.
 """
 
+import dataclasses
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,7 +25,7 @@ from typing import Any, NamedTuple
 from entropix import run_statistics, trace
 from entropix.batching import ContinuousBatch
 from entropix.checkpoint.loading import Model
-from entropix.config import GenerateConfig
+from entropix.config import TRACED, GenerateConfig
 from entropix.cot import parallel
 from entropix.cot.parallel import CotResult
 from entropix.cot.plan import Plan
@@ -37,7 +39,7 @@ FORMAT, VERSION = "entropix-grid", 2
 _SEEDS = ("seed", "seeds", "occurrences")  # of `GenerateConfig`; those of a grid are its own
 _DECIMALS = 4  # of the entropies kept for every token, in bits
 _DIGITS = 5  # of an answer's means
-_TURN = 8  # batches full of answers of one variant, before the next variant has its turn
+_TURN = 8  # batches full of answers of one program, before the next has its turn
 
 
 @dataclass(frozen=True)
@@ -82,11 +84,11 @@ class Cell(NamedTuple):
     seed: int
 
 
-class Turn(NamedTuple):
-    """Answers of one variant that are generated one after the other."""
+class Answer(NamedTuple):
+    """What is to be generated: by which variant, for which prompt and seed."""
 
     variant: int  # its number, from 0
-    cells: Sequence[Cell]
+    cell: Cell
 
 
 # ----- planning ---------------------------------------------------------------------------------------------
@@ -122,20 +124,30 @@ def check(grid: Grid, model: Model) -> None:
         raise ValueError(f"{grid.part[1]} parts are too many for {most} answers of each variant; take fewer")
 
 
-def plan(grid: Grid) -> list[Turn]:
-    """The answers of a grid, in order: the same answers of all variants come together, so that whenever it ends, what
-    is there compares the variants fairly.
+def plan(grid: Grid) -> list[list[Answer]]:
+    """The answers of a grid, in order, those together that share a batch: the same answers of all variants come one
+    after the other, so that whenever it ends, what is there compares the variants fairly.
 
-    Part I of N has every N-th answer from the I-th on.
+    Part I of N has every N-th answer of each variant from the I-th on.
     """
     number, parts = grid.part
     cells = _cells(grid)[number - 1 :: parts]
-    size = _TURN * grid.max_rows
+    together: dict[Hashable, list[int]] = {}
+    for variant, described in enumerate(grid.variants):
+        together.setdefault(program(described), []).append(variant)
+    size = max(1, _TURN * grid.max_rows // max(map(len, together.values())))
     return [
-        Turn(variant, cells[start : start + size])
+        [Answer(variant, cell) for cell in cells[start : start + size] for variant in variants]
         for start in range(0, len(cells), size)
-        for variant in range(len(grid.variants))
+        for variants in together.values()
     ]
+
+
+def program(variant: Variant) -> Hashable:
+    """What variants of one batch have in common: all but numbers that compile nothing."""
+    numbers = variant.sampler.numbers
+    fixed = [getattr(numbers, f.name) for f in dataclasses.fields(numbers) if f.metadata["kind"] != TRACED]
+    return variant.sampler.sampler, variant.plan, *fixed
 
 
 def _cells(grid: Grid) -> list[Cell]:
@@ -146,9 +158,9 @@ def _cells(grid: Grid) -> list[Cell]:
 def keys(grid: Grid) -> list[dict[str, Any]]:
     """What names each answer in its line."""
     return [
-        {"variant": grid.variants[turn.variant].label, **cell._asdict()}
+        {"variant": grid.variants[variant].label, **cell._asdict()}
         for turn in plan(grid)
-        for cell in turn.cells
+        for variant, cell in turn
     ]
 
 
@@ -190,35 +202,37 @@ def _first_twice(items: Sequence[Any]) -> tuple[int, int] | None:
 # ----- running ----------------------------------------------------------------------------------------------
 
 
-def run(model: Model, grid: Grid, store: Store | Follower) -> Iterator[tuple[Variant, list[Line]]]:
+def run(model: Model, grid: Grid, store: Store | Follower) -> Iterator[list[Line]]:
     """Generates the answers that the store does not hold yet; yields some, as they come, when they are safely kept."""
     done = store.n_lines
     for turn in plan(grid):
-        variant, cells = grid.variants[turn.variant], turn.cells[done:]
-        done -= len(turn.cells) - len(cells)
-        for lines, timing in answers(model, grid, variant, cells) if cells else ():
+        wanted = turn[done:]
+        done -= len(turn) - len(wanted)
+        for lines, timing in answers(model, grid, wanted) if wanted else ():
             store.append(lines, timing)
-            yield variant, lines
+            yield lines
 
 
 def answers(
-    model: Model, grid: Grid, variant: Variant, cells: Sequence[Cell]
+    model: Model, grid: Grid, wanted: Sequence[Answer]
 ) -> Iterator[tuple[list[Line], Mapping[str, Any]]]:
-    """(lines of answers, how long they took) in the order of the cells, as soon as all before them are there.
+    """(lines, how long they took) of answers of one program, in this order, as soon as all before them are there.
 
-    Time is counted from the end of the first chunk, which includes compilation: `tokens` in `seconds`, 0 where all was
-    done in one chunk.
+    Time is counted from the end of the first chunk, which includes compilation: the `tokens` of each variant in
+    `seconds`, of which a variant has the share that its tokens have; 0 where all was done in one chunk.
     """
-    request, clock = _request(model, grid, variant, cells), _Clock(variant)
-    found = (
-        _paths(request, variant, grid.max_rows, clock)
-        if variant.plan
-        else _single(request, variant, grid, clock)
-    )
+    variants = [grid.variants[answer.variant] for answer in wanted]
+    request, clock = _request(model, grid, wanted), _Clock([variant.label for variant in variants])
+    paths = variants[0].plan
+    found = _single(request, variants, grid.max_rows, clock)
+    if paths is not None:
+        found = _paths(request, variants, paths, grid.max_rows, clock)
     waiting: dict[int, Line] = {}
     n_done = 0
     for number, told in found:
-        waiting[number] = {**_key(variant, cells[number]), **told}
+        variant = variants[number]
+        key = {"variant": variant.label, **wanted[number].cell._asdict(), "sampler": variant.sampler.name}
+        waiting[number] = {**key, **told}
         lines = []
         while n_done in waiting:
             lines.append(waiting.pop(n_done))
@@ -228,69 +242,70 @@ def answers(
 
 
 def _single(
-    request: GenerationRequest, variant: Variant, grid: Grid, clock: "_Clock"
+    request: GenerationRequest, variants: Sequence[Variant], max_rows: int, clock: "_Clock"
 ) -> Iterator[tuple[int, Line]]:
     """(its number, its line) of each answer, as they end."""
-    batch = ContinuousBatch(request, grid.max_rows)
+    batch = ContinuousBatch(request, max_rows)
     results = {number: Result(ids) for number, ids in enumerate(request.prompt_ids)}
     for event in batch.run():
         add(results, event)
-        clock.tick(batch.n_passes, event.record is not None)
+        clock.tick(batch.n_passes, event)
         if event.finish != FinishReason.RUNNING:
-            yield event.row, line(variant, results.pop(event.row))
+            yield event.row, line(variants[event.row], results.pop(event.row))
 
 
 def _paths(
-    request: GenerationRequest, variant: Variant, max_rows: int, clock: "_Clock"
+    request: GenerationRequest, variants: Sequence[Variant], plan: Plan, max_rows: int, clock: "_Clock"
 ) -> Iterator[tuple[int, Line]]:
     """The same where an answer is chosen from several paths, whose tokens count all."""
-    assert variant.plan is not None
-    paths = parallel.ParallelPaths(request, variant.plan, max_rows)
+    paths = parallel.ParallelPaths(request, plan, max_rows)
 
     def watch(events: Iterator[TokenEvent]) -> Iterator[TokenEvent]:
         for event in events:
-            clock.tick(paths.n_passes, event.record is not None)
+            clock.tick(paths.n_passes, event)
             yield event
 
-    return enumerate(path_line(variant, result) for result in paths.run(watch))
+    return ((i, path_line(variants[i], result)) for i, result in enumerate(paths.run(watch)))
 
 
-def _request(model: Model, grid: Grid, variant: Variant, cells: Sequence[Cell]) -> GenerationRequest:
+def _request(model: Model, grid: Grid, wanted: Sequence[Answer]) -> GenerationRequest:
     """What generates these answers. A draw depends on seed and prompt, not on what else is in the batch."""
+    variants = [grid.variants[variant] for variant, _ in wanted]
+    numbers = [variant.sampler.numbers for variant in variants]
     return prepare(
         model,
-        [list(grid.prompts[cell.prompt]) for cell in cells],
-        sampler=variant.sampler,
-        seeds=[cell.seed for cell in cells],
-        occurrences=[0] * len(cells),
+        [list(grid.prompts[cell.prompt]) for _, cell in wanted],
+        sampler=variants[0].sampler,
+        sampler_config=numbers[0] if len({*numbers}) == 1 else numbers,
+        seeds=[cell.seed for _, cell in wanted],
+        occurrences=[0] * len(wanted),
         **{name: value for name, value in vars(grid.options).items() if name not in _SEEDS},
     )
 
 
 class _Clock:
-    """Time from the end of the first chunk to the last token."""
+    """Time from the end of the first chunk to the last token, and which variant the tokens are of."""
 
-    def __init__(self, variant: Variant) -> None:
-        self._label = variant.label
-        self._first_chunk, self._n_late, self._began, self._ended = 0, 0, 0.0, 0.0
+    def __init__(self, labels: Sequence[str]) -> None:
+        """labels: of the answers, by number."""
+        self._labels = labels
+        self._first_chunk, self._began, self._ended = 0, 0.0, 0.0
+        self._late: Counter[str] = Counter()  # tokens since the last lap
 
-    def tick(self, n_passes: int, counts: bool) -> None:
-        """Notes an event, after so many forward passes. counts: it is a token that was wanted."""
+    def tick(self, n_passes: int, event: TokenEvent) -> None:
+        """Notes an event, after so many forward passes."""
         if self._first_chunk in (0, n_passes):
             self._first_chunk, self._began = n_passes, time.perf_counter()
-        elif counts:
-            self._n_late, self._ended = self._n_late + 1, time.perf_counter()
+        elif event.record is not None:
+            self._ended = time.perf_counter()
+            self._late[self._labels[event.row]] += 1
 
     def lap(self) -> dict[str, Any]:
         """What was noted since the last lap."""
-        seconds = self._ended - self._began if self._n_late else 0.0
-        lap = {"variant": self._label, "tokens": self._n_late, "seconds": seconds}
-        self._n_late, self._began = 0, max(self._began, self._ended)
-        return lap
-
-
-def _key(variant: Variant, cell: Cell) -> Line:
-    return {"variant": variant.label, **cell._asdict(), "sampler": variant.sampler.name}
+        tokens, self._late = dict(self._late), Counter()
+        seconds = self._ended - self._began if tokens else 0.0
+        self._began = max(self._began, self._ended)
+        return {"tokens": tokens, "seconds": seconds}
 
 
 def path_line(variant: Variant, result: CotResult) -> Line:

@@ -1,6 +1,6 @@
 """The parts of a grid, computed by machines that know nothing of each other, made one."""
 
-import itertools
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -27,12 +27,11 @@ def merge(folders: Sequence[str], out: str) -> list[Summary]:
     _check_parts(folders, manifests)
     entire = manifests[0] | {"part": 1, "parts": 1}
     whole = _grid(entire, folders[0])
-    lines, timings = _read_parts(folders, manifests)
+    lines, timing = _read_parts(folders, manifests)
     keys = engine.keys(whole)
     with Store(out, entire, keys) as store:
-        rest = (lines[tuple(key.values())] for key in keys[store.n_lines :])
-        for label, turn in itertools.groupby(rest, key=lambda line: str(line["variant"])):
-            store.append(list(turn), timings.pop(label, {"variant": label, "tokens": 0, "seconds": 0.0}))
+        if rest := [lines[tuple(key.values())] for key in keys[store.n_lines :]]:
+            store.append(rest, timing)
         return summarize([variant.label for variant in whole.variants], store.lines, store.timings)
 
 
@@ -62,10 +61,11 @@ def _check_parts(folders: Sequence[str], manifests: Sequence[Manifest]) -> None:
 
 def _read_parts(
     folders: Sequence[str], manifests: Sequence[Manifest]
-) -> tuple[dict[tuple[Any, ...], Line], dict[str, dict[str, Any]]]:
-    """(lines by the values of their keys, what each variant took in all parts together)."""
+) -> tuple[dict[tuple[Any, ...], Line], dict[str, Any]]:
+    """(lines by the values of their keys, what all parts took together)."""
     lines: dict[tuple[Any, ...], Line] = {}
-    timings: dict[str, dict[str, Any]] = {}
+    tokens: Counter[str] = Counter()
+    seconds = 0.0
     for folder, manifest in zip(folders, manifests, strict=True):
         keys = engine.keys(_grid(manifest, folder))
         with Store(folder, manifest, keys) as store:
@@ -76,11 +76,9 @@ def _read_parts(
                 )
             lines |= {tuple(key.values()): line for key, line in zip(keys, store.lines, strict=True)}
             for timing in store.timings:
-                label = timing["variant"]
-                total = timings.setdefault(label, {"variant": label, "tokens": 0, "seconds": 0.0})
-                total["tokens"] += timing["tokens"]
-                total["seconds"] += timing["seconds"]
-    return lines, timings
+                tokens.update(timing["tokens"])
+                seconds += timing["seconds"]
+    return lines, {"tokens": dict(tokens), "seconds": seconds}
 
 
 def _grid(manifest: Manifest, where: str) -> Grid:

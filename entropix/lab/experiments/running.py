@@ -25,10 +25,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from entropix import distributed
 from entropix.checkpoint.loading import Model
-from entropix.config import HOST, fields_of_kind
 from entropix.console import terminal
 from entropix.lab.experiments import engine
-from entropix.lab.experiments.engine import Grid, Variant
+from entropix.lab.experiments.engine import Grid
 from entropix.lab.experiments.results import ELSEWHERE, MANIFEST, Follower, Store, difference, read_manifest
 
 TERMINATED = 128 + signal.SIGTERM  # the exit code after SIGTERM, as shells count it
@@ -92,7 +91,7 @@ def generate(model: Model, whole: Grid, store: Store | Follower, out: str | None
     SIGTERM is what a machine sends that is about to be taken away. It ends the process with the exit code `TERMINATED`
     unless that answer was the last.
     """
-    n_answers = sum(len(turn.cells) for turn in engine.plan(whole))
+    n_answers = sum(map(len, engine.plan(whole)))
     done = store.n_lines
 
     def leave(why: str) -> None:
@@ -104,10 +103,12 @@ def generate(model: Model, whole: Grid, store: Store | Follower, out: str | None
     pace = Pace()
     try:
         with _notice() as stopping, _progress(n_answers, done) as advance:
-            for variant, lines in engine.run(model, whole, store):
+            programs = {variant.label: engine.program(variant) for variant in whole.variants}
+            for lines in engine.run(model, whole, store):
                 done += len(lines)
-                pace.add(program(variant), len(lines), sum(line["new_tokens"] for line in lines))
-                advance(len(lines), variant.label, pace.tell(n_answers - done))
+                label = lines[-1]["variant"]
+                pace.add(programs[label], len(lines), sum(line["new_tokens"] for line in lines))
+                advance(len(lines), label, pace.tell(n_answers - done))
                 if stopping():
                     break
     except KeyboardInterrupt:
@@ -116,14 +117,6 @@ def generate(model: Model, whole: Grid, store: Store | Follower, out: str | None
     if done < n_answers:
         leave("stopped by SIGTERM: ")
         sys.exit(TERMINATED)
-
-
-def program(variant: Variant) -> Hashable:
-    """What is compiled anew for it, of all that variants differ in; a clarifier of another length is."""
-    numbers = variant.sampler.numbers
-    texts = [getattr(numbers, name) for name in fields_of_kind(type(numbers), HOST)]
-    paths = None if variant.plan is None else (variant.plan.paths, variant.plan.fork)
-    return variant.sampler.sampler, jax.tree.structure(numbers), paths, *texts
 
 
 class Pace:

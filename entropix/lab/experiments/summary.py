@@ -73,7 +73,9 @@ class Summary:
     computed_tokens: (
         int  # of all paths, for the answers to be compared at their cost; those of the answers without paths
     )
-    tokens_per_second: float | None  # of all rows together, after the first chunk
+    tokens_per_second: (
+        float | None
+    )  # of all rows together, those of other variants in the batch too, after the first chunk
     length_sd: float | None  # over answers
     finishes: dict[str, int]
     strategies: dict[str, float]  # shares of the tokens
@@ -131,7 +133,7 @@ def summarize(
         answers = by_prompt(mine).values()
         values = {name: [measure(given) for given in answers] for name, measure in MEASURES.items()}
         first = first or values
-        of_label = [timing for timing in timings if timing["variant"] == label]
+        of_label = [timing for timing in timings if label in timing["tokens"]]
         summaries.append(_summary(label, mine, of_label, values, first))
     p_values = [found and found.p for s in summaries[1:] for found in s.contrasts.values()]
     corrected = iter(holm(p_values))
@@ -167,7 +169,7 @@ def _summary(
         tokens=sum(lengths),
         paths=_mean([line.get("paths") for line in lines]),
         computed_tokens=sum(int(line.get("computed_tokens") or line["new_tokens"]) for line in lines),
-        tokens_per_second=sum(timing["tokens"] for timing in timings) / seconds if seconds > 0 else None,
+        tokens_per_second=sum(sum(t["tokens"].values()) for t in timings) / seconds if seconds > 0 else None,
         length_sd=float(np.std(lengths, ddof=1)) if len(lengths) > 1 else None,
         finishes=dict(Counter(line["finish"] for line in lines)),
         strategies={name: count / max(counts.total(), 1) for name, count in counts.items()},
