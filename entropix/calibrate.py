@@ -1,9 +1,13 @@
-"""Fit the entropix rule's thresholds to a model: `python -m entropix.calibrate --out FILE.toml`.
+"""Choose a rule's numbers for a model: `python -m entropix.calibrate --out FILE.toml`.
 
-The model reads a text and, at temperature 1 with nothing filtered, answers prompts; the metrics of both are the
-observations. By default these are the corpus and the prompts that come with this package; `--text` uses only a text of
-yours, `--prompts` only the model's answers to prompts of yours. `calibration.thresholds` says how the five thresholds
-follow from the wished frequencies.
+`--by answers` chooses the numbers of any rule by what the answers to tasks are worth, on development items, and says
+what they are worth on held-out ones, beside plain rules that were tuned with the same budget (`calibration.answers`).
+
+Without it, thresholds of an entropix rule are fitted to how often each strategy shall be used. The model reads a text
+and, at temperature 1 with nothing filtered, answers prompts; the metrics of both are the observations. By default these
+are the corpus and the prompts that come with this package; `--text` uses only a text of yours, `--prompts` only the
+model's answers to prompts of yours. `calibration.thresholds` says how the five thresholds follow from the wished
+frequencies.
 
 Frequencies are those on the observations. A generation with the new thresholds walks its own way through a model: where
 there are prompts, the rule answers them too, with the reference and with the fitted thresholds, and its own frequencies
@@ -12,6 +16,7 @@ are reported beside the others.
 Exit codes: 0 done; 1 bad input; 2 bad flags.
 """
 
+import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Annotated
@@ -24,17 +29,49 @@ from entropix.console.cli import DeviceFlags, Dtype, TableFile, Text, Weights, f
 from entropix.lab.calibration.targets import Targets, check_targets, check_thresholds
 
 _PROG = "python -m entropix.calibrate"
-_DESCRIPTION = "Fit the thresholds of an entropix rule to a model, by how often each strategy shall be used."
+_DESCRIPTION = (
+    "Choose a rule's numbers for a model: by what its answers are worth (--by answers), or the thresholds of an "
+    "entropix rule by how often each strategy shall be used."
+)
+_QUICK = {"items": 24, "budget": 1_500}  # what --quick makes of two flags
 TEXT, PROMPTS = "calibration.txt", "calibration-prompts.txt"  # in configs/: what is observed by default
+
+
+@dataclass(frozen=True)
+class AnswerFlags:
+    """What --by answers asks, and how much of it."""
+
+    tasks: Annotated[str, flag("tasks, as in docs/tasks.md, with commas between", "NAMES", None)] = (
+        "questions,sets"
+    )
+    items: Annotated[int, flag("items of each task, in each split", "N", None)] = 60
+    seeds: Annotated[int, flag("answers to each item", "N", None)] = 3
+    budget: Annotated[int, flag("answers for each rule that is tuned", "N", None)] = 12_000
+    loss: Annotated[
+        float,
+        flag("right answers that coverage may cost, as a share, against greedy ones [0 to 1]", "SHARE", None),
+    ] = 0.03
+    opponents: Annotated[str, flag("rules that are tuned too, with commas between", "NAMES", None)] = (
+        "temperature,min-p,top-p"
+    )
+    free: Annotated[Text, flag("the numbers to choose (default: all but those of the guard)", "NAMES")] = None
+    batch: Annotated[int, flag("most answers to compute together", "N", None)] = 32
+    quick: Annotated[bool, flag("a tenth of it, to see how it goes")] = False
+    journal: Annotated[
+        Text, flag("keep what was tried; the same command goes on from there", "FILE.jsonl")
+    ] = None
 
 
 @dataclass(frozen=True)
 class Flags:
     """What can be asked for."""
 
-    sampler: Annotated[str, flag("a rule with the five thresholds", "NAME|FILE.toml|FILE.py:NAME", None)] = (
-        "entropix"
-    )
+    sampler: Annotated[
+        str,
+        flag("a rule; for frequencies, one with the five thresholds", "NAME|FILE.toml|FILE.py:NAME", None),
+    ] = "entropix"
+    by: Annotated[str, flag("what numbers are chosen by", "frequencies|answers", None)] = "frequencies"
+    answers: Annotated[AnswerFlags, arg(name="by answers")] = field(default_factory=AnswerFlags)
     weights: Weights = None
     dtype: Dtype = None
     devices: Annotated[DeviceFlags, arg(name="devices")] = field(default_factory=DeviceFlags)
@@ -63,8 +100,55 @@ def main(args: Sequence[str] | None = None, prog: str = _PROG) -> None:
     """Does what the flags (by default those of the process) say. Raises a ValueError for bad input."""
     flags = cli.parse(Flags, args, prog, _DESCRIPTION)
     cli.join(flags)
+    if flags.by not in ("frequencies", "answers"):
+        raise ValueError(f"--by takes frequencies or answers, got {flags.by!r}")
     with signals.raising():
-        _perform(flags)
+        (_by_answers if flags.by == "answers" else _perform)(flags)
+
+
+def _by_answers(flags: Flags) -> None:
+    asked = flags.answers
+    for name, found in (("text", flags.text), ("prompts", flags.prompts), ("plot", flags.plot)):
+        if found is not None:
+            raise ValueError(f"--{name} is for frequencies; --by answers asks the items of --tasks")
+    for name in ("items", "seeds", "budget", "batch"):
+        if (number := getattr(asked, name)) < 1:
+            raise ValueError(f"--{name} must be at least 1, got {number}")
+    if not 0 <= asked.loss <= 1:
+        raise ValueError(f"--loss must be between 0 and 1, got {asked.loss}")
+    distributed.from_first(lambda: _check_outputs(flags))
+    sampler = samplers.resolve(flags.sampler)
+    if importlib.util.find_spec("optuna") is None:
+        raise ValueError("--by answers needs optuna: pip install 'entropix-jax[calibrate]'")
+
+    from entropix import backend
+    from entropix.console import terminal
+    from entropix.lab import tasks
+    from entropix.lab.calibration import answers
+    from entropix.lab.calibration.search import Journal
+
+    n_items, budget = (_QUICK["items"], _QUICK["budget"]) if asked.quick else (asked.items, asked.budget)
+    plan = answers.Plan(
+        tasks=[tasks.resolve(name) for name in asked.tasks.split(",")],
+        n_items=n_items,
+        seeds=range(flags.seed, flags.seed + asked.seeds),
+        budget=budget,
+        batch=asked.batch,
+        loss=asked.loss,
+        seed=flags.seed,
+        opponents=[name for name in asked.opponents.split(",") if name],
+        free=[name.replace("-", "_") for name in (asked.free or "").split(",") if name],
+    )
+    answers.ranges(sampler, plan.free)
+    backend.use_compilation_cache()
+    model = terminal.load(flags.weights, flags.dtype, flags.devices)
+    journal = None if asked.journal is None else Journal(asked.journal, plan.told(model, sampler))
+    outcome = answers.calibrate(model, sampler, plan, journal, terminal.note)
+    print("\n".join(answers.report(outcome)))
+    if flags.table is not None:
+        tables.write(flags.table, answers.rows(outcome))
+    if flags.out is not None:
+        files.write_text(flags.out, [f"{line}\n" for line in answers.preset(outcome)], "a preset")
 
 
 def _perform(flags: Flags) -> None:
@@ -123,12 +207,16 @@ def check(flags: Flags, targets: Targets) -> None:
     config.from_mapping(
         config.GenerateConfig, {"max_new_tokens": flags.max_new_tokens, "seed": flags.seed}, "flags"
     )
+    _check_outputs(flags)
+    figures.check(flags.plot)
+
+
+def _check_outputs(flags: Flags) -> None:
     if flags.out is not None:
         if not flags.out.endswith(".toml"):
             raise ValueError(f"--out takes the name of a .toml file, got {flags.out!r}")
         files.check_writable(flags.out, "a preset")
     tables.check(flags.table)
-    figures.check(flags.plot)
 
 
 if __name__ == "__main__":

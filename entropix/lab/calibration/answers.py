@@ -1,0 +1,249 @@
+"""Calibration for answers: a rule's numbers are chosen on the development split, and what they are worth is measured
+once on the held-out one, beside greedy answers and the plain rules that were given the same budget.
+"""
+
+import json
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, NamedTuple
+
+from entropix import samplers, trace
+from entropix.checkpoint.loading import Model
+from entropix.lab.calibration import objective
+from entropix.lab.calibration.objective import Asked, Figures
+from entropix.lab.calibration.search import GENERATION, Journal, Search
+from entropix.lab.calibration.space import ranges
+from entropix.lab.statistics import Contrast, contrast, mean_interval
+from entropix.lab.tasks import DEV, HELD_OUT, Task, digest
+from entropix.samplers import ResolvedSampler
+
+GREEDY, TEMPERATURE = "greedy", "temperature"
+Note = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is asked, how often, and what may be lost."""
+
+    tasks: Sequence[Task]
+    n_items: int  # of each task, in each split
+    seeds: Sequence[int]
+    budget: int  # answers for each rule that is tuned
+    batch: int
+    loss: float  # of the share of right answers against greedy ones, that coverage may cost
+    seed: int = 0
+    opponents: Sequence[str] = (TEMPERATURE, "min-p", "top-p")
+    free: Sequence[str] = ()
+
+    def told(self, model: Model, sampler: ResolvedSampler) -> dict[str, Any]:
+        """What a journal depends on."""
+        return {
+            "format": "entropix-calibration",
+            "version": 1,
+            **trace.circumstances(model),
+            "sampler": sampler.name,
+            "numbers": asdict(sampler.numbers),
+            "items": {split: digest_of(self.items(split)) for split in (DEV, HELD_OUT)},
+            "seeds": list(self.seeds),
+            "loss": self.loss,
+            "seed": self.seed,
+            "free": list(self.free),
+        }
+
+    def items(self, split: str) -> list[Asked]:
+        return objective.items(self.tasks, self.n_items, self.seed, split)
+
+
+class Arm(NamedTuple):
+    """Numbers, and what they are worth on both splits."""
+
+    label: str
+    sampler: ResolvedSampler
+    dev: Figures
+    held_out: Figures
+    n_candidates: int = 0  # among which they were chosen
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The chosen numbers and those beside them; the first arm is greedy, the last the calibrated one."""
+
+    plan: Plan
+    model: Model
+    arms: list[Arm] = field(default_factory=list)
+
+    @property
+    def chosen(self) -> Arm:
+        return self.arms[-1]
+
+    def arm(self, label: str) -> Arm:
+        return next(arm for arm in self.arms if arm.label == label)
+
+
+def calibrate(
+    model: Model, sampler: ResolvedSampler, plan: Plan, journal: Journal | None, note: Note
+) -> Outcome:
+    """Tunes the opponents and the rule, each with the same budget, and measures all on the held-out split."""
+    dev, held_out = plan.items(DEV), plan.items(HELD_OUT)
+    outcome = Outcome(plan, model)
+    greedy = samplers.resolve(GREEDY)
+
+    def measured(label: str, chosen: ResolvedSampler, n_candidates: int = 0) -> None:
+        on_dev, on_held_out = (
+            objective.measure(model, [chosen], asked, plan.seeds, plan.batch)[0] for asked in (dev, held_out)
+        )
+        outcome.arms.append(Arm(label, chosen, on_dev, on_held_out, n_candidates))
+
+    measured(GREEDY, greedy)
+    least = outcome.arms[0].dev.share_right - plan.loss
+    note(f"greedy has {outcome.arms[0].dev.share_right:.3f} of the development answers right")
+    for label in dict.fromkeys(plan.opponents):
+        found, n = _tuned(model, samplers.resolve(label), plan, dev, least, journal, note)
+        measured(label, found, n)
+    measured(f"{sampler.label}, as it was", sampler)
+    found, n = _tuned(model, sampler, plan, dev, least, journal, note, plan.free)
+    measured(f"{sampler.name}, calibrated", found, n)
+    return outcome
+
+
+def _tuned(
+    model: Model,
+    sampler: ResolvedSampler,
+    plan: Plan,
+    dev: Sequence[Asked],
+    least_right: float,
+    journal: Journal | None,
+    note: Note,
+    free: Sequence[str] = (),
+) -> tuple[ResolvedSampler, int]:
+    """(the rule with its best numbers, of how many candidates)."""
+    space = ranges(sampler, free)
+    search = Search(model, sampler, space, dev, plan.seeds, plan.batch, least_right, plan.seed)
+    if journal is not None:
+        search.trials += journal.trials.get(sampler.name, [])
+    usual = {one.name: one.clipped(getattr(sampler.numbers, one.name)) for one in space}
+    n_generations = max(1, round(plan.budget / search.generation_answers))
+    for number in range(len(search.trials) // GENERATION, n_generations):
+        trials = search.race([] if number else [usual])
+        if journal is not None:
+            journal.add(sampler.name, trials)
+        best = search.best
+        assert best is not None
+        note(
+            f"{sampler.name}: generation {number + 1} of {n_generations}, best score {best.score:.3f}, right "
+            f"{best.right:.3f}, coverage {best.coverage:.3f}"
+        )
+    assert search.best is not None
+    return search.with_params(search.best.params), len(search.trials)
+
+
+def digest_of(asked: Sequence[Asked]) -> str:
+    """Of the items, whatever their order."""
+    return digest([one.item for one in asked])
+
+
+# ----- what is said -----------------------------------------------------------------------------------------------
+
+
+def against(outcome: Outcome, label: str) -> tuple[Contrast | None, Contrast | None]:
+    """(right, coverage) of the calibrated arm less those of another, item by item of the held-out split."""
+    chosen, other = outcome.chosen.held_out, outcome.arm(label).held_out
+    return contrast(chosen.right, other.right), contrast(chosen.coverage, other.coverage)
+
+
+def report(outcome: Outcome) -> Iterator[str]:
+    """Lines of text: a table of all arms on both splits, then the differences that matter, with their intervals."""
+    plan = outcome.plan
+    width = max(len(arm.label) for arm in outcome.arms)
+    n = [len(plan.items(split)) for split in (DEV, HELD_OUT)]
+    yield f"{n[0]} development and {n[1]} held-out items, {len(plan.seeds)} answers each"
+    yield f"{'':{width}}  tried   right           coverage        cut off"
+    yield f"{'':{width}}          dev  held-out   dev  held-out  held-out"
+    for arm in outcome.arms:
+        figures = [
+            arm.dev.share_right,
+            arm.held_out.share_right,
+            arm.dev.mean_coverage,
+            arm.held_out.mean_coverage,
+        ]
+        yield (
+            f"{arm.label:{width}}  {arm.n_candidates or '-':>5}  "
+            + "  ".join(f"{_shown(value):>6}" for value in figures)
+            + f"  {arm.held_out.cut_off:7.3f}"
+        )
+    yield ""
+    for label in (GREEDY, TEMPERATURE):
+        if label not in [arm.label for arm in outcome.arms]:
+            continue
+        for what, found in zip(("right answers", "coverage"), against(outcome, label), strict=True):
+            if found is not None:
+                yield f"{what} less those of {label}: {_difference(found)}"
+    yield from verdict(outcome)
+
+
+def verdict(outcome: Outcome) -> Iterator[str]:
+    """What follows from it, in a sentence or two."""
+    right, _ = against(outcome, GREEDY)
+    if right is not None and right.difference.high is not None and right.difference.high < 0:
+        yield "On held-out items it answers worse than greedily."
+    if TEMPERATURE in [arm.label for arm in outcome.arms]:
+        plain = outcome.arm(TEMPERATURE)
+        least = outcome.arms[0].held_out.share_right - outcome.plan.loss
+        if outcome.chosen.held_out.score(least) <= plain.held_out.score(least):
+            yield "On held-out items it is not better than a tuned temperature."
+
+
+def preset(outcome: Outcome) -> Iterator[str]:
+    """The lines of a TOML file: the numbers, what they were chosen by and what they are worth."""
+    arm, plan, model = outcome.chosen, outcome.plan, outcome.model
+    yield f"# {arm.sampler.name} with numbers chosen for {model.name} by its answers"
+    yield "# (python -m entropix.calibrate --by answers)"
+    yield "#"
+    yield f"# model: {json.dumps(model.name)}, {model.dtype.name}"
+    yield f"# fingerprint, as in a trace: {trace.fingerprint(model.folder)}"
+    yield f"# tasks: {', '.join(task.name for task in plan.tasks)}; seeds {plan.seeds[0]} to {plan.seeds[-1]}"
+    yield from (f"# {split} items, sha256: {digest_of(plan.items(split))}" for split in (DEV, HELD_OUT))
+    yield f"# budget: {plan.budget} answers for each rule; right answers may be {plan.loss} less than greedy ones"
+    yield "#"
+    yield from (f"# {line}".rstrip() for line in report(outcome))
+    yield from arm.sampler.as_toml()
+
+
+def rows(outcome: Outcome) -> Iterator[dict[str, Any]]:
+    """A row an arm, for a table."""
+    for arm in outcome.arms:
+        right = mean_interval(arm.held_out.right)
+        assert right is not None
+        yield {
+            "arm": arm.label,
+            "candidates": arm.n_candidates,
+            "dev_right": arm.dev.share_right,
+            "dev_coverage": _plain(arm.dev.mean_coverage),
+            "held_out_right": right.mean,
+            "held_out_right_low": right.low,
+            "held_out_right_high": right.high,
+            "held_out_coverage": _plain(arm.held_out.mean_coverage),
+            "held_out_cut_off": arm.held_out.cut_off,
+            "held_out_tokens": arm.held_out.tokens,
+        }
+
+
+def _difference(found: Contrast) -> str:
+    mean, low, high = found.difference
+    if low is None or high is None:
+        return f"{mean:+.3f}"
+    told = f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]"
+    if low <= 0 <= high and found.detectable is not None:
+        return (
+            f"{told}, none that is shown; {found.detectable:.3f} would have been seen four times out of five"
+        )
+    return told
+
+
+def _shown(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.3f}"
+
+
+def _plain(value: float) -> float | None:
+    return None if math.isnan(value) else value

@@ -1,0 +1,138 @@
+"""What numbers are worth: right answers, and how many different ones seeds find where several are right.
+
+A candidate answers every item with every seed. Items, seeds and with them the random numbers are the same for all
+candidates, so that they are compared item by item.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from entropix.batching import ContinuousBatch
+from entropix.checkpoint.loading import Model
+from entropix.generation import prepare
+from entropix.lab.tasks import Item, Task
+from entropix.results import CUT_OFF, FinishReason
+from entropix.samplers import ResolvedSampler
+
+PENALTY = 4.0  # of a share of right answers that is lost, in shares of coverage
+
+
+class Asked(NamedTuple):
+    """An item, and the task that it is of."""
+
+    task: Task
+    item: Item
+
+
+class Answer(NamedTuple):
+    """What an item was answered with one seed."""
+
+    text: str
+    new_tokens: int
+    finish: FinishReason
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Of one candidate. Lists have an entry an item."""
+
+    right: list[float]  # shares of the answers to closed items; of sets, those that name a member
+    coverage: list[float]  # different members as a share of what could be at most, of sets alone
+    cut_off: float  # share of the answers
+    tokens: float  # of an answer, on average
+
+    @property
+    def share_right(self) -> float:
+        return float(np.mean(self.right)) if self.right else float("nan")
+
+    @property
+    def mean_coverage(self) -> float:
+        return float(np.mean(self.coverage)) if self.coverage else float("nan")
+
+    def score(self, least_right: float) -> float:
+        """As much coverage as can be had without fewer right answers than so many; right answers alone where no item
+        has several."""
+        if not self.coverage:
+            return self.share_right
+        return self.mean_coverage - PENALTY * max(0.0, least_right - self.share_right)
+
+
+def measure(
+    model: Model,
+    candidates: Sequence[ResolvedSampler],
+    asked: Sequence[Asked],
+    seeds: Sequence[int],
+    batch: int,
+    advance: Callable[[int], None] = lambda n: None,
+) -> list[Figures]:
+    """The figures of each candidate, which are of one rule: all of them side by side in one batch of so many rows.
+
+    advance: is told how many more answers have ended.
+    """
+    answers = answer(model, candidates, asked, seeds, batch, advance)
+    return [figures(asked, of_candidate) for of_candidate in answers]
+
+
+def answer(
+    model: Model,
+    candidates: Sequence[ResolvedSampler],
+    asked: Sequence[Asked],
+    seeds: Sequence[int],
+    batch: int,
+    advance: Callable[[int], None] = lambda n: None,
+) -> list[list[list[Answer]]]:
+    """The answers by candidate, item and seed."""
+    cells = [(c, i, s) for i in range(len(asked)) for s in range(len(seeds)) for c in range(len(candidates))]
+    numbers = [candidate.numbers for candidate in candidates]
+    request = prepare(
+        model,
+        [asked[i].item.prompt for _, i, _ in cells],
+        sampler=candidates[0],
+        sampler_config=numbers[0] if len(numbers) == 1 else [numbers[c] for c, _, _ in cells],
+        seeds=[seeds[s] for _, _, s in cells],
+        occurrences=[0] * len(cells),
+        max_new_tokens=max(one.task.max_new_tokens for one in asked),
+    )
+    request = dataclasses.replace(
+        request, most_tokens=tuple(asked[i].task.max_new_tokens for _, i, _ in cells)
+    )
+    found: list[Any] = [[[None] * len(seeds) for _ in asked] for _ in candidates]
+    texts: dict[int, list[str]] = {}
+    n_tokens: dict[int, int] = {}
+    for event in ContinuousBatch(request, batch).run():
+        texts.setdefault(event.row, []).append(event.text)
+        n_tokens[event.row] = n_tokens.get(event.row, 0) + (event.record is not None)
+        if event.finish != FinishReason.RUNNING:
+            c, i, s = cells[event.row]
+            found[c][i][s] = Answer("".join(texts.pop(event.row)), n_tokens.pop(event.row), event.finish)
+            advance(1)
+    return found
+
+
+def figures(asked: Sequence[Asked], answers: Sequence[Sequence[Answer]]) -> Figures:
+    """Of one candidate's answers, by item and seed."""
+    right, coverage = [], []
+    for (task, item), given in zip(asked, answers, strict=True):
+        scores = [task.score(item, one.text) for one in given]
+        right.append(float(np.mean([0.0 if score is None else score for score in scores])))
+        covered = getattr(task, "coverage", None)
+        if covered is not None:
+            coverage.append(covered(item, [one.text for one in given]))
+    each = [one for given in answers for one in given]
+    return Figures(
+        right=right,
+        coverage=coverage,
+        cut_off=float(np.mean([one.finish in CUT_OFF for one in each])),
+        tokens=float(np.mean([one.new_tokens for one in each])),
+    )
+
+
+def items(tasks: Sequence[Task], n_items: int, seed: int, split: str) -> list[Asked]:
+    """So many items of each task, which take turns."""
+    each = [[Asked(task, item) for item in task.items(seed, n_items, split)] for task in tasks]
+    turns = max(map(len, each))
+    return [of_task[turn] for turn in range(turns) for of_task in each if turn < len(of_task)]
