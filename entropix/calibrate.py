@@ -16,7 +16,6 @@ are reported beside the others.
 Exit codes: 0 done; 1 bad input; 2 bad flags.
 """
 
-import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Annotated
@@ -118,8 +117,6 @@ def _by_answers(flags: Flags) -> None:
         raise ValueError(f"--loss must be between 0 and 1, got {asked.loss}")
     distributed.from_first(lambda: _check_outputs(flags))
     sampler = samplers.resolve(flags.sampler)
-    if importlib.util.find_spec("optuna") is None:
-        raise ValueError("--by answers needs optuna: pip install 'entropix-jax[calibrate]'")
 
     from entropix import backend
     from entropix.console import terminal

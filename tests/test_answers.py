@@ -1,201 +1,164 @@
-"""Answers: what counts as one, which are equal, and which tokens they are made of."""
+"""Calibration for answers: what may be searched, which candidates go on, what a journal keeps."""
 
-import random
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import pytest
 
-from entropix.cot.answers import EXTRACTORS, Answer, extractor, is_cut, token_span
+from entropix import samplers
+from entropix.checkpoint.loading import Model
+from entropix.lab.calibration import answers, search
+from entropix.lab.calibration.answers import Arm, Outcome
+from entropix.lab.calibration.objective import Answer, Asked, Figures, figures, measure
+from entropix.lab.calibration.search import GENERATION, LEFT, Journal, Search
+from entropix.lab.calibration.space import Range, ranges
+from entropix.lab.tasks import Item, resolve
+from entropix.results import FinishReason
+from entropix.samplers import ResolvedSampler
+
+BEST = 0.6  # the temperature whose answers are right
 
 
-def value(spec: str, text: str) -> str | None:
-    answer = extractor(spec)(text)
-    return None if answer is None else answer.value
+@dataclasses.dataclass(frozen=True)
+class Near:
+    """A task whose answers are right where the temperature that is their text is near the best."""
+
+    name: str = "near"
+    max_new_tokens: int = 4
+    is_closed: bool = True
+
+    def items(self, seed: int, n: int | None, split: str = "dev") -> list[Item]:
+        return [Item(f"{split}{i}", [i + 1, 5], data={"width": 0.02 * (i + 1)}) for i in range(n or 12)]  # type: ignore[arg-type]
+
+    def extract(self, item: Item, text: str) -> str | None:
+        return text
+
+    def score(self, item: Item, text: str) -> float:
+        return float(abs(float(text) - BEST) < item.data["width"])
 
 
-# ----- the last number --------------------------------------------------------------------------------------
+ASKED = [Asked(Near(), item) for item in Near().items(0, 12)]
 
 
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("It is 7.", "7"),
-        ("3 apples and 4 pears make 7 pieces", "7"),
-        ("1,000", "1000"),
-        ("3 or 1.000.000", "3"),
-        ("4, then 1.2.3", "4"),
-        ("7, then 1e400", "7"),
-        ("7,8", "8"),
-        ("12,345,67", "67"),
-        ("1000.0", "1000"),
-        ("+1e3", "1000"),
-        ("0001000.", "1000"),
-        ("12,345,678.90", "12345678.9"),
-        ("lists: 1,2,3", "3"),
-        ("1,2345", "2345"),
-        ("1234,567", "567"),
-        ("-5", "-5"),
-        ("x = −5", "-5"),
-        ("8-5", "5"),
-        ("(8)-5", "5"),
-        ("8 - 5", "5"),
-        ("-0.0", "0"),
-        (".5", "0.5"),
-        ("-.50", "-0.5"),
-        ("12%", "12"),
-        ("$3.50", "3.5"),
-        ("5km", "5"),
-        ("the 3rd of 2 x2 GPT4", "2"),
-        ("**42**", "42"),
-        ("3/4", "4"),
-        ("2.5e-2", "0.025"),
-        ("3e8x", "3"),
-        ("123456789012345678901234567890.50", "123456789012345678901234567890.5"),
-        ("none at all", None),
-        ("", None),
-        ("٣", None),
-    ],
-)
-def test_the_last_number_is_found_and_normalised(text: str, expected: str | None) -> None:
-    assert value("number", text) == expected
+@pytest.fixture
+def asked_of(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """(candidates, items) of every question from now on, which are answered by the candidate's temperature."""
+    seen = []
+
+    def answered(
+        model: Any, candidates: Sequence[ResolvedSampler], asked: Sequence[Asked], seeds: Any, *_: Any
+    ) -> list[list[list[Answer]]]:
+        seen.append((len(candidates), len(asked)))
+        return [
+            [[Answer(str(one.numbers.temp), 1, FinishReason.STOP_TOKEN) for _ in seeds] for _ in asked]
+            for one in candidates
+        ]
+
+    monkeypatch.setattr(search, "answered", answered)
+    return seen
 
 
-def test_the_span_of_a_number_has_its_sign_and_its_commas_and_no_percent_sign() -> None:
-    text = "Costs fell by -1,234.50% in all."
-    answer = extractor("number")(text)
-    assert answer is not None and text[answer.start : answer.end] == "-1,234.50"
+def searched(seed: int = 1) -> Search:
+    model: Any = None
+    rule = samplers.resolve("temperature")
+    return Search(model, rule, ranges(rule), ASKED, [0, 1], 4, 0.0, seed)
 
 
-# ----- after a phrase ---------------------------------------------------------------------------------------
+def test_ranges_come_from_the_rule_and_from_what_its_numbers_are() -> None:
+    found = {one.name: one for one in ranges(samplers.resolve("entropix"))}
+    assert found["temp"] == Range("temp", 0.1, 2.0, is_log=True)
+    assert found["low_ent_thresh"] == Range("low_ent_thresh", 0.0, 12.0)
+    assert found["high_vent_thresh"].high == 20.0 and found["top_p"] == Range("top_p", 0.0, 1.0)
+    assert found["top_k"] == Range("top_k", 1.0, 128, is_int=True, is_log=True)
+    assert not {"repetition_penalty", "n_adaptive_samples", "clarifier"} & found.keys()
+    [guard] = ranges(samplers.resolve("greedy"), ["repetition_penalty"])
+    assert (guard.low, guard.high) == (0.01, 2.0)
+    with pytest.raises(ValueError, match="greedy has no number to choose"):
+        ranges(samplers.resolve("greedy"))
+    with pytest.raises(ValueError, match="--free tempo: min-p has no such number"):
+        ranges(samplers.resolve("min-p"), ["tempo"])
 
 
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("So the answer is 42. Goodbye", "42"),
-        ("The ANSWER\n is: **$1,000.00**\nmore", "1000"),
-        ("the answer is 3.5%.", "3.5"),
-        ("the answer is Paris, France! Yes", "paris, france"),
-        ("the answer is 4. No, the answer is 5", "5"),
-        ("the answer is  'New   York' ", "new york"),
-        ("the answer is v1.2 of it", "v1.2 of it"),
-        ("the answer is", None),
-        ("the answer is. ", None),
-        ("the answer isn't here", None),
-        ("bathe answer is 3", None),
-        ("no phrase", None),
-    ],
-)
-def test_a_phrase_is_followed_by_the_answer(text: str, expected: str | None) -> None:
-    assert value("phrase", text) == expected
+def test_a_race_asks_the_better_ones_more_and_the_search_comes_near(asked_of: list[tuple[int, int]]) -> None:
+    found = searched()
+    trials = found.race([{"temp": 1.9}])
+    assert asked_of == [(GENERATION, 2), (LEFT[0], 4), (LEFT[1], 6)]
+    assert trials[0].params == {"temp": 1.9} and len(trials) == GENERATION
+    assert found.generation_answers == (2 * GENERATION + 4 * LEFT[0] + 6 * LEFT[1]) * 2
+    for _ in range(4):
+        found.race()
+    assert found.best is not None and found.best.n_items == 12
+    assert abs(found.best.params["temp"] - BEST) < 0.1
 
 
-def test_the_phrase_is_an_argument_and_not_a_pattern() -> None:
-    assert value("phrase:result (a.b) =", "Result (a.b)  =9") == "9"
-    assert value("phrase:####", "6 * 7 = 42\n#### 42\n") == "42"
-    assert value("phrase:total", "Total: seven. Sum: 8") == "seven"
-    assert value("phrase:a.b", "axb 3, a.b 4") == "4"
+def test_a_journal_goes_on_where_it_ended(asked_of: list[tuple[int, int]], tmp_path: Path) -> None:
+    """The same candidates as those of a search that was not interrupted; the journal of another one is refused."""
+    whole = searched()
+    for _ in range(3):
+        whole.race()
+    told = {"seeds": (0, 1)}
+    first, path = searched(), tmp_path / "journal.jsonl"
+    Journal(path, told).add("temperature", first.race())
+    path.write_text(path.read_text() + '{"sampler": "temp')  # the power failed here
+    second, journal = searched(), Journal(path, told)
+    second.trials += journal.trials["temperature"]
+    for _ in range(2):
+        journal.add("temperature", second.race())
+    assert [t.as_json() for t in second.trials] == [t.as_json() for t in whole.trials]
+    assert len(Journal(path, told).trials["temperature"]) == 3 * GENERATION
+    with pytest.raises(ValueError, match="the journal of another search"):
+        Journal(path, {"seeds": (0, 2)})
 
 
-# ----- a regular expression, the whole text -------------------------------------------------------------------
+def test_coverage_counts_as_far_as_right_answers_are_kept() -> None:
+    whole = Figures(right=[1.0, 0.5], coverage=[0.8], cut_off=0.0, tokens=1.0)
+    assert whole.score(0.75) == 0.8 and whole.score(0.85) == pytest.approx(0.8 - 4 * 0.1)
+    assert Figures([1.0, 0.0], [], 0.0, 1.0).score(0.9) == 0.5
 
 
-def test_a_regular_expression_gives_its_last_match_or_group_1_of_it() -> None:
-    text = "(A) no  (B) yes   it  is"
-    assert value(r"regex:\((.)\)", text) == "B"
-    assert value(r"regex:\(.\)", text) == "(B)"
-    assert value(r"regex:yes.*", text) == "yes it is"
-    assert value(r"regex:\((C)\)", text) is None
-    assert value(r"regex:(no)|yes", text) is None  # group 1 has no part in the last match
-    assert value("regex:a:(.)", "a:b") == "b"
+def test_figures_are_of_each_item_and_its_seeds() -> None:
+    sets = resolve("sets")
+    [item] = sets.items(0, 1)
+    member = item.answers[0].split("/")[0]
+    given = [
+        Answer(text, n, end)
+        for text, n, end in (
+            (member, 2, FinishReason.STOP_TOKEN),
+            (f"{member}.", 3, FinishReason.STOP_TOKEN),
+            ("none of them at all", 7, FinishReason.LENGTH),
+            ("", 0, FinishReason.STOP_TOKEN),
+        )
+    ]
+    found = figures([Asked(sets, item)], [given])
+    assert (found.right, found.coverage, found.cut_off, found.tokens) == ([0.5], [0.25], 0.25, 3.0)
 
 
-def test_the_whole_text_in_single_spaces() -> None:
-    assert extractor("text")("  a \n b ") == Answer("a b", 2, 7)
-    assert value("text", " \n") is None
+def test_candidates_side_by_side_are_those_alone(toy_model: Model) -> None:
+    plain = samplers.resolve("temperature")
+    several = [plain.changed({"temp": temp}) for temp in (0.3, 1.0, 3.0)]
+    text = [Asked(resolve("open"), Item(str(i), [i + 1, 7])) for i in range(3)]  # type: ignore[arg-type]
+    short = [one._replace(task=dataclasses.replace(one.task, max_new_tokens=5)) for one in text]  # type: ignore[type-var]
+    together = measure(toy_model, several, short, [0, 1], 4)
+    assert together == [measure(toy_model, [one], short, [0, 1], 4)[0] for one in several]
 
 
-@pytest.mark.parametrize(
-    ("spec", "message"),
-    [
-        ("words", "no extractor 'words'; there are number, phrase, regex, text"),
-        ("number:3", "takes no argument"),
-        ("regex", "needs an argument"),
-        ("regex:(", "no regular expression"),
-        ("phrase: ", "needs words"),
-    ],
-)
-def test_what_names_no_extractor_is_an_error(spec: str, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        extractor(spec)
+def test_a_preset_says_what_it_is_worth(toy_folder: str) -> None:
+    """Not better than a tuned temperature, and worse than greedy: both are said."""
+    import entropix
 
-
-@pytest.mark.parametrize(
-    ("spec", "text", "cut"),
-    [
-        ("number", "17 + 26 = 4", True),
-        ("number", "17 + 26 = 43.", False),
-        ("number", "it is 43 \n", True),
-        ("phrase", "The answer is forty", True),
-        ("phrase", "The answer is forty-three. So", False),
-        ("regex:b+", "abb", True),
-        ("regex:b+", "abba", False),
-        ("text", "all of it", False),
-    ],
-)
-def test_an_answer_is_cut_where_its_text_may_go_on(spec: str, text: str, cut: bool) -> None:
-    found = extractor(spec)(text)
-    assert found is not None
-    assert is_cut(found, text, spec) == cut
-
-
-def test_every_extractor_says_what_it_finds_and_spans_lie_in_the_text() -> None:
-    rng = random.Random(0)
-    pieces = ["the answer is", " 1,0", "00.5", "-3", ".", "\n", "é", "%", " e2", ":", "**"]
-    for _ in range(500):
-        text = "".join(rng.choices(pieces, k=8))
-        for name, kind in EXTRACTORS.items():
-            assert kind.summary
-            answer = extractor("regex:[0-9]+" if name == "regex" else name)(text)
-            if answer is not None:
-                assert 0 <= answer.start < answer.end <= len(text)
-                assert not text[answer.start].isspace() and not text[answer.end - 1].isspace()
-                assert answer.value == " ".join(answer.value.split()) != ""
-
-
-# ----- tokens -------------------------------------------------------------------------------------------------
-
-
-def test_tokens_of_an_answer_are_those_with_a_part_in_it() -> None:
-    tokens = [b"It", b" is", b" 4", b"2", b".", b""]
-    assert token_span(tokens, 6, 8) == (2, 4)
-    assert token_span(tokens, 7, 8) == (3, 4)
-    assert token_span(tokens, 0, 9) == (0, 5)
-
-
-def test_tokens_that_are_parts_of_a_character_count_for_it() -> None:
-    tokens = [b"a", b"\xf0\x9f", b"\x98", b"\x80b", b"c"]  # a, a face, b, c
-    assert token_span(tokens, 1, 2) == (1, 4)
-    assert token_span(tokens, 2, 3) == (3, 4)
-    assert token_span(tokens, 3, 4) == (4, 5)
-    assert token_span([b"a", b"\xf0\x9f"], 1, 2) == (1, 2)  # cut short: U+FFFD
-    assert token_span([b"\xff", b"a"], 1, 2) == (1, 2)
-
-
-def test_spans_of_random_texts_cut_anywhere_are_those_of_their_bytes() -> None:
-    rng = random.Random(1)
-    for _ in range(300):
-        text = "".join(rng.choices("ab1é∑😀 ", k=10))
-        data = text.encode()
-        cuts = sorted(rng.sample(range(1, len(data)), min(5, len(data) - 1)))
-        edges = list(zip([0, *cuts], [*cuts, len(data)], strict=True))
-        start = rng.randrange(len(text))
-        end = rng.randrange(start, len(text)) + 1
-        low, high = len(text[:start].encode()), len(text[:end].encode())
-        touching = [i for i, (a, b) in enumerate(edges) if a < high and b > low]
-        assert token_span([data[a:b] for a, b in edges], start, end) == (touching[0], touching[-1] + 1)
-
-
-def test_a_span_beyond_the_tokens_is_an_error() -> None:
-    for start, end in ((0, 4), (3, 4), (1, 1)):
-        with pytest.raises(ValueError, match="not all in a text"):
-            token_span([b"ab", b"c"], start, end)
+    model, rule = entropix.load(toy_folder), samplers.resolve("min-p", {"min_p": 0.25})
+    plan = answers.Plan([Near()], 6, [0, 1], 100, 4, 0.03)  # type: ignore[list-item]
+    good, bad = Figures([1.0] * 5 + [0.5], [], 0.0, 1.0), Figures([0.0] * 5 + [0.5], [], 0.5, 2.0)
+    arms = [
+        Arm("greedy", samplers.resolve("greedy"), good, good),
+        Arm("temperature", samplers.resolve("temperature"), good, good, 12),
+        Arm("min-p, calibrated", rule, good, bad, 12),
+    ]
+    text = "\n".join(answers.preset(Outcome(plan, model, arms)))
+    assert "# On held-out items it answers worse than greedily." in text
+    assert "# On held-out items it is not better than a tuned temperature." in text
+    assert 'sampler = "min-p"' in text and "min_p = 0.25" in text
+    row = list(answers.rows(Outcome(plan, model, arms)))[-1]
+    assert (row["dev_right"], row["held_out_coverage"]) == (pytest.approx(5.5 / 6), None)
