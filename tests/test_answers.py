@@ -11,7 +11,7 @@ from entropix import samplers
 from entropix.checkpoint.loading import Model
 from entropix.lab.calibration import answers, search
 from entropix.lab.calibration.answers import Arm, Outcome
-from entropix.lab.calibration.objective import Answer, Asked, Figures, figures, measure
+from entropix.lab.calibration.objective import Answer, Asked, Figures, answer, figures
 from entropix.lab.calibration.search import GENERATION, LEFT, Journal, Search
 from entropix.lab.calibration.space import Range, ranges
 from entropix.lab.tasks import Item, resolve
@@ -140,8 +140,9 @@ def test_candidates_side_by_side_are_those_alone(toy_model: Model) -> None:
     several = [plain.changed({"temp": temp}) for temp in (0.3, 1.0, 3.0)]
     text = [Asked(resolve("open"), Item(str(i), [i + 1, 7])) for i in range(3)]  # type: ignore[arg-type]
     short = [one._replace(task=dataclasses.replace(one.task, max_new_tokens=5)) for one in text]  # type: ignore[type-var]
-    together = measure(toy_model, several, short, [0, 1], 4)
-    assert together == [measure(toy_model, [one], short, [0, 1], 4)[0] for one in several]
+    together = answer(toy_model, several, short, [0, 1], 4)
+    assert together == [answer(toy_model, [one], short, [0, 1], 4)[0] for one in several]
+    assert len({given.text for of_one in together for of_item in of_one for given in of_item}) > 6
 
 
 def test_a_preset_says_what_it_is_worth(toy_folder: str) -> None:

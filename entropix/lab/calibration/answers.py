@@ -90,9 +90,7 @@ def calibrate(
     greedy = samplers.resolve(GREEDY)
 
     def measured(label: str, chosen: ResolvedSampler, n_candidates: int = 0) -> None:
-        on_dev, on_held_out = (
-            objective.measure(model, [chosen], asked, plan.seeds, plan.batch)[0] for asked in (dev, held_out)
-        )
+        on_dev, on_held_out = (_measured(model, chosen, asked, plan) for asked in (dev, held_out))
         outcome.arms.append(Arm(label, chosen, on_dev, on_held_out, n_candidates))
 
     measured(GREEDY, greedy)
@@ -105,6 +103,13 @@ def calibrate(
     found, n = _tuned(model, sampler, plan, dev, least, journal, note, plan.free)
     measured(f"{sampler.name}, calibrated", found, n)
     return outcome
+
+
+def _measured(model: Model, sampler: ResolvedSampler, asked: Sequence[Asked], plan: Plan) -> Figures:
+    """The figures of one sampler. Greedy answers are the same with every seed, and computed once."""
+    seeds = plan.seeds[:1] if sampler.name == GREEDY else plan.seeds
+    [given] = objective.answer(model, [sampler], asked, seeds, plan.batch)
+    return objective.figures(asked, [answers * (len(plan.seeds) // len(seeds)) for answers in given])
 
 
 def _tuned(

@@ -61,22 +61,6 @@ class Figures:
         return self.mean_coverage - PENALTY * max(0.0, least_right - self.share_right)
 
 
-def measure(
-    model: Model,
-    candidates: Sequence[ResolvedSampler],
-    asked: Sequence[Asked],
-    seeds: Sequence[int],
-    batch: int,
-    advance: Callable[[int], None] = lambda n: None,
-) -> list[Figures]:
-    """The figures of each candidate, which are of one rule: all of them side by side in one batch of so many rows.
-
-    advance: is told how many more answers have ended.
-    """
-    answers = answer(model, candidates, asked, seeds, batch, advance)
-    return [figures(asked, of_candidate) for of_candidate in answers]
-
-
 def answer(
     model: Model,
     candidates: Sequence[ResolvedSampler],
@@ -85,7 +69,11 @@ def answer(
     batch: int,
     advance: Callable[[int], None] = lambda n: None,
 ) -> list[list[list[Answer]]]:
-    """The answers by candidate, item and seed."""
+    """The answers by candidate, item and seed: all candidates, which are of one rule, side by side in one batch of so
+    many rows.
+
+    advance: is told how many more answers have ended.
+    """
     cells = [(c, i, s) for i in range(len(asked)) for s in range(len(seeds)) for c in range(len(candidates))]
     numbers = [candidate.numbers for candidate in candidates]
     request = prepare(
