@@ -1,8 +1,12 @@
 """The machinery below JAX: where compiled programs are kept between processes, and traces of what devices do."""
 
 import contextlib
+import functools
 import importlib.metadata
 import os
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 
 import jax
@@ -16,9 +20,11 @@ def use_compilation_cache() -> Path | None:
     """Keeps compiled programs on disk, so that the next process does not compile them again. Returns the folder.
 
     The folder is `entropix/compiled` in the user's cache; `$ENTROPIX_COMPILATION_CACHE` names another one, or `off`.
-    JAX's own `$JAX_COMPILATION_CACHE_DIR` wins over both. Commands call this; importing the package does not.
+    JAX's own `$JAX_COMPILATION_CACHE_DIR` wins over both. Commands call this; importing the package does not. Where
+    nothing can be kept in the folder, a line on stderr says so, and there is no cache.
     """
     folder: str | None = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
+    variable = "JAX_COMPILATION_CACHE_DIR"
     if folder is None:
         chosen = os.environ.get(CACHE_VARIABLE)
         if chosen == "off":
@@ -26,9 +32,31 @@ def use_compilation_cache() -> Path | None:
         folder = chosen or _user_folder()
         if folder is None:
             return None
-        jax.config.update("jax_compilation_cache_dir", folder)
+        variable = CACHE_VARIABLE
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    if (why := _unusable(folder)) is not None:
+        distributed.complain(
+            f"no compiled programs are kept: {folder} {why}; name a folder of yours in ${variable}"
+            + (", or off" if variable == CACHE_VARIABLE else "")
+        )
+        jax.config.update("jax_compilation_cache_dir", None)
+        return None
+    jax.config.update("jax_compilation_cache_dir", folder)
     return Path(folder)
+
+
+def _unusable(folder: str) -> str | None:
+    """Why nothing can be kept in this folder, which is made; None where all is well, or where it is no local one."""
+    if "://" in folder:
+        return None
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return None
+    except (OSError, ValueError) as error:
+        is_file = isinstance(error, FileExistsError | NotADirectoryError)
+        why = getattr(error, "strerror", None) or error
+        return "is not a folder, nor can one be made there" if is_file else f"cannot be written to ({why})"
 
 
 def _user_folder() -> str | None:
@@ -41,7 +69,9 @@ def _user_folder() -> str | None:
 
 
 def check_devices() -> None:
-    """Raises a ValueError where JAX finds none of the devices that its environment asks for."""
+    """Raises a ValueError where JAX finds none of the devices that its environment asks for, or XLA refuses a flag."""
+    if os.environ.get("XLA_FLAGS"):
+        check_flags(os.environ["XLA_FLAGS"])
     try:
         jax.devices()
     except (RuntimeError, AssertionError) as error:  # the latter where nothing of that kind is installed
@@ -53,6 +83,19 @@ def check_devices() -> None:
             f"JAX finds no device{named}{why}; what is installed here serves {there}: name one of "
             "these in JAX_PLATFORMS, or install what it needs, as in pip install 'entropix-jax[cuda]'"
         ) from None
+
+
+@functools.cache
+def check_flags(flags: str) -> None:
+    """Raises a ValueError for `$XLA_FLAGS` on which XLA would end the process; another process tries them."""
+    words = [sys.executable, "-c", "from jaxlib import _jax; _jax.CompileOptions()"]
+    environment = os.environ | {"XLA_FLAGS": flags}
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, errors="replace")
+    said = [
+        line.partition("] ")[2] for line in done.stderr.splitlines() if line[:2] in ("E1", "E0", "F0", "F1")
+    ]
+    if done.returncode and said:
+        raise ValueError(f"XLA refuses $XLA_FLAGS, {flags!r}: {said[0].rstrip('.')}; mend it, or unset it")
 
 
 def _plugins() -> list[str]:

@@ -20,7 +20,7 @@ from typing import Annotated, Any, NoReturn, TypeVar, get_type_hints
 
 import tyro
 
-from entropix import distributed
+from entropix import distributed, environment
 from entropix.console.signals import Ended
 from entropix.distributed import HEARTBEAT_SECONDS, START_SECONDS
 
@@ -251,7 +251,7 @@ def run(main: Callable[[], None]) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the flush at exit fails again
     except (ValueError, OSError) as error:
-        distributed.complain(f"error: {error}")
+        distributed.complain(f"error: {environment.refused(error) or error}")
         return 1
     except BaseException:
         sys.stderr = distributed.errors()  # for the traceback
