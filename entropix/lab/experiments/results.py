@@ -11,23 +11,39 @@ import contextlib
 import itertools
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
 from entropix import files
+from entropix.checkpoint.values import is_text
+from entropix.results import FinishReason
+from entropix.trace_schema import check, check_choice
 
 Line = dict[str, Any]
 ELSEWHERE = "use another folder, or delete this one"
-# What tables and pages are made of.
+# What tables and pages are made of; the types are those of traces.
 _ANSWER = {
-    "finish": str,
-    "text": str,
-    "token_ids": list,
-    "new_tokens": int,
-    "strategies": dict,
-    "mean_metrics": dict,
+    "finish": "string",
+    "text": "string",
+    "token_ids": "list of integers",
+    "new_tokens": "integer",
+    "strategies": "object",
+    "mean_logprob": "number or null",
+    "mean_metrics": "object",
+    "logits_entropy": "list of numbers",
 }
+_OF_PATHS = {  # where it was chosen from several
+    "answer": "string or null",
+    "paths": "integer",
+    "computed_tokens": "integer",
+    "forward_passes": "integer",
+}
+_TIMING = {"variant": "string", "tokens": "integer", "seconds": "number"}
+_FINISHES = [finish.name.lower() for finish in FinishReason if finish != FinishReason.RUNNING]
+# What JSON can spell and nobody may write: half a character, and numbers that are not finite.
+_UNUSUAL = re.compile(rb"\\u|NaN|Infinity|[eE]\+?\d{3}")
 MANIFEST, RESULTS, TIMINGS = "manifest.json", "results.jsonl", "timings.jsonl"
 
 
@@ -106,8 +122,11 @@ class Store:
         for number, ((_, line), key) in enumerate(zip(found, expected, strict=False), start=1):
             if any(line.get(name) != value for name, value in key.items()):
                 raise ValueError(f"{path}: line {number} should be the answer of {dict(key)}; {ELSEWHERE}")
-            if wrong := [name for name, kind in _ANSWER.items() if not isinstance(line.get(name), kind)]:
-                raise ValueError(f"{path}: line {number} has no {wrong[0]} as answers have it; {ELSEWHERE}")
+            if missing := [name for name in _ANSWER if name not in line]:
+                raise ValueError(f"{path}: line {number} has no {missing[0]} as answers have it; {ELSEWHERE}")
+            _check_answer(line, f"{path}: line {number}")
+        for number, (_, timing) in enumerate(timings, start=1):
+            check(timing, _TIMING, f"{self._folder / TIMINGS}: line {number}")
         if len(found) > len(expected):
             raise ValueError(f"{path}: {len(found)} lines for {len(expected)} answers; {ELSEWHERE}")
         ends = list(itertools.accumulate(map(len, batches)))  # lines after each batch
@@ -135,10 +154,29 @@ class Follower:
         self.lines += lines
 
 
+def _check_answer(line: Line, where: str) -> None:
+    """Raises a ValueError for a field of an answer that cannot be one."""
+    check(line, _ANSWER | {name: kind for name, kind in _OF_PATHS.items() if name in line}, where)
+    check_choice(line["finish"], _FINISHES, "finish", where)
+    for name, kind in (("strategies", "integer"), ("mean_metrics", "number or null")):
+        check(line[name], dict.fromkeys(line[name], kind), where, f"{name}.")
+
+
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """What the results in a folder depend on. Raises a ValueError where that cannot be read."""
+    """What the results in a folder depend on. Raises a ValueError where that cannot be read, or nobody can write it."""
     path = folder / MANIFEST
-    return files.read_json(path)
+    manifest = files.read_json(path)
+    _check_writable(manifest, str(path))
+    return manifest
+
+
+def _check_writable(value: Any, where: str) -> None:
+    try:
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    except (ValueError, RecursionError):
+        text = "\ud800"
+    if not is_text(text):
+        raise ValueError(f"{where} has half a character, or a number that is not finite; {ELSEWHERE}")
 
 
 def difference(before: Any, after: Any, where: str = "") -> str | None:
@@ -184,6 +222,8 @@ def _whole_lines(file: IO[bytes], path: Path) -> list[tuple[int, Line]]:
             value = None
         if not isinstance(value, dict):
             raise ValueError(f"{path}: line {number} is not a JSON object; {ELSEWHERE}")
+        if _UNUSUAL.search(text):
+            _check_writable(value, f"{path}: line {number}")
         lines.append((end, value))
     return lines
 
