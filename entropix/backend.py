@@ -11,7 +11,7 @@ from pathlib import Path
 
 import jax
 
-from entropix import distributed
+from entropix import distributed, files
 
 CACHE_VARIABLE = "ENTROPIX_COMPILATION_CACHE"
 
@@ -116,10 +116,7 @@ def matmul_precision() -> str | None:
 
 def make_profile_folder(folder: str | Path) -> None:
     """Makes a folder for `profile`, unless it is there. Raises a ValueError where that fails."""
-    try:
-        Path(folder).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"{folder}: cannot be made a folder for a profile ({error.strerror})") from None
+    files.make_folder(folder, "a profile")
 
 
 def profile(folder: str | Path | None) -> contextlib.AbstractContextManager[None]:

@@ -21,7 +21,7 @@ from typing import Annotated
 from tyro.conf import arg
 
 from entropix import config, distributed, presets, prompts, samplers
-from entropix.console import cli, signals
+from entropix.console import cli
 from entropix.console.cli import DeviceFlags, Dtype, Text, Weights, flag
 from entropix.lab.calibration.targets import Targets, check_targets, check_thresholds
 
@@ -62,8 +62,7 @@ def main(args: Sequence[str] | None = None, prog: str = _PROG) -> None:
     """Does what the flags (by default those of the process) say. Raises a ValueError for bad input."""
     flags = cli.parse(Flags, args, prog, _DESCRIPTION)
     cli.join(flags)
-    with signals.raising():
-        _perform(flags)
+    _perform(flags)
 
 
 def _perform(flags: Flags) -> None:

@@ -3,8 +3,10 @@
 import importlib
 import io
 import os
+import signal
 import subprocess
 import sys
+import time
 from dataclasses import dataclass, field
 from typing import Annotated
 
@@ -12,7 +14,7 @@ import pytest
 import tyro
 
 from entropix import PACKAGE_ROOT
-from entropix.console import cli
+from entropix.console import cli, signals
 from entropix.console.cli import run
 
 
@@ -95,6 +97,32 @@ def test_flags_that_do_not_exist_end_with_2_and_a_hint(
     with pytest.raises(SystemExit) as end:
         parse(*args)
     assert (end.value.code, *capsys.readouterr()) == (2, "", f"error: {message}\n")
+
+
+def test_a_signal_while_an_extension_is_imported_is_no_fault_of_the_extension() -> None:
+    program = """
+import signal
+from importlib.machinery import ExtensionFileLoader
+from entropix.console import cli
+class Loader(ExtensionFileLoader):
+    def exec_module(self, module):
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        except BaseException:
+            raise ImportError
+cli.leave(cli.run(lambda: Loader("x", "x").exec_module(None)))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (143, "", "interrupted\n")
+
+
+def test_a_signal_that_python_would_drop_comes_once_more() -> None:
+    def _xla_gc_callback() -> None:
+        signal.raise_signal(signal.SIGTERM)
+
+    with pytest.raises(signals.Ended), signals.raising():
+        _xla_gc_callback()
+        time.sleep(30)
 
 
 def test_after_a_signal_the_process_ends_without_taking_anything_down() -> None:

@@ -21,6 +21,7 @@ from typing import Annotated, Any, NoReturn, TypeVar, get_type_hints
 import tyro
 
 from entropix import distributed, environment
+from entropix.console import signals
 from entropix.console.signals import Ended
 from entropix.distributed import HEARTBEAT_SECONDS, START_SECONDS
 
@@ -204,6 +205,7 @@ def join(flags: Any, apart: Sequence[str] = (), sigterm_ends: bool = True) -> No
     for name in ("start_timeout", "heartbeat_timeout"):
         if getattr(devices, name) < 1:
             raise ValueError(f"{spelled(name)} must be at least 1, got {getattr(devices, name)}")
+    signals.give_back()
     distributed.join(
         devices.coordinator,
         devices.num_processes,
@@ -234,7 +236,7 @@ def json_line(value: Any, allow_nan: bool = True) -> str:
 
 
 def run(main: Callable[[], None]) -> int:
-    """Calls `main` and returns the exit code of the process.
+    """Calls `main` and returns the exit code of the process. Within it a signal that ends a process is an `Ended`.
 
     0 after a return; 1 after bad input or a failing disk or network, explained in one message on stderr
     without a traceback; 128 + n, as shells count it, after a signal, 130 for Ctrl-C. (Bad flags end in 2, which is
@@ -242,7 +244,8 @@ def run(main: Callable[[], None]) -> int:
     """
     mend_streams()
     try:
-        main()
+        with signals.raising():
+            main()
         sys.stdout.flush()
         distributed.part()
     except KeyboardInterrupt as end:

@@ -62,10 +62,7 @@ class Store:
         ValueError where the folder holds something else, or another process has it.
         """
         self._folder = Path(folder)
-        try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ValueError(f"{folder}: cannot be made a folder ({error.strerror})") from None
+        files.make_folder(self._folder)
         self._results, self._timings = ((self._folder / name).open("a+b") for name in (RESULTS, TIMINGS))
         try:
             _lock(self._results, self._folder)
