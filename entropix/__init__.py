@@ -74,3 +74,6 @@ def __getattr__(name: str) -> Any:
         module, _, there = _HOME[name].partition(":")
         return getattr(importlib.import_module(f"entropix.{module}"), there or name)
     raise AttributeError(f"module 'entropix' has no attribute {name!r}")
+
+
+importlib.import_module("entropix.environment").tell_refusals()

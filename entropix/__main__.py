@@ -37,8 +37,8 @@ def _run(prog: str) -> int:
         return 2
     if words[0] not in COMMANDS:
         words = ["main", *words]
-    module = importlib.import_module(f"entropix.{COMMANDS[words[0]][0]}")
-    return cli.run(lambda: module.main(words[1:], prog=f"{prog} {words[0]}"))
+    module = f"entropix.{COMMANDS[words[0]][0]}"  # imported within, so that a signal is heard meanwhile
+    return cli.run(lambda: importlib.import_module(module).main(words[1:], prog=f"{prog} {words[0]}"))
 
 
 if __name__ == "__main__":

@@ -2,10 +2,14 @@
 traces of what devices do."""
 
 import contextlib
+import functools
 import hashlib
 import importlib.metadata
 import os
 import platform
+import subprocess
+import sys
+import tempfile
 import warnings
 from pathlib import Path
 
@@ -13,7 +17,7 @@ import jax
 import jaxlib
 import numpy as np
 
-from entropix import distributed
+from entropix import distributed, files
 
 CACHE_VARIABLE = "ENTROPIX_COMPILATION_CACHE"
 
@@ -29,15 +33,25 @@ def use_compilation_cache() -> Path | None:
     """Keeps compiled programs on disk, so that the next process does not compile them again. Returns the folder.
 
     The folder is `entropix/compiled` in the user's cache; `$ENTROPIX_COMPILATION_CACHE` names another one, or `off`.
-    JAX's own `$JAX_COMPILATION_CACHE_DIR` wins over both. Commands call this; importing the package does not.
+    JAX's own `$JAX_COMPILATION_CACHE_DIR` wins over both. Commands call this; importing the package does not. Where
+    nothing can be kept in the folder, a line on stderr says so, and there is no cache.
     """
     folder: str | None = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
+    variable = "JAX_COMPILATION_CACHE_DIR"
     if folder is None:
         folder = _chosen_folder()
         if folder is None:
             return None
-        jax.config.update("jax_compilation_cache_dir", folder)
+        variable = CACHE_VARIABLE
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    if (why := _unusable(folder)) is not None:
+        distributed.complain(
+            f"no compiled programs are kept: {folder} {why}; name a folder of yours in ${variable}"
+            + (", or off" if variable == CACHE_VARIABLE else "")
+        )
+        jax.config.update("jax_compilation_cache_dir", None)
+        return None
+    jax.config.update("jax_compilation_cache_dir", folder)
     return Path(folder)
 
 
@@ -45,6 +59,20 @@ def _chosen_folder() -> str | None:
     """The folder that JAX's own setting does not name; None for no folder."""
     chosen = os.environ.get(CACHE_VARIABLE)
     return None if chosen == "off" else chosen or _user_folder()
+
+
+def _unusable(folder: str) -> str | None:
+    """Why nothing can be kept in this folder, which is made; None where all is well, or where it is no local one."""
+    if "://" in folder:
+        return None
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return None
+    except (OSError, ValueError) as error:
+        is_file = isinstance(error, FileExistsError | NotADirectoryError)
+        why = getattr(error, "strerror", None) or error
+        return "is not a folder, nor can one be made there" if is_file else f"cannot be written to ({why})"
 
 
 def _user_folder() -> str | None:
@@ -129,7 +157,9 @@ def _remember_checked() -> None:
 
 
 def check_devices() -> None:
-    """Raises a ValueError where JAX finds none of the devices that its environment asks for."""
+    """Raises a ValueError where JAX finds none of the devices that its environment asks for, or XLA refuses a flag."""
+    if given := os.environ.get("XLA_FLAGS", "").removesuffix(f"{SUMS_FLAG}={SUMS_VALUE}").strip():
+        check_flags(given)
     avoid_wrong_sums()
     try:
         jax.devices()
@@ -142,6 +172,19 @@ def check_devices() -> None:
             f"JAX finds no device{named}{why}; what is installed here serves {there}: name one of "
             "these in JAX_PLATFORMS, or install what it needs, as in pip install 'entropix-jax[cuda]'"
         ) from None
+
+
+@functools.cache
+def check_flags(flags: str) -> None:
+    """Raises a ValueError for `$XLA_FLAGS` on which XLA would end the process; another process tries them."""
+    words = [sys.executable, "-c", "from jaxlib import _jax; _jax.CompileOptions()"]
+    environment = os.environ | {"XLA_FLAGS": flags}
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, errors="replace")
+    said = [
+        line.partition("] ")[2] for line in done.stderr.splitlines() if line[:2] in ("E1", "E0", "F0", "F1")
+    ]
+    if done.returncode and said:
+        raise ValueError(f"XLA refuses $XLA_FLAGS, {flags!r}: {said[0].rstrip('.')}; mend it, or unset it")
 
 
 def _plugins() -> list[str]:
@@ -162,10 +205,7 @@ def matmul_precision() -> str | None:
 
 def make_profile_folder(folder: str | Path) -> None:
     """Makes a folder for `profile`, unless it is there. Raises a ValueError where that fails."""
-    try:
-        Path(folder).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"{folder}: cannot be made a folder for a profile ({error.strerror})") from None
+    files.make_folder(folder, "a profile")
 
 
 def profile(folder: str | Path | None) -> contextlib.AbstractContextManager[None]:

@@ -23,7 +23,7 @@ from typing import Annotated
 from tyro.conf import arg
 
 from entropix import config, distributed, files, presets, prompts, samplers, tables
-from entropix.console import cli, signals
+from entropix.console import cli
 from entropix.console.cli import DeviceFlags, Dtype, TableFile, Text, Weights, flag
 from entropix.lab.calibration.targets import Targets, check_targets, check_thresholds
 
@@ -101,8 +101,7 @@ def main(args: Sequence[str] | None = None, prog: str = _PROG) -> None:
     cli.join(flags)
     if flags.by not in ("frequencies", "answers"):
         raise ValueError(f"--by takes frequencies or answers, got {flags.by!r}")
-    with signals.raising():
-        (_by_answers if flags.by == "answers" else _perform)(flags)
+    (_by_answers if flags.by == "answers" else _perform)(flags)
 
 
 def _by_answers(flags: Flags) -> None:

@@ -14,7 +14,7 @@ from typing import Annotated
 
 import tyro
 
-from entropix.console import cli, signals
+from entropix.console import cli
 from entropix.console.cli import DtypeName, flag
 from entropix.paths import is_complete, weights_root
 
@@ -60,8 +60,7 @@ class Flags:
 def main(args: Sequence[str] | None = None, prog: str = _PROG) -> None:
     """Does what the flags (by default those of the process) say. Raises a ValueError for what cannot be converted."""
     flags = cli.parse(Flags, args, prog, _DESCRIPTION)
-    with signals.raising():  # so that nothing half written stays
-        _perform(flags)
+    _perform(flags)
 
 
 def _perform(flags: Flags) -> None:

@@ -13,7 +13,7 @@ from typing import Annotated
 import tyro
 
 from entropix.checkpoint.download import download_listed, download_repository
-from entropix.console import cli, signals
+from entropix.console import cli
 from entropix.console.cli import Text, flag
 from entropix.paths import is_complete, weights_root
 
@@ -56,8 +56,7 @@ class Flags:
 def main(args: Sequence[str] | None = None, prog: str = _PROG) -> None:
     """Does what the flags (by default those of the process) say. Raises a ValueError for what cannot be had."""
     flags = cli.parse(Flags, args, prog, _DESCRIPTION)
-    with signals.raising():  # so that nothing half written stays
-        _perform(flags)
+    _perform(flags)
 
 
 def _perform(flags: Flags) -> None:

@@ -157,12 +157,36 @@ def check_writable(path: str | Path, what: str) -> None:
             raise ValueError(f"{path}: {what} needs a regular file to write to, and this is something else")
         if not path.resolve().parent.is_dir():
             folder = path.resolve().parent
-            raise ValueError(f"{path}: cannot write {what} there, the folder {folder} does not exist")
+            instead = (
+                ", that is something else; name another place"
+                if folder.exists()
+                else "; make it, or name another place"
+            )
+            raise ValueError(
+                f"{path}: cannot write {what} there, the folder {folder} does not exist{instead}"
+            )
         temporary = _temporary(path)
         temporary.touch()
         temporary.unlink()
     except OSError as error:
         raise ValueError(f"{path}: cannot write {what} there ({error.strerror})") from None
+
+
+def make_folder(folder: str | Path, what: str = "") -> None:
+    """Makes a folder and those that it is in, where they are missing. Raises a ValueError where that fails.
+
+    what: is to be in it, as in "a profile", for the error.
+    """
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError) as error:
+        above = [place for place in (Path(folder), *Path(folder).parents) if place.exists()]
+        is_none = f"; {above[0]} is no folder" if above and not above[0].is_dir() else ""
+        purpose = f" for {what}" if what else ""
+        raise ValueError(
+            f"{folder}: cannot be made a folder{purpose} ({getattr(error, 'strerror', None) or error}){is_none}; name "
+            "another place"
+        ) from None
 
 
 def check_not_read(path: str | Path, sources: Iterable[str | Path]) -> None:

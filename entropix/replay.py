@@ -71,6 +71,10 @@ def main(args: Sequence[str] | None = None, prog: str = "python -m entropix.repl
             f"{flags.trace}: its rows are paths that were given their first tokens (--cot), which do not follow from "
             "the prompt alone; such a trace cannot be repeated"
         )
+    try:
+        _ = recorded.options
+    except ValueError as error:
+        raise ValueError(f"{flags.trace}: {error}") from None
     backend.use_compilation_cache()
     model = load_model(recorded, flags.weights)
     if difference := first_difference(model, recorded):

@@ -29,7 +29,8 @@ from entropix import backend, config, distributed, own_metrics, samplers, shardi
 from entropix.checkpoint.hf_folder import read_config
 from entropix.checkpoint.loading import Model
 from entropix.checkpoint.tensors import DTYPES, stored_tensors
-from entropix.config import GenerateConfig
+from entropix.checkpoint.values import is_text
+from entropix.config import BacktrackConfig, BranchConfig, GenerateConfig
 from entropix.decoding.request import GenerationRequest
 from entropix.files import check_writable, read_text, replacing
 from entropix.metric_labels import METRICS, Label
@@ -263,7 +264,7 @@ def read(path: str | Path) -> Trace:
     results = [Result(prompt["token_ids"]) for prompt in head["prompts"]]
     for number, line in enumerate(lines[1:], start=2):
         where = f"{path}: line {number}"
-        _add_line(results, _object(line, where), head["strategies"], where)
+        _add_line(results, _object(line, where), head, where)
     if open_rows := [row for row, result in enumerate(results) if result.finish == FinishReason.RUNNING]:
         raise ValueError(f"{path}: truncated; the end of row {open_rows[0]} is missing")
     return Trace(head, results)
@@ -293,14 +294,39 @@ def _check_header(head: dict[str, Any], where: str) -> None:
         raise ValueError(f"{where}: {len(head['paths'])} paths for {len(head['prompts'])} prompts")
     for i, metric in enumerate(head.setdefault("metrics", [])):
         check(metric, METRIC, where, f"metrics[{i}].")
+        if metric["name"] in PLACE | RECORD:
+            raise ValueError(f"{where}: metrics[{i}] has the name of another field, {metric['name']!r}")
     for i, path in enumerate(head["paths"]):
         check(path, PATH, where, f"paths[{i}].")
+        check(path["scores"], dict.fromkeys(path["scores"], "number or null"), where, f"paths[{i}].scores.")
+    _check_numbers(head, where)
 
 
-def _add_line(results: list[Result], line: dict[str, Any], strategies: Sequence[str], where: str) -> None:
+def _check_numbers(head: dict[str, Any], where: str) -> None:
+    """Raises a ValueError for a number of the rule, of the generation or of the model that could not be one; what
+    other releases have besides is passed over."""
+    size = head["model"]["config"]
+    check(size, {"vocab_size": "integer"} if "vocab_size" in size else {}, where, "model.config.")
+    generation = _known(GenerateConfig, head["generation"])
+    for name, part in (("branching", BranchConfig), ("backtracking", BacktrackConfig)):
+        if isinstance(generation.get(name), dict):
+            generation[name] = _known(part, generation[name])
+    config.from_mapping(GenerateConfig, generation, f"{where}: generation")
+    if rule := samplers.SAMPLERS.get(head["sampler"]):
+        numbers = _known(rule.config, head["sampler_config"])
+        config.from_mapping(rule.config, numbers, f"{where}: sampler_config")
+
+
+def _known(cls: type, numbers: dict[str, Any]) -> dict[str, Any]:
+    names = {field.name for field in dataclasses.fields(cls)}
+    return {name: value for name, value in numbers.items() if name in names}
+
+
+def _add_line(results: list[Result], line: dict[str, Any], head: Mapping[str, Any], where: str) -> None:
     """Adds a token or a row's end to its result."""
     is_end = "finish" in line
-    check(line, END if is_end else PLACE | RECORD, where)
+    own = {metric["name"]: "number or null" for metric in head["metrics"] if metric["name"] in line}
+    check(line, END if is_end else PLACE | RECORD | own, where)
     row = line.pop("row")
     if not 0 <= row < len(results):
         raise ValueError(f"{where}: row {row}, but the header has {len(results)} prompts")
@@ -322,7 +348,8 @@ def _add_line(results: list[Result], line: dict[str, Any], strategies: Sequence[
         return
     if line.pop("step") != len(result.records):
         raise ValueError(f"{where}: expected step {len(result.records)} of row {row}")
-    check_choice(line["strategy"], strategies, "strategy", where)
+    check_choice(line["strategy"], head["strategies"], "strategy", where)
+    _check_heads(line, result, where)
     for i, alternative in enumerate(line.get("alternatives", [])):
         check(alternative, ALTERNATIVE, where, f"alternatives[{i}].")
     for i, branch in enumerate(line.get("branches", [])):
@@ -333,6 +360,17 @@ def _add_line(results: list[Result], line: dict[str, Any], strategies: Sequence[
     result.records.append(line)
 
 
+def _check_heads(record: Mapping[str, Any], result: Result, where: str) -> None:
+    """Raises a ValueError unless a token has as many layers and heads as the one before it."""
+    sizes = [*map(len, record.get("head_entropies", ()))]
+    before = [*map(len, result.records[-1].get("head_entropies", ()))] if result.records else []
+    if len(set(sizes)) > 1 or (sizes and before and sizes != before):
+        raise ValueError(
+            f"{where}: field 'head_entropies' must have as many numbers in every layer, and as many layers, as at the "
+            f"token before ({before or 'none'}), got {sizes}"
+        )
+
+
 def _object(line: str, where: str) -> dict[str, Any]:
     try:
         value = json.loads(line)
@@ -340,4 +378,15 @@ def _object(line: str, where: str) -> dict[str, Any]:
         raise ValueError(f"{where}: not JSON ({error}); the file is no trace, or cut short") from None
     if not isinstance(value, dict):
         raise ValueError(f"{where}: expected a JSON object, got a {type(value).__name__}")
+    if "\\u" in line and not is_text(names := json.dumps(_names(value), ensure_ascii=False)):
+        raise ValueError(
+            f"{where}: expected whole characters in names of fields, got half of one in {names!r:.80}"
+        )
     return value
+
+
+def _names(value: Any) -> Any:
+    """The names of all fields in a JSON value."""
+    if isinstance(value, dict):
+        return [*value, *map(_names, value.values())]
+    return [*map(_names, value)] if isinstance(value, list) else None

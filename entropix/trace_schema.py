@@ -8,10 +8,13 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from entropix.checkpoint.values import is_text
 from entropix.metrics import Metrics
 from entropix.samplers.rule_files import RuleFile
 
 FORMAT, VERSION = "entropix-trace", 1
+_MOST = 2**53 - 1  # what every reader of JSON holds exactly
+_LARGEST = 3.4028235e38  # what float32 holds
 
 
 # The types of the fields.
@@ -135,7 +138,7 @@ BATCH, TURNS = "batch", "turns"  # what `rows` may be
 
 
 def check(value: dict[str, Any], fields: Mapping[str, str], where: str, inside: str = "") -> None:
-    """Raises a ValueError for the first field that is missing or of another type."""
+    """Raises a ValueError for the first field that is missing, of another type or out of range."""
     for name, kind in fields.items():
         if name not in value:
             if name not in ADDED:
@@ -143,11 +146,27 @@ def check(value: dict[str, Any], fields: Mapping[str, str], where: str, inside: 
         elif not TYPES[kind](value[name]):
             shown = json.dumps(value[name])
             raise ValueError(f"{where}: field '{inside}{name}' must be of type {kind}, got {shown[:80]}")
+        elif name != "row" and (limit := _missed(value[name], kind, 255 if name == "bytes" else _MOST)):
+            shown = json.dumps(value[name])
+            raise ValueError(f"{where}: field '{inside}{name}' must {limit}, got {shown[:80]}")
+
+
+def _missed(value: Any, kind: str, most: int) -> str | None:
+    """What a value of the right type must be and is not; None where it is. most: the largest integer."""
+    if isinstance(value, list) and "list" in kind and "objects" not in kind:
+        return next((limit for item in value if (limit := _missed(item, kind, most))), None)
+    if isinstance(value, str) and not is_text(value):
+        return "be whole characters (this has half of one)"
+    if "integer" in kind and value is not None and not 0 <= value <= most:
+        return f"be from 0 to {most}"
+    if "number" in kind and value is not None and not abs(value) <= _LARGEST:
+        return "be null or a finite number, as float32 holds them"
+    return None
 
 
 def check_choice(value: str, known: Sequence[str], name: str, where: str) -> None:
     if value not in known:
-        raise ValueError(f"{where}: field '{name}' must be one of {', '.join(known)}; got {value!r}")
+        raise ValueError(f"{where}: field '{name}' must be one of {', '.join(known)}; got {value!r:.80}")
 
 
 def _is_integer(value: Any) -> bool:
@@ -168,6 +187,7 @@ TYPES: dict[str, Callable[[Any], bool]] = {
     "boolean": lambda value: isinstance(value, bool),
     "integer or null": lambda value: value is None or _is_integer(value),
     "string or null": lambda value: value is None or isinstance(value, str),
+    "number": lambda value: value is not None and _is_number(value),
     "number or null": _is_number,
     "object": lambda value: isinstance(value, dict),
     "object or null": lambda value: value is None or isinstance(value, dict),

@@ -3,8 +3,10 @@
 import importlib
 import io
 import os
+import signal
 import subprocess
 import sys
+import time
 from dataclasses import dataclass, field
 from typing import Annotated
 
@@ -13,7 +15,7 @@ import tyro
 
 import entropix
 from entropix import PACKAGE_ROOT
-from entropix.console import cli
+from entropix.console import cli, signals
 from entropix.console.cli import run
 
 
@@ -131,6 +133,32 @@ def test_every_command_tells_its_version(capsys: pytest.CaptureFixture[str]) -> 
     with pytest.raises(SystemExit) as end:
         cli.parse(NeededFlags, ["--version"], "prog", "")
     assert (end.value.code, *capsys.readouterr()) == (0, f"entropix {entropix.__version__}\n", "")
+
+
+def test_a_signal_while_an_extension_is_imported_is_no_fault_of_the_extension() -> None:
+    program = """
+import signal
+from importlib.machinery import ExtensionFileLoader
+from entropix.console import cli
+class Loader(ExtensionFileLoader):
+    def exec_module(self, module):
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        except BaseException:
+            raise ImportError
+cli.leave(cli.run(lambda: Loader("x", "x").exec_module(None)))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (143, "", "interrupted\n")
+
+
+def test_a_signal_that_python_would_drop_comes_once_more() -> None:
+    def _xla_gc_callback() -> None:
+        signal.raise_signal(signal.SIGTERM)
+
+    with pytest.raises(signals.Ended), signals.raising():
+        _xla_gc_callback()
+        time.sleep(30)
 
 
 def test_after_a_signal_the_process_ends_without_taking_anything_down() -> None:

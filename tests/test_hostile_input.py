@@ -12,11 +12,13 @@ import folders
 import foreign
 import numpy as np
 import pytest
+import traces
 
 import entropix
-from entropix import samplers, scoring
+from entropix import files, samplers, scoring
 from entropix.checkpoint import chat_sandbox
 from entropix.checkpoint.chat import ChatTemplate
+from entropix.checkpoint.convert import convert
 from entropix.checkpoint.loading import Model
 from entropix.lab.experiments import file, variants
 from entropix.lab.experiments.results import RESULTS, Store
@@ -124,6 +126,55 @@ cli.leave(cli.run(lambda: convert.main(sys.argv[1:])))
     done = subprocess.run(words, capture_output=True, text=True)
     assert done.returncode == 128 + signal.SIGTERM, done.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted({gguf.name, source.name})
+
+
+@pytest.mark.parametrize(
+    "words",
+    [("entropix.main", "--prompt", "hi", "--trace", "{folder}/new.jsonl"), ("entropix.replay", "{trace}")],
+)
+def test_a_signal_while_the_weights_are_loaded_is_told_and_leaves_nothing(tmp_path: Path, words: Any) -> None:
+    program = """
+import importlib, os, signal, sys, time
+from entropix.checkpoint import load_weights
+from entropix.console import cli
+def load(*_):
+    os.kill(os.getpid(), signal.SIGHUP)
+    time.sleep(30)
+load_weights.load = load
+command = importlib.import_module(sys.argv[1])
+cli.leave(cli.run(lambda: command.main(sys.argv[2:])))
+"""
+    model = folders.write_checkpoint(tmp_path / "toy")
+    trace = traces.write(tmp_path / "trace.jsonl", traces.tokens("ab"))
+    before = sorted(tmp_path.iterdir())
+    given = [word.format(folder=tmp_path, trace=trace) for word in words]
+    line = [sys.executable, "-c", program, *given, "--weights", str(model)]
+    began = time.monotonic()
+    done = subprocess.run(line, capture_output=True, text=True)
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (128 + signal.SIGHUP, "interrupted"), (
+        done.stderr
+    )
+    assert time.monotonic() - began < 25  # the weights are not waited for
+    assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize("place", ["/dev/null/x", "{file}/x"])
+def test_a_folder_that_cannot_be_made_is_named_with_what_is_in_its_way(tmp_path: Path, place: str) -> None:
+    (tmp_path / "file").touch()
+    folder = place.format(file=tmp_path / "file")
+    above = Path(folder).parent
+    with pytest.raises(
+        ValueError, match=rf"^{above}: cannot be made a folder for weights .*; {above} is no folder; name"
+    ):
+        convert(foreign.toy_gguf(tmp_path), Path(folder))
+    with pytest.raises(
+        ValueError, match=rf"^{folder}: cannot be made a folder .*; {above} is no folder; name another"
+    ):
+        Store(folder, {}, [])
+    with pytest.raises(
+        ValueError, match=rf"{above} does not exist, that is something else; name another place"
+    ):
+        files.check_writable(folder, "a trace")
 
 
 def test_without_docstrings_the_commands_still_explain_themselves() -> None:

@@ -13,7 +13,7 @@ import entropix
 # The wings from the top down: folders, and files at the package's door. What is new has no place yet: a test says so.
 # fmt: off
 WINGS = [
-    "config", "paths", "distributed", "numerics", "results",
+    "environment", "config", "paths", "distributed", "numerics", "results",
     "files", "tables", "backend", "sharding", "presets", "prompts",
     "metrics", "own_metrics", "metric_labels", "filters", "samplers",
     "model", "checkpoint", "decoding",

@@ -151,6 +151,37 @@ def test_metas_tokenizer_takes_the_names_that_the_folder_gives(tmp_path: Path) -
         ({"unk_token": "\ud800"}, r"unk_token must be text, or an object with its content, got '\\ud800'"),
         ({"bos_token": "<s>"}, "bos_token '<s>' is no token of the vocabulary"),
         ({"add_bos_token": "yes"}, "add_bos_token must be true or false, got 'yes'"),
+        ({"add_bos_token": True}, "add_bos_token is true, but no bos_token is named"),
+        (
+            {"additional_special_tokens": "<|im_end|>"},
+            "additional_special_tokens must be a list, got '<|im_end|>'",
+        ),
+        (
+            {"additional_special_tokens": {"a": "b"}},
+            "additional_special_tokens must be a list, got {'a': 'b'}",
+        ),
+        ({"additional_special_tokens": [5]}, "each of additional_special_tokens must be text, or an object"),
+        (
+            {"additional_special_tokens": ["<|im_end|>", "<|x|>"]},
+            r"tokenizer_config\.json: additional_special_tokens: '<\|x\|>' is no token of the vocabulary",
+        ),
+        (
+            {"extra_special_tokens": ["<|x|>"]},
+            r"extra_special_tokens: '<\|x\|>' is no token of the vocabulary",
+        ),
+        (
+            {"extra_special_tokens": {"image_token": "<|x|>"}},
+            r"extra_special_tokens: '<\|x\|>' is no token of the",
+        ),
+        (
+            {"extra_special_tokens": {"image_token": 5}},
+            r"extra_special_tokens\.image_token must be text, or an",
+        ),
+        ({"extra_special_tokens": "<|x|>"}, r"extra_special_tokens must be a list, got '<\|x\|>'"),
+        (
+            {"pad_token": "<|im_end|>", "extra_special_tokens": {"pad_token": "<|im_start|>"}},
+            r"pad_token is '<\|im_start\|>', but .* says '<\|im_end\|>'; make them agree",
+        ),
     ],
 )
 def test_small_files_that_are_wrong_or_contradict_are_named(
@@ -160,6 +191,46 @@ def test_small_files_that_are_wrong_or_contradict_are_named(
     with pytest.raises(ValueError, match=complaint) as raised:
         load_tokenizer(tmp_path)
     assert str(tmp_path) in str(raised.value)
+
+
+# ----- the ends of texts ----------------------------------------------------------------------------------
+
+
+def processor(*single: str, **ids: int) -> dict[str, Any]:
+    """A post-processor that makes a text ("A") and these tokens of a text."""
+    places = [
+        {"Sequence": {"id": "A", "type_id": 0}}
+        if name == "A"
+        else {"SpecialToken": {"id": name, "type_id": 0}}
+        for name in single
+    ]
+    defined = {name: {"id": name, "ids": [i], "tokens": [name]} for name, i in ids.items()}
+    return {"type": "TemplateProcessing", "single": places, "pair": [], "special_tokens": defined}
+
+
+def test_a_token_after_every_text_is_refused_where_a_text_would_get_it(tmp_path: Path) -> None:
+    written(tmp_path, special=["<s>", "</s>"])
+    edit(tmp_path, post_processor=processor("<s>", "A", "</s>", **{"<s>": START, "</s>": END}))
+    with pytest.raises(
+        ValueError, match=r"tokenizer\.json: its post_processor ends every text with '</s>', so that"
+    ):
+        load_tokenizer(tmp_path).encode_text("a")
+    assert load_tokenizer(tmp_path).encode_text([1, 2]) == [1, 2]
+    write(tmp_path, "tokenizer_config.json", add_eos_token=False)
+    assert load_tokenizer(tmp_path).encode_text("a") == [START, *b"a"]
+    write(tmp_path, "tokenizer_config.json", add_eos_token=True, eos_token="</s>")
+    with pytest.raises(
+        ValueError, match=r"tokenizer_config\.json: add_eos_token ends every text with '</s>'"
+    ):
+        load_tokenizer(tmp_path).encode_text("a")
+
+
+def test_a_post_processor_whose_ids_are_other_tokens_is_refused(tmp_path: Path) -> None:
+    written(tmp_path, special=["<s>", "</s>"])
+    edit(tmp_path, post_processor=processor("<s>", "A", **{"<s>": END}))
+    complaint = r"has \['<s>'\] with the ids \[257\], but model.vocab and added_tokens have \['</s>'\] there"
+    with pytest.raises(ValueError, match=complaint):
+        load_tokenizer(tmp_path)
 
 
 # ----- tokens with a purpose ------------------------------------------------------------------------------
@@ -174,6 +245,32 @@ def test_every_token_with_a_purpose_reaches_the_template(tmp_path: Path, file: s
     template = load_chat_template(tmp_path)
     assert template is not None
     assert template.render([Message(role="user", content="")]) == " ".join(values.values())
+
+
+def test_templates_may_use_the_names_that_a_folder_gives_its_tokens(tmp_path: Path) -> None:
+    extra = {"image_token": "<|im_start|>", "turn_token": {"content": "<|im_end|>"}}
+    write(
+        written(tmp_path, special=list(DECODER.values())), "tokenizer_config.json", extra_special_tokens=extra
+    )
+    (tmp_path / "chat_template.jinja").write_text(
+        "{{ image_token }}{{ messages[0].content }}{{ turn_token }}"
+    )
+    template, tokenizer = load_chat_template(tmp_path), load_tokenizer(tmp_path)
+    assert encode_chat(template, tokenizer, [Message(role="user", content="a")]) == [START, *b"a", END]
+
+
+def test_a_token_without_an_id_is_refused_once_the_template_writes_it(tmp_path: Path) -> None:
+    write(written(tmp_path, special=list(DECODER.values())), "tokenizer_config.json", pad_token="[PAD]")
+    template, tokenizer = (
+        ChatTemplate("{{ messages[0].content }}", pad_token="[PAD]"),
+        load_tokenizer(tmp_path),
+    )
+    assert encode_chat(template, tokenizer, [Message(role="user", content="[PAD]")]) == [*b"[PAD]"]
+    writing = ChatTemplate("{{ pad_token }}{{ messages[0].content }}", pad_token="[PAD]")
+    with pytest.raises(
+        ValueError, match=r"writes the special token '\[PAD\]', for which the vocabulary has no id"
+    ):
+        encode_chat(writing, tokenizer, [Message(role="user", content="a")])
 
 
 def test_two_files_complete_each_other(tmp_path: Path) -> None:

@@ -4,12 +4,13 @@ The template is the checkpoint's own: a jinja program with the functions that su
 of the `transformers` library), rendered in `chat_sandbox`.
 """
 
+import dataclasses
 import datetime
 import functools
 import itertools
 import json
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -31,6 +32,7 @@ from entropix.prompts import Message
 class ChatTemplate:
     """A checkpoint's template and the special tokens it may name; `load_chat_template` reads it.
 
+    extra: further special tokens by the names that the template may use.
     now: the moment that a template sees which writes the date (`has_date`); None for the moment of rendering.
     """
 
@@ -42,12 +44,13 @@ class ChatTemplate:
     sep_token: str = ""
     cls_token: str = ""
     mask_token: str = ""
+    extra: Mapping[str, str] = dataclasses.field(default_factory=dict)
     now: datetime.datetime | None = None
 
     @property
     def tokens(self) -> set[str]:
         """The texts of the special tokens that it may name."""
-        return {getattr(self, name) for name in NAMED} - {""}
+        return {*(getattr(self, name) for name in NAMED), *self.extra.values()} - {""}
 
     @property
     def has_date(self) -> bool:
@@ -68,6 +71,7 @@ class ChatTemplate:
         _check(messages)
         n_characters = sum(64 + len(message["role"]) + len(message["content"]) for message in messages)
         given = {
+            **self.extra,
             "messages": [dict(message) for message in messages],
             "add_generation_prompt": add_generation_prompt,
             "tools": None,
@@ -106,7 +110,8 @@ def load_chat_template(folder: Path) -> ChatTemplate | None:
     if source is None:
         why = f"none of its templates is the default: it has {', '.join(sorted(named))}"
         source = f"{{{{ raise_exception({json.dumps(values.shown(why)[1:-1])}) }}}}"
-    return ChatTemplate(source.removeprefix("\ufeff"), now=None, **read_special_tokens(folder).named)
+    small = read_special_tokens(folder)
+    return ChatTemplate(source.removeprefix("\ufeff"), extra=small.extra, now=None, **small.named)
 
 
 def _templates_in_files(folder: Path) -> dict[str, str]:
@@ -165,7 +170,8 @@ def encode_chat(
     the template or from both.
 
     Raises:
-        ValueError: there is no template, it refuses the messages, or a character has no token.
+        ValueError: there is no template, it refuses the messages, it writes a special token that the vocabulary lacks,
+            or a character has no token.
     """
     if template is None:
         raise ValueError("this model has no chat template; give it a text to complete instead (--raw)")
@@ -175,10 +181,18 @@ def encode_chat(
     for message in messages:
         tokenizer.check(message["content"])
     ends = (template.tokens | {*END_TOKENS}).intersection(tokenizer.added_tokens)
-    names = {*tokenizer.special_tokens, *ends}
+    lacking = [name for name in template.tokens if not tokenizer.has_token(name)]
+    names = {*tokenizer.special_tokens, *ends, *lacking}
     guarded, originals = _guard(messages, names, "".join([template.source, *names, *tokenizer.added_tokens]))
+    rendered = template.render(guarded, add_generation_prompt)
+    for name in lacking:
+        if name in rendered:
+            raise ValueError(
+                f"the chat template writes the special token {values.shown(name)}, for which the vocabulary has no "
+                "id; give the tokenizer's files their token, or take a template of this model (--chat-template)"
+            )
     ids: list[int] = []
-    for _, piece in tokenizer.pieces(template.render(guarded, add_generation_prompt), allow_special=True):
+    for _, piece in tokenizer.pieces(rendered, allow_special=True):
         ids.extend(
             [piece] if isinstance(piece, int) else tokenizer.encode(piece.translate(originals), plain=names)
         )

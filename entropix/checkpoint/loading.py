@@ -86,7 +86,8 @@ def load(
     folder = weights_folder(name_or_folder)
     config = hf_folder.read_config(folder)
     mesh = sharding.make_mesh(shape or sharding.automatic(config, jax.device_count()))
-    with ThreadPoolExecutor(1) as thread:  # reading weights and building a tokenizer take about as long
+    thread = ThreadPoolExecutor(1)  # reading weights and building a tokenizer take about as long
+    try:
         reading = thread.submit(load_weights.load, folder, config, jnp.dtype(dtype), mesh)
         text = tokenizer.load_tokenizer(folder)
         check_vocabulary(folder, text, config)
@@ -107,6 +108,8 @@ def load(
             weights=reading.result(),
             mesh=mesh,
         )
+    finally:
+        thread.shutdown(wait=False)  # a signal, or a fault of the tokenizer, does not wait for the weights
     return without_missing(model)
 
 

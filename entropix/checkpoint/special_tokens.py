@@ -16,7 +16,7 @@ from entropix.files import is_there, read_json
 
 # The tokens that templates may name.
 NAMED = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
-_SEVERAL = "additional_special_tokens"
+_SEVERAL, _EXTRA = "additional_special_tokens", "extra_special_tokens"
 _MOST_ADDED = 1 << 18  # vocabularies of speech have some 70,000; looking for them in a text is one expression
 
 
@@ -36,16 +36,20 @@ class SpecialTokens:
 
     Attributes:
         named: text of each token that the folder names, by the names in `NAMED`.
-        others: texts of further special tokens, without a purpose.
+        others: texts of further special tokens, and the file and key that list each.
+        extra: texts of those that templates may name beyond `NAMED`, by their names.
         added: added tokens, with the ids that the folder gives them.
-        add_bos: whether texts begin with the `bos_token`; None where the folder does not say.
+        add_bos, add_eos: whether texts begin with the `bos_token` and end with the `eos_token`; None where the
+            folder does not say.
         where: file that names each token in `named`.
     """
 
     named: Mapping[str, str] = field(default_factory=dict)
-    others: tuple[str, ...] = ()
+    others: Mapping[str, str] = field(default_factory=dict)
+    extra: Mapping[str, str] = field(default_factory=dict)
     added: tuple[AddedToken, ...] = ()
     add_bos: bool | None = None
+    add_eos: bool | None = None
     where: Mapping[str, Path] = field(default_factory=dict)
 
 
@@ -61,32 +65,42 @@ def read_special_tokens(folder: Path) -> SpecialTokens:
     """
     named: dict[str, str] = {}
     where: dict[str, Path] = {}
-    others: dict[str, None] = {}
+    others: dict[str, str] = {}
+    extra: dict[str, str] = {}
     paths = (folder / "tokenizer_config.json", folder / "special_tokens_map.json")
     config, legacy = (_optional(path) for path in paths)
     for path, file in zip(paths, (config, legacy), strict=True):
         for name in NAMED:
-            text = _text(file.get(name), name, path)
-            if text and named.setdefault(name, text) != text:
-                raise ValueError(
-                    f"{path}: {name} is {values.shown(text)}, but {where[name]} says "
-                    f"{values.shown(named[name])}; make them agree"
-                )
-            if text:
-                where.setdefault(name, path)
-        listed = file.get(_SEVERAL) or file.get("extra_special_tokens")
-        for value in listed if isinstance(listed, list) else ():
-            others[_text(value, _SEVERAL, path)] = None
+            _name(named, where, name, _text(file.get(name), name, path), path)
+        listed = file.get(_EXTRA)
+        for name, value in listed.items() if isinstance(listed, dict) else ():
+            text = _text(value, f"{_EXTRA}.{values.named(name)}", path)
+            _name(named if name in NAMED else extra, where, name, text, path)
+            others.setdefault(text, f"{path}: {_EXTRA}")
+        for key in (_SEVERAL,) if isinstance(listed, dict) else (_SEVERAL, _EXTRA):
+            for value in values.items(file, key, path):
+                others.setdefault(_text(value, f"each of {key}", path), f"{path}: {key}")
     others.pop("", None)
     return SpecialTokens(
         named=named,
-        others=tuple(others),
+        others=others,
+        extra=extra,
         added=tuple(_decoder_tokens(paths[0], config) or _legacy_tokens(folder)),
-        add_bos=values.flag(config, "add_bos_token", paths[0])
-        if config.get("add_bos_token") is not None
-        else None,
+        add_bos=_optional_flag(config, "add_bos_token", paths[0]),
+        add_eos=_optional_flag(config, "add_eos_token", paths[0]),
         where=where,
     )
+
+
+def _name(named: dict[str, str], where: dict[str, Path], name: str, text: str, path: Path) -> None:
+    """Adds a token's name, unless it has none. Raises where another file has given the name to another token."""
+    if text and named.setdefault(name, text) != text:
+        raise ValueError(
+            f"{path}: {values.named(name)} is {values.shown(text)}, but {where[name]} says "
+            f"{values.shown(named[name])}; make them agree"
+        )
+    if text:
+        where.setdefault(name, path)
 
 
 def added_token(text: Any, i: Any, entry: Mapping[str, Any], path: Path, key: str = "") -> AddedToken:
@@ -176,6 +190,10 @@ def _text(value: Any, key: str, path: Path) -> str:
     if not values.is_text(text):
         raise values.wrong(path, key, "text, or an object with its content", value)
     return text
+
+
+def _optional_flag(config: Mapping[str, Any], key: str, path: Path) -> bool | None:
+    return None if config.get(key) is None else values.flag(config, key, path)
 
 
 def _optional(path: Path) -> dict[str, Any]:

@@ -10,8 +10,8 @@ from pathlib import Path
 import tiktoken
 
 from entropix.checkpoint import values
-from entropix.checkpoint.special_tokens import read_special_tokens
-from entropix.checkpoint.tokenizer_files import read_vocabulary
+from entropix.checkpoint.special_tokens import SpecialTokens, read_special_tokens
+from entropix.checkpoint.tokenizer_files import Vocabulary, read_vocabulary
 from entropix.prompts import token_ids
 
 # What an id without a token decodes to: models often have more rows in their embedding than there are tokens.
@@ -34,6 +34,7 @@ class Tokenizer:
         bos_id: the token that begins a text, if the checkpoint names one.
         bos_ids: what belongs in front of a raw prompt; often nothing. `encode` never adds it.
         missing_ids: ids below `vocab_size` that no token has.
+        ending: why the checkpoint would end every raw prompt with a token; "" where it does not.
     """
 
     encoding: tiktoken.Encoding
@@ -44,17 +45,30 @@ class Tokenizer:
     bos_id: int | None
     bos_ids: tuple[int, ...]
     missing_ids: tuple[int, ...] = ()
+    ending: str = ""
 
     @property
     def vocab_size(self) -> int:
         """One more than the highest id; a model's own vocabulary may be padded beyond it."""
         return len(self.texts)
 
+    def has_token(self, text: str) -> bool:
+        """Whether a token is this text, special or not."""
+        return text in self.special_tokens or text in self.added_tokens or text.encode() in self.texts
+
     def encode_text(self, text: str | Sequence[int], allow_special: bool = False) -> list[int]:
         """The ids of a text from its beginning, with the vocabulary's beginning-of-text tokens, or none for no text;
-        ids as they are. Where the text itself begins with these tokens (`begins_itself`), they are there once."""
+        ids as they are. Where the text itself begins with these tokens (`begins_itself`), they are there once.
+
+        Raises a ValueError for a text that the checkpoint would end with a token, after which there is nothing to say.
+        """
         if not isinstance(text, str):
             return token_ids(text, "a text")
+        if self.ending:
+            raise ValueError(
+                f"{self.ending}, so that a raw prompt would end before its answer; set add_eos_token to false in "
+                "tokenizer_config.json, or give token ids"
+            )
         ids = self.encode(text, allow_special)
         return ids if not text or self._begins(ids) else [*self.bos_ids, *ids]
 
@@ -187,19 +201,7 @@ def load_tokenizer(folder: Path) -> Tokenizer:
         ValueError: there is none, it cannot be read, or tiktoken could not give exactly its ids.
     """
     vocabulary, small = read_vocabulary(folder), read_special_tokens(folder)
-    bos_ids = vocabulary.bos_ids
-    bos_id = bos_ids[0] if bos_ids else None
-    if name := small.named.get("bos_token"):
-        bos_id = (vocabulary.special | vocabulary.added).get(name)
-        if bos_id is None:
-            raise ValueError(
-                f"{small.where['bos_token']}: bos_token {values.shown(name)} is no token of the vocabulary"
-            )
-    if small.add_bos is False:
-        bos_ids = ()
-    elif small.add_bos:
-        bos_ids = () if bos_id is None else (bos_id,)
-
+    bos_id, bos_ids = _beginning(vocabulary, small, folder)
     try:
         encoding = tiktoken.Encoding(
             str(folder), pat_str=vocabulary.pattern, mergeable_ranks=vocabulary.ranks, special_tokens={}
@@ -218,4 +220,49 @@ def load_tokenizer(folder: Path) -> Tokenizer:
         bos_id=bos_id,
         bos_ids=bos_ids,
         missing_ids=tuple(i for i in ids if i not in vocabulary.texts),
+        ending=_ending(vocabulary, small, folder),
     )
+
+
+def _beginning(
+    vocabulary: Vocabulary, small: SpecialTokens, folder: Path
+) -> tuple[int | None, tuple[int, ...]]:
+    """(the token that begins a text, what belongs in front of a raw prompt).
+
+    Raises a ValueError where a special token has no id, or where the files contradict each other.
+    """
+    tokens = vocabulary.special | vocabulary.added
+    everything = None if small.others.keys() <= tokens.keys() else set(vocabulary.texts.values())
+    for name, where in small.others.items():
+        if name not in tokens and everything is not None and name.encode() not in everything:
+            raise ValueError(
+                f"{where}: {values.shown(name)} is no token of the vocabulary, so that it has no id; give it one in "
+                "added_tokens of tokenizer.json or take it out"
+            )
+    front, named = vocabulary.bos_ids, small.named.get("bos_token")
+    bos_id = front[0] if front else None
+    if named:
+        bos_id = tokens.get(named)
+        if bos_id is None:
+            raise ValueError(
+                f"{small.where['bos_token']}: bos_token {values.shown(named)} is no token of the vocabulary"
+            )
+    if small.add_bos is False:
+        return bos_id, ()
+    if small.add_bos and bos_id is None:
+        raise ValueError(
+            f"{folder / 'tokenizer_config.json'}: add_bos_token is true, but no bos_token is named; name one, or set "
+            "add_bos_token to false"
+        )
+    return bos_id, (bos_id,) if small.add_bos and bos_id is not None else front
+
+
+def _ending(vocabulary: Vocabulary, small: SpecialTokens, folder: Path) -> str:
+    """Which file ends every text with which token, as the beginning of a sentence; "" where none does."""
+    if small.add_eos:
+        eos = small.named.get("eos_token", "the eos_token")
+        return f"{folder / 'tokenizer_config.json'}: add_eos_token ends every text with {values.shown(eos)}"
+    if vocabulary.eos_ids and small.add_eos is None:
+        last = vocabulary.texts[vocabulary.eos_ids[0]].decode(errors="replace")
+        return f"{folder / 'tokenizer.json'}: its post_processor ends every text with {values.shown(last)}"
+    return ""

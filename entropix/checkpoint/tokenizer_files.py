@@ -57,7 +57,7 @@ class Vocabulary:
         texts: the bytes of every id.
         special: id of each control token, by its name. Plain text never becomes one.
         added: id of each further token that is cut out of any text first, wherever it occurs.
-        bos_ids: tokens that the file puts in front of a text.
+        bos_ids, eos_ids: tokens that the file puts in front of a text, and at its end.
     """
 
     pattern: str
@@ -66,6 +66,7 @@ class Vocabulary:
     special: dict[str, int]
     added: dict[str, int]
     bos_ids: tuple[int, ...]
+    eos_ids: tuple[int, ...] = ()
 
 
 def read_vocabulary(folder: Path) -> Vocabulary:
@@ -176,10 +177,8 @@ def read_tokenizer_json(path: Path, small: SpecialTokens = NOTHING) -> Vocabular
     texts |= {i: token.encode() for token, i in (special | added).items()}
     if not texts:
         raise ValueError(f"{path}: expected tokens in model.vocab, which is empty")
-    bos_ids = _bos_ids(path, file.get("post_processor"))
-    if unknown := set(bos_ids) - texts.keys():
-        raise ValueError(f"{path}: its post-processor adds the token {min(unknown)}, which it does not have")
-    return Vocabulary(pattern, ranks, texts, special, added, bos_ids)
+    bos_ids, eos_ids = _text_ends(path, file.get("post_processor"), texts)
+    return Vocabulary(pattern, ranks, texts, special, added, bos_ids, eos_ids)
 
 
 def _check_ids(path: Path, vocab: Mapping[str, int], more: Mapping[str, int], small: SpecialTokens) -> None:
@@ -230,27 +229,51 @@ def _spelt_bytes(token: str) -> bytes:
         return b""
 
 
-def _bos_ids(path: Path, post_processor: Any, depth: int = 0) -> tuple[int, ...]:
-    """The tokens that the file's post-processor puts in front of a text on its own."""
+def _text_ends(
+    path: Path, post_processor: Any, texts: Mapping[int, bytes], depth: int = 0
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The tokens that the file's post-processor puts in front of a text on its own, and at its end."""
     match post_processor:
         case None | {"type": "ByteLevel"}:
-            return ()
+            return (), ()
         case {"type": "Sequence", "processors": [*steps]} if depth < 10:
-            return tuple(i for step in steps for i in _bos_ids(path, step, depth + 1))
+            ends = [_text_ends(path, step, texts, depth + 1) for step in steps]
+            return tuple(i for front, _ in ends for i in front), tuple(i for _, back in ends for i in back)
         case {"type": "TemplateProcessing", "single": [*items], "special_tokens": dict(tokens)}:
-            try:
-                front = itertools.takewhile(lambda item: "SpecialToken" in item, items)
-                found = [i for item in front for i in tokens[item["SpecialToken"]["id"]]["ids"]]
-            except (KeyError, TypeError):
-                raise ValueError(
-                    f"{path}: the post_processor names a token that it does not define"
-                ) from None
-            if not all(map(values.is_token_id, found)):
-                raise ValueError(
-                    f"{path}: expected token ids in the post_processor, got {values.shown(found)}"
-                )
-            return tuple(found)
+            front = [*itertools.takewhile(_is_special, items)]
+            back = [*filter(_is_special, items[len(front) :])]
+            front, back = (
+                [i for item in part for i in _processor_ids(path, tokens, item["SpecialToken"], texts)]
+                for part in (front, back)
+            )
+            return tuple(front), tuple(back)
     raise refusal(path, f"its post-processor is {values.as_json(post_processor)}")
+
+
+def _is_special(item: Any) -> bool:
+    return isinstance(item, dict) and "SpecialToken" in item
+
+
+def _processor_ids(
+    path: Path, tokens: Mapping[str, Any], item: Any, texts: Mapping[int, bytes]
+) -> Sequence[int]:
+    """The ids that a post-processor has for one of its special tokens. Raises where the vocabulary has others."""
+    match item:
+        case {"id": str(name)} if isinstance(entry := tokens.get(name), dict):
+            ids, names = entry.get("ids"), entry.get("tokens", [name])
+        case _:
+            raise ValueError(f"{path}: the post_processor names a token that it does not define")
+    if not isinstance(ids, list) or not all(map(values.is_token_id, ids)):
+        raise ValueError(f"{path}: expected token ids in the post_processor, got {values.shown(ids)}")
+    if unknown := {*ids} - texts.keys():
+        raise ValueError(f"{path}: its post-processor adds the token {min(unknown)}, which it does not have")
+    found = [texts[i].decode(errors="replace") for i in ids]
+    if found != names:
+        raise ValueError(
+            f"{path}: the post_processor has {values.shown(names)} with the ids {ids}, but model.vocab and "
+            f"added_tokens have {values.shown(found)} there; make them agree"
+        )
+    return ids
 
 
 # ----- writing --------------------------------------------------------------------------------------------

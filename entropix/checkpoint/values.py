@@ -140,7 +140,9 @@ def is_token_id(value: Any) -> bool:
 
 def is_text(value: Any) -> bool:
     """Whether this is text that has UTF-8; JSON can spell half a character."""
-    return isinstance(value, str) and not any("\ud800" <= char <= "\udfff" for char in value)
+    if not isinstance(value, str):
+        return False
+    return value.isascii() or not any("\ud800" <= char <= "\udfff" for char in value)
 
 
 def _is_whole(value: Any) -> bool:

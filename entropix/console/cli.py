@@ -20,7 +20,8 @@ from typing import Annotated, Any, NoReturn, TypeVar
 import tyro
 
 import entropix
-from entropix import distributed
+from entropix import distributed, environment
+from entropix.console import signals
 from entropix.console.signals import Ended
 from entropix.console.words import VERSION, spelled, wrong
 from entropix.distributed import HEARTBEAT_SECONDS, START_SECONDS
@@ -207,6 +208,7 @@ def join(flags: Any, apart: Sequence[str] = (), sigterm_ends: bool = True) -> No
     for name in ("start_timeout", "heartbeat_timeout"):
         if getattr(devices, name) < 1:
             raise ValueError(f"{spelled(name)} must be at least 1, got {getattr(devices, name)}")
+    signals.give_back()
 
     from entropix import backend  # imports JAX, for which bad flags do not wait
 
@@ -241,7 +243,7 @@ def json_line(value: Any, allow_nan: bool = True) -> str:
 
 
 def run(main: Callable[[], None]) -> int:
-    """Calls `main` and returns the exit code of the process.
+    """Calls `main` and returns the exit code of the process. Within it a signal that ends a process is an `Ended`.
 
     0 after a return; 1 after bad input or a failing disk or network, explained in one message on stderr
     without a traceback; 128 + n, as shells count it, after a signal, 130 for Ctrl-C. (Bad flags end in 2, which is
@@ -249,7 +251,7 @@ def run(main: Callable[[], None]) -> int:
     """
     mend_streams()
     try:
-        with warnings.catch_warnings():
+        with signals.raising(), warnings.catch_warnings():
             warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
             main()
         sys.stdout.flush()
@@ -260,7 +262,7 @@ def run(main: Callable[[], None]) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the flush at exit fails again
     except (ValueError, OSError) as error:
-        distributed.complain(f"error: {error}")
+        distributed.complain(f"error: {environment.refused(error) or error}")
         return 1
     except BaseException:
         sys.stderr = distributed.errors()  # for the traceback

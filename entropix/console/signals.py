@@ -6,9 +6,11 @@ ignored.
 """
 
 import contextlib
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from importlib.machinery import ExtensionFileLoader
 from types import FrameType
 from typing import Any, TypeVar
 
@@ -31,6 +33,7 @@ class Ended(KeyboardInterrupt):
         return 128 + self.number
 
 
+_SWALLOWING = "_xla_gc_callback"  # JAX's, at every collection; Python drops what is raised in such a one
 _latest: int = signal.SIGINT
 
 
@@ -65,16 +68,39 @@ def _handled(handler: Handler) -> Iterator[None]:
             signal.signal(number, usual[number])
 
 
+def _loads_an_extension(frame: FrameType | None) -> bool:
+    """Whether an extension is being imported, which takes an exception for a fault of its own, or crashes of it."""
+    while frame is not None:
+        if isinstance(frame.f_locals.get("self"), ExtensionFileLoader):
+            return True
+        frame = frame.f_back
+    return False
+
+
 @contextlib.contextmanager
 def raising() -> Iterator[None]:
     """Within it each of these signals raises `Ended`, as Ctrl-C raises KeyboardInterrupt by itself."""
 
     def end(number: int, frame: FrameType | None) -> None:
         _note(number)
+        if _loads_an_extension(frame):
+            os.write(2, b"interrupted\n")  # sys.stderr may be in use, JAX half there
+            os._exit(128 + number)
+        if frame is not None and frame.f_code.co_name == _SWALLOWING:
+            threading.Timer(0.01, signal.raise_signal, (number,)).start()  # once more, a little later
+            return
         raise Ended(number)
 
     with _handled(end):
         yield
+
+
+def give_back() -> None:
+    """Lets signals other than Ctrl-C end the process as they do by themselves: one of several processes may wait for
+    the others where no handler runs."""
+    for number in ENDING[1:]:
+        if callable(signal.getsignal(number)):
+            signal.signal(number, signal.SIG_DFL)
 
 
 def until_signal(items: Iterator[Item]) -> Iterator[Item]:

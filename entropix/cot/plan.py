@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from entropix import config
 from entropix.cot import answers, selection
 
 START, EXPLORE, NONE = "start", "explore", "none"  # what `fork` may be
@@ -38,6 +39,7 @@ class Plan:
     stop_early: bool = True  # end paths that can no longer change a majority vote; see `selection.is_decided`
 
     def __post_init__(self) -> None:
+        config.check(self)
         if not 1 <= self.paths <= MAX_PATHS:
             raise ValueError(f"the number of paths must be between 1 and {MAX_PATHS}, got {self.paths}")
         if self.fork not in (START, EXPLORE, NONE):

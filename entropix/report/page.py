@@ -30,24 +30,10 @@ def page(traces: Sequence[Named]) -> str:
     shell.require("plotly", "the page")
     from entropix.report import plots
 
-    texts = packing.Texts()
     headers = [named.trace.header for named in traces]
     strategies = _strategies(headers)
-    labels = trace.metric_labels_of(headers)
-    notes = differences([named.trace for named in traces])
     names = trace_names(traces)
-    data: dict[str, Any] = {
-        "traces": [
-            _trace_data(named, note, texts, list(labels)) | {"name": name, "look": looks.look(i)._asdict()}
-            for i, (named, note, name) in enumerate(zip(traces, notes, names, strict=True))
-        ],
-        "texts": texts.packed(),
-        "metrics": plots.titles(labels),
-        "alignments": alignments([named.trace for named in traces]),
-        "places": {strategy["name"]: strategy["place"] for strategy in strategies},
-        "palette": list(metric_labels.STRATEGIES),
-        "marks": list(looks.MARKS),
-    }
+    data = data_of(traces)
     body = shell.fragment(
         "page.html.jinja",
         traces=data["traces"],
@@ -67,6 +53,32 @@ def page(traces: Sequence[Named]) -> str:
         [shell.asset(name) for name in SCRIPTS],
         [f":root {{ {colors}}}", shell.asset("page.css"), shell.asset("tree.css")],
     )
+
+
+def data_of(traces: Sequence[Named]) -> dict[str, Any]:
+    """What the page's scripts draw from, for JSON."""
+    from entropix.report import plots
+
+    texts = packing.Texts()
+    labels = trace.metric_labels_of([named.trace.header for named in traces])
+    notes = differences([named.trace for named in traces])
+    names = trace_names(traces)
+    rows = [
+        _trace_data(named, note, texts, list(labels)) | {"name": name, "look": looks.look(i)._asdict()}
+        for i, (named, note, name) in enumerate(zip(traces, notes, names, strict=True))
+    ]
+    return {
+        "traces": rows,
+        "texts": texts.packed(),
+        "metrics": plots.titles(labels),
+        "alignments": alignments([named.trace for named in traces]),
+        "places": {
+            strategy["name"]: strategy["place"]
+            for strategy in _strategies([named.trace.header for named in traces])
+        },
+        "palette": list(metric_labels.STRATEGIES),
+        "marks": list(looks.MARKS),
+    }
 
 
 def trace_names(traces: Sequence[Named]) -> list[str]:

@@ -14,7 +14,7 @@ from rich.progress import Progress
 from entropix.checkpoint.hf_folder import write_config
 from entropix.checkpoint.tensors import DTYPES, tensor_shapes
 from entropix.config import ModelConfig
-from entropix.files import write_json
+from entropix.files import make_folder, write_json
 from entropix.paths import is_complete
 
 SHARD_BYTES = 2 * 1024**3
@@ -46,7 +46,8 @@ def write_folder(foreign: Foreign, destination: Path, dtype: str | None = None, 
         raise ValueError(f"dtype must be one of {', '.join(_CODES)}, got {dtype!r}")
     partial = partial_folder(destination)
     shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    make_folder(destination.parent, "weights")
+    partial.mkdir()
     try:
         foreign.write_vocabulary(partial)
         ids = {"bos_token_id": foreign.bos_id, "eos_token_id": list(foreign.stop_ids)}

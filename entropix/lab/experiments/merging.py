@@ -12,8 +12,18 @@ from entropix.lab.experiments import engine
 from entropix.lab.experiments.engine import FORMAT, Grid, Variant
 from entropix.lab.experiments.results import MANIFEST, Line, Store, difference, read_manifest
 from entropix.lab.experiments.summary import Summary, summarize
+from entropix.trace_schema import PROMPT, check
 
 Manifest = dict[str, Any]
+_MANIFEST = {
+    "variants": "list of objects",
+    "prompts": "list of objects",
+    "seeds": "list of integers",
+    "generation": "object",
+    "batch": "integer",
+    "groups": "integer",
+}
+_VARIANT = {"label": "string", "sampler": "string", "config": "object"}
 
 
 def merge(folders: Sequence[str], out: str) -> list[Summary]:
@@ -41,6 +51,7 @@ def _check_parts(folders: Sequence[str], manifests: Sequence[Manifest]) -> None:
         numbers = [manifest.get(name) for name in ("part", "parts")]
         if manifest.get("format") != FORMAT or not all(type(n) is int and 0 < n < 1 << 20 for n in numbers):
             raise ValueError(f"{folder}: its {MANIFEST} is not that of a grid's results")
+        _check_manifest(manifest, str(Path(folder) / MANIFEST))
     places: dict[int, str] = {}
     first = manifests[0]
     for folder, manifest in zip(folders, manifests, strict=True):
@@ -57,6 +68,20 @@ def _check_parts(folders: Sequence[str], manifests: Sequence[Manifest]) -> None:
         places[number] = folder
     if missing := sorted(set(range(1, first["parts"] + 1)) - set(places)):
         raise ValueError(f"part {missing[0]}/{first['parts']} is missing; name its folder too")
+
+
+def _check_manifest(manifest: Manifest, where: str) -> None:
+    """Raises a ValueError for a field of which no grid could be made."""
+    check(manifest, _MANIFEST, where)
+    for name in ("variants", "prompts", "seeds", "batch", "groups"):
+        if not manifest[name]:
+            raise ValueError(f"{where}: expected at least one in {name!r}, got {manifest[name]}")
+    for i, variant in enumerate(manifest["variants"]):
+        check(variant, _VARIANT, where, f"variants[{i}].")
+        for name in ("paths", "sampler_source"):
+            check(variant, {name: "object"} if name in variant else {}, where, f"variants[{i}].")
+    for i, prompt in enumerate(manifest["prompts"]):
+        check(prompt, PROMPT, where, f"prompts[{i}].")
 
 
 def _read_parts(
@@ -81,17 +106,21 @@ def _read_parts(
     return lines, {"tokens": dict(tokens), "seconds": seconds}
 
 
+def _variant(recorded: dict[str, Any], where: str) -> Variant:
+    plan = recorded.get("paths")
+    try:
+        sampler = samplers.recorded(recorded["sampler"], recorded["config"], recorded.get("sampler_source"))
+        return Variant(
+            recorded["label"], sampler, None if plan is None else config.from_mapping(Plan, plan, "paths")
+        )
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
+
+
 def _grid(manifest: Manifest, where: str) -> Grid:
     """The grid that a manifest describes."""
     return Grid(
-        variants=[
-            Variant(
-                v["label"],
-                samplers.recorded(v["sampler"], v["config"], v.get("sampler_source")),
-                Plan(**v["paths"]) if "paths" in v else None,
-            )
-            for v in manifest["variants"]
-        ],
+        variants=[_variant(recorded, where) for recorded in manifest["variants"]],
         prompts=[prompt["token_ids"] for prompt in manifest["prompts"]],
         texts=[prompt["text"] for prompt in manifest["prompts"]],
         seeds=manifest["seeds"],

@@ -10,23 +10,39 @@ Power may fail at any moment: a line that is half written is dropped when the fo
 import contextlib
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
 from entropix import files
+from entropix.checkpoint.values import is_text
+from entropix.results import FinishReason
+from entropix.trace_schema import check, check_choice
 
 Line = dict[str, Any]
 ELSEWHERE = "use another folder, or delete this one"
-# What tables and pages are made of.
+# What tables and pages are made of; the types are those of traces.
 _ANSWER = {
-    "finish": str,
-    "text": str,
-    "token_ids": list,
-    "new_tokens": int,
-    "strategies": dict,
-    "mean_metrics": dict,
+    "finish": "string",
+    "text": "string",
+    "token_ids": "list of integers",
+    "new_tokens": "integer",
+    "strategies": "object",
+    "mean_logprob": "number or null",
+    "mean_metrics": "object",
+    "logits_entropy": "list of numbers",
 }
+_OF_PATHS = {  # where it was chosen from several
+    "answer": "string or null",
+    "paths": "integer",
+    "computed_tokens": "integer",
+    "forward_passes": "integer",
+}
+_TIMING = {"answers": "integer", "tokens": "object", "seconds": "number"}
+_FINISHES = [finish.name.lower() for finish in FinishReason if finish != FinishReason.RUNNING]
+# What JSON can spell and nobody may write: half a character, and numbers that are not finite.
+_UNUSUAL = re.compile(rb"\\u|NaN|Infinity|[eE]\+?\d{3}")
 MANIFEST, RESULTS, TIMINGS = "manifest.json", "results.jsonl", "timings.jsonl"
 
 
@@ -45,10 +61,7 @@ class Store:
         holds something else, or another process has it.
         """
         self._folder = Path(folder)
-        try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ValueError(f"{folder}: cannot be made a folder ({error.strerror})") from None
+        files.make_folder(self._folder)
         self._results, self._timings = ((self._folder / name).open("a+b") for name in (RESULTS, TIMINGS))
         try:
             _lock(self._results, self._folder)
@@ -105,11 +118,16 @@ class Store:
         for number, ((_, line), key) in enumerate(zip(found, keys, strict=False), start=1):
             if any(line.get(name) != value for name, value in key.items()):
                 raise ValueError(f"{path}: line {number} should be the answer of {dict(key)}; {ELSEWHERE}")
-            if wrong := [name for name, kind in _ANSWER.items() if not isinstance(line.get(name), kind)]:
-                raise ValueError(f"{path}: line {number} has no {wrong[0]} as answers have it; {ELSEWHERE}")
+            if missing := [name for name in _ANSWER if name not in line]:
+                raise ValueError(f"{path}: line {number} has no {missing[0]} as answers have it; {ELSEWHERE}")
+            _check_answer(line, f"{path}: line {number}")
+        for number, (_, timing) in enumerate(timings, start=1):
+            where = f"{self._folder / TIMINGS}: line {number}"
+            check(timing, _TIMING, where)
+            check(timing["tokens"], dict.fromkeys(timing["tokens"], "integer"), where, "tokens.")
         if len(found) > len(keys):
             raise ValueError(f"{path}: {len(found)} lines for {len(keys)} answers; {ELSEWHERE}")
-        n_timings = sum(_is_count(timing.get("answers"), len(found)) for _, timing in timings)
+        n_timings = sum(timing["answers"] <= len(found) for _, timing in timings)
         for file, entries, n in ((self._results, found, len(found)), (self._timings, timings, n_timings)):
             file.truncate(entries[n - 1][0] if n else 0)
         return [line for _, line in found], [timing for _, timing in timings[:n_timings]]
@@ -127,10 +145,29 @@ class Follower:
         self.n_lines += len(lines)
 
 
+def _check_answer(line: Line, where: str) -> None:
+    """Raises a ValueError for a field of an answer that cannot be one."""
+    check(line, _ANSWER | {name: kind for name, kind in _OF_PATHS.items() if name in line}, where)
+    check_choice(line["finish"], _FINISHES, "finish", where)
+    for name, kind in (("strategies", "integer"), ("mean_metrics", "number or null")):
+        check(line[name], dict.fromkeys(line[name], kind), where, f"{name}.")
+
+
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """What the results in a folder depend on. Raises a ValueError where that cannot be read."""
+    """What the results in a folder depend on. Raises a ValueError where that cannot be read, or nobody can write it."""
     path = folder / MANIFEST
-    return files.read_json(path)
+    manifest = files.read_json(path)
+    _check_writable(manifest, str(path))
+    return manifest
+
+
+def _check_writable(value: Any, where: str) -> None:
+    try:
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    except (ValueError, RecursionError):
+        text = "\ud800"
+    if not is_text(text):
+        raise ValueError(f"{where} has half a character, or a number that is not finite; {ELSEWHERE}")
 
 
 def difference(before: Any, after: Any, where: str = "") -> str | None:
@@ -156,10 +193,6 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 60 else text[:59] + "…"
 
 
-def _is_count(value: Any, most: int) -> bool:
-    return isinstance(value, int) and value <= most
-
-
 def _append(file: IO[bytes], lines: Sequence[Line]) -> None:
     text = "".join(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n" for line in lines)
     file.write(text.encode())
@@ -180,6 +213,8 @@ def _whole_lines(file: IO[bytes], path: Path) -> list[tuple[int, Line]]:
             value = None
         if not isinstance(value, dict):
             raise ValueError(f"{path}: line {number} is not a JSON object; {ELSEWHERE}")
+        if _UNUSUAL.search(text):
+            _check_writable(value, f"{path}: line {number}")
         lines.append((end, value))
     return lines
 
