@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -108,7 +109,6 @@ def test_greedy_answers_are_those_of_generate_and_end_at_stop_strings(
 def test_unknown_arguments_are_refused(ours: Callable[..., Any]) -> None:
     for given, message in (
         ({"smpler": "greedy"}, "smpler"),
-        ({"device": "cuda"}, "JAX_PLATFORMS"),
         ({"max_length": 10**9}, "max_length must be from 2 to the model's context"),
         ({"batch_size": 0}, "batch_size must be at least 1 or auto"),
     ):
@@ -133,42 +133,48 @@ def test_the_cache_is_keyed_with_sampler_and_repetition(
     assert cached.loglikelihood(pair) == again.loglikelihood(pair) == ours().loglikelihood(pair)
 
 
-def test_the_harness_runs_our_model_on_tasks_of_both_kinds(
-    ours: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_the_command_runs_tasks_of_both_kinds(
+    harness: Any, toy_folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("HF_HOME", "HF_DATASETS_CACHE"):
-        monkeypatch.setenv(name, str(tmp_path / "cache"))
-    import lm_eval
-    from lm_eval.tasks import TaskManager
+    """Through the harness's own command line, which gives its models a device and a batch size unasked."""
+    import lm_eval.api.model
 
+    from entropix.lm_eval import main
+
+    for name in ("HF_HOME", "HF_DATASETS_CACHE"):
+        monkeypatch.setenv(name, str(tmp_path / "hf"))
+    monkeypatch.setattr(lm_eval.api.model, "CachingLM", lm_eval.api.model.CachingLM)
+    monkeypatch.setattr(sys, "argv", ["entropix"])
     (tmp_path / "d.jsonl").write_text(
         "".join(json.dumps({"q": f"{i}?", "choices": ["yes", "no"], "gold": i % 2}) + "\n" for i in range(4))
     )
     common = f"dataset_path: json\ndataset_kwargs: {{data_files: {{test: {tmp_path}/d.jsonl}}}}\ntest_split: test\n"
     (tmp_path / "choice.yaml").write_text(
-        f'task: choice\n{common}output_type: multiple_choice\ndoc_to_text: "{{{{q}}}}"\n'
+        f'task: our_choice\n{common}output_type: multiple_choice\ndoc_to_text: "{{{{q}}}}"\n'
         "doc_to_choice: choices\ndoc_to_target: gold\nmetric_list: [{metric: acc}]\n"
     )
     (tmp_path / "text.yaml").write_text(
-        f'task: text\n{common}output_type: generate_until\ndoc_to_text: "{{{{q}}}}"\ndoc_to_target: "{{{{gold}}}}"\n'
+        f'task: our_text\n{common}output_type: generate_until\ndoc_to_text: "{{{{q}}}}"\n'
+        'doc_to_target: "{{gold}}"\n'
         "repeats: 2\ngeneration_kwargs: {until: [], max_gen_toks: 4, do_sample: false}\n"
         "metric_list: [{metric: exact_match}]\n"
         "filter_list: [{name: all, filter: [{function: take_first}]}]\n"
     )
-    manager = TaskManager(include_path=str(tmp_path), include_defaults=False)
-    found = lm_eval.simple_evaluate(
-        ours(), tasks=["choice", "text"], task_manager=manager, bootstrap_iters=0, apply_chat_template=False
-    )
-    assert {name: len(rows) for name, rows in found["samples"].items()} == {"choice": 4, "text": 4}
-    assert 0 <= found["results"]["choice"]["acc,none"] <= 1
-    for row in found["samples"]["text"]:
+    flags = ["run", "--model", "entropix", "--tasks", "our_choice,our_text", "--include_path", str(tmp_path)]
+    flags += ["--model_args", f"weights={toy_folder},sampler=temperature,temp=0.9", "--log_samples"]
+    main([*flags, "--output_path", str(tmp_path / "out"), "--use_cache", str(tmp_path / "cache")])
+    samples = {}
+    for path in (tmp_path / "out").rglob("samples_*.jsonl"):
+        name = "our_text" if "our_text" in path.name else "our_choice"
+        samples[name] = [json.loads(line) for line in path.read_text().splitlines()]
+    assert {name: len(rows) for name, rows in samples.items()} == {"our_choice": 4, "our_text": 4}
+    for row in samples["our_text"]:
         [[first, second]] = row["resps"]
-        assert first != second  # repeats differ
+        assert first != second  # repeats differ, with the cache too
+    assert list(tmp_path.glob("cache*.db"))
 
 
 def test_without_the_harness_it_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    import sys
-
     from entropix import lm_eval
 
     monkeypatch.setitem(sys.modules, "lm_eval.api.model", None)

@@ -47,6 +47,7 @@ class Harness(TemplateLM):
     seed: answers are those of (seed, task, document, repetition), whatever is asked beside them.
     batch_size: rows at a time; the harness's "auto" is ours. max_length: tokens that the model sees, at most as many
         as its context has. max_gen_toks: tokens of an answer where the task does not say.
+    device: has no say; JAX has (JAX_PLATFORMS), and the harness gives "cuda:0" where nobody asked for a device.
     numbers: of the rule, such as temp; one that it does not have is refused.
     """
 
@@ -65,8 +66,6 @@ class Harness(TemplateLM):
         **numbers: Any,
     ) -> None:
         super().__init__()
-        if device is not None:
-            raise ValueError(f"device={device}: choose devices with JAX_PLATFORMS, and leave --device out")
         self.model = loading.load(weights, dtype)
         if isinstance(sampler_config, str):
             sampler_config = read_toml(Path(sampler_config))
