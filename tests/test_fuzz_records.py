@@ -37,7 +37,6 @@ sampler = "temperature"
 sampler = "greedy"
 self_consistency = 2
 """
-TIMING = {"tokens": 3, "seconds": 0.5}
 FEW = settings(
     max_examples=50,
     deadline=None,
@@ -157,7 +156,8 @@ def answer(variant: engine.Variant, cell: engine.Cell) -> Line:
     records = traces.tokens("ab")
     result = Result([1], token_ids=[97, 98], records=records, text="ab", finish=FinishReason.LENGTH)
     of_paths = {"answer": None, "paths": 2, "computed_tokens": 4, "forward_passes": 2}
-    return engine.line(variant, cell, result) | (of_paths if variant.plan else {})
+    key = {"variant": variant.label, **cell._asdict(), "sampler": variant.sampler.name}
+    return key | engine.line(variant, result) | (of_paths if variant.plan else {})
 
 
 def test_any_other_value_in_the_folder_of_a_grid_is_read_or_refused(toy_folder: str, tmp_path: Path) -> None:
@@ -166,11 +166,10 @@ def test_any_other_value_in_the_folder_of_a_grid_is_read_or_refused(toy_folder: 
     grid = file.grid(asked, toy, 8)
     whole, folder = tmp_path / "whole", tmp_path / "folder"
     with Store(whole, engine.manifest(grid, toy), engine.keys(grid)) as store:
-        for batch in engine.plan(grid):
-            variant = grid.variants[batch.variant]
-            store.append(
-                [answer(variant, cell) for cell in batch.cells], {**TIMING, "variant": variant.label}
-            )
+        for turn in engine.plan(grid):
+            variants = [grid.variants[variant] for variant, _ in turn]
+            lines = [answer(variant, one.cell) for variant, one in zip(variants, turn, strict=True)]
+            store.append(lines, {"tokens": {variants[0].label: 3}, "seconds": 0.5})
 
     def resumed() -> None:
         with Store(folder, engine.manifest(grid, toy), engine.keys(grid)) as store:

@@ -100,12 +100,12 @@ def test_grids_beyond_any_use_are_counted_before_they_are_listed(tmp_path: Path)
 
 def test_a_line_of_results_that_lacks_a_field_is_named(tmp_path: Path) -> None:
     key = {"variant": "a", "prompt": 0, "seed": 0}
-    with Store(tmp_path, {}, [[key]]):
+    with Store(tmp_path, {}, [key]):
         pass
     (tmp_path / RESULTS).write_text(json.dumps(key | {"finisch": "length"}) + "\n")
     with (
         pytest.raises(ValueError, match="line 1 has no finish as answers have it"),
-        Store(tmp_path, {}, [[key]]),
+        Store(tmp_path, {}, [key]),
     ):
         pass
 

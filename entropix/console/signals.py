@@ -87,7 +87,8 @@ def raising() -> Iterator[None]:
             os.write(2, b"interrupted\n")  # sys.stderr may be in use, JAX half there
             os._exit(128 + number)
         if frame is not None and frame.f_code.co_name == _SWALLOWING:
-            threading.Timer(0.01, signal.raise_signal, (number,)).start()  # once more, a little later
+            main = threading.main_thread().ident  # once more, a little later, also where it waits
+            threading.Timer(0.01, signal.pthread_kill, (main, number)).start()
             return
         raise Ended(number)
 
