@@ -42,7 +42,7 @@ from entropix.console import cli
 from entropix.decoding import loop
 from entropix.decoding.inputs import device_numbers
 from entropix.decoding.loop import RECENT_SLOTS
-from entropix.decoding.prefix_cache import MIN_CAPACITY, PREFILL_WIDTHS
+from entropix.decoding.prefix_cache import PREFILL_WIDTHS, capacity_for
 from entropix.decoding.request import GenerationRequest
 from entropix.decoding.session import Session
 from entropix.generation import encode_prompt
@@ -232,10 +232,7 @@ def call(function: Callable[[], Any]) -> None:
 
 def capacity(context: int) -> int:
     """Slots that a session's cache has in the middle of a text of so many tokens."""
-    slots = MIN_CAPACITY
-    while slots < context + RECENT_SLOTS:
-        slots *= 2
-    return slots
+    return capacity_for(context + RECENT_SLOTS)
 
 
 def tree_bytes(tree: Any) -> int:

@@ -248,7 +248,10 @@ def test_the_compiler_is_quiet(built):
         ),
         (["--model", MODEL, "--mesh", "data=3"], "data=3,model=1 takes 3 devices, but v5e:2x4 has 8"),
         (["--model", MODEL, "--mesh", "data=8", "--batch", "4"], "batch: expected a multiple of 8"),
-        (["--model", MODEL, "--context", "1000"], "context: expected a power of two of at least 256"),
+        (
+            ["--model", MODEL, "--context", "1000"],
+            "context: a cache has 1024 slots for so many, give such a size; got 1000",
+        ),
         (["--model", MODEL, "--context", "1048576"], "context: llama-3.2-1b was trained for"),
         (["--model", MODEL, "--sampler", "entropic"], "entropic"),
         ([], "model: expected a name in configs/models"),

@@ -11,7 +11,8 @@ from entropix.decoding.loop import RECENT_SLOTS
 from entropix.model.kv_cache import KVCache, RecentKV
 
 PREFILL_WIDTHS = (8, 64, 128, 512)  # tokens in one prefill call; each compiles once for each capacity
-MIN_CAPACITY = 256  # slots; doubled as the text grows, up to what the context needs
+MIN_CAPACITY = 256  # slots; `capacity_for` has the sizes to which they grow with the text
+_HALF_STEPS = 1024  # slots, from which on a size between two doublings is worth a program
 COPIED_TOKENS = (
     64  # that a new text has in common with a row: if so many or all, they are copied and not computed
 )
@@ -131,7 +132,7 @@ class PrefixCache:
 
     def shorten(self) -> None:
         """Gives up the slots that a long text has left behind."""
-        capacity = _capacity(max(self._own()) + 2 * RECENT_SLOTS)
+        capacity = capacity_for(max(self._own()) + 2 * RECENT_SLOTS)
         if capacity < self.kv.capacity:
             self._kv = loop.narrow(self.kv, capacity)
 
@@ -168,17 +169,22 @@ class PrefixCache:
 
     def _reserve(self, slots: int) -> None:
         """Makes room for so many own tokens in every row."""
-        capacity = _capacity(slots)
+        capacity = capacity_for(slots)
         if self._kv is None:
             self._kv = loop.empty_cache(self._model.config, len(self.tokens), capacity, self._model.dtype)
         elif capacity > self._kv.capacity:
             self._kv = loop.grow(self._kv, capacity)
 
 
-def _capacity(slots: int) -> int:
-    """The size of a cache with so many slots."""
+def capacity_for(slots: int) -> int:
+    """The size of a cache with so many slots: doublings of `MIN_CAPACITY` and, of long ones, half steps between them
+    (1,024, 1,536, 2,048, 3,072, ...). Every size is a program, and a step computes empty slots as well as filled ones.
+    """
     capacity = MIN_CAPACITY
     while capacity < slots:
+        half_step = capacity + capacity // 2
+        if half_step >= slots and capacity >= _HALF_STEPS:
+            return half_step
         capacity *= 2
     return capacity
 

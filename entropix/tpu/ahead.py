@@ -28,7 +28,7 @@ from entropix.config import GenerateConfig, ModelConfig
 from entropix.decoding import loop
 from entropix.decoding.inputs import batch_inputs, device_numbers, first_rows
 from entropix.decoding.loop import RECENT_SLOTS
-from entropix.decoding.prefix_cache import MIN_CAPACITY, PREFILL_WIDTHS
+from entropix.decoding.prefix_cache import PREFILL_WIDTHS, capacity_for
 from entropix.decoding.request import GenerationRequest
 from entropix.decoding.state import ChunkEnd, DecodeState
 from entropix.model import attention, kv_cache, weights
@@ -89,14 +89,13 @@ def target(
     """What these words describe. Raises a ValueError for what does not exist or does not fit together.
 
     model_name and sampler: as in configs/. topology: like `v5e:2x4`. mesh: as `sharding.read_shape` takes it; `auto`
-    is the one that a process on such chips would choose. capacity: slots that each row has in the cache, a power of
-    two, since caches grow by doubling; it bounds the text, prompt and answer, to 32 tokens less.
+    is the one that a process on such chips would choose. capacity: slots that each row has in the cache, one of the
+    sizes of `prefix_cache.capacity_for`; it bounds the text, prompt and answer, to 32 tokens less.
     """
     cfg = presets.read_model(model_name)
-    if capacity < MIN_CAPACITY or capacity & (capacity - 1):
+    if capacity_for(capacity) != capacity:
         raise ValueError(
-            f"context: expected a power of two of at least {MIN_CAPACITY}, since a cache grows by doubling, "
-            f"got {capacity}"
+            f"context: a cache has {capacity_for(capacity)} slots for so many, give such a size; got {capacity}"
         )
     if capacity > cfg.context_length:
         raise ValueError(f"context: {model_name} was trained for {cfg.context_length} tokens, got {capacity}")
