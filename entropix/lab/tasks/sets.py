@@ -14,7 +14,7 @@ from entropix.files import read_toml
 from entropix.lab.tasks.base import DEV, SPLITS, Item, check_split, chosen
 from entropix.presets import shipped
 
-_ASKED = ("Name {}.", "Give me one example of {}.", "Tell me {}, any one you like.")
+_ASKED = ("Name {}.", "Give me one example of {}.", "What is one example of {}?")
 
 
 @dataclasses.dataclass(frozen=True)
