@@ -16,14 +16,14 @@ from the same candidates with the same probabilities, they draw the same token.
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from entropix import run_statistics, trace
 from entropix.batching import ContinuousBatch
 from entropix.checkpoint.loading import Model
-from entropix.config import GenerateConfig
+from entropix.config import BranchConfig, GenerateConfig
 from entropix.cot import parallel
 from entropix.cot.parallel import CotResult
 from entropix.cot.plan import Plan
@@ -47,6 +47,7 @@ class Variant:
     label: str
     sampler: ResolvedSampler
     plan: Plan | None = None  # of several paths to each answer
+    branching: BranchConfig | None = None  # instead of the grid's
 
     def described(self) -> dict[str, Any]:
         """What its answers depend on, as JSON has it."""
@@ -54,6 +55,8 @@ class Variant:
         told = {"label": self.label, "sampler": sampler.name, "config": asdict(sampler.numbers)}
         if self.plan is not None:
             told["paths"] = asdict(self.plan)
+        if self.branching is not None:
+            told["branching"] = asdict(self.branching)
         if sampler.source is None:
             return told
         # Without its folder, which differs among machines that share a grid.
@@ -72,6 +75,7 @@ class Grid:
     options: GenerateConfig  # its own seeds are ignored
     max_rows: int  # most rows of a batch
     groups: int = 1  # of devices, which share the rows of a batch evenly: the axis `data` of the mesh
+    most_tokens: Sequence[int] = ()  # of an answer to each prompt, where that is less than for all
     part: tuple[int, int] = (1, 1)  # the how manieth of how many parts of the whole, from 1
 
 
@@ -110,6 +114,8 @@ def check(grid: Grid, model: Model) -> None:
         raise ValueError(f"seed {grid.seeds[twice[0]]} is there twice; name each once")
     check_prompts(grid.prompts, model.config)
     for variant in grid.variants:
+        if variant.branching is not None:
+            _request(model, grid, variant, _cells(grid)[:1])
         if variant.plan is not None:
             room = grid.options.max_new_tokens, model.config.context_length
             parallel.check_room(variant.plan, grid.prompts, *room)
@@ -162,7 +168,8 @@ def manifest(grid: Grid, model: Model) -> dict[str, Any]:
         "prompts": [
             {"text": text, "token_ids": list(ids)} for text, ids in zip(grid.texts, grid.prompts, strict=True)
         ],
-        **_date(model),
+        **({"most_tokens": list(grid.most_tokens)} if grid.most_tokens else {}),
+        **date_of(model),
         "seeds": list(grid.seeds),
         "generation": {name: value for name, value in asdict(grid.options).items() if name not in _SEEDS},
         "batch": grid.max_rows,
@@ -172,7 +179,7 @@ def manifest(grid: Grid, model: Model) -> dict[str, Any]:
     }
 
 
-def _date(model: Model) -> dict[str, str]:
+def date_of(model: Model) -> dict[str, str]:
     """The day that stands in the prompts, where the model's chat template writes one."""
     now = None if model.chat_template is None else model.chat_template.now
     return {} if now is None else {"date": now.date().isoformat()}
@@ -232,12 +239,17 @@ def _single(
 ) -> Iterator[tuple[int, Line]]:
     """(its number, its line) of each answer, as they end."""
     batch = ContinuousBatch(request, grid.max_rows)
+    branches = request.program.branching is not None
     results = {number: Result(ids) for number, ids in enumerate(request.prompt_ids)}
     for event in batch.run():
         add(results, event)
         clock.tick(batch.n_passes, event.record is not None)
         if event.finish != FinishReason.RUNNING:
-            yield event.row, line(variant, results.pop(event.row))
+            told = line(variant, results.pop(event.row))
+            if branches:
+                cost = batch.cost(event.row)
+                told |= {"computed_tokens": cost.computed, "forward_passes": cost.passes}
+            yield event.row, told
 
 
 def _paths(
@@ -257,14 +269,19 @@ def _paths(
 
 def _request(model: Model, grid: Grid, variant: Variant, cells: Sequence[Cell]) -> GenerationRequest:
     """What generates these answers. A draw depends on seed and prompt, not on what else is in the batch."""
-    return prepare(
+    options = {name: value for name, value in vars(grid.options).items() if name not in _SEEDS}
+    if variant.branching is not None:
+        options["branching"] = variant.branching
+    request = prepare(
         model,
         [list(grid.prompts[cell.prompt]) for cell in cells],
         sampler=variant.sampler,
         seeds=[cell.seed for cell in cells],
         occurrences=[0] * len(cells),
-        **{name: value for name, value in vars(grid.options).items() if name not in _SEEDS},
+        **options,
     )
+    most = tuple(grid.most_tokens[cell.prompt] for cell in cells) if grid.most_tokens else ()
+    return replace(request, most_tokens=most)
 
 
 class _Clock:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from entropix import config, samplers
-from entropix.config import GenerateConfig
+from entropix.config import BranchConfig, GenerateConfig
 from entropix.cot.plan import Plan
 from entropix.lab.experiments import engine
 from entropix.lab.experiments.engine import FORMAT, Grid, Variant
@@ -91,6 +91,7 @@ def _grid(manifest: Manifest, where: str) -> Grid:
                 v["label"],
                 samplers.recorded(v["sampler"], v["config"], v.get("sampler_source")),
                 Plan(**v["paths"]) if "paths" in v else None,
+                config.from_mapping(BranchConfig, v["branching"], where) if "branching" in v else None,
             )
             for v in manifest["variants"]
         ],
@@ -100,5 +101,6 @@ def _grid(manifest: Manifest, where: str) -> Grid:
         options=config.from_mapping(GenerateConfig, manifest["generation"], where),
         max_rows=manifest["batch"],
         groups=manifest["groups"],
+        most_tokens=manifest.get("most_tokens", ()),
         part=(manifest["part"], manifest["parts"]),
     )

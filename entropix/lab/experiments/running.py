@@ -123,7 +123,7 @@ def program(variant: Variant) -> Hashable:
     numbers = variant.sampler.numbers
     texts = [getattr(numbers, name) for name in fields_of_kind(type(numbers), HOST)]
     paths = None if variant.plan is None else (variant.plan.paths, variant.plan.fork)
-    return variant.sampler.sampler, jax.tree.structure(numbers), paths, *texts
+    return variant.sampler.sampler, jax.tree.structure(numbers), paths, variant.branching, *texts
 
 
 class Pace:
