@@ -92,6 +92,7 @@ class ContinuousBatch:
             inputs.occurrences(prompts, cfg),
             request.forced_prefix or none,
             request.most_tokens or (cfg.max_new_tokens,) * len(prompts),
+            request.unkeyed or none,
         )
         if next_up:
             self._waiting.extendleft(reversed([*added]))
@@ -197,6 +198,7 @@ class ContinuousBatch:
             config=cfg,
             forced_prefix=tuple(prompt.n_forced for prompt in prompts),
             most_tokens=tuple(prompt.most for prompt in prompts),
+            unkeyed=tuple(prompt.n_unkeyed for prompt in prompts),
         )
 
     def _age(self) -> int:
@@ -223,6 +225,7 @@ class _Prompt(NamedTuple):
     occurrence: int
     n_forced: int  # tokens at its end that are its answer's first ones
     most: int  # tokens of its answer
+    n_unkeyed: int  # tokens at its end that its random numbers do not depend on
 
 
 class _Answer:

@@ -358,5 +358,5 @@ def test_other_processes_compute_the_same_answers_and_write_nothing(
     assert (code, out, errors) == (
         1,
         "",
-        "error: not the grid of the first process: batch is 3 there, 4 now; give all of them the same files\n",
+        "error: not the work of the first process: batch is 3 there, 4 now; give all of them the same files\n",
     )

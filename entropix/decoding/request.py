@@ -29,6 +29,9 @@ class GenerationRequest:
     most_tokens: tuple[int, ...] = ()
     """How many tokens each answer may have, where that is less than the `max_new_tokens` of all; () for no less."""
 
+    unkeyed: tuple[int, ...] = ()
+    """How many tokens at each prompt's end its random numbers do not depend on; () for none anywhere."""
+
     @property
     def program(self) -> Program:
         """All of it that is static: requests of equal programs share what is compiled."""
@@ -56,6 +59,7 @@ class GenerationRequest:
             config=cfg,
             forced_prefix=chosen(self.forced_prefix),
             most_tokens=chosen(self.most_tokens),
+            unkeyed=chosen(self.unkeyed),
         )
 
 

@@ -76,7 +76,7 @@ def _grid(model: Model, protocol: Protocol, arms: Sequence[Arm], max_rows: int) 
     most = max(each.max_new_tokens for each in protocol.tasks)
     return Grid(
         variants=[arm.variant for arm in arms],
-        prompts=[_encoded(model, protocol, item) for _, item in asked],
+        prompts=[encoded(model, protocol, item) for _, item in asked],
         texts=[prompts.shown(item.prompt) for _, item in asked],
         seeds=[seed for seeds in _seeds(arms[0], protocol.seeds).values() for seed in seeds],
         options=GenerateConfig(max_new_tokens=most, chunk_length=CHUNK),
@@ -86,7 +86,7 @@ def _grid(model: Model, protocol: Protocol, arms: Sequence[Arm], max_rows: int) 
     )
 
 
-def _encoded(model: Model, protocol: Protocol, item: Item) -> list[int]:
+def encoded(model: Model, protocol: Protocol, item: Item) -> list[int]:
     """The token ids of an item. A conversation has its own beginning, and no system message before it."""
     system = protocol.system if isinstance(item.prompt, str) else None
     return encode_prompt(model, item.prompt, system=system)

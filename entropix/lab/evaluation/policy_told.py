@@ -76,7 +76,7 @@ def _shares(found: Figures, closed: Sequence[str]) -> Table:
     heads = ["arm", *closed, *["all"] * (len(closed) > 1), "passes", "computed"]
     note = (
         "95 % intervals over items (of one answer each Wilson's, else the bootstrap-t over items). Passes: forward "
-        "passes of an answer, its prompt not counted; computed: tokens, those of discarded paths and outvoted answers too."
+        "passes of an answer, its prompt not counted; computed: tokens, those of discarded paths and votes too."
     )
     return Table("Right answers (%)", note, heads, rows)
 

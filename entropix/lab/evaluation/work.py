@@ -11,7 +11,7 @@ import jax
 from entropix import files, tables, trace
 from entropix.checkpoint.loading import Model
 from entropix.console import terminal
-from entropix.lab.evaluation import page, policy, policy_figures, policy_told, telling
+from entropix.lab.evaluation import page, policy, policy_figures, policy_told, signal, telling
 from entropix.lab.evaluation.protocol import Protocol
 from entropix.lab.evaluation.telling import Told
 from entropix.lab.experiments import engine
@@ -36,8 +36,16 @@ def _policy(run: Run) -> tuple[list[Row], Callable[[], Told]]:
     return rows, lambda: policy_told.told(run.protocol, policy_figures.figures(run.protocol, rows))
 
 
+def _signal(run: Run) -> tuple[list[Row], Callable[[], Told]]:
+    rows = signal.run(run.model, run.protocol, run.folder)
+    return rows, lambda: signal.told(run.model, run.protocol, rows)
+
+
 # By name: the work of a part, which gives its rows and what they say, asked for in the first process alone.
-PARTS: Mapping[str, Callable[[Run], tuple[list[Row], Callable[[], Told]]]] = {"policy": _policy}
+PARTS: Mapping[str, Callable[[Run], tuple[list[Row], Callable[[], Told]]]] = {
+    "policy": _policy,
+    "signal": _signal,
+}
 
 
 def perform(run: Run, parts: Sequence[str], title: str, table: str | None = None) -> None:

@@ -19,7 +19,7 @@ from entropix import files
 Line = dict[str, Any]
 ELSEWHERE = "use another folder, or delete this one"
 # What tables and pages are made of.
-_ANSWER = {
+ANSWER = {
     "finish": str,
     "text": str,
     "token_ids": list,
@@ -37,12 +37,16 @@ class Store:
     """
 
     def __init__(
-        self, folder: str | Path, manifest: Mapping[str, Any], keys: Sequence[Mapping[str, Any]]
+        self,
+        folder: str | Path,
+        manifest: Mapping[str, Any],
+        keys: Sequence[Mapping[str, Any]],
+        kinds: Mapping[str, type] = ANSWER,
     ) -> None:
         """Opens the folder, making it if need be.
 
-        keys: for every answer of the plan the fields by which its line is known. Raises a ValueError where the folder
-        holds something else, or another process has it.
+        keys: for every answer of the plan the fields by which its line is known. kinds: what else a line has. Raises a
+        ValueError where the folder holds something else, or another process has it.
         """
         self._folder = Path(folder)
         try:
@@ -53,7 +57,7 @@ class Store:
         try:
             _lock(self._results, self._folder)
             self._check_manifest(manifest)
-            self.lines, self.timings = self._read(keys)
+            self.lines, self.timings = self._read(keys, kinds)
         except BaseException:
             self.close()
             raise
@@ -95,7 +99,9 @@ class Store:
                 f"{self._folder} holds results of something else: {change}; use another folder, or what was used there"
             )
 
-    def _read(self, keys: Sequence[Mapping[str, Any]]) -> tuple[list[Line], list[Line]]:
+    def _read(
+        self, keys: Sequence[Mapping[str, Any]], kinds: Mapping[str, type]
+    ) -> tuple[list[Line], list[Line]]:
         """(lines, timings) that are whole; what comes after is cut off the files."""
         path = self._folder / RESULTS
         found, timings = (
@@ -105,7 +111,7 @@ class Store:
         for number, ((_, line), key) in enumerate(zip(found, keys, strict=False), start=1):
             if any(line.get(name) != value for name, value in key.items()):
                 raise ValueError(f"{path}: line {number} should be the answer of {dict(key)}; {ELSEWHERE}")
-            if wrong := [name for name, kind in _ANSWER.items() if not isinstance(line.get(name), kind)]:
+            if wrong := [name for name, kind in kinds.items() if not isinstance(line.get(name), kind)]:
                 raise ValueError(f"{path}: line {number} has no {wrong[0]} as answers have it; {ELSEWHERE}")
         if len(found) > len(keys):
             raise ValueError(f"{path}: {len(found)} lines for {len(keys)} answers; {ELSEWHERE}")

@@ -12,7 +12,7 @@ import signal
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from datetime import date, datetime, timedelta
 from datetime import time as clock
 from pathlib import Path
@@ -29,7 +29,15 @@ from entropix.config import HOST, fields_of_kind
 from entropix.console import terminal
 from entropix.lab.experiments import engine
 from entropix.lab.experiments.engine import Grid, Variant
-from entropix.lab.experiments.results import ELSEWHERE, MANIFEST, Follower, Store, difference, read_manifest
+from entropix.lab.experiments.results import (
+    ANSWER,
+    ELSEWHERE,
+    MANIFEST,
+    Follower,
+    Store,
+    difference,
+    read_manifest,
+)
 
 TERMINATED = 128 + signal.SIGTERM  # the exit code after SIGTERM, as shells count it
 _RECENT = 32  # times that answers came, from which speed and time left are reckoned
@@ -70,11 +78,23 @@ def opened(folder: str, whole: Grid, model: Model) -> Iterator[Store | Follower]
 
     Raises a ValueError, in all of them, where the folder cannot be used, and in those that have another grid.
     """
-    manifest, stores = engine.manifest(whole, model), []
+    with kept(folder, engine.manifest(whole, model), engine.keys(whole)) as store:
+        yield store
+
+
+@contextlib.contextmanager
+def kept(
+    folder: str,
+    manifest: dict[str, Any],
+    keys: Sequence[Mapping[str, Any]],
+    kinds: Mapping[str, type] = ANSWER,
+) -> Iterator[Store | Follower]:
+    """The same for any work whose lines are planned; see `Store`."""
+    stores: list[Store] = []
     with contextlib.ExitStack() as stack:
 
         def find() -> tuple[int, dict[str, Any]]:
-            stores.append(stack.enter_context(Store(folder, manifest, engine.keys(whole))))
+            stores.append(stack.enter_context(Store(folder, manifest, keys, kinds)))
             return stores[0].n_lines, manifest
 
         n_lines, of_first = distributed.from_first(find)
@@ -82,7 +102,7 @@ def opened(folder: str, whole: Grid, model: Model) -> Iterator[Store | Follower]
             yield stores[0]
             return
         if change := difference(of_first, json.loads(json.dumps(manifest))):
-            raise ValueError(f"not the grid of the first process: {change}; give all of them the same files")
+            raise ValueError(f"not the work of the first process: {change}; give all of them the same files")
         yield Follower(n_lines)
 
 
