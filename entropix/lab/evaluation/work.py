@@ -11,7 +11,16 @@ import jax
 from entropix import files, tables, trace
 from entropix.checkpoint.loading import Model
 from entropix.console import terminal
-from entropix.lab.evaluation import page, policy, policy_figures, policy_told, signal, telling
+from entropix.lab.evaluation import (
+    forks,
+    forks_told,
+    page,
+    policy,
+    policy_figures,
+    policy_told,
+    signal,
+    telling,
+)
 from entropix.lab.evaluation.protocol import Protocol
 from entropix.lab.evaluation.telling import Told
 from entropix.lab.experiments import engine
@@ -41,10 +50,16 @@ def _signal(run: Run) -> tuple[list[Row], Callable[[], Told]]:
     return rows, lambda: signal.told(run.model, run.protocol, rows)
 
 
+def _forks(run: Run) -> tuple[list[Row], Callable[[], Told]]:
+    rows = forks.run(run.model, run.protocol, run.folder, run.max_rows)
+    return rows, lambda: forks_told.told(run.model, run.protocol, rows)
+
+
 # By name: the work of a part, which gives its rows and what they say, asked for in the first process alone.
 PARTS: Mapping[str, Callable[[Run], tuple[list[Row], Callable[[], Told]]]] = {
     "policy": _policy,
     "signal": _signal,
+    "forks": _forks,
 }
 
 
