@@ -97,8 +97,8 @@ class _Text(NamedTuple):
 def _token_ids(model: Model, protocol: Protocol, kind: str, documents: Sequence[Document]) -> list[_Text]:
     if kind == TEXTS:
         context = model.config.context_length
-        texts = scoring.encode(model, [document.text for document in documents])
-        return [_Text(ids[:context], 1, "") for ids in texts]
+        texts = [model.tokenizer.encode_text(document.text) for document in documents]
+        return [_Text(ids[:context], 1, "") for ids in texts]  # what is longer counts with its beginning
     items = [document.item for document in documents if document.item is not None]
     sampler: dict[str, Any] = {"sampler": "greedy"}
     if kind == DRAWN:

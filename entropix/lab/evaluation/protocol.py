@@ -152,6 +152,7 @@ def read(path: Path) -> Protocol:
         signal=_section(SignalPlan, values.get("signal", {}), f"{path}: signal").beside(path.parent),
         forks=_section(ForksPlan, values.get("forks", {}), f"{path}: forks"),
     )
+    protocol.signal.documents()
     _check_frequencies(protocol, path)
     protocol = dataclasses.replace(
         protocol, arms=tuple(_with_numbers(arm, protocol) for arm in protocol.arms)
