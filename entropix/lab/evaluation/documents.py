@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 from entropix import generation, scoring, trace
 from entropix.checkpoint.loading import Model
-from entropix.console import terminal
 from entropix.lab.evaluation.policy import encoded
 from entropix.lab.evaluation.protocol import Asked, Protocol
 from entropix.lab.experiments import running
@@ -69,12 +68,15 @@ def read(model: Model, protocol: Protocol, folder: Path) -> list[Line]:
     keys = [document.key for document in planned]
     with running.kept(str(folder / SIGNAL), manifest, keys, {"columns": dict}) as store:
         done = store.n_lines
-        with terminal.progress("reading", len(planned) - done) as advance:
+        pace = running.Pace()
+        with running.progress(len(planned), done, "documents") as advance:
             for kind, documents in _turns(planned[done:]):
                 texts = _token_ids(model, protocol, kind, documents)
                 lines = list(_lines(model, documents, texts))
                 store.append(lines, {})
-                advance(len(lines))
+                done += len(lines)
+                pace.add(kind, len(lines), sum(len(text.token_ids) for text in texts))
+                advance(len(lines), kind, pace.tell(len(planned) - done))
         return list(getattr(store, "lines", []))
 
 

@@ -16,7 +16,6 @@ import numpy as np
 
 from entropix import generation, trace
 from entropix.checkpoint.loading import Model
-from entropix.console import terminal
 from entropix.lab.evaluation.forks_plan import ForksPlan
 from entropix.lab.evaluation.policy import encoded
 from entropix.lab.evaluation.protocol import Asked, Protocol
@@ -65,12 +64,15 @@ def run(model: Model, protocol: Protocol, folder: Path, max_rows: int) -> list[d
     }
     with running.kept(str(folder / FORKS), manifest, keys, {"answers": list}) as store:
         done = store.n_lines
-        with terminal.progress("forks", len(places) - done) as advance:
+        pace = running.Pace()
+        with running.progress(len(places), done, "places") as advance:
             for place in places[done:]:
                 task, item = asked[place.answer]
                 line = _rolled_out(model, protocol, (task, item, results[place.answer], place), max_rows)
                 store.append([line], {})
-                advance(1)
+                done += 1
+                pace.add(FORKS, 1, line["computed_tokens"])
+                advance(1, place.chosen, pace.tell(len(places) - done))
         lines: list[Line] = list(getattr(store, "lines", []))
     return [{"part": FORKS, "protocol": protocol.digest, **line} for line in lines]
 

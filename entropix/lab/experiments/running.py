@@ -123,7 +123,7 @@ def generate(model: Model, whole: Grid, store: Store | Follower, out: str | None
         terminal.note(f"{out}: {done} answers are there already")
     pace = Pace()
     try:
-        with _notice() as stopping, _progress(n_answers, done) as advance:
+        with _notice() as stopping, progress(n_answers, done) as advance:
             for variant, lines in engine.run(model, whole, store):
                 done += len(lines)
                 pace.add(program(variant), len(lines), sum(line["new_tokens"] for line in lines))
@@ -191,8 +191,8 @@ def _notice() -> Iterator[Callable[[], bool]]:
 
 
 @contextlib.contextmanager
-def _progress(total: int, done: int) -> Iterator[Callable[[int, str, str], None]]:
-    """A function to call with how many more answers there are, of which variant, and the pace.
+def progress(total: int, done: int, what: str = "answers") -> Iterator[Callable[[int, str, str], None]]:
+    """A function to call with how many more answers, or what else there is, there are, of which variant, and the pace.
 
     On a terminal it moves a bar; elsewhere it writes a line now and then.
     """
@@ -205,7 +205,7 @@ def _progress(total: int, done: int) -> Iterator[Callable[[int, str, str], None]
             if time.monotonic() < next_line and count < total:
                 return
             next_line = time.monotonic() + _SECONDS_A_LINE
-            line = f"{count}/{total} answers ({label})"
+            line = f"{count}/{total} {what} ({label})"
             print(f"{line}, {pace}" if pace else line, file=sys.stderr, flush=True)
 
         yield write
@@ -214,7 +214,7 @@ def _progress(total: int, done: int) -> Iterator[Callable[[int, str, str], None]
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("answers"),
+        TextColumn(what),
         TextColumn("{task.fields[pace]}"),
     )
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
