@@ -6,9 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
-
-from entropix import files, tables, trace
+from entropix import distributed, files, tables, trace
 from entropix.checkpoint.loading import Model
 from entropix.console import terminal
 from entropix.lab.evaluation import (
@@ -68,11 +66,9 @@ def perform(run: Run, parts: Sequence[str], title: str, table: str | None = None
 
     table: where the rows go as a table too.
     """
-    first = jax.process_index() == 0
-    if first:
-        _begin(run)
+    distributed.from_first(lambda: _begin(run))
     done = [PARTS[part](run) for part in parts]
-    if not first:
+    if not distributed.is_first():
         return
     rows = [row for found, _ in done for row in found]
     told = [tell() for _, tell in done]
