@@ -93,6 +93,7 @@ class ContinuousBatch:
             request.forced_prefix or none,
             request.most_tokens or (cfg.max_new_tokens,) * len(prompts),
             request.row_numbers or (None,) * len(prompts),
+            request.unkeyed or none,
         )
         if next_up:
             self._waiting.extendleft(reversed([*added]))
@@ -199,6 +200,7 @@ class ContinuousBatch:
             forced_prefix=tuple(prompt.n_forced for prompt in prompts),
             most_tokens=tuple(prompt.most for prompt in prompts),
             row_numbers=tuple(prompt.numbers for prompt in prompts if prompt.numbers is not None),
+            unkeyed=tuple(prompt.n_unkeyed for prompt in prompts),
         )
 
     def _age(self) -> int:
@@ -226,6 +228,7 @@ class _Prompt(NamedTuple):
     n_forced: int  # tokens at its end that are its answer's first ones
     most: int  # tokens of its answer
     numbers: Any  # of the sampler; None where all have the same
+    n_unkeyed: int  # tokens at its end that its random numbers do not depend on
 
 
 class _Answer:

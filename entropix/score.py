@@ -30,7 +30,15 @@ _DESCRIPTION = (
     "uncertain it was about the next one (entropy, varentropy, attention). For the whole text: its perplexity."
 )
 _TEXT_WIDTH = 14  # characters of a token in the table
-_PLACE = ("position", "id", "text", "next_id", "next_text", "logprob")  # of a record, before its metrics
+_PLACE = (
+    "position",
+    "id",
+    "text",
+    "next_id",
+    "next_text",
+    "logprob",
+    "rank",
+)  # of a record, before its metrics
 
 
 @dataclass(frozen=True, kw_only=True)

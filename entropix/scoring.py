@@ -34,9 +34,10 @@ class Scored:
     """What the model made of one text.
 
     records: one flat dict a position: `position` (from 0), `id` and `text` of the token there, `next_id` and
-        `next_text` of the one after it, `logprob` (nats, of the next token under the model), and every field of
-        `metrics.Metrics` and every metric of one's own for the distribution of the next token. At the last position
-        nothing is known to come next, so these three are None, as are numbers that are not finite.
+        `next_text` of the one after it, `logprob` (nats, of the next token under the model), `rank` (1 where it is the
+        likeliest), and every field of `metrics.Metrics` and every metric of one's own for the distribution of the next
+        token. At the last position nothing is known to come next, so these four are None, as are numbers that are not
+        finite.
     """
 
     token_ids: list[int]
@@ -172,7 +173,9 @@ def _read(model: Model, rows: Sequence[list[int]]) -> Iterator[tuple[int, list[R
         columns_BT = jax.device_get({"logprob": logprob_BT, **metrics_BT})
         for row, tokens in enumerate(rows):
             if len(tokens) > start:
-                columns = {name: columns_BT[name][row] for name in ("logprob", *metric_labels.known())}
+                columns = {
+                    name: columns_BT[name][row] for name in ("logprob", "rank", *metric_labels.known())
+                }
                 yield row, _records(model, tokens, start, columns)
 
 
@@ -194,5 +197,5 @@ def _records(model: Model, tokens: list[int], start: int, columns: Mapping[str, 
         for i, token in enumerate(here[:n])
     ]
     if len(here) <= n:  # nothing is known to come next
-        records[-1]["logprob"] = None
+        records[-1]["logprob"] = records[-1]["rank"] = None
     return records

@@ -197,4 +197,5 @@ TYPES: dict[str, Callable[[Any], bool]] = {
     "list of objects": _list_of(lambda value: isinstance(value, dict)),
     "list of lists of numbers": _list_of(_list_of(_is_number)),
     "list of lists of integers": _list_of(_list_of(_is_integer)),
+    "list of lists of strings or nulls": _list_of(_list_of(lambda value: isinstance(value, str | None))),
 }

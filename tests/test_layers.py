@@ -20,7 +20,7 @@ WINGS = [
     "records", "stream_text", "options", "batching", "generation", "scoring", "inspection", "cot", "tpu",
     "trace_schema", "trace", "run_statistics", "console",
     "replay", "logprobs", "report", "score", "lab",
-    "main", "__main__", "calibrate", "compare", "sweep", "lm_eval", "download", "convert", "completion",
+    "main", "__main__", "calibrate", "compare", "sweep", "evaluate", "lm_eval", "download", "convert", "completion",
 ]
 # fmt: on
 PLACE = {name: place for place, name in enumerate(WINGS)}

@@ -314,7 +314,7 @@ def test_a_new_number_is_the_same_program_and_a_new_rule_shape_or_guard_is_anoth
 
 
 def test_a_line_has_no_pace_before_there_is_one(capsys: pytest.CaptureFixture[str]) -> None:
-    with running._progress(12, 3) as advance:
+    with running.progress(12, 3) as advance:
         advance(4, "greedy", "")
         advance(5, "min-p", "60.0 tokens/s, 0:00:00 left")
     assert capsys.readouterr().err == (
@@ -326,7 +326,7 @@ def test_on_a_terminal_a_bar_shows_answers_speed_and_time_left(monkeypatch: pyte
     monkeypatch.setenv("TERM", "xterm-256color")
     with contextlib.closing(screens.Terminal(100, 5)) as terminal:
         monkeypatch.setattr(sys, "stderr", terminal.stream)
-        with terminal.reading(), running._progress(12, 3) as advance:
+        with terminal.reading(), running.progress(12, 3) as advance:
             advance(6, "min-p", "60.0 tokens/s, 0:00:02 left")
             time.sleep(0.5)  # it is drawn ten times a second
         [line] = {line for line in terminal.seen if line.startswith("min-p")}
@@ -356,5 +356,5 @@ def test_other_processes_compute_the_same_answers_and_write_nothing(
     assert (code, out, errors) == (
         1,
         "",
-        "error: not the grid of the first process: batch is 3 there, 4 now; give all of them the same files\n",
+        "error: not the work of the first process: batch is 3 there, 4 now; give all of them the same files\n",
     )

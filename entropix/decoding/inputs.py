@@ -34,7 +34,8 @@ def batch_inputs(request: GenerationRequest) -> BatchInputs:
     stop_ids = () if cfg.ignore_stop_tokens else model.stop_ids
     stop_E = np.full(1 << max(len(stop_ids) - 1, 7).bit_length(), NO_TOKEN, np.int32)
     stop_E[: len(stop_ids)] = stop_ids
-    of_key = (seeds(prompts, cfg), _digests(prompts), occurrences(prompts, cfg))
+    keyed = [prompt[: len(prompt) - n] for prompt, n in zip(prompts, request.unkeyed or none, strict=True)]
+    of_key = (seeds(prompts, cfg), _digests(keyed), occurrences(prompts, cfg))
     return BatchInputs(
         key_B=loop.row_keys(*(jnp.asarray(numbers, jnp.uint32) for numbers in of_key)),
         limit_B=jnp.asarray(list(map(min, wanted, room)), jnp.int32),

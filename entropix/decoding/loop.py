@@ -127,6 +127,7 @@ def score_tokens(
 ) -> tuple[KVCache, Array, dict[str, Array]]:
     """(the cache with these tokens, logprob_BT of the tokens that follow, every metric_BT by name) of a piece of text.
 
+    Among the metrics is `rank`, int32: 1 plus how many tokens are likelier than the one that follows.
     logprob_BT is in nats, of `next_BT` under the model; both it and the metrics are what decoding finds after each
     token. Only the first `count_B` positions of a row mean anything, the rest is padding that nobody sees. A row needs
     `length + T <= capacity`.
@@ -142,6 +143,7 @@ def score_tokens(
         metrics_BT = Metrics(**metrics.token_metrics(logits_BTV), **measured)._asdict()
     logit_BT = jnp.take_along_axis(logits_BTV, next_BT[..., None], axis=-1)[..., 0]
     logprob_BT = logit_BT - log_normalizer(logits_BTV)
+    metrics_BT["rank"] = 1 + jnp.sum(logits_BTV > logit_BT[..., None], axis=-1, dtype=jnp.int32)
     return kv_cache.lay_out((kv_cache.commit(cache, recent, count_B), logprob_BT, metrics_BT))
 
 

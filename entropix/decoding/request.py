@@ -31,6 +31,9 @@ class GenerationRequest:
     row_numbers: tuple[Any, ...] = ()
     """The numbers of the sampler for each prompt, which differ in those that are traced alone; () for one set."""
 
+    unkeyed: tuple[int, ...] = ()
+    """How many tokens at each prompt's end its random numbers do not depend on; () for none anywhere."""
+
     @property
     def program(self) -> Program:
         """All of it that is static: requests of equal programs share what is compiled."""
@@ -59,6 +62,7 @@ class GenerationRequest:
             forced_prefix=chosen(self.forced_prefix),
             most_tokens=chosen(self.most_tokens),
             row_numbers=chosen(self.row_numbers),
+            unkeyed=chosen(self.unkeyed),
         )
 
 

@@ -58,9 +58,11 @@ def new_figure() -> "go.Figure":
 
 
 def bars(found: Sequence[Interval | None], color: str) -> dict[str, Any]:
-    """plotly's error bars: half of each interval, nothing where there is none."""
-    halves = [0.0 if each is None or each.high is None else each.high - each.mean for each in found]
-    return {"type": "data", "array": halves, "color": color, "thickness": 1.5, "width": 3}
+    """plotly's error bars, up and down to the ends of each interval, nothing where there is none."""
+    above = [0.0 if each is None or each.high is None else each.high - each.mean for each in found]
+    below = [0.0 if each is None or each.low is None else each.mean - each.low for each in found]
+    ends = {"symmetric": False, "array": above, "arrayminus": below}
+    return {"type": "data", **ends, "color": color, "thickness": 1.5, "width": 3}
 
 
 def is_apart(change: Interval) -> bool:

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 from entropix import run_statistics, trace
 from entropix.batching import ContinuousBatch
 from entropix.checkpoint.loading import Model
-from entropix.config import TRACED, GenerateConfig
+from entropix.config import TRACED, BranchConfig, GenerateConfig
 from entropix.cot import parallel
 from entropix.cot.parallel import CotResult
 from entropix.cot.plan import Plan
@@ -49,6 +49,7 @@ class Variant:
     label: str
     sampler: ResolvedSampler
     plan: Plan | None = None  # of several paths to each answer
+    branching: BranchConfig | None = None  # instead of the grid's
 
     def described(self) -> dict[str, Any]:
         """What its answers depend on, as JSON has it."""
@@ -56,6 +57,8 @@ class Variant:
         told = {"label": self.label, "sampler": sampler.name, "config": asdict(sampler.numbers)}
         if self.plan is not None:
             told["paths"] = asdict(self.plan)
+        if self.branching is not None:
+            told["branching"] = asdict(self.branching)
         if sampler.source is None:
             return told
         # Without its folder, which differs among machines that share a grid.
@@ -74,6 +77,7 @@ class Grid:
     options: GenerateConfig  # its own seeds are ignored
     max_rows: int  # most rows of a batch
     groups: int = 1  # of devices, which share the rows of a batch evenly: the axis `data` of the mesh
+    most_tokens: Sequence[int] = ()  # of an answer to each prompt, where that is less than for all
     part: tuple[int, int] = (1, 1)  # the how manieth of how many parts of the whole, from 1
 
 
@@ -111,7 +115,9 @@ def check(grid: Grid, model: Model) -> None:
     if twice := _first_twice(grid.seeds):
         raise ValueError(f"seed {grid.seeds[twice[0]]} is there twice; name each once")
     check_prompts(grid.prompts, model.config)
-    for variant in grid.variants:
+    for number, variant in enumerate(grid.variants):
+        if variant.branching is not None:
+            _request(model, grid, [Answer(number, _cells(grid)[0])])
         if variant.plan is not None:
             room = grid.options.max_new_tokens, model.config.context_length
             parallel.check_room(variant.plan, grid.prompts, *room)
@@ -147,7 +153,7 @@ def program(variant: Variant) -> Hashable:
     """What variants of one batch have in common: all but numbers that compile nothing."""
     numbers = variant.sampler.numbers
     fixed = [getattr(numbers, f.name) for f in dataclasses.fields(numbers) if f.metadata["kind"] != TRACED]
-    return variant.sampler.sampler, variant.plan, *fixed
+    return variant.sampler.sampler, variant.plan, variant.branching, *fixed
 
 
 def _cells(grid: Grid) -> list[Cell]:
@@ -174,7 +180,8 @@ def manifest(grid: Grid, model: Model) -> dict[str, Any]:
         "prompts": [
             {"text": text, "token_ids": list(ids)} for text, ids in zip(grid.texts, grid.prompts, strict=True)
         ],
-        **_date(model),
+        **({"most_tokens": list(grid.most_tokens)} if grid.most_tokens else {}),
+        **date_of(model),
         "seeds": list(grid.seeds),
         "generation": {name: value for name, value in asdict(grid.options).items() if name not in _SEEDS},
         "batch": grid.max_rows,
@@ -184,7 +191,7 @@ def manifest(grid: Grid, model: Model) -> dict[str, Any]:
     }
 
 
-def _date(model: Model) -> dict[str, str]:
+def date_of(model: Model) -> dict[str, str]:
     """The day that stands in the prompts, where the model's chat template writes one."""
     now = None if model.chat_template is None else model.chat_template.now
     return {} if now is None else {"date": now.date().isoformat()}
@@ -246,12 +253,17 @@ def _single(
 ) -> Iterator[tuple[int, Line]]:
     """(its number, its line) of each answer, as they end."""
     batch = ContinuousBatch(request, max_rows)
+    branches = request.program.branching is not None
     results = {number: Result(ids) for number, ids in enumerate(request.prompt_ids)}
     for event in batch.run():
         add(results, event)
         clock.tick(batch.n_passes, event)
         if event.finish != FinishReason.RUNNING:
-            yield event.row, line(variants[event.row], results.pop(event.row))
+            told = line(variants[event.row], results.pop(event.row))
+            if branches:
+                cost = batch.cost(event.row)
+                told |= {"computed_tokens": cost.computed, "forward_passes": cost.passes}
+            yield event.row, told
 
 
 def _paths(
@@ -272,15 +284,20 @@ def _request(model: Model, grid: Grid, wanted: Sequence[Answer]) -> GenerationRe
     """What generates these answers. A draw depends on seed and prompt, not on what else is in the batch."""
     variants = [grid.variants[variant] for variant, _ in wanted]
     numbers = [variant.sampler.numbers for variant in variants]
-    return prepare(
+    options = {name: value for name, value in vars(grid.options).items() if name not in _SEEDS}
+    if variants[0].branching is not None:
+        options["branching"] = variants[0].branching
+    request = prepare(
         model,
         [list(grid.prompts[cell.prompt]) for _, cell in wanted],
         sampler=variants[0].sampler,
         sampler_config=numbers[0] if len({*numbers}) == 1 else numbers,
         seeds=[cell.seed for _, cell in wanted],
         occurrences=[0] * len(wanted),
-        **{name: value for name, value in vars(grid.options).items() if name not in _SEEDS},
+        **options,
     )
+    most = tuple(grid.most_tokens[cell.prompt] for _, cell in wanted) if grid.most_tokens else ()
+    return dataclasses.replace(request, most_tokens=most)
 
 
 class _Clock:

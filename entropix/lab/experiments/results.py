@@ -21,9 +21,10 @@ from entropix.results import FinishReason
 from entropix.trace_schema import check, check_choice
 
 Line = dict[str, Any]
+UNTIMED: Mapping[str, Any] = {"tokens": {}, "seconds": 0.0}  # of lines whose time tells nothing
 ELSEWHERE = "use another folder, or delete this one"
 # What tables and pages are made of; the types are those of traces.
-_ANSWER = {
+ANSWER = {
     "finish": "string",
     "text": "string",
     "token_ids": "list of integers",
@@ -53,12 +54,16 @@ class Store:
     """
 
     def __init__(
-        self, folder: str | Path, manifest: Mapping[str, Any], keys: Sequence[Mapping[str, Any]]
+        self,
+        folder: str | Path,
+        manifest: Mapping[str, Any],
+        keys: Sequence[Mapping[str, Any]],
+        kinds: Mapping[str, str] = ANSWER,
     ) -> None:
         """Opens the folder, making it if need be.
 
-        keys: for every answer of the plan the fields by which its line is known. Raises a ValueError where the folder
-        holds something else, or another process has it.
+        keys: for every answer of the plan the fields by which its line is known. kinds: what else a line has. Raises a
+        ValueError where the folder holds something else, or another process has it.
         """
         self._folder = Path(folder)
         files.make_folder(self._folder)
@@ -66,7 +71,7 @@ class Store:
         try:
             _lock(self._results, self._folder)
             self._check_manifest(manifest)
-            self.lines, self.timings = self._read(keys)
+            self.lines, self.timings = self._read(keys, kinds)
         except BaseException:
             self.close()
             raise
@@ -108,7 +113,9 @@ class Store:
                 f"{self._folder} holds results of something else: {change}; use another folder, or what was used there"
             )
 
-    def _read(self, keys: Sequence[Mapping[str, Any]]) -> tuple[list[Line], list[Line]]:
+    def _read(
+        self, keys: Sequence[Mapping[str, Any]], kinds: Mapping[str, str]
+    ) -> tuple[list[Line], list[Line]]:
         """(lines, timings) that are whole; what comes after is cut off the files."""
         path = self._folder / RESULTS
         found, timings = (
@@ -118,9 +125,9 @@ class Store:
         for number, ((_, line), key) in enumerate(zip(found, keys, strict=False), start=1):
             if any(line.get(name) != value for name, value in key.items()):
                 raise ValueError(f"{path}: line {number} should be the answer of {dict(key)}; {ELSEWHERE}")
-            if missing := [name for name in _ANSWER if name not in line]:
+            if missing := [name for name in kinds if name not in line]:
                 raise ValueError(f"{path}: line {number} has no {missing[0]} as answers have it; {ELSEWHERE}")
-            _check_answer(line, f"{path}: line {number}")
+            _check_line(line, kinds, f"{path}: line {number}")
         for number, (_, timing) in enumerate(timings, start=1):
             where = f"{self._folder / TIMINGS}: line {number}"
             check(timing, _TIMING, where)
@@ -145,9 +152,12 @@ class Follower:
         self.n_lines += len(lines)
 
 
-def _check_answer(line: Line, where: str) -> None:
-    """Raises a ValueError for a field of an answer that cannot be one."""
-    check(line, _ANSWER | {name: kind for name, kind in _OF_PATHS.items() if name in line}, where)
+def _check_line(line: Line, kinds: Mapping[str, str], where: str) -> None:
+    """Raises a ValueError for a field that cannot be what it is called."""
+    check(line, kinds, where)
+    if "finish" not in kinds:
+        return
+    check(line, {name: kind for name, kind in _OF_PATHS.items() if name in line}, where)
     check_choice(line["finish"], _FINISHES, "finish", where)
     for name, kind in (("strategies", "integer"), ("mean_metrics", "number or null")):
         check(line[name], dict.fromkeys(line[name], kind), where, f"{name}.")

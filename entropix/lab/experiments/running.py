@@ -12,7 +12,7 @@ import signal
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from datetime import date, datetime, timedelta
 from datetime import time as clock
 from pathlib import Path
@@ -28,7 +28,15 @@ from entropix.checkpoint.loading import Model
 from entropix.console import terminal
 from entropix.lab.experiments import engine
 from entropix.lab.experiments.engine import Grid
-from entropix.lab.experiments.results import ELSEWHERE, MANIFEST, Follower, Store, difference, read_manifest
+from entropix.lab.experiments.results import (
+    ANSWER,
+    ELSEWHERE,
+    MANIFEST,
+    Follower,
+    Store,
+    difference,
+    read_manifest,
+)
 
 TERMINATED = 128 + signal.SIGTERM  # the exit code after SIGTERM, as shells count it
 _RECENT = 32  # times that answers came, from which speed and time left are reckoned
@@ -69,11 +77,23 @@ def opened(folder: str, whole: Grid, model: Model) -> Iterator[Store | Follower]
 
     Raises a ValueError, in all of them, where the folder cannot be used, and in those that have another grid.
     """
-    manifest, stores = engine.manifest(whole, model), []
+    with kept(folder, engine.manifest(whole, model), engine.keys(whole)) as store:
+        yield store
+
+
+@contextlib.contextmanager
+def kept(
+    folder: str,
+    manifest: dict[str, Any],
+    keys: Sequence[Mapping[str, Any]],
+    kinds: Mapping[str, str] = ANSWER,
+) -> Iterator[Store | Follower]:
+    """The same for any work whose lines are planned; see `Store`."""
+    stores: list[Store] = []
     with contextlib.ExitStack() as stack:
 
         def find() -> tuple[int, dict[str, Any]]:
-            stores.append(stack.enter_context(Store(folder, manifest, engine.keys(whole))))
+            stores.append(stack.enter_context(Store(folder, manifest, keys, kinds)))
             return stores[0].n_lines, manifest
 
         n_lines, of_first = distributed.from_first(find)
@@ -81,7 +101,7 @@ def opened(folder: str, whole: Grid, model: Model) -> Iterator[Store | Follower]
             yield stores[0]
             return
         if change := difference(of_first, json.loads(json.dumps(manifest))):
-            raise ValueError(f"not the grid of the first process: {change}; give all of them the same files")
+            raise ValueError(f"not the work of the first process: {change}; give all of them the same files")
         yield Follower(n_lines)
 
 
@@ -102,7 +122,7 @@ def generate(model: Model, whole: Grid, store: Store | Follower, out: str | None
         terminal.note(f"{out}: {done} answers are there already")
     pace = Pace()
     try:
-        with _notice() as stopping, _progress(n_answers, done) as advance:
+        with _notice() as stopping, progress(n_answers, done) as advance:
             programs = {variant.label: engine.program(variant) for variant in whole.variants}
             for lines in engine.run(model, whole, store):
                 done += len(lines)
@@ -164,8 +184,8 @@ def _notice() -> Iterator[Callable[[], bool]]:
 
 
 @contextlib.contextmanager
-def _progress(total: int, done: int) -> Iterator[Callable[[int, str, str], None]]:
-    """A function to call with how many more answers there are, of which variant, and the pace.
+def progress(total: int, done: int, what: str = "answers") -> Iterator[Callable[[int, str, str], None]]:
+    """A function to call with how many more answers, or what else there is, there are, of which variant, and the pace.
 
     On a terminal it moves a bar; elsewhere it writes a line now and then.
     """
@@ -178,7 +198,7 @@ def _progress(total: int, done: int) -> Iterator[Callable[[int, str, str], None]
             if time.monotonic() < next_line and count < total:
                 return
             next_line = time.monotonic() + _SECONDS_A_LINE
-            line = f"{count}/{total} answers ({label})"
+            line = f"{count}/{total} {what} ({label})"
             print(f"{line}, {pace}" if pace else line, file=sys.stderr, flush=True)
 
         yield write
@@ -187,7 +207,7 @@ def _progress(total: int, done: int) -> Iterator[Callable[[int, str, str], None]
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("answers"),
+        TextColumn(what),
         TextColumn("{task.fields[pace]}"),
     )
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:

@@ -215,7 +215,7 @@ def tables(summaries: Sequence[Summary]) -> list[str]:
         ]
         for found in summaries
     ]
-    lines = _aligned(rows)
+    lines = aligned(rows)
     if not timed:
         lines.append(UNTIMED)
     if said := limit_said(summaries):
@@ -223,7 +223,7 @@ def tables(summaries: Sequence[Summary]) -> list[str]:
     if others:
         rows = [[f"minus {first.label}", *MEASURES]]
         rows += [[found.label, *(interval(found, name, first) for name in MEASURES)] for found in others]
-        lines += ["", "95 % intervals of the mean difference, over prompts:", *_aligned(rows)]
+        lines += ["", "95 % intervals of the mean difference, over prompts:", *aligned(rows)]
         lines += _tests(first, others)
     if chosen := strategy_names(summaries):
         rows = [["strategies", *chosen]]
@@ -235,7 +235,7 @@ def tables(summaries: Sequence[Summary]) -> list[str]:
             for found in summaries
             if len(found.strategies) > 1
         ]
-        lines += ["", *_aligned(rows)]
+        lines += ["", *aligned(rows)]
     return lines
 
 
@@ -260,7 +260,7 @@ def _tests(first: Summary, others: Sequence[Summary]) -> list[str]:
         )
     about = f"Cohen's d of the differences, and p corrected for {len(known)} contrasts (Holm):"
     unseen = "Smallest mean difference that so many prompts show four times out of five:"
-    return ["", about, *_aligned(sizes), "", unseen, *_aligned(least)]
+    return ["", about, *aligned(sizes), "", unseen, *aligned(least)]
 
 
 def _size(found: Contrast | None, corrected: float | None) -> str:
@@ -308,7 +308,7 @@ def number(value: float | None, decimals: int = 3) -> str:
     return "-" if value is None else f"{value:.{decimals}f}"
 
 
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     """Columns, the first to the left and the others to the right."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return [

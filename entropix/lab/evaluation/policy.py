@@ -1,0 +1,153 @@
+"""The part policy: every arm answers every item of every task, and each answer is scored.
+
+The items of all tasks are the prompts of a grid (`experiments.engine`), so that rows are full and little is compiled,
+and arms that need the same seeds share one. Each grid has a folder, so that whatever ends the work, the same call goes
+on with what is there. Random numbers are common to all arms: those of a seed and a prompt.
+"""
+
+import dataclasses
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from entropix import distributed, prompts, sharding
+from entropix.checkpoint.loading import Model
+from entropix.config import GenerateConfig
+from entropix.console import terminal
+from entropix.generation import encode_prompt
+from entropix.lab.evaluation.protocol import VOTES_APART, Arm, Asked, Protocol
+from entropix.lab.experiments import engine, running
+from entropix.lab.experiments.engine import Grid
+from entropix.lab.experiments.results import Line
+from entropix.lab.tasks import Item
+
+Row = dict[str, Any]
+_DIGITS = 6  # of a frequency
+CHUNK = 8  # steps on the device at a time: most answers are short, and rows that have ended wait for the rest
+POLICY = "policy"
+
+
+def run(model: Model, protocol: Protocol, folder: Path, max_rows: int, kept: bool = True) -> list[Row]:
+    """A row for each answer, in the order of tasks, arms, items and seeds; none in processes but the first.
+
+    kept: whether the folder outlives the process, which notes about going on then tell.
+    """
+    lines: dict[str, list[Line]] = {}
+    groups = _groups(protocol)
+    for number, (name, group) in enumerate(groups.items(), start=1):
+        arms = [_with_frequencies(arm, lines) for arm in group]
+        grid = _grid(model, protocol, arms, max_rows)
+        engine.check(grid, model)
+        terminal.note(f"{number} of {len(groups)} groups of arms: {', '.join(arm.name for arm in arms)}")
+        place = str(folder / POLICY / name)
+        with running.opened(place, grid, model) as store:
+            running.generate(model, grid, store, place if kept else None)
+            found = getattr(store, "lines", [])
+        for arm in arms:
+            lines[arm.name] = [line for line in found if line["variant"] == arm.name]
+    return [
+        {"part": POLICY, "protocol": protocol.digest, **row}
+        for asked in protocol.tasks
+        for arm in protocol.arms
+        for row in _rows(arm, asked, protocol, lines.get(arm.name, ()))
+    ]
+
+
+def _groups(protocol: Protocol) -> dict[str, list[Arm]]:
+    """Arms by the folder of their grid: those of a grid have the same seeds, and need nothing of grids that come
+    later."""
+    groups: dict[str, list[Arm]] = {}
+    for arm in protocol.arms:
+        votes = f"votes-{arm.votes}" if arm.votes > 1 else "single"
+        name = votes if arm.draws else "once"
+        groups.setdefault(name if arm.frequencies_of is None else f"{name}-placebo", []).append(arm)
+    return dict(sorted(groups.items(), key=lambda pair: pair[0].endswith("-placebo")))
+
+
+def _tasks(arm: Arm, protocol: Protocol) -> list[Asked]:
+    """What an arm is asked. A vote needs answers that can be equal, which those of open tasks are not."""
+    return [asked for asked in protocol.tasks if asked.task.is_closed or arm.votes == 1]
+
+
+def _grid(model: Model, protocol: Protocol, arms: Sequence[Arm], max_rows: int) -> Grid:
+    """What these arms, whose seeds and tasks are alike, have to answer."""
+    asked = [(each, item) for each in _tasks(arms[0], protocol) for item in each.items]
+    most = max(each.max_new_tokens for each in protocol.tasks)
+    return Grid(
+        variants=[arm.variant for arm in arms],
+        prompts=[encoded(model, protocol, item) for _, item in asked],
+        texts=[prompts.shown(item.prompt) for _, item in asked],
+        seeds=[seed for seeds in _seeds(arms[0], protocol.seeds).values() for seed in seeds],
+        options=GenerateConfig(max_new_tokens=most, chunk_length=CHUNK),
+        max_rows=max_rows,
+        groups=sharding.groups(model.mesh),
+        most_tokens=[each.max_new_tokens for each, _ in asked],
+    )
+
+
+def encoded(model: Model, protocol: Protocol, item: Item) -> list[int]:
+    """The token ids of an item. A conversation has its own beginning, and no system message before it."""
+    system = protocol.system if isinstance(item.prompt, str) else None
+    return encode_prompt(model, item.prompt, system=system)
+
+
+def _seeds(arm: Arm, seeds: Sequence[int]) -> dict[int, list[int]]:
+    """By seed of the protocol, the seeds of the answers that are put to the vote; the first one is itself."""
+    own = seeds if arm.draws else seeds[:1]
+    return {seed: [seed + vote * VOTES_APART for vote in range(arm.votes)] for seed in own}
+
+
+def _with_frequencies(arm: Arm, lines: Mapping[str, Sequence[Line]]) -> Arm:
+    """An arm that draws its strategies draws them as often as another one chose them in these lines."""
+    if arm.frequencies_of is None:
+        return arm
+    source = lines[arm.frequencies_of]
+
+    def measured() -> dict[str, float]:
+        counts: Counter[str] = Counter()
+        for line in source:
+            counts.update(line["strategies"])
+        names = arm.variant.sampler.rule.strategies
+        return {f"placebo_{name}": round(counts[name] / counts.total(), _DIGITS) for name in names}
+
+    sampler = arm.variant.sampler.changed(distributed.from_first(measured))
+    return dataclasses.replace(arm, variant=dataclasses.replace(arm.variant, sampler=sampler))
+
+
+def _rows(arm: Arm, asked: Asked, protocol: Protocol, lines: Sequence[Line]) -> Iterator[Row]:
+    """An arm's answers to a task, with their scores."""
+    by_cell = {(line["prompt"], line["seed"]): line for line in lines}
+    places = [(each.label, item.id) for each in _tasks(arm, protocol) for item in each.items]
+    for item in asked.items if asked in _tasks(arm, protocol) else ():
+        prompt = places.index((asked.label, item.id))
+        for seed, all_seeds in _seeds(arm, protocol.seeds).items():
+            voters = [by_cell[prompt, each] for each in all_seeds if (prompt, each) in by_cell]
+            if voters:
+                yield _row(arm, asked, item, seed, voters)
+
+
+def _row(arm: Arm, asked: Asked, item: Item, seed: int, voters: Sequence[Line]) -> Row:
+    """The answer that most of the voters have, of equally many the first; costs are those of all of them."""
+    answers = [asked.task.extract(item, voter["text"]) for voter in voters]
+    counts = Counter(answer for answer in answers if answer is not None)
+    place = answers.index(max(counts, key=counts.__getitem__)) if counts else 0
+    line = voters[place]
+    return {
+        "task": asked.label,
+        "item": item.id,
+        "kind": item.kind,
+        "arm": arm.name,
+        "seed": seed,
+        "score": asked.task.score(item, line["text"]),
+        "answer": answers[place],
+        "text": line["text"],
+        "finish": line["finish"],
+        "new_tokens": line["new_tokens"],
+        "forward_passes": sum(voter.get("forward_passes", voter["new_tokens"]) for voter in voters),
+        "computed_tokens": sum(voter.get("computed_tokens", voter["new_tokens"]) for voter in voters),
+        "mean_logprob": line["mean_logprob"],
+        "strategies": line["strategies"],
+        "token_ids": line["token_ids"],
+        **({} if len(voters) == 1 else {"votes": answers}),
+    }
