@@ -64,7 +64,10 @@ def flags_of(command: str) -> Mapping[str, words.Known]:
         flags: Any = main_flags.all_flags(samplers.resolve(presets.PUBLISHED), brief=False)
         more = {"--help-all": words.Known()}
     else:
-        flags, more = importlib.import_module(f"entropix.{COMMANDS[command][0]}").Flags, {}
+        module = importlib.import_module(f"entropix.{COMMANDS[command][0]}")
+        if not hasattr(module, "Flags"):  # those of lm_eval are the harness's own
+            return {}
+        flags, more = module.Flags, {}
     found = {**words.known(flags), **more}
     if "--sampler" in found:
         found["--sampler"] = words.Known(1, (*samplers.names(), *["help"] * (command == "main")))
