@@ -34,7 +34,7 @@ def test_a_measure_is_a_mean_over_prompts_of_what_all_their_answers_give() -> No
         answer("x", 1, 0, [7] * 13, -4.0, strategies={"a": 3, "b": 10}),
         answer("x", 1, 1, [8, 9], None),
     ]
-    [found] = summarize(["x"], lines, [{"variant": "x", "tokens": 20, "seconds": 2.0}])
+    [found] = summarize(["x"], lines, [{"tokens": {"x": 20}, "seconds": 2.0}])
     assert (found.answers, found.tokens, found.tokens_per_second) == (4, 23, 10.0)
     assert found.length_sd == pytest.approx(np.std([4, 4, 13, 2], ddof=1))
     assert found.strategies == pytest.approx({"a": 13 / 23, "b": 10 / 23})
@@ -61,10 +61,11 @@ def test_the_stop_token_counts_for_the_length_and_not_for_the_content() -> None:
     assert found.tokens_per_second is None
 
 
-def test_speed_is_the_median_over_batches_so_that_one_that_compiled_does_not_count() -> None:
-    timings = [{"variant": "x", "tokens": 10, "seconds": s} for s in (100.0, 1.0, 2.0, 0.0)]
+def test_speed_is_that_of_the_whole_batch_where_the_variant_was_in_it() -> None:
+    laps = [({"x": 10, "y": 5}, 1.0), ({"x": 20}, 2.0), ({"y": 7}, 4.0)]
+    timings = [{"tokens": tokens, "seconds": seconds} for tokens, seconds in laps]
     [found] = summarize(["x"], [answer("x", 0, 0, [1])], timings)
-    assert found.tokens_per_second == 5.0
+    assert found.tokens_per_second == pytest.approx(35 / 3)
 
 
 def test_differences_are_told_with_their_size_and_what_could_have_been_seen() -> None:
@@ -104,7 +105,7 @@ def test_lengths_that_the_limit_made_have_no_interval_and_the_table_says_how_man
 
 def test_a_table_has_a_line_for_each_variant_and_dashes_for_what_is_not_there() -> None:
     lines = [answer("x", 0, 0, [1, 2]), answer("yy", 0, 0, [1, 1], strategies={"yy": 2})]
-    table = summary.tables(summarize(["x", "yy"], lines, [{"variant": "x", "tokens": 9, "seconds": 2}]))
+    table = summary.tables(summarize(["x", "yy"], lines, [{"tokens": {"x": 9}, "seconds": 2}]))
     assert table[0].split()[:5] == ["answers", "tokens", "cut", "off", "tokens/s"]
     assert table[1].split() == [
         "x",
@@ -146,7 +147,7 @@ def test_a_table_has_a_line_for_each_variant_and_dashes_for_what_is_not_there() 
 
 def test_without_a_speed_there_is_a_sentence_instead_of_the_column() -> None:
     lines = [answer("x", 0, 0, [1, 2])]
-    untimed = [{"variant": "x", "tokens": 0, "seconds": 0.0}]
+    untimed = [{"tokens": {"x": 0}, "seconds": 0.0}]
     assert summary.tables(summarize(["x"], lines, untimed))[:3] == [
         "   answers  tokens  cut off  length  ± sd  logprob  distinct-1  distinct-2  distinct-3  rep-4  self-BLEU",
         "x        1       2        1     2.0     -   -1.000       1.000       1.000           -      -          -",
