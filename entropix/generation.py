@@ -4,11 +4,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from typing import Any, Unpack, cast
 
 from entropix import config, options, presets, samplers
-from entropix.batching import ContinuousBatch
 from entropix.checkpoint.chat import encode_chat
 from entropix.checkpoint.loading import Model
 from entropix.config import BATCH_ROWS, GenerateConfig
 from entropix.decoding import backtracking, branching
+from entropix.decoding.batching import ContinuousBatch
 from entropix.decoding.request import GenerationRequest, check_prompts
 from entropix.decoding.session import Session
 from entropix.options import Options

@@ -146,8 +146,8 @@ def _read_prompts(flags: Any) -> list[prompts.PromptText]:
 
 def _generate_unseen(job: "GenerationRequest", command: Command) -> None:
     """Compiles everything that the generation needs."""
-    from entropix import batching
     from entropix.cot import parallel
+    from entropix.decoding import batching
 
     if command.plan is not None:
         for _ in parallel.run_all(job, command.plan, most_rows=command.flags.batch_size):

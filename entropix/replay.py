@@ -17,10 +17,10 @@ import jax
 import tyro
 
 from entropix import backend, sharding, trace, trace_schema
-from entropix.batching import ContinuousBatch
 from entropix.checkpoint import loading
 from entropix.checkpoint.loading import Model
 from entropix.console import cli
+from entropix.decoding.batching import ContinuousBatch
 from entropix.decoding.session import Session
 from entropix.generation import prepare
 from entropix.results import FinishReason, Result, TokenEvent, add

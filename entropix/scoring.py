@@ -18,8 +18,8 @@ from entropix import metric_labels, own_metrics, sharding
 from entropix.checkpoint.loading import Model
 from entropix.config import ModelConfig
 from entropix.decoding import loop
+from entropix.decoding.records import plain_number
 from entropix.decoding.request import check_texts
-from entropix.records import plain_number
 
 Record = dict[str, Any]
 

@@ -16,9 +16,9 @@ from unittest import mock
 
 import entropix
 from entropix import backend, prompts
-from entropix.batching import ContinuousBatch
 from entropix.checkpoint import loading
 from entropix.console import cli
+from entropix.decoding.batching import ContinuousBatch
 from entropix.decoding.request import GenerationRequest
 from entropix.decoding.session import Session
 

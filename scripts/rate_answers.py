@@ -44,7 +44,8 @@ class Args:
 
 def answers(model: Model, sampler: ResolvedSampler, asked: list[Question], args: Args) -> list[list[Result]]:
     """By question and seed."""
-    from entropix import batching, generation
+    from entropix import generation
+    from entropix.decoding import batching
 
     cells = [(question, seed) for question in asked for seed in range(args.seeds)]
     request = generation.prepare(

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from entropix.batching import ContinuousBatch
 from entropix.console import cli
+from entropix.decoding.batching import ContinuousBatch
 from entropix.main import main
 from entropix.results import TokenEvent
 

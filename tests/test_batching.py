@@ -11,9 +11,9 @@ import toy
 
 import entropix
 from entropix import generation, trace
-from entropix.batching import ContinuousBatch
 from entropix.checkpoint.loading import Model
 from entropix.decoding import loop
+from entropix.decoding.batching import ContinuousBatch
 from entropix.generation import GenerationRequest, collect
 from entropix.main import main
 from entropix.replay import first_difference

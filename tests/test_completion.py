@@ -4,7 +4,7 @@ import subprocess
 
 import pytest
 
-from entropix import completion
+from entropix.console import completion
 from entropix.console.commands import COMMANDS
 
 _ASK = """

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import folders
+import fuzzing
 import pytest
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from mutations import DEEP, NASTY, places, put
 
@@ -113,13 +114,7 @@ FILES = [
         "tokenizer.model",
     ),
 ]
-FEW = settings(
-    max_examples=80,
-    deadline=None,
-    derandomize=True,
-    database=None,
-    suppress_health_check=list(HealthCheck),
-)
+FEW = fuzzing.few(80)
 
 
 def damaged(whole: Path, name: str, content: bytes, tmp: Path) -> Path:

@@ -7,9 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import fuzzing
 import pytest
 import traces
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from mutations import DEEP, NASTY, places, put
 
@@ -37,13 +38,7 @@ sampler = "temperature"
 sampler = "greedy"
 self_consistency = 2
 """
-FEW = settings(
-    max_examples=50,
-    deadline=None,
-    derandomize=True,
-    database=None,
-    suppress_health_check=list(HealthCheck),
-)
+FEW = fuzzing.few(50)
 Line = dict[str, Any]
 
 

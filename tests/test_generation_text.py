@@ -14,15 +14,15 @@ import entropix
 from entropix import generation, samplers
 from entropix.checkpoint.loading import Model
 from entropix.config import GenerateConfig
+from entropix.decoding.records import token_record
 from entropix.decoding.sample_step import StepRecord
+from entropix.decoding.stream_text import StopStrings
 from entropix.generation import GenerationRequest, encode_prompt, prepare
 from entropix.metrics import Metrics
-from entropix.records import token_record
 from entropix.results import FinishReason, Result, TokenEvent, add
 from entropix.samplers import SampleInfo
 from entropix.samplers.baselines import MinPConfig
 from entropix.samplers.entropix import SamplerConfig
-from entropix.stream_text import StopStrings
 
 IM_START, IM_END = 257, 258
 

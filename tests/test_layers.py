@@ -17,10 +17,10 @@ WINGS = [
     "files", "tables", "backend", "sharding", "presets", "prompts",
     "metrics", "own_metrics", "metric_labels", "filters", "samplers",
     "model", "checkpoint", "decoding",
-    "records", "stream_text", "options", "batching", "generation", "scoring", "inspection", "cot", "tpu",
+    "options", "generation", "scoring", "inspection", "cot", "tpu",
     "trace_schema", "trace", "run_statistics", "console",
     "replay", "logprobs", "report", "score", "lab",
-    "main", "__main__", "calibrate", "compare", "sweep", "evaluate", "lm_eval", "download", "convert", "completion",
+    "main", "__main__", "calibrate", "compare", "sweep", "evaluate", "lm_eval", "download", "convert",
 ]
 # fmt: on
 PLACE = {name: place for place, name in enumerate(WINGS)}

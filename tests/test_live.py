@@ -12,8 +12,8 @@ import pytest
 from rich.color import ColorSystem
 from screens import Terminal
 
-from entropix.batching import ContinuousBatch
 from entropix.console import cli, live
+from entropix.decoding.batching import ContinuousBatch
 from entropix.main import main
 from entropix.results import TokenEvent
 from entropix.samplers.entropix import STRATEGIES

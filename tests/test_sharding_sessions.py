@@ -8,8 +8,8 @@ import pytest
 import toy
 
 from entropix import scoring
-from entropix.batching import ContinuousBatch
 from entropix.decoding import prefix_cache
+from entropix.decoding.batching import ContinuousBatch
 from entropix.decoding.session import Session
 from entropix.generation import collect, generate, prepare, run
 from entropix.results import FinishReason, Result

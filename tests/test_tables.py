@@ -117,7 +117,10 @@ def test_a_grid_leaves_its_table_its_answers_and_its_figure(
     assert [float(row["means.logprob"]) for row in rows] == [found["means"]["logprob"] for found in variants]
     if ending == "svg":
         assert [row["min_p"] for row in rows] == ["0.1", "0.2"]
-    assert sorted(row["prompt_text"] for row in read(answers)) == sorted(["Why?", "How?"] * len(rows))
+    shown = [text for text in ("Why?", "How?") for _ in rows]  # variants of one program go prompt by prompt
+    if ending == "pdf":  # of two programs
+        shown = ["Why?", "How?"] * len(rows)
+    assert [row["prompt_text"] for row in read(answers)] == shown
     start = {"svg": b"<?xml", "pdf": b"%PDF", "png": b"\x89PNG"}[ending]
     assert plot.read_bytes().startswith(start)
 

@@ -15,11 +15,11 @@ from commands import MIXED, STOPPED, Command, type_in
 
 import entropix
 from entropix import paths, run_statistics, trace
-from entropix.batching import ContinuousBatch
 from entropix.checkpoint import loading
 from entropix.checkpoint.loading import Model
 from entropix.console import terminal
 from entropix.console.cli import DeviceFlags
+from entropix.decoding.batching import ContinuousBatch
 from entropix.main import main
 from entropix.metrics import Metrics
 from entropix.results import FinishReason, TokenEvent

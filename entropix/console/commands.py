@@ -14,5 +14,8 @@ COMMANDS = {
     "logprobs": ("logprobs", "a trace as OpenAI's logprobs"),
     "download": ("download", "fetch the default model, or one of Hugging Face"),
     "convert": ("convert", "GGUF files and Meta's originals to a folder for --weights"),
-    "completion": ("completion", "a script by which bash or zsh completes these words and their flags"),
+    "completion": (
+        "console.completion",
+        "a script by which bash or zsh completes these words and their flags",
+    ),
 }

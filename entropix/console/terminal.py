@@ -13,13 +13,14 @@ import jax
 from rich.console import Console
 from rich.progress import Progress
 
-from entropix import batching, distributed, paths, run_statistics, sharding, tables, trace
+from entropix import distributed, paths, run_statistics, sharding, tables, trace
 from entropix.checkpoint import loading
 from entropix.checkpoint.download import download_listed
 from entropix.checkpoint.loading import Model
 from entropix.config import BATCH_ROWS
 from entropix.console import cli, coloring, live, signals
 from entropix.console.cli import DeviceFlags
+from entropix.decoding import batching
 from entropix.decoding.request import GenerationRequest
 from entropix.decoding.session import Session
 from entropix.prompts import PromptText

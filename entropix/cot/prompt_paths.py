@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from entropix.batching import Cost
 from entropix.cot import answers, selection
 from entropix.cot.plan import EXPLORE, START, VOTE, Plan
 from entropix.cot.selection import Path
 from entropix.decoding import inputs
+from entropix.decoding.batching import Cost
 from entropix.decoding.request import GenerationRequest
 from entropix.results import FinishReason, Result, TokenRecord
 

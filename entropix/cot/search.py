@@ -8,9 +8,9 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from entropix.batching import ContinuousBatch, rows_of
 from entropix.cot.plan import EXPLORE, NONE, START, Plan
 from entropix.cot.prompt_paths import Branch, PathState, PromptPaths
+from entropix.decoding.batching import ContinuousBatch, rows_of
 from entropix.decoding.request import GenerationRequest
 from entropix.decoding.session import Session
 from entropix.results import FinishReason, Result, TokenEvent, add

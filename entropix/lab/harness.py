@@ -18,9 +18,9 @@ from lm_eval.api.model import CachingLM, TemplateLM
 from tqdm import tqdm
 
 from entropix import generation, scoring
-from entropix.batching import ContinuousBatch
 from entropix.checkpoint import loading
 from entropix.config import BATCH_ROWS
+from entropix.decoding.batching import ContinuousBatch
 from entropix.files import read_toml
 from entropix.prompts import Message
 
@@ -39,16 +39,46 @@ _GREEDY = 1e-6  # of a log-probability: rounding between it and that of the like
 Tokens = tuple[Any, list[int], list[int]]  # (what it is, context, continuation)
 
 
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """What `--model_args` may say besides the model and the sampler; the names are the harness's.
+
+    max_length: tokens that the model sees, at most as many as its context has. max_gen_toks: tokens of an answer where
+    the task does not say. batch_size: rows at a time; the harness's "auto" is ours. device: has no say, nor has
+    max_batch_size; JAX has (JAX_PLATFORMS), and the harness gives "cuda:0" where nobody asked for a device.
+    """
+
+    max_length: int | str | None = None
+    max_gen_toks: int | str = MAX_NEW_TOKENS
+    batch_size: int | str | None = None
+    max_batch_size: int | str | None = None
+    device: str | None = None
+
+    def rows(self) -> int:
+        """Of a batch. Raises a ValueError for none."""
+        auto = self.batch_size is None or str(self.batch_size).startswith("auto")
+        rows = BATCH_ROWS if auto else int(str(self.batch_size))
+        if rows < 1:
+            raise ValueError(f"batch_size must be at least 1 or auto, got {self.batch_size}")
+        return rows
+
+    def length(self, context: int) -> int:
+        """Tokens that a model of this context sees. Raises a ValueError for fewer than two, or more than it has."""
+        length = context if self.max_length is None else int(self.max_length)
+        if not 1 < length <= context:
+            raise ValueError(
+                f"max_length must be from 2 to the model's context, {context}, got {self.max_length}"
+            )
+        return length
+
+
 class Harness(TemplateLM):
     """What `--model entropix` is.
 
     weights, dtype: see `checkpoint.loading.load`. sampler: a preset, a TOML file, or a rule of one's own; by default
         the preset for the model. sampler_config: a TOML file with numbers of the rule, or a mapping.
     seed: answers are those of (seed, task, document, repetition), whatever is asked beside them.
-    batch_size: rows at a time; the harness's "auto" is ours. max_length: tokens that the model sees, at most as many
-        as its context has. max_gen_toks: tokens of an answer where the task does not say.
-    device: has no say; JAX has (JAX_PLATFORMS), and the harness gives "cuda:0" where nobody asked for a device.
-    numbers: of the rule, such as temp; one that it does not have is refused.
+    told: what `Limits` has, and numbers of the rule, such as temp; one that it does not have is refused.
     """
 
     def __init__(
@@ -58,27 +88,18 @@ class Harness(TemplateLM):
         sampler: str | None = None,
         sampler_config: str | Mapping[str, Any] | None = None,
         seed: int = 0,
-        max_length: int | None = None,
-        max_gen_toks: int = MAX_NEW_TOKENS,
-        batch_size: int | str | None = None,
-        max_batch_size: int | None = None,
-        device: str | None = None,
-        **numbers: Any,
+        **told: Any,
     ) -> None:
         super().__init__()
         self.model = loading.load(weights, dtype)
         if isinstance(sampler_config, str):
             sampler_config = read_toml(Path(sampler_config))
-        self.sampler = generation.choose(self.model, sampler, sampler_config, numbers)
-        self.seed, self.max_gen_toks = int(seed), int(max_gen_toks)
-        context = self.model.config.context_length
-        self.max_length = context if max_length is None else int(max_length)
-        if not 1 < self.max_length <= context:
-            raise ValueError(f"max_length must be from 2 to the model's context, {context}, got {max_length}")
-        auto = batch_size is None or str(batch_size).startswith("auto")
-        self.batch_rows = BATCH_ROWS if auto else int(str(batch_size))
-        if self.batch_rows < 1:
-            raise ValueError(f"batch_size must be at least 1 or auto, got {batch_size}")
+        own = [field.name for field in dataclasses.fields(Limits)]
+        limits = Limits(**{name: told.pop(name) for name in own if name in told})
+        self.sampler = generation.choose(self.model, sampler, sampler_config, told)
+        self.seed, self.max_gen_toks = int(seed), int(limits.max_gen_toks)
+        self.max_length = limits.length(self.model.config.context_length)
+        self.batch_rows = limits.rows()
 
     # ----- text and tokens ----------------------------------------------------------------------------------
 

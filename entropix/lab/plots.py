@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from entropix.lab.experiments.summary import REPEATED
 from entropix.lab.statistics import Interval
-from entropix.report import shell
+from entropix.report import looks, shell
 from entropix.report.looks import Entry
 
 if TYPE_CHECKING:
@@ -63,6 +63,24 @@ def bars(found: Sequence[Interval | None], color: str) -> dict[str, Any]:
     below = [0.0 if each is None or each.low is None else each.mean - each.low for each in found]
     ends = {"symmetric": False, "array": above, "arrayminus": below}
     return {"type": "data", **ends, "color": color, "thickness": 1.5, "width": 3}
+
+
+def add_difference(figure: Any, lane: int, found: Interval, hover: str) -> None:
+    """A point with its interval in a row of `lanes`, hollow where the interval holds zero, of the first of the looks."""
+    color = looks.look(0).color
+    figure.add_scatter(
+        x=[found.mean],
+        y=[lane],
+        error_x=bars([found], color),
+        mode="markers",
+        marker={"color": color, "size": 9, "symbol": "circle" if is_apart(found) else "circle-open"},
+        hovertemplate=f"{hover}<extra></extra>",
+    )
+
+
+def from_zero(title: str) -> dict[str, Any]:
+    """An axis of differences, with a line where there is none."""
+    return {"title": title, "zeroline": True, "zerolinecolor": "var(--muted)"}
 
 
 def is_apart(change: Interval) -> bool:

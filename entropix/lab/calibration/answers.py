@@ -96,11 +96,16 @@ def calibrate(
     measured(GREEDY, greedy)
     least = outcome.arms[0].dev.share_right - plan.loss
     note(f"greedy has {outcome.arms[0].dev.share_right:.3f} of the development answers right")
+
+    def tuned(rule: ResolvedSampler, free: Sequence[str] = ()) -> tuple[ResolvedSampler, int]:
+        search = Search(model, rule, ranges(rule, free), dev, plan.seeds, plan.batch, least, plan.seed)
+        return _run(search, plan.budget, journal, note)
+
     for label in dict.fromkeys(plan.opponents):
-        found, n = _tuned(model, samplers.resolve(label), plan, dev, least, journal, note)
+        found, n = tuned(samplers.resolve(label))
         measured(label, found, n)
     measured(f"{sampler.label}, as it was", sampler)
-    found, n = _tuned(model, sampler, plan, dev, least, journal, note, plan.free)
+    found, n = tuned(sampler, plan.free)
     measured(f"{sampler.name}, calibrated", found, n)
     return outcome
 
@@ -112,23 +117,14 @@ def _measured(model: Model, sampler: ResolvedSampler, asked: Sequence[Asked], pl
     return objective.figures(asked, [answers * (len(plan.seeds) // len(seeds)) for answers in given])
 
 
-def _tuned(
-    model: Model,
-    sampler: ResolvedSampler,
-    plan: Plan,
-    dev: Sequence[Asked],
-    least_right: float,
-    journal: Journal | None,
-    note: Note,
-    free: Sequence[str] = (),
-) -> tuple[ResolvedSampler, int]:
-    """(the rule with its best numbers, of how many candidates)."""
-    space = ranges(sampler, free)
-    search = Search(model, sampler, space, dev, plan.seeds, plan.batch, least_right, plan.seed)
+def _run(search: Search, budget: int, journal: Journal | None, note: Note) -> tuple[ResolvedSampler, int]:
+    """(the rule with its best numbers, of how many candidates), after as many generations as the budget has answers
+    for, those of the journal among them."""
+    sampler = search.sampler
     if journal is not None:
         search.trials += journal.trials.get(sampler.name, [])
-    usual = {one.name: one.clipped(getattr(sampler.numbers, one.name)) for one in space}
-    n_generations = max(1, round(plan.budget / search.generation_answers))
+    usual = {one.name: one.clipped(getattr(sampler.numbers, one.name)) for one in search.space}
+    n_generations = max(1, round(budget / search.generation_answers))
     for number in range(len(search.trials) // GENERATION, n_generations):
         trials = search.race([] if number else [usual])
         if journal is not None:

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from entropix.batching import ContinuousBatch
 from entropix.checkpoint.loading import Model
+from entropix.decoding.batching import ContinuousBatch
 from entropix.generation import prepare
 from entropix.lab.tasks import Item, Task
 from entropix.results import CUT_OFF, FinishReason

@@ -160,32 +160,16 @@ def _differences(declared: Sequence[Declared]) -> Section:
     for lane, each in enumerate(declared):
         if each.found is None:
             continue
-        seen = looks.look(0)
         if each.found.detectable is not None:
             ends = [-100 * each.found.detectable, 100 * each.found.detectable]
             figure.add_scatter(
                 x=ends, y=[lane, lane], mode="lines", line={"color": "var(--line)", "width": 10},
                 hovertemplate=f"within ±{ends[1]:.1f} points mostly unseen<extra></extra>",
             )  # fmt: skip
-        scaled = _scaled(each.found.difference)
-        figure.add_scatter(
-            x=[scaled.mean],
-            y=[lane],
-            error_x=plots.bars([scaled], seen.color),
-            mode="markers",
-            marker={
-                "color": seen.color,
-                "size": 9,
-                "symbol": "circle" if plots.is_apart(scaled) else "circle-open",
-            },
-            hovertemplate=f"{plots.plain(names[lane])}<br>{percents(each.found.difference, '+')}<extra></extra>",
-        )
+        hover = f"{plots.plain(names[lane])}<br>{percents(each.found.difference, '+')}"
+        plots.add_difference(figure, lane, _scaled(each.found.difference), hover)
     figure.update_layout(
-        xaxis={
-            "title": "difference (points of right answers)",
-            "zeroline": True,
-            "zerolinecolor": "var(--muted)",
-        },
+        xaxis=plots.from_zero("difference (points of right answers)"),
         yaxis=plots.lanes(names),
     )
     said = "; ".join(_sentence(each) for each in declared)

@@ -15,7 +15,6 @@ from entropix.lab.evaluation.telling import Table, Told, as_json, numbers, perce
 from entropix.lab.experiments.results import Line
 from entropix.lab.plots import Plot, Section
 from entropix.lab.statistics import Interval
-from entropix.report import looks
 from entropix.samplers.entropix import SamplerConfig
 
 Row = dict[str, Any]
@@ -117,25 +116,9 @@ def _curves(found: Signal) -> Section:
     for lane, gain in enumerate(gains):
         assert gain.gain is not None
         scaled = Interval(*(None if end is None else 1000 * end for end in gain.gain))  # type: ignore[arg-type]
-        seen = looks.look(0)
-        figure.add_scatter(
-            x=[scaled.mean],
-            y=[lane],
-            error_x=plots.bars([scaled], seen.color),
-            mode="markers",
-            marker={
-                "color": seen.color,
-                "size": 9,
-                "symbol": "circle" if plots.is_apart(scaled) else "circle-open",
-            },
-            hovertemplate=f"{plots.plain(gain.name)}<br>%{{x:.2f}}<extra></extra>",
-        )
+        plots.add_difference(figure, lane, scaled, f"{plots.plain(gain.name)}<br>%{{x:.2f}}")
     figure.update_layout(
-        xaxis={
-            "title": "gain (thousandths of a nat a token)",
-            "zeroline": True,
-            "zerolinecolor": "var(--muted)",
-        },
+        xaxis=plots.from_zero("gain (thousandths of a nat a token)"),
         yaxis=plots.lanes([gain.name for gain in gains]),
     )
     said = "; ".join(f"{gain.name}: {numbers(gain.gain, 4, '+')} nats a token" for gain in gains)

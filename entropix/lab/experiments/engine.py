@@ -23,12 +23,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from entropix import run_statistics, trace
-from entropix.batching import ContinuousBatch
 from entropix.checkpoint.loading import Model
 from entropix.config import TRACED, BranchConfig, GenerateConfig
 from entropix.cot import parallel
 from entropix.cot.parallel import CotResult
 from entropix.cot.plan import Plan
+from entropix.decoding.batching import ContinuousBatch
 from entropix.decoding.request import GenerationRequest, check_prompts
 from entropix.generation import prepare
 from entropix.lab.experiments.results import Follower, Line, Store

@@ -21,7 +21,7 @@ from entropix.console import cli, main_flags, words
 from entropix.console.cli import flag
 from entropix.console.commands import COMMANDS
 
-_PROG = "python -m entropix.completion"
+_PROG = "python -m entropix.console.completion"
 _ZSH = "autoload -Uz bashcompinit && bashcompinit\n"
 _SCRIPT = """# How the shell completes `entropix`; written by `entropix completion`.
 _entropix() {{

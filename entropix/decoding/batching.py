@@ -14,12 +14,12 @@ from entropix import sharding
 from entropix.config import BATCH_ROWS, GenerateConfig
 from entropix.decoding import inputs
 from entropix.decoding.prefix_cache import common_prefix
+from entropix.decoding.records import token_record
 from entropix.decoding.request import GenerationRequest
 from entropix.decoding.session import Session
 from entropix.decoding.state import StepRecord
-from entropix.records import token_record
+from entropix.decoding.stream_text import RowText
 from entropix.results import FinishReason, TokenEvent
-from entropix.stream_text import RowText
 
 SHARED_TOKENS = 64  # that all prompts begin with: if so many, they are read and held once for all
 
