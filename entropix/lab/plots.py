@@ -66,7 +66,7 @@ def bars(found: Sequence[Interval | None], color: str) -> dict[str, Any]:
 
 
 def add_difference(figure: Any, lane: int, found: Interval, hover: str) -> None:
-    """A point with its interval in a row of `lanes`, hollow where the interval holds zero, of the first of the looks."""
+    """A point with its interval in a row of `lanes`, hollow where the interval holds zero."""
     color = looks.look(0).color
     figure.add_scatter(
         x=[found.mean],
