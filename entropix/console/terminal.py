@@ -58,30 +58,34 @@ def answer(
     with contextlib.ExitStack() as stack:
         writer = None if show.trace is None else stack.enter_context(trace.Writer(show.trace, request))
 
-        def leave(row: int) -> None:
-            """A row has ended and been printed: all that is wanted of its records is taken from them."""
+        def record(row: int) -> None:
+            """Takes from a row that has ended what is wanted of its records, before printing can fail."""
             totals.add(results[row])
             if writer is not None:
                 writer.add(row, results[row])
-            if len(results) > 1 and show.table is None:
-                results[row].records = []
 
         try:
             for event in signals.until_signal(_after_wait(batch.run(), "compiling and reading the prompt")):
                 add(results, event)
                 clock.tick(event)
-                for row in page.show(event, results):
-                    leave(row)
+                page.stream(event)
+                while (row := page.next_row(event, results)) is not None:
+                    record(row)
+                    page.print_row(row, results[row])
+                    if len(results) > 1 and show.table is None:
+                        results[row].records = []
                 bar.draw(clock.tokens_per_second)
         finally:
             bar.erase()
             for result in results:
                 if result.finish == FinishReason.RUNNING:
                     result.finish = FinishReason.INTERRUPTED
-            for row in page.close(results):
-                leave(row)
+            for row in page.left:
+                record(row)
             if show.table is not None:
                 tables.write(show.table, tables.tokens(results))
+            for row in [*page.left]:
+                page.print_row(row, results[row])
             _report(request, show, results, totals, clock.timing())
     for row, result in enumerate(results):
         if result.finish == FinishReason.NAN:
@@ -152,19 +156,23 @@ def note_beginning(model: Model, texts: Iterable[PromptText]) -> None:
 
 
 class _Page:
-    """The answers on stdout. One is streamed; several come whole, in the order of the prompts unless told otherwise."""
+    """The answers on stdout. One is streamed; several come whole, in the order of the prompts unless told otherwise.
+
+    left: the rows that are not printed, in order.
+    """
 
     def __init__(self, request: GenerationRequest, show: Show, bar: live.StatusLine) -> None:
         self._job, self._json, self._bar = request, show.json, bar
-        self._streams = len(request.prompt_ids) == 1 and not show.json
+        n_rows = len(request.prompt_ids)
+        self._streams = n_rows == 1 and not show.json
         self._in_order = not show.as_completed
-        self._painted = [""] * len(request.prompt_ids)
-        self._left = dict.fromkeys(range(len(request.prompt_ids)))  # rows that are not printed, in order
+        self._painted = [""] * n_rows
+        self.left = dict.fromkeys(range(n_rows))
         self._what = show.color.what
         self._colors = coloring.color_system(show.color.when, sys.stdout, os.environ)
 
-    def show(self, event: TokenEvent, results: Sequence[Result]) -> Iterator[int]:
-        """Prints what an event adds; the rows that are whole on the page since then."""
+    def stream(self, event: TokenEvent) -> None:
+        """Paints what an event adds, and prints it where the answer is streamed."""
         text = plain = coloring.visible(event.text) if sys.stdout.isatty() else event.text
         if event.record is not None:
             self._bar.count(event.record["strategy"])
@@ -172,33 +180,28 @@ class _Page:
             text = coloring.paint(text, style, self._colors)
         if self._streams:
             self._print(text, plain)
-            return
-        self._painted[event.row] += text
-        if event.finish != FinishReason.RUNNING and not self._in_order:
-            yield self._print_row(event.row, results)
-        while self._in_order and self._left and results[row := next(iter(self._left))].finish:
-            yield self._print_row(row, results)
+        else:
+            self._painted[event.row] += text
 
-    def close(self, results: Sequence[Result]) -> Iterator[int]:
-        """Prints what is left; the rows of it."""
+    def next_row(self, event: TokenEvent, results: Sequence[Result]) -> int | None:
+        """The row that is to be printed next, after this event; None if there is none yet."""
+        if self._streams:
+            return None
+        row = next(iter(self.left), None) if self._in_order else event.row
+        return row if row in self.left and results[row].finish != FinishReason.RUNNING else None
+
+    def print_row(self, row: int, result: Result) -> None:
+        """Prints the answer of a row, or ends it where it was streamed."""
+        is_first = len(self.left) == len(self._painted)
+        del self.left[row]
         if self._streams:
             self._print("\n", "\n")
-            yield 0
             return
-        for row in [*self._left]:
-            yield self._print_row(row, results)
-
-    def _print_row(self, row: int, results: Sequence[Result]) -> int:
-        """The row, which is printed."""
+        text = f"{'' if is_first else chr(10)}==> prompt {row + 1} <==\n{self._painted[row]}\n"
         if self._json:
-            text = cli.json_line(json_object(self._job, row, results[row])) + "\n"
-        else:
-            between = "\n" if len(self._left) < len(results) else ""
-            text = f"{between}==> prompt {row + 1} <==\n{self._painted[row]}\n"
-        del self._left[row]
+            text = cli.json_line(json_object(self._job, row, result)) + "\n"
         self._painted[row] = ""
         self._print(text, "\n")
-        return row
 
     def _print(self, painted: str, text: str) -> None:
         """`text` is what moves the cursor, or the end of it from a line's end on."""
