@@ -18,12 +18,12 @@ from entropix import metric_labels, own_metrics, sharding
 from entropix.checkpoint.loading import Model
 from entropix.config import ModelConfig
 from entropix.decoding import loop
+from entropix.decoding.prefix_cache import MIN_CAPACITY
 from entropix.decoding.records import plain_number
 from entropix.decoding.request import check_texts
 
 Record = dict[str, Any]
 
-MIN_CAPACITY = 256  # slots; doubled until the text fits, so that texts of about one length share a program
 WIDTHS = (512, 128, 64, 32, 16, 8)  # positions in one pass
 MAX_ROWS = 8  # texts in one pass
 PASS_BYTES = 2**28  # size of the largest array of a pass, attention scores or logits, if one text allows
@@ -115,7 +115,7 @@ def read(model: Model, rows: Sequence[list[int]]) -> Iterator[Piece]:
 
 
 def slots(length: int) -> int:
-    """Slots for a text: a power of two, hence whole pieces of any width."""
+    """Slots for a text: a power of two, hence whole pieces of any width, and a program for texts of about one length."""
     return max(MIN_CAPACITY, 1 << (length - 1).bit_length())
 
 

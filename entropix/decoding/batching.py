@@ -13,15 +13,13 @@ from typing import Any, NamedTuple
 from entropix import sharding
 from entropix.config import BATCH_ROWS, GenerateConfig
 from entropix.decoding import inputs
-from entropix.decoding.prefix_cache import common_prefix
+from entropix.decoding.prefix_cache import COPIED_TOKENS, common_prefix
 from entropix.decoding.records import token_record
 from entropix.decoding.request import GenerationRequest
 from entropix.decoding.session import Session
 from entropix.decoding.state import StepRecord
 from entropix.decoding.stream_text import RowText
 from entropix.results import FinishReason, TokenEvent
-
-SHARED_TOKENS = 64  # that all prompts begin with: if so many, they are read and held once for all
 
 _MANY = 4  # batches full of prompts, from which on smaller programs for the last rows are worth compiling
 
@@ -138,13 +136,13 @@ class ContinuousBatch:
         yield from self._open(range(len(first)), first)
 
     def _read_beginning(self) -> None:
-        """Reads what all prompts begin with, such as worked examples, once for all of them."""
+        """Reads what all prompts begin with, such as worked examples, once for all of them, if it is much."""
         if not self._session.is_empty or self._n_rows == 1:
             return
         prompts = [prompt.ids for prompt in self._waiting]
         first, last = min(prompts), max(prompts)  # no others have less in common
         n = min(common_prefix(first, last), min(map(len, prompts)) - 1)
-        if n >= (SHARED_TOKENS if first != last else 1):
+        if n >= (COPIED_TOKENS if first != last else 1):
             self._session.share(first[:n])
 
     def _seat(self, free: Sequence[int]) -> Iterator[TokenEvent]:

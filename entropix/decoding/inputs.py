@@ -75,11 +75,15 @@ def occurrences(prompts: Sequence[Sequence[int]], cfg: GenerateConfig) -> Sequen
 
 def device_numbers(numbers: Any) -> Any:
     """The sampler's numbers as arrays of their field's dtype, so that 1 and 1.0 are the same program."""
+    return jax.device_put(_as_arrays(numbers))
+
+
+def _as_arrays(numbers: Any) -> Any:
     hints = get_type_hints(type(numbers))
     arrays = {
         name: _DTYPES[hints[name]](getattr(numbers, name)) for name in fields_of_kind(type(numbers), TRACED)
     }
-    return jax.device_put(dataclasses.replace(numbers, **arrays))
+    return dataclasses.replace(numbers, **arrays)
 
 
 def _first_states(request: GenerationRequest) -> Any:
@@ -94,7 +98,7 @@ def _first_states(request: GenerationRequest) -> Any:
 
 def stacked_numbers(row_numbers: Sequence[Any]) -> Any:
     """The same with the rows as first axis of every array."""
-    return jax.tree.map(lambda *values: jnp.stack(values), *map(device_numbers, row_numbers))
+    return jax.device_put(jax.tree.map(lambda *values: np.stack(values), *map(_as_arrays, row_numbers)))
 
 
 def seeds(prompts: Sequence[Sequence[int]], cfg: GenerateConfig) -> Sequence[int]:
