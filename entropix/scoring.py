@@ -115,7 +115,7 @@ def read(model: Model, rows: Sequence[list[int]]) -> Iterator[Piece]:
 
 
 def slots(length: int) -> int:
-    """Slots for a text: a power of two, hence whole pieces of any width, and a program for texts of about one length."""
+    """Slots for a text: a power of two, so whole pieces of any width; texts of about one length share a program."""
     return max(MIN_CAPACITY, 1 << (length - 1).bit_length())
 
 
