@@ -14,8 +14,7 @@ from dataclasses import dataclass
 from statistics import median
 from unittest import mock
 
-import entropix
-from entropix import backend, prompts
+from entropix import backend, generation, prompts
 from entropix.checkpoint import loading
 from entropix.console import cli
 from entropix.decoding.batching import ContinuousBatch
@@ -98,7 +97,7 @@ def main(args: Args) -> None:
     backend.use_compilation_cache()
     model = loading.load(args.weights)
     texts = prompts.from_file(args.prompts, None, False)
-    request = entropix.generation.prepare(
+    request = generation.prepare(
         model,
         [text for text in texts for _ in range(args.seeds)],
         seeds=[seed for _ in texts for seed in range(args.seeds)],
