@@ -16,8 +16,11 @@ are reported beside the others.
 Exit codes: 0 done; 1 bad input; 2 bad flags.
 """
 
-from collections.abc import Sequence
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Annotated
 
 from tyro.conf import arg
@@ -139,12 +142,30 @@ def _by_answers(flags: Flags) -> None:
     backend.use_compilation_cache()
     model = terminal.load(flags.weights, flags.dtype, flags.devices)
     journal = None if asked.journal is None else Journal(asked.journal, plan.told(model, sampler))
-    outcome = answers.calibrate(model, sampler, plan, journal, terminal.note)
+    with _progress(plan.n_answers(sampler, journal)) as advance:
+        outcome = answers.calibrate(model, sampler, plan, journal, terminal.note, advance)
     print("\n".join(answers.report(outcome)))
     if flags.table is not None:
         tables.write(flags.table, answers.rows(outcome))
     if flags.out is not None:
         files.write_text(flags.out, [f"{line}\n" for line in answers.preset(outcome)], "a preset")
+
+
+@contextlib.contextmanager
+def _progress(total: int) -> Iterator[Callable[[int, str], None]]:
+    """A function to call with how many more answers have come, and of what; stderr is told, and the time left."""
+    from entropix.lab.experiments import running
+
+    began, n_done = time.monotonic(), 0
+    with running.progress(total, 0) as write:
+
+        def advance(n: int, what: str) -> None:
+            nonlocal n_done
+            n_done += n
+            left = (time.monotonic() - began) / n_done * (total - n_done)
+            write(n, what, f"{timedelta(seconds=round(left))} left")
+
+        yield advance
 
 
 def _perform(flags: Flags) -> None:

@@ -1,7 +1,7 @@
 """Calibration for answers: what may be searched, which candidates go on, what a journal keeps."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,7 @@ import pytest
 
 from entropix import samplers
 from entropix.checkpoint.loading import Model
-from entropix.lab.calibration import answers, search
+from entropix.lab.calibration import answers, objective, search
 from entropix.lab.calibration.answers import Arm, Outcome
 from entropix.lab.calibration.objective import Answer, Asked, Figures, answer, figures
 from entropix.lab.calibration.search import GENERATION, LEFT, Journal, Search
@@ -48,15 +48,25 @@ def asked_of(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
     seen = []
 
     def answered(
-        model: Any, candidates: Sequence[ResolvedSampler], asked: Sequence[Asked], seeds: Any, *_: Any
+        model: Any,
+        candidates: Sequence[ResolvedSampler],
+        asked: Sequence[Asked],
+        seeds: Any,
+        batch: int,
+        advance: Callable[[int], None] = lambda n: None,
     ) -> list[list[list[Answer]]]:
         seen.append((len(candidates), len(asked)))
+        advance(len(candidates) * len(asked) * len(seeds))
         return [
-            [[Answer(str(one.numbers.temp), 1, FinishReason.STOP_TOKEN) for _ in seeds] for _ in asked]
+            [
+                [Answer(str(getattr(one.numbers, "temp", 0)), 1, FinishReason.STOP_TOKEN) for _ in seeds]
+                for _ in asked
+            ]
             for one in candidates
         ]
 
     monkeypatch.setattr(search, "answered", answered)
+    monkeypatch.setattr(objective, "answer", answered)
     return seen
 
 
@@ -86,7 +96,7 @@ def test_a_race_asks_the_better_ones_more_and_the_search_comes_near(asked_of: li
     trials = found.race([{"temp": 1.9}])
     assert asked_of == [(GENERATION, 2), (LEFT[0], 4), (LEFT[1], 6)]
     assert trials[0].params == {"temp": 1.9} and len(trials) == GENERATION
-    assert found.generation_answers == (2 * GENERATION + 4 * LEFT[0] + 6 * LEFT[1]) * 2
+    assert search.generation_answers(12, 2) == (2 * GENERATION + 4 * LEFT[0] + 6 * LEFT[1]) * 2
     for _ in range(4):
         found.race()
     assert found.best is not None and found.best.n_items == 12
@@ -110,6 +120,22 @@ def test_a_journal_goes_on_where_it_ended(asked_of: list[tuple[int, int]], tmp_p
     assert len(Journal(path, told).trials["temperature"]) == 3 * GENERATION
     with pytest.raises(ValueError, match="the journal of another search"):
         Journal(path, {"seeds": (0, 2)})
+
+
+def test_all_answers_are_counted_beforehand(asked_of: list[tuple[int, int]], tmp_path: Path) -> None:
+    """Also those that a journal spares; and the rule itself is not tuned a second time as its own opponent."""
+    model: Any = None
+    plan = answers.Plan([Near()], 12, [0, 1], 170, 4, 0.0, opponents=("temperature", "min-p", "min-p"))  # type: ignore[list-item]
+    came: list[int] = []
+    for rounds in range(2):
+        journal, rule = Journal(tmp_path / "journal.jsonl", {}), samplers.resolve("min-p")
+        expected = plan.n_answers(rule, journal)
+        outcome = answers.calibrate(
+            model, rule, plan, journal, lambda text: None, lambda n, what: came.append(n)
+        )
+        assert sum(came) == expected and [arm.n_candidates for arm in outcome.arms] == [0, 24, 0, 24]
+        assert expected == 24 * 7 + (0 if rounds else 4 * search.generation_answers(12, 2))
+        came.clear()
 
 
 def test_coverage_counts_as_far_as_right_answers_are_kept() -> None:

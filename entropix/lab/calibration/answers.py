@@ -12,7 +12,7 @@ from entropix import samplers, trace
 from entropix.checkpoint.loading import Model
 from entropix.lab.calibration import objective
 from entropix.lab.calibration.objective import Asked, Figures
-from entropix.lab.calibration.search import GENERATION, Journal, Search
+from entropix.lab.calibration.search import GENERATION, Journal, Search, generation_answers
 from entropix.lab.calibration.space import ranges
 from entropix.lab.statistics import Contrast, contrast, mean_interval
 from entropix.lab.tasks import DEV, HELD_OUT, Task, digest
@@ -20,6 +20,7 @@ from entropix.samplers import ResolvedSampler
 
 GREEDY, TEMPERATURE = "greedy", "temperature"
 Note = Callable[[str], None]
+Advance = Callable[[int, str], None]
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,25 @@ class Plan:
     def items(self, split: str) -> list[Asked]:
         return objective.items(self.tasks, self.n_items, self.seed, split)
 
+    @property
+    def n_generations(self) -> int:
+        """Of each search: as many as the budget has answers for."""
+        one = generation_answers(len(self.items(DEV)), len(self.seeds))
+        return max(1, round(self.budget / one))
+
+    def tuned_beside(self, sampler: ResolvedSampler) -> list[str]:
+        """The opponents, each once, without the rule itself."""
+        return [name for name in dict.fromkeys(self.opponents) if name != sampler.name]
+
+    def n_answers(self, sampler: ResolvedSampler, journal: Journal | None) -> int:
+        """All that it takes, but those whose worth the journal knows."""
+        searched = [*self.tuned_beside(sampler), sampler.name]
+        known = sum(len(journal.trials.get(name, [])) // GENERATION for name in searched) if journal else 0
+        generations = max(0, len(searched) * self.n_generations - known)
+        n_items = len(self.items(DEV)) + len(self.items(HELD_OUT))
+        measured = n_items * (1 + len(self.seeds) * (len(searched) + 1))
+        return measured + generations * generation_answers(len(self.items(DEV)), len(self.seeds))
+
 
 class Arm(NamedTuple):
     """Numbers, and what they are worth on both splits."""
@@ -82,15 +102,25 @@ class Outcome:
 
 
 def calibrate(
-    model: Model, sampler: ResolvedSampler, plan: Plan, journal: Journal | None, note: Note
+    model: Model,
+    sampler: ResolvedSampler,
+    plan: Plan,
+    journal: Journal | None,
+    note: Note,
+    advance: Advance = lambda n, what: None,
 ) -> Outcome:
-    """Tunes the opponents and the rule, each with the same budget, and measures all on the held-out split."""
+    """Tunes the opponents and the rule, each with the same budget, and measures all on the held-out split.
+
+    note: is told what each generation found. advance: how many more of `Plan.n_answers` have come, and of what.
+    """
     dev, held_out = plan.items(DEV), plan.items(HELD_OUT)
     outcome = Outcome(plan, model)
     greedy = samplers.resolve(GREEDY)
 
     def measured(label: str, chosen: ResolvedSampler, n_candidates: int = 0) -> None:
-        on_dev, on_held_out = (_measured(model, chosen, asked, plan) for asked in (dev, held_out))
+        on_dev, on_held_out = (
+            _measured(model, chosen, asked, plan, lambda n: advance(n, label)) for asked in (dev, held_out)
+        )
         outcome.arms.append(Arm(label, chosen, on_dev, on_held_out, n_candidates))
 
     measured(GREEDY, greedy)
@@ -99,9 +129,9 @@ def calibrate(
 
     def tuned(rule: ResolvedSampler, free: Sequence[str] = ()) -> tuple[ResolvedSampler, int]:
         search = Search(model, rule, ranges(rule, free), dev, plan.seeds, plan.batch, least, plan.seed)
-        return _run(search, plan.budget, journal, note)
+        return _run(search, plan.n_generations, journal, note, lambda n: advance(n, rule.name))
 
-    for label in dict.fromkeys(plan.opponents):
+    for label in plan.tuned_beside(sampler):
         found, n = tuned(samplers.resolve(label))
         measured(label, found, n)
     measured(f"{sampler.label}, as it was", sampler)
@@ -110,23 +140,30 @@ def calibrate(
     return outcome
 
 
-def _measured(model: Model, sampler: ResolvedSampler, asked: Sequence[Asked], plan: Plan) -> Figures:
+def _measured(
+    model: Model,
+    sampler: ResolvedSampler,
+    asked: Sequence[Asked],
+    plan: Plan,
+    advance: Callable[[int], None],
+) -> Figures:
     """The figures of one sampler. Greedy answers are the same with every seed, and computed once."""
     seeds = plan.seeds[:1] if sampler.name == GREEDY else plan.seeds
-    [given] = objective.answer(model, [sampler], asked, seeds, plan.batch)
+    [given] = objective.answer(model, [sampler], asked, seeds, plan.batch, advance)
     return objective.figures(asked, [answers * (len(plan.seeds) // len(seeds)) for answers in given])
 
 
-def _run(search: Search, budget: int, journal: Journal | None, note: Note) -> tuple[ResolvedSampler, int]:
-    """(the rule with its best numbers, of how many candidates), after as many generations as the budget has answers
-    for, those of the journal among them."""
+def _run(
+    search: Search, n_generations: int, journal: Journal | None, note: Note, advance: Callable[[int], None]
+) -> tuple[ResolvedSampler, int]:
+    """(the rule with its best numbers, of how many candidates), after so many generations, those of the journal among
+    them."""
     sampler = search.sampler
     if journal is not None:
         search.trials += journal.trials.get(sampler.name, [])
     usual = {one.name: one.clipped(getattr(sampler.numbers, one.name)) for one in search.space}
-    n_generations = max(1, round(budget / search.generation_answers))
     for number in range(len(search.trials) // GENERATION, n_generations):
-        trials = search.race([] if number else [usual])
+        trials = search.race([] if number else [usual], advance)
         if journal is not None:
             journal.add(sampler.name, trials)
         best = search.best

@@ -56,13 +56,6 @@ class Search:
     trials: list[Trial] = field(default_factory=list)
 
     @property
-    def generation_answers(self) -> int:
-        """Answers that a generation takes."""
-        ends = [self._end(part) for part in PARTS]
-        new = np.diff([0, *ends])
-        return int(np.dot(new, (GENERATION, *LEFT))) * len(self.seeds)
-
-    @property
     def best(self) -> Trial | None:
         """Of the candidates that answered everything."""
         whole = [trial for trial in self.trials if trial.n_items == len(self.asked)]
@@ -83,7 +76,7 @@ class Search:
         found: dict[int, Trial] = {}
         start = 0
         for part, left in zip(PARTS, (*LEFT, 0), strict=True):
-            end = self._end(part)
+            end = _end(len(self.asked), part)
             new = self.asked[start:end]
             candidates = [self.with_params(proposed[i]) for i in racing]
             if new:
@@ -105,9 +98,6 @@ class Search:
             dict(params), n_items, told.share_right, told.mean_coverage, told.score(self.least_right)
         )
 
-    def _end(self, part: float) -> int:
-        return max(1, round(len(self.asked) * part))
-
     def _propose(self, n: int) -> list[dict[str, float]]:
         """Candidates that follow from all trials so far, and from the seed."""
         import optuna
@@ -128,6 +118,16 @@ class Search:
                 optuna.trial.create_trial(params=trial.params, distributions=kinds, value=trial.score)
             )
         return [dict(study.ask(kinds).params) for _ in range(n)]
+
+
+def generation_answers(n_items: int, n_seeds: int) -> int:
+    """Answers that a generation takes."""
+    new = np.diff([0, *(_end(n_items, part) for part in PARTS)])
+    return int(np.dot(new, (GENERATION, *LEFT))) * n_seeds
+
+
+def _end(n_items: int, part: float) -> int:
+    return max(1, round(n_items * part))
 
 
 class Journal:
