@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import arg
 
@@ -29,6 +29,10 @@ from entropix import config, distributed, files, presets, prompts, samplers, tab
 from entropix.console import cli
 from entropix.console.cli import DeviceFlags, Dtype, TableFile, Text, Weights, flag
 from entropix.lab.calibration.targets import Targets, check_targets, check_thresholds
+
+if TYPE_CHECKING:
+    from entropix.lab.calibration.answers import Plan
+    from entropix.samplers import ResolvedSampler
 
 _PROG = "python -m entropix.calibrate"
 _DESCRIPTION = (
@@ -59,6 +63,10 @@ class AnswerFlags:
     free: Annotated[Text, flag("the numbers to choose (default: all but those of the guard)", "NAMES")] = None
     batch: Annotated[int, flag("most answers to compute together", "N", None)] = 32
     quick: Annotated[bool, flag("a tenth of it, to see how it goes")] = False
+    ablate: Annotated[
+        bool,
+        flag("search nothing: say on held-out items what each part of the rule brings (--plot draws it)"),
+    ] = False
     journal: Annotated[
         Text, flag("keep what was tried; the same command goes on from there", "FILE.jsonl")
     ] = None
@@ -109,9 +117,15 @@ def main(args: Sequence[str] | None = None, prog: str = _PROG) -> None:
 
 def _by_answers(flags: Flags) -> None:
     asked = flags.answers
-    for name, found in (("text", flags.text), ("prompts", flags.prompts), ("plot", flags.plot)):
+    unused = {"text": flags.text, "prompts": flags.prompts}
+    unused |= {"out": flags.out, "journal": asked.journal} if asked.ablate else {"plot": flags.plot}
+    for name, found in unused.items():
         if found is not None:
-            raise ValueError(f"--{name} is for frequencies; --by answers asks the items of --tasks")
+            raise ValueError(
+                f"--{name} is not for --ablate, which chooses no numbers; --table and --plot keep what it finds"
+                if name in ("out", "journal")
+                else f"--{name} is for frequencies; --by answers asks the items of --tasks"
+            )
     for name in ("items", "seeds", "budget", "batch"):
         if (number := getattr(asked, name)) < 1:
             raise ValueError(f"--{name} must be at least 1, got {number}")
@@ -120,11 +134,8 @@ def _by_answers(flags: Flags) -> None:
     distributed.from_first(lambda: _check_outputs(flags))
     sampler = samplers.resolve(flags.sampler)
 
-    from entropix import backend
-    from entropix.console import terminal
     from entropix.lab import tasks
     from entropix.lab.calibration import answers
-    from entropix.lab.calibration.search import Journal
 
     n_items, budget = (_QUICK["items"], _QUICK["budget"]) if asked.quick else (asked.items, asked.budget)
     plan = answers.Plan(
@@ -138,10 +149,20 @@ def _by_answers(flags: Flags) -> None:
         opponents=[name for name in asked.opponents.split(",") if name],
         free=[name.replace("-", "_") for name in (asked.free or "").split(",") if name],
     )
+    (_ablate if asked.ablate else _search)(flags, sampler, plan)
+
+
+def _search(flags: Flags, sampler: "ResolvedSampler", plan: "Plan") -> None:
+    from entropix import backend
+    from entropix.console import terminal
+    from entropix.lab.calibration import answers
+    from entropix.lab.calibration.search import Journal
+
     answers.ranges(sampler, plan.free)
     backend.use_compilation_cache()
     model = terminal.load(flags.weights, flags.dtype, flags.devices)
-    journal = None if asked.journal is None else Journal(asked.journal, plan.told(model, sampler))
+    kept = flags.answers.journal
+    journal = None if kept is None else Journal(kept, plan.told(model, sampler))
     with _progress(plan.n_answers(sampler, journal)) as advance:
         outcome = answers.calibrate(model, sampler, plan, journal, terminal.note, advance)
     print("\n".join(answers.report(outcome)))
@@ -149,6 +170,26 @@ def _by_answers(flags: Flags) -> None:
         tables.write(flags.table, answers.rows(outcome))
     if flags.out is not None:
         files.write_text(flags.out, [f"{line}\n" for line in answers.preset(outcome)], "a preset")
+
+
+def _ablate(flags: Flags, sampler: "ResolvedSampler", plan: "Plan") -> None:
+    from entropix import backend
+    from entropix.console import terminal
+    from entropix.lab.calibration import ablation
+    from entropix.lab.tasks import HELD_OUT
+    from entropix.report import figures
+
+    items = plan.items(HELD_OUT)
+    without, _ = ablation.variants(sampler)
+    backend.use_compilation_cache()
+    model = terminal.load(flags.weights, flags.dtype, flags.devices)
+    with _progress((1 + len(without)) * len(items) * len(plan.seeds)) as advance:
+        found = ablation.ablate(model, sampler, items, plan.seeds, plan.batch, advance)
+    print("\n".join(ablation.report(found)))
+    if flags.table is not None:
+        tables.write(flags.table, ablation.rows(found))
+    if flags.plot is not None:
+        figures.save(ablation.draw(found), flags.plot)
 
 
 @contextlib.contextmanager
@@ -216,8 +257,6 @@ def _perform(flags: Flags) -> None:
 
 def check(flags: Flags, targets: Targets) -> None:
     """Raises a ValueError for what no model could make right."""
-    from entropix.report import figures
-
     if flags.text is not None and flags.prompts is not None:
         raise ValueError("--text and --prompts each say what alone to observe; drop one of them, or both")
     check_targets(targets)
@@ -225,10 +264,12 @@ def check(flags: Flags, targets: Targets) -> None:
         config.GenerateConfig, {"max_new_tokens": flags.max_new_tokens, "seed": flags.seed}, "flags"
     )
     _check_outputs(flags)
-    figures.check(flags.plot)
 
 
 def _check_outputs(flags: Flags) -> None:
+    from entropix.report import figures
+
+    figures.check(flags.plot)
     if flags.out is not None:
         if not flags.out.endswith(".toml"):
             raise ValueError(f"--out takes the name of a .toml file, got {flags.out!r}")

@@ -7,14 +7,17 @@ from typing import Any
 
 import pytest
 
+import entropix
 from entropix import samplers
 from entropix.checkpoint.loading import Model
-from entropix.lab.calibration import answers, objective, search
+from entropix.lab.calibration import ablation, answers, objective, search
 from entropix.lab.calibration.answers import Arm, Outcome
 from entropix.lab.calibration.objective import Answer, Asked, Figures, answer, figures
 from entropix.lab.calibration.search import GENERATION, LEFT, Journal, Search
 from entropix.lab.calibration.space import Range, ranges
+from entropix.lab.statistics import contrast
 from entropix.lab.tasks import Item, resolve
+from entropix.report import figures as figures_of_page
 from entropix.results import FinishReason
 from entropix.samplers import ResolvedSampler
 
@@ -173,8 +176,6 @@ def test_candidates_side_by_side_are_those_alone(toy_model: Model) -> None:
 
 def test_a_preset_says_what_it_is_worth(toy_folder: str) -> None:
     """Not better than a tuned temperature, and worse than greedy: both are said."""
-    import entropix
-
     model, rule = entropix.load(toy_folder), samplers.resolve("min-p", {"min_p": 0.25})
     plan = answers.Plan([Near()], 6, [0, 1], 100, 4, 0.03)  # type: ignore[list-item]
     good, bad = Figures([1.0] * 5 + [0.5], [], 0.0, 1.0), Figures([0.0] * 5 + [0.5], [], 0.5, 2.0)
@@ -189,3 +190,40 @@ def test_a_preset_says_what_it_is_worth(toy_folder: str) -> None:
     assert 'sampler = "min-p"' in text and "min_p = 0.25" in text
     row = list(answers.rows(Outcome(plan, model, arms)))[-1]
     assert (row["dev_right"], row["held_out_coverage"]) == (pytest.approx(5.5 / 6), None)
+
+
+def test_each_part_of_the_rule_is_left_out_alone(toy_model: Model) -> None:
+    """Where the rule would have flowed it is adaptive then; what does nothing with these numbers is left alone."""
+    rule = samplers.resolve("entropix", {"low_ent_thresh": 20.0, "low_vent_thresh": 9.0, "clarifier": ""})
+    found, idle = ablation.variants(rule)
+    assert idle == ["pauses"] and list(found)[:4] == ["flow", "clarify", "explore", "resample"]
+    assert found["top-k"].numbers.top_k == rule.numbers.max_top_k
+    assert found["attention"].numbers.lehv_interaction_strength_coef == 0.0
+    assert ablation.variants(samplers.resolve("min-p"))[0].keys() == {"min-p"}
+
+    def strategies(one: ResolvedSampler) -> list[str]:
+        [result] = entropix.generate(toy_model, [3, 5], sampler=one, seed=1, max_new_tokens=24, raw=True)
+        return [record["strategy"] for record in result.records]
+
+    assert [set(strategies(one)) for one in (rule, found["flow"])] == [{"flow"}, {"adaptive"}]
+
+    short = dataclasses.replace(resolve("open"), max_new_tokens=4)  # type: ignore[type-var]
+    asked = [Asked(short, Item(str(i), [i + 1, 7])) for i in range(2)]  # type: ignore[arg-type]
+    came: list[int] = []
+    plain = samplers.resolve("min-p", {"min_p": 0.2})
+    told = ablation.ablate(toy_model, plain, asked, [0, 1], 4, lambda n, what: came.append(n))
+    assert sum(came) == 8 and [part.name for part in told.parts] == ["min-p"]
+
+
+def test_what_a_part_brings_is_said_with_its_interval(tmp_path: Path) -> None:
+    whole = Figures([1.0] * 30 + [0.0] * 10, [], 0.0, 1.0)
+    worse = Figures([1.0] * 10 + [0.0] * 30, [], 0.0, 1.0)
+    rule = samplers.resolve("min-p")
+    part = ablation.Part("min-p", worse, contrast(whole.right, worse.right), None)
+    found = ablation.Ablation(rule, whole, [part], ["top-k"])
+    _, row = ablation.rows(found)
+    assert row["right_brought"] == 0.5 and 0.3 < row["right_low"] < 0.4 and row["right_p"] < 1e-4
+    text = "\n".join(ablation.report(found))
+    assert "+0.500 [+0.3" in text and "left alone, as they do nothing with these numbers: top-k" in text
+    figures_of_page.save(ablation.draw(found), tmp_path / "parts.svg")
+    assert "right answers that the part brings" in (tmp_path / "parts.svg").read_text()

@@ -51,31 +51,32 @@ def write(path: str | Path, grid: Grid, summaries: Sequence[Summary], fields: Se
 
 
 def _means(axes: "Axes", measure: str, summaries: Sequence[Summary]) -> None:
-    _lanes(axes, [found.label for found in summaries])
+    lanes(axes, [found.label for found in summaries])
     for row, found in enumerate(summaries):
-        _interval(axes, found.intervals[measure], row, is_filled=True)
+        interval(axes, found.intervals[measure], row, is_filled=True)
     axes.set_xlabel(axis_title(measure))
 
 
 def _differences(axes: "Axes", measure: str, summaries: Sequence[Summary]) -> None:
     """Filled marks where the interval leaves zero out."""
-    _lanes(axes, [""] * len(summaries))
+    lanes(axes, [""] * len(summaries))
     axes.axvline(0, color=_MUTED, linewidth=0.8)
     for row, found in enumerate(summaries[1:], start=1):
         change = found.differences[measure]
-        _interval(axes, change, row, is_filled=change is not None and is_apart(change))
+        interval(axes, change, row, is_filled=change is not None and is_apart(change))
     axes.set_xlabel(f"difference ({UNITS[measure]})")
 
 
-def _lanes(axes: "Axes", labels: Sequence[str]) -> None:
-    """A row for each, the first on top."""
+def lanes(axes: "Axes", labels: Sequence[str]) -> None:
+    """A lane for each, the first on top."""
     axes.set_yticks(range(len(labels)), [label.replace("$", r"\$") for label in labels])
     axes.set_ylim(len(labels) - 0.5, -0.5)
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
 
 
-def _interval(axes: "Axes", found: Interval | None, row: int, is_filled: bool) -> None:
+def interval(axes: "Axes", found: Interval | None, row: int, is_filled: bool) -> None:
+    """A mean with its interval in a lane."""
     if found is None:
         return
     axes.errorbar(
