@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import arg
@@ -31,7 +32,7 @@ from entropix.console.cli import DeviceFlags, Dtype, TableFile, Text, Weights, f
 from entropix.lab.calibration.targets import Targets, check_targets, check_thresholds
 
 if TYPE_CHECKING:
-    from entropix.lab.calibration.answers import Plan
+    from entropix.lab.calibration.answers import Outcome, Plan
     from entropix.samplers import ResolvedSampler
 
 _PROG = "python -m entropix.calibrate"
@@ -67,6 +68,7 @@ class AnswerFlags:
         bool,
         flag("search nothing: say on held-out items what each part of the rule brings (--plot draws it)"),
     ] = False
+    page: Annotated[Text, flag("show every candidate on a page here", "FILE.html")] = None
     journal: Annotated[
         Text, flag("keep what was tried; the same command goes on from there", "FILE.jsonl")
     ] = None
@@ -118,12 +120,16 @@ def main(args: Sequence[str] | None = None, prog: str = _PROG) -> None:
 def _by_answers(flags: Flags) -> None:
     asked = flags.answers
     unused = {"text": flags.text, "prompts": flags.prompts}
-    unused |= {"out": flags.out, "journal": asked.journal} if asked.ablate else {"plot": flags.plot}
+    unused |= (
+        {"out": flags.out, "journal": asked.journal, "page": asked.page}
+        if asked.ablate
+        else {"plot": flags.plot}
+    )
     for name, found in unused.items():
         if found is not None:
             raise ValueError(
                 f"--{name} is not for --ablate, which chooses no numbers; --table and --plot keep what it finds"
-                if name in ("out", "journal")
+                if name in ("out", "journal", "page")
                 else f"--{name} is for frequencies; --by answers asks the items of --tasks"
             )
     for name in ("items", "seeds", "budget", "batch"):
@@ -168,8 +174,18 @@ def _search(flags: Flags, sampler: "ResolvedSampler", plan: "Plan") -> None:
     print("\n".join(answers.report(outcome)))
     if flags.table is not None:
         tables.write(flags.table, answers.rows(outcome))
+    if flags.answers.page is not None:
+        _show(outcome, flags.answers.page)
     if flags.out is not None:
         files.write_text(flags.out, [f"{line}\n" for line in answers.preset(outcome)], "a preset")
+
+
+def _show(outcome: "Outcome", path: str) -> None:
+    from entropix.lab import page
+    from entropix.lab.calibration import front
+
+    title = f"Calibration of {outcome.chosen.sampler.name}"
+    page.write(Path(path), title, front.about(outcome), [front.told(outcome)])
 
 
 def _ablate(flags: Flags, sampler: "ResolvedSampler", plan: "Plan") -> None:
@@ -270,6 +286,8 @@ def _check_outputs(flags: Flags) -> None:
     from entropix.report import figures
 
     figures.check(flags.plot)
+    if flags.answers.page is not None:
+        files.check_writable(flags.answers.page, "a page")
     if flags.out is not None:
         if not flags.out.endswith(".toml"):
             raise ValueError(f"--out takes the name of a .toml file, got {flags.out!r}")

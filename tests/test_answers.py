@@ -10,7 +10,7 @@ import pytest
 import entropix
 from entropix import samplers
 from entropix.checkpoint.loading import Model
-from entropix.lab.calibration import ablation, answers, objective, search
+from entropix.lab.calibration import ablation, answers, front, objective, search
 from entropix.lab.calibration.answers import Arm, Outcome
 from entropix.lab.calibration.objective import Answer, Asked, Figures, answer, figures
 from entropix.lab.calibration.search import GENERATION, LEFT, Journal, Search
@@ -139,6 +139,14 @@ def test_all_answers_are_counted_beforehand(asked_of: list[tuple[int, int]], tmp
         assert sum(came) == expected and [arm.n_candidates for arm in outcome.arms] == [0, 24, 0, 24]
         assert expected == 24 * 7 + (0 if rounds else 4 * search.generation_answers(12, 2))
         came.clear()
+    assert {name: len(trials) for name, trials in outcome.trials.items()} == {"temperature": 24, "min-p": 24}
+    assert front.unbeaten(outcome.trials["min-p"]) != [] and front.told(outcome).tables[0].rows[1][1] == "24"
+
+
+def test_the_front_is_what_nothing_beats_in_both() -> None:
+    points = [(0.5, 0.5), (0.6, 0.3), (0.4, 0.5), (0.6, 0.2), (0.3, 0.9), (0.5, 0.4)]
+    found = front.unbeaten([search.Trial({}, 1, right, coverage, 0.0) for right, coverage in points])
+    assert [(trial.right, trial.coverage) for trial in found] == [(0.3, 0.9), (0.5, 0.5), (0.6, 0.3)]
 
 
 def test_coverage_counts_as_far_as_right_answers_are_kept() -> None:

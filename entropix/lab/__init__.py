@@ -1,7 +1,8 @@
 """The laboratory: many generations, planned, kept, resumed and summarised.
 
-`experiments/` runs every variant of a rule over prompts and seeds, `calibration/` fits thresholds to a model,
-`comparison_page` shows what came out. An evaluation belongs here.
+`tasks/` are what can be asked and scored, `statistics/` what answers can show. `experiments/` runs every variant of a
+rule over prompts and seeds, `calibration/` chooses a rule's numbers for a model, `evaluation/` runs a protocol that was
+written down beforehand. `comparison_page` shows the first, `page` the other two.
 
 Nothing here decides how a token is drawn.
 """

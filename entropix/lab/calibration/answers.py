@@ -12,7 +12,7 @@ from entropix import samplers, trace
 from entropix.checkpoint.loading import Model
 from entropix.lab.calibration import objective
 from entropix.lab.calibration.objective import Asked, Figures
-from entropix.lab.calibration.search import GENERATION, Journal, Search, generation_answers
+from entropix.lab.calibration.search import GENERATION, Journal, Search, Trial, generation_answers
 from entropix.lab.calibration.space import ranges
 from entropix.lab.statistics import Contrast, contrast, mean_interval
 from entropix.lab.tasks import DEV, HELD_OUT, Task, digest
@@ -92,6 +92,7 @@ class Outcome:
     plan: Plan
     model: Model
     arms: list[Arm] = field(default_factory=list)
+    trials: dict[str, list[Trial]] = field(default_factory=dict)  # of each rule that was searched
 
     @property
     def chosen(self) -> Arm:
@@ -129,7 +130,10 @@ def calibrate(
 
     def tuned(rule: ResolvedSampler, free: Sequence[str] = ()) -> tuple[ResolvedSampler, int]:
         search = Search(model, rule, ranges(rule, free), dev, plan.seeds, plan.batch, least, plan.seed)
-        return _run(search, plan.n_generations, journal, note, lambda n: advance(n, rule.name))
+        _run(search, plan.n_generations, journal, note, lambda n: advance(n, rule.name))
+        assert search.best is not None
+        outcome.trials[rule.name] = search.trials
+        return search.with_params(search.best.params), len(search.trials)
 
     for label in plan.tuned_beside(sampler):
         found, n = tuned(samplers.resolve(label))
@@ -155,9 +159,8 @@ def _measured(
 
 def _run(
     search: Search, n_generations: int, journal: Journal | None, note: Note, advance: Callable[[int], None]
-) -> tuple[ResolvedSampler, int]:
-    """(the rule with its best numbers, of how many candidates), after so many generations, those of the journal among
-    them."""
+) -> None:
+    """Goes on until there are so many generations, those of the journal among them."""
     sampler = search.sampler
     if journal is not None:
         search.trials += journal.trials.get(sampler.name, [])
@@ -172,8 +175,6 @@ def _run(
             f"{sampler.name}: generation {number + 1} of {n_generations}, best score {best.score:.3f}, right "
             f"{best.right:.3f}, coverage {best.coverage:.3f}"
         )
-    assert search.best is not None
-    return search.with_params(search.best.params), len(search.trials)
 
 
 def digest_of(asked: Sequence[Asked]) -> str:
@@ -207,10 +208,15 @@ def report(outcome: Outcome) -> Iterator[str]:
         ]
         yield (
             f"{arm.label:{width}}  {arm.n_candidates or '-':>5}  "
-            + "  ".join(f"{_shown(value):>6}" for value in figures)
+            + "  ".join(f"{shown(value):>6}" for value in figures)
             + f"  {arm.held_out.cut_off:7.3f}"
         )
     yield ""
+    yield from findings(outcome)
+
+
+def findings(outcome: Outcome) -> Iterator[str]:
+    """The differences that matter, with their intervals, and what follows from them."""
     for label in (GREEDY, TEMPERATURE):
         if label not in [arm.label for arm in outcome.arms]:
             continue
@@ -279,7 +285,8 @@ def _difference(found: Contrast) -> str:
     return told
 
 
-def _shown(value: float) -> str:
+def shown(value: float) -> str:
+    """A share, or a dash."""
     return "-" if math.isnan(value) else f"{value:.3f}"
 
 

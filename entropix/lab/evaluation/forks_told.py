@@ -12,11 +12,11 @@ from entropix.checkpoint.loading import Model
 from entropix.lab import plots
 from entropix.lab.evaluation.forks import FORKS, RANDOM, STRATIFIED
 from entropix.lab.evaluation.protocol import Protocol
-from entropix.lab.evaluation.telling import Table, Told, as_json, numbers, percents
 from entropix.lab.experiments.results import Line
 from entropix.lab.plots import Plot, Section
 from entropix.lab.statistics import Interval, TotalVariation, auroc, bootstrap, cluster_mean, total_variation
 from entropix.lab.statistics.bootstrap import numbered, of_items
+from entropix.lab.telling import Table, Told, as_json, numbers, percents
 from entropix.metrics import Metrics
 from entropix.report import looks
 from entropix.samplers.entropix import STRATEGIES, THRESHOLDS, choose

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from entropix.lab import plots
 from entropix.lab.evaluation.policy_figures import OPEN, Declared, Figures
 from entropix.lab.evaluation.protocol import Protocol
-from entropix.lab.evaluation.telling import Table, Told, as_json, numbers, percent, percents
 from entropix.lab.plots import Plot, Section
 from entropix.lab.statistics import Contrast, Interval
+from entropix.lab.telling import Table, Told, as_json, numbers, percent, percents
 from entropix.report import looks
 
 _ALARM = 0.05  # of p-values

@@ -11,10 +11,10 @@ from entropix.lab.evaluation import documents
 from entropix.lab.evaluation.documents import DRAWN, GREEDY, SIGNAL, TEXTS
 from entropix.lab.evaluation.protocol import Protocol
 from entropix.lab.evaluation.signal_figures import RANKS, Signal, of_answers, of_positions
-from entropix.lab.evaluation.telling import Table, Told, as_json, numbers, percent, percents
 from entropix.lab.experiments.results import Line
 from entropix.lab.plots import Plot, Section
 from entropix.lab.statistics import Interval
+from entropix.lab.telling import Table, Told, as_json, numbers, percent, percents
 from entropix.samplers.entropix import SamplerConfig
 
 Row = dict[str, Any]

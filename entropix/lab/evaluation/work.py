@@ -9,20 +9,19 @@ from typing import Any, NamedTuple
 from entropix import distributed, files, tables, trace
 from entropix.checkpoint.loading import Model
 from entropix.console import terminal
+from entropix.lab import page, telling
 from entropix.lab.evaluation import (
     forks,
     forks_told,
-    page,
     policy,
     policy_figures,
     policy_told,
     signal,
-    telling,
 )
 from entropix.lab.evaluation.protocol import Protocol
-from entropix.lab.evaluation.telling import Told
 from entropix.lab.experiments import engine
 from entropix.lab.experiments.results import ELSEWHERE, MANIFEST, difference
+from entropix.lab.telling import Told
 
 RESULTS, SUMMARY, PAGE = "results.jsonl", "summary.json", "report.html"
 Row = dict[str, Any]
@@ -111,5 +110,10 @@ def _write(run: Run, rows: Sequence[Row], told: Sequence[Told], title: str) -> s
     path = run.folder / PAGE
     if importlib.util.find_spec("plotly") is None:
         return f"no {path}: it needs plotly (pip install plotly), then the same command again"
-    page.write(path, title, run.protocol, run.model, told)
+    asked, model = run.protocol, run.model
+    about = (
+        f"{model.name}, {model.dtype.name}. Protocol {asked.digest[:12]}: {len(asked.tasks)} tasks, "
+        f"{len(asked.arms)} arms, {len(asked.seeds)} seeds."
+    )
+    page.write(path, title, about, told)
     return f"{path}: the same with figures; {RESULTS} beside it has every answer"

@@ -1,23 +1,22 @@
-"""The page of an evaluation."""
+"""A page of figures and tables, such as that of an evaluation."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
 from entropix import files
-from entropix.checkpoint.loading import Model
-from entropix.lab.evaluation.protocol import Protocol
-from entropix.lab.evaluation.telling import Table, Told
+from entropix.lab.telling import Table, Told
 from entropix.report import looks, shell
 
 
-def write(path: Path, title: str, protocol: Protocol, model: Model, parts: Sequence[Told]) -> None:
-    """Writes one self-contained HTML document. Replaces a file of that name only when complete."""
+def write(path: Path, title: str, about: str, parts: Sequence[Told]) -> None:
+    """Writes one self-contained HTML document. Replaces a file of that name only when complete.
+
+    about: a sentence on what was run.
+    """
     drawn = {plot.name: plot.figure for part in parts for section in part.sections for plot in section.plots}
     body = shell.fragment(
-        "evaluation.html.jinja",
-        model={"name": model.name, "dtype": model.dtype.name},
-        digest=protocol.digest,
-        summary=f"{len(protocol.tasks)} tasks, {len(protocol.arms)} arms, {len(protocol.seeds)} seeds",
+        "told.html.jinja",
+        about=about,
         parts=[part._replace(tables=[_signed(table) for table in part.tables]) for part in parts],
     )
     styles = [shell.asset("comparison.css")]

@@ -1,0 +1,153 @@
+"""The page of a calibration for answers: right answers against coverage, every candidate a point."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from entropix.lab import plots
+from entropix.lab.calibration.answers import Outcome, findings, shown
+from entropix.lab.calibration.search import Trial
+from entropix.lab.statistics import mean_interval
+from entropix.lab.telling import Table, Told, numbers
+from entropix.report import looks
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+_AXES = {
+    "xaxis": {"title": "right answers (share)"},
+    "yaxis": {"title": "coverage (share of what seeds can find)"},
+}
+
+
+def about(outcome: Outcome) -> str:
+    """What was run, in a sentence."""
+    plan, model = outcome.plan, outcome.model
+    return (
+        f"{model.name}, {model.dtype.name}. {outcome.chosen.label}: {', '.join(task.name for task in plan.tasks)}, "
+        f"{len(plan.seeds)} seeds, {plan.budget} answers for each rule that was tuned."
+    )
+
+
+def told(outcome: Outcome) -> Told:
+    """Figures of both splits, and the table of the arms. Without sets among the tasks there is no coverage, and points
+    lie on a line."""
+    rules = list(outcome.trials)
+    arms = [arm.label for arm in outcome.arms]
+    sections = [
+        plots.Section(
+            "Every candidate, on the development items",
+            "Filled points answered all items, hollow ones left the race before, so theirs are of fewer. A line joins "
+            "those of a rule that no other of it beats in both. The vertical line is the least share of right answers "
+            "that costs nothing. Point at one for its numbers.",
+            looks.marks(rules),
+            [
+                plots.Plot(
+                    "front", "", "right answers against coverage of every candidate", 26, _front(outcome)
+                )
+            ],
+        ),
+        plots.Section(
+            "What was chosen, on the held-out items",
+            "With intervals of 95 % over items. What is lost from one split to the other is the luck of the search.",
+            looks.marks(arms),
+            [
+                plots.Plot(
+                    "held-out", "", "right answers against coverage of each arm", 22, _held_out(outcome)
+                )
+            ],
+        ),
+    ]
+    return Told("calibration for answers", ". ".join(findings(outcome)), [_table(outcome)], sections, {})
+
+
+def _table(outcome: Outcome) -> Table:
+    heads = ["", "tried", "right, dev", "right, held-out", "coverage, dev", "coverage, held-out", "cut off"]
+    rows = [
+        [
+            arm.label,
+            str(arm.n_candidates or "-"),
+            shown(arm.dev.share_right),
+            numbers(mean_interval(arm.held_out.right)),
+            shown(arm.dev.mean_coverage),
+            numbers(mean_interval(arm.held_out.coverage)),
+            shown(arm.held_out.cut_off),
+        ]
+        for arm in outcome.arms
+    ]
+    return Table("All arms on both splits", "Shares; 95 % intervals over items.", heads, rows)
+
+
+def _front(outcome: Outcome) -> "go.Figure":
+    figure: Any = plots.new_figure()
+    n_items = max(trial.n_items for trials in outcome.trials.values() for trial in trials)
+    for number, (name, trials) in enumerate(outcome.trials.items()):
+        look = looks.look(number)
+        whole = [trial for trial in trials if trial.n_items == n_items]
+        for some, filled in ((whole, True), ([t for t in trials if t.n_items < n_items], False)):
+            figure.add_scatter(
+                x=[trial.right for trial in some],
+                y=[_height(trial) for trial in some],
+                mode="markers",
+                marker={
+                    "color": look.color,
+                    "size": 9 if filled else 6,
+                    "symbol": look.mark if filled else f"{look.mark}-open",
+                    "opacity": 1.0 if filled else 0.6,
+                },
+                text=[_numbers(name, trial) for trial in some],
+                hovertemplate="%{text}<extra></extra>",
+            )
+        front = unbeaten(whole)
+        figure.add_scatter(
+            x=[trial.right for trial in front],
+            y=[_height(trial) for trial in front],
+            mode="lines",
+            line={"color": look.color, "width": 1, "dash": look.dash},
+            hoverinfo="skip",
+        )
+    least = outcome.arms[0].dev.share_right - outcome.plan.loss
+    figure.add_vline(x=least, line={"color": "var(--muted)", "width": 1, "dash": "dot"})
+    figure.update_layout(**_AXES)
+    return figure
+
+
+def _held_out(outcome: Outcome) -> "go.Figure":
+    figure: Any = plots.new_figure()
+    for number, arm in enumerate(outcome.arms):
+        look = looks.look(number)
+        right, coverage = mean_interval(arm.held_out.right), mean_interval(arm.held_out.coverage)
+        height = 0.0 if coverage is None else coverage.mean
+        figure.add_scatter(
+            x=[right and right.mean],
+            y=[height],
+            error_x=plots.bars([right], look.color),
+            error_y=plots.bars([coverage], look.color),
+            mode="markers",
+            marker={"color": look.color, "size": 10, "symbol": look.mark},
+            hovertemplate=f"{plots.plain(arm.label)}<br>right {numbers(right)}<br>coverage {numbers(coverage)}"
+            "<extra></extra>",
+        )
+    figure.update_layout(**_AXES)
+    return figure
+
+
+def unbeaten(trials: Sequence[Trial]) -> list[Trial]:
+    """Those than which no other is at least as good in both and better in one, by right answers, ascending."""
+    found: list[Trial] = []
+    for trial in sorted(trials, key=lambda t: (-t.right, -_height(t))):
+        if not found or _height(trial) > _height(found[-1]):
+            found.append(trial)
+    return found[::-1]
+
+
+def _height(trial: Trial) -> float:
+    """Its coverage, 0 where there is none."""
+    return 0.0 if trial.coverage != trial.coverage else trial.coverage
+
+
+def _numbers(name: str, trial: Trial) -> str:
+    lines = [
+        plots.plain(name),
+        f"{trial.n_items} items: right {trial.right:.3f}, coverage {_height(trial):.3f}",
+    ]
+    return "<br>".join(lines + [f"{key} = {value:.4g}" for key, value in trial.params.items()])
