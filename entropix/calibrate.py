@@ -40,7 +40,7 @@ _DESCRIPTION = (
     "Choose a rule's numbers for a model: by what its answers are worth (--by answers), or the thresholds of an "
     "entropix rule by how often each strategy shall be used."
 )
-_QUICK = {"items": 24, "budget": 1_500}  # what --quick makes of two flags
+_QUICK = {"items": 12, "budget": 300}  # what --quick makes of two flags
 TEXT, PROMPTS = "calibration.txt", "calibration-prompts.txt"  # in configs/: what is observed by default
 
 
@@ -53,7 +53,7 @@ class AnswerFlags:
     )
     items: Annotated[int, flag("items of each task, in each split", "N", None)] = 60
     seeds: Annotated[int, flag("answers to each item", "N", None)] = 3
-    budget: Annotated[int, flag("answers for each rule that is tuned", "N", None)] = 12_000
+    budget: Annotated[int, flag("answers for each rule that is tuned", "N", None)] = 3_000
     loss: Annotated[
         float,
         flag("right answers that coverage may cost, as a share, against greedy ones [0 to 1]", "SHARE", None),
@@ -63,7 +63,7 @@ class AnswerFlags:
     )
     free: Annotated[Text, flag("the numbers to choose (default: all but those of the guard)", "NAMES")] = None
     batch: Annotated[int, flag("most answers to compute together", "N", None)] = 32
-    quick: Annotated[bool, flag("a tenth of it, to see how it goes")] = False
+    quick: Annotated[bool, flag("a ninth of it, to see how it goes")] = False
     ablate: Annotated[
         bool,
         flag("search nothing: say on held-out items what each part of the rule brings (--plot draws it)"),
