@@ -128,11 +128,18 @@ def test_every_answer_is_a_row_with_its_score_its_cost_and_the_protocols_digest(
             assert row["computed_tokens"] == row["forward_passes"] > row["new_tokens"]
             there = [answer for answer in row["votes"] if answer is not None]
             assert there.count(row["answer"]) == max(map(there.count, there))
+            assert len(row["scores_by_votes"]) == 3 and row["scores_by_votes"][-1] == row["score"]
+            passes = row["passes_by_votes"]
+            assert 0 < passes[0] < passes[1] < passes[2] == row["forward_passes"]
         else:
             assert row["computed_tokens"] == row["new_tokens"] == len(row["token_ids"])
     summary = json.loads((done / "summary.json").read_text())
     assert summary["protocol"] == digest
     greedy = summary["policy"]["arms"][0]
+    [*_, vote] = summary["policy"]["arms"]
+    assert [each["n"] for each in vote["votes"]] == [1, 2, 3] and not greedy["votes"]
+    assert vote["votes"][-1]["right"]["mean"] == vote["right"]["mean"]
+    assert vote["votes"][-1]["passes"] == vote["passes"]
     assert greedy["right"]["mean"] == np.mean([row["score"] for row in rows if row["arm"] == "greedy"])
 
 

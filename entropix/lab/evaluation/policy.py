@@ -130,10 +130,10 @@ def _rows(arm: Arm, asked: Asked, protocol: Protocol, lines: Sequence[Line]) -> 
 def _row(arm: Arm, asked: Asked, item: Item, seed: int, voters: Sequence[Line]) -> Row:
     """The answer that most of the voters have, of equally many the first; costs are those of all of them."""
     answers = [asked.task.extract(item, voter["text"]) for voter in voters]
-    counts = Counter(answer for answer in answers if answer is not None)
-    place = answers.index(max(counts, key=counts.__getitem__)) if counts else 0
+    passes: list[Any] = [voter.get("forward_passes", voter["new_tokens"]) for voter in voters]
+    place = _winner(answers)
     line = voters[place]
-    return {
+    row: Row = {
         "task": asked.label,
         "item": item.id,
         "kind": item.kind,
@@ -144,10 +144,28 @@ def _row(arm: Arm, asked: Asked, item: Item, seed: int, voters: Sequence[Line]) 
         "text": line["text"],
         "finish": line["finish"],
         "new_tokens": line["new_tokens"],
-        "forward_passes": sum(voter.get("forward_passes", voter["new_tokens"]) for voter in voters),
+        "forward_passes": sum(passes),
         "computed_tokens": sum(voter.get("computed_tokens", voter["new_tokens"]) for voter in voters),
         "mean_logprob": line["mean_logprob"],
         "strategies": line["strategies"],
         "token_ids": line["token_ids"],
-        **({} if len(voters) == 1 else {"votes": answers}),
     }
+    if len(voters) == 1:
+        return row
+    firsts = [voters[_winner(answers[:n])]["text"] for n in range(1, len(voters) + 1)]
+    return (
+        row
+        | {
+            "votes": answers,
+            "scores_by_votes": [
+                asked.task.score(item, text) for text in firsts
+            ],  # of the first vote, the first two, ...
+            "passes_by_votes": [sum(passes[:n]) for n in range(1, len(voters) + 1)],
+        }
+    )
+
+
+def _winner(answers: Sequence[str | None]) -> int:
+    """The place of the most frequent answer, of equally frequent ones the first; 0 where there is none."""
+    counts = Counter(answer for answer in answers if answer is not None)
+    return answers.index(max(counts, key=counts.__getitem__)) if counts else 0

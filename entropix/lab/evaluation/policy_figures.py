@@ -36,6 +36,14 @@ class Declared(NamedTuple):
     p_corrected: float | None  # Holm, over all that the protocol declares
 
 
+class Votes(NamedTuple):
+    """What so many votes bring and cost."""
+
+    n: int
+    passes: float  # forward passes of an answer
+    right: Interval
+
+
 class ArmFigures(NamedTuple):
     """One arm. None where its answers have no such number."""
 
@@ -48,6 +56,9 @@ class ArmFigures(NamedTuple):
     passes: float  # forward passes of an answer
     computed: float  # tokens computed for an answer
     strategies: dict[str, float]  # shares of the tokens
+    votes: list[
+        Votes
+    ]  # of an arm that puts answers to the vote: of the first one alone, of the first two, ...
 
 
 class Figures(NamedTuple):
@@ -131,7 +142,23 @@ def _of_arm(protocol: Protocol, arm: Arm, rows: Sequence[Row], scores: Scores) -
         passes=_mean([row["forward_passes"] for row in rows]) if rows else 0.0,
         computed=_mean([row["computed_tokens"] for row in rows]) if rows else 0.0,
         strategies={name: n / sum(counts.values()) for name, n in counts.items()},
+        votes=_votes([row for row in rows if "scores_by_votes" in row]),
     )
+
+
+def _votes(rows: Sequence[Row]) -> list[Votes]:
+    """Shares of right answers by the number of votes, over the items of all tasks together."""
+    found = []
+    for i in range(max((len(row["scores_by_votes"]) for row in rows), default=0)):
+        scores: Scores = defaultdict(list)
+        for row in rows:
+            if len(row["scores_by_votes"]) > i and row["scores_by_votes"][i] is not None:
+                scores[row["task"], row["item"]].append(float(row["scores_by_votes"][i]))
+        right = _share(dict(scores))
+        if right is not None:
+            passes = [row["passes_by_votes"][i] for row in rows if len(row["passes_by_votes"]) > i]
+            found.append(Votes(i + 1, _mean(passes), right))
+    return found
 
 
 def _share(scores: Scores) -> Interval | None:

@@ -17,6 +17,8 @@ def told(protocol: Protocol, found: Figures) -> Told:
     """Everything that there is to say."""
     closed = [asked.label for asked in protocol.tasks if asked.task.is_closed]
     tables = [_shares(found, closed)] if closed else []
+    if any(arm.votes for arm in found.arms):
+        tables.append(_votes(found))
     if any(arm.coverage is not None for arm in found.arms):
         tables.append(_coverage(found))
     if any(arm.open for arm in found.arms):
@@ -79,6 +81,16 @@ def _shares(found: Figures, closed: Sequence[str]) -> Table:
         "passes of an answer, its prompt not counted; computed: tokens, those of discarded paths and votes too."
     )
     return Table("Right answers (%)", note, heads, rows)
+
+
+def _votes(found: Figures) -> Table:
+    rows = [
+        [f"{arm.name}, {votes.n}", percents(votes.right), f"{votes.passes:.1f}"]
+        for arm in found.arms
+        for votes in arm.votes
+    ]
+    note = "The most frequent of the first so many answers, and what these cost. Exploratory."
+    return Table("Right answers by votes (%)", note, ["arm, votes", "all", "passes"], rows)
 
 
 def _coverage(found: Figures) -> Table:
@@ -194,12 +206,28 @@ def _cost(found: Figures) -> Section:
             marker={"size": 11, "color": seen.color, "symbol": seen.mark},
             hovertemplate=f"{plots.plain(arm.name)}<br>{percents(arm.right)} %, %{{x:.1f}} passes<extra></extra>",
         )
+        if arm.votes:
+            figure.add_scatter(
+                x=[votes.passes for votes in arm.votes],
+                y=[100 * votes.right.mean for votes in arm.votes],
+                mode="lines+markers",
+                line={"color": seen.color, "width": 1, "dash": "dot"},
+                marker={"size": 5, "color": seen.color},
+                text=[
+                    f"{plots.plain(arm.name)}, {votes.n} votes<br>{percents(votes.right)} %"
+                    for votes in arm.votes
+                ],
+                hovertemplate="%{text}, %{x:.1f} passes<extra></extra>",
+            )
     figure.update_layout(
         xaxis={"title": "forward passes of an answer", "type": "log"},
         yaxis={"title": "right answers (%)", "zeroline": False},
     )
     said = "; ".join(f"{arm.name}: {percents(arm.right)} %, {arm.passes:.1f} passes" for arm in found.arms)
-    note = "Bars: 95 % intervals over items. Arms share their items, so bars that overlap may well differ."
+    note = (
+        "Bars: 95 % intervals over items. Arms share their items, so bars that overlap may well differ. A dotted line "
+        "is an arm of votes with fewer of them, down to one."
+    )
     key = looks.marks([arm.name for arm in found.arms])
     return Section("What right answers cost", note, key, [Plot("cost", "", said, 26, figure)])
 
