@@ -7,11 +7,13 @@ import hashlib
 import importlib.metadata
 import os
 import platform
+import re
 import subprocess
 import sys
 import tempfile
 import warnings
 from pathlib import Path
+from typing import Any
 
 import jax
 import jaxlib
@@ -52,7 +54,23 @@ def use_compilation_cache() -> Path | None:
         jax.config.update("jax_compilation_cache_dir", None)
         return None
     jax.config.update("jax_compilation_cache_dir", folder)
+    warnings.showwarning = _show_warning
     return Path(folder)
+
+
+_usual_show_warning, _told = warnings.showwarning, set[str]()
+_CACHE_FAULT = re.compile(r"Error (reading|writing) persistent compilation cache entry for '.*?': (.*)", re.S)
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *args: Any, **options: Any) -> None:
+    """As Python shows it; what JAX says of a program that it could not keep, as on a full disk, is one line, once."""
+    found = _CACHE_FAULT.match(str(message))
+    if found is None:
+        _usual_show_warning(message, category, *args, **options)
+    elif found[1] not in _told:
+        _told.add(found[1])
+        what = "kept" if found[1] == "writing" else "read"
+        distributed.complain(f"some compiled programs cannot be {what}, and are compiled again: {found[2]}")
 
 
 def _chosen_folder() -> str | None:

@@ -118,3 +118,20 @@ def test_a_folder_that_cannot_keep_programs_is_told_in_a_line(
         assert "in $JAX_COMPILATION_CACHE_DIR\n" in capsys.readouterr().err
     finally:
         jax.config.update("jax_compilation_cache_dir", before)
+
+
+def test_a_disk_that_is_full_is_told_once_and_other_warnings_as_ever(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shown: list[str] = []
+    monkeypatch.setattr(backend, "_told", set())
+    monkeypatch.setattr(backend, "_usual_show_warning", lambda message, *_: shown.append(str(message)))
+    for name in ("jit_step", "jit_prefill"):
+        fault = f"Error writing persistent compilation cache entry for '{name}': OSError: [Errno 28] No space left"
+        backend._show_warning(UserWarning(fault), UserWarning, "compiler.py", 833)
+    expected = (
+        "some compiled programs cannot be kept, and are compiled again: OSError: [Errno 28] No space left\n"
+    )
+    assert capsys.readouterr().err == expected
+    backend._show_warning(UserWarning("something else"), UserWarning, "file.py", 1)
+    assert shown == ["something else"]
