@@ -82,7 +82,7 @@ def searched(seed: int = 1) -> Search:
 def test_ranges_come_from_the_rule_and_from_what_its_numbers_are() -> None:
     found = {one.name: one for one in ranges(samplers.resolve("entropix"))}
     assert found["temp"] == Range("temp", 0.1, 2.0, is_log=True)
-    assert found["low_ent_thresh"] == Range("low_ent_thresh", 0.0, 12.0)
+    assert found["low_ent_thresh"] == Range("low_ent_thresh", 0.05, 12.0, is_log=True)
     assert found["high_vent_thresh"].high == 20.0 and found["top_p"] == Range("top_p", 0.0, 1.0)
     assert found["top_k"] == Range("top_k", 1.0, 128, is_int=True, is_log=True)
     assert not {"repetition_penalty", "n_adaptive_samples", "clarifier"} & found.keys()

@@ -11,6 +11,9 @@ _GUARD = frozenset(field.name for field in dataclasses.fields(RuleConfig))
 # By unit: up to where, at most, numbers of the rules mean anything.
 _MOST = {"bits": 12.0, "bits²": 20.0, "probability": 1.0, "ratio": 1.0, "tokens": 200.0}
 _TEMPERATURES = (0.1, 2.0)
+# The least bits and bits² of a threshold. Most tokens have little of either: evenly over all bits, half of the
+# candidates would flow nearly everywhere, and answer as greedily as each other.
+_LEAST = {"bits": 0.05, "bits²": 0.05}
 _FACTOR = 2.0  # other numbers go from 0 to so many times their default, at least to 1
 
 
@@ -55,4 +58,5 @@ def _range(name: str, told: Any, kind: type, sampler: ResolvedSampler) -> Range:
         most = getattr(sampler.numbers, "max_top_k", most)
     high = min(high, most)
     is_int = kind is int
-    return Range(name, max(low, 1.0) if is_int else low, high, is_int, is_log=is_int)
+    low = max(low, 1.0) if is_int else max(low, _LEAST.get(told["unit"], low))
+    return Range(name, low, high, is_int, is_log=is_int or told["unit"] in _LEAST)
