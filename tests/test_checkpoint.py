@@ -100,7 +100,7 @@ def test_mistral_without_sliding_window_is_a_llama(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model_type": "qwen2"}, "model_type must be 'llama'.*got 'qwen2'"),
+        ({"model_type": "mamba"}, "model_type must be 'llama'.*'qwen2'.*got 'mamba'"),
         ({"model_type": None}, "model_type must be 'llama'.*got None"),
         ({"model_type": "mistral"}, "sliding_window is 4096"),  # transformers' default when the key is absent
         ({"sliding_window": 128}, "sliding_window is 128: sliding-window attention is not supported"),

@@ -1,4 +1,4 @@
-"""The one folder layout every model is read from: a plain Hugging Face Llama folder.
+"""The one folder layout every model is read from: a plain Hugging Face folder.
 
     config.json                                            the architecture
     *.safetensors (+ model.safetensors.index.json)         the tensors
@@ -8,8 +8,8 @@
     chat_template.jinja, or in other files (`chat`)        the chat template
 
 A downloaded Hugging Face repository is such a folder already; `entropix.checkpoint.convert` makes one of other
-formats. What this package would not compute exactly (biases, sliding windows, other rotary scalings) is
-refused by name.
+formats. `families` says which architectures there are, and what each adds to Llama. What this package would not compute
+exactly (sliding windows, other biases, other rotary scalings) is refused by name.
 """
 
 import itertools
@@ -17,7 +17,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from entropix.checkpoint import special_tokens, values
+from entropix.checkpoint import families, special_tokens, values
 from entropix.checkpoint.special_tokens import added_token_ids
 from entropix.checkpoint.values import MOST_TOKENS, positive, whole
 from entropix.config import ModelConfig, RopeScaling
@@ -37,48 +37,22 @@ END_TOKENS = ("<|end_of_text|>", "<|eot_id|>", "<|eom_id|>", "<|im_end|>")
 
 # ----- config.json ------------------------------------------------------------------------------------------
 
-# More than any Llama has; what a file claims beyond this is not worth an attempt at making room for it.
+# More than any model has; what a file claims beyond this is not worth an attempt at making room for it.
 _MOST_LAYERS, _MOST_WIDTH, _MOST_POSITIONS = 10_000, 1 << 22, 1 << 30
-
-# Key -> accepted values (None: absent) and what any other value would mean.
-_NEUTRAL: dict[str, tuple[tuple[Any, ...], str]] = {
-    "hidden_act": (("silu", None), "only SwiGLU feed-forward layers are supported"),
-    "attention_bias": ((False, None), "biases in attention are not supported"),
-    "mlp_bias": ((False, None), "biases in feed-forward layers are not supported"),
-    "sliding_window": ((None,), "sliding-window attention is not supported"),
-    "quantization_config": ((None,), "quantised tensors are not supported; use the unquantised checkpoint"),
-    "partial_rotary_factor": ((1, None), "partial rotary embeddings are not supported"),
-    "num_experts": ((0, None), "mixtures of experts are not supported"),
-    "num_local_experts": ((0, None), "mixtures of experts are not supported"),
-    "n_routed_experts": ((0, None), "mixtures of experts are not supported"),
-    "qk_norm": ((False, None), "norms on queries and keys are not supported"),
-    "use_qk_norm": ((False, None), "norms on queries and keys are not supported"),
-}
 
 
 def read_config(folder: Path) -> ModelConfig:
     """The architecture in the folder's config.json.
 
     Reads the classic keys (`rope_theta`, `rope_scaling`) and those of transformers 5 (`rope_parameters`).
-    Raises a ValueError that names the key, its value and the reason when the model is not exactly a Llama.
+    Raises a ValueError that names the key, its value and the reason when the model is not exactly one of `families`.
     """
     path = folder / "config.json"
     raw = read_json(path)
-    if raw.get("model_type") not in ("llama", "mistral"):
-        raise ValueError(
-            f"{path}: model_type must be 'llama', or 'mistral' without sliding window; got "
-            f"{values.shown(raw.get('model_type'))}, an architecture this package does not compute"
-        )
-    if raw["model_type"] == "mistral":  # where transformers' defaults differ from those of Llama
-        raw = {"sliding_window": 4096, "num_key_value_heads": 8, **raw}
-    for key, (accepted, reason) in _NEUTRAL.items():
-        if raw.get(key) not in accepted:
-            raise ValueError(f"{path}: {key} is {values.shown(raw[key])}: {reason}")
-    for kind in values.items(raw, "layer_types", path):
-        if kind != "full_attention":
-            raise ValueError(
-                f"{path}: layer_types has {values.named(kind)}: only full_attention is supported"
-            )
+    family = families.family(raw, path)
+    raw = {**family.defaults, **raw}
+    n_layers = whole(raw, "num_hidden_layers", path, _MOST_LAYERS)
+    families.refuse(raw, family, n_layers, path)
 
     width = whole(raw, "hidden_size", path, _MOST_WIDTH)
     n_heads = whole(raw, "num_attention_heads", path, _MOST_WIDTH)
@@ -86,9 +60,9 @@ def read_config(folder: Path) -> ModelConfig:
         raise ValueError(
             f"{path}: there is no head_dim, and hidden_size / num_attention_heads is {width}/{n_heads}"
         )
-    theta, scaling = _rope(raw, path)
+    theta, scaling = _rope(raw, path, family.rope_theta)
     fields: dict[str, Any] = {
-        "n_layers": whole(raw, "num_hidden_layers", path, _MOST_LAYERS),
+        "n_layers": n_layers,
         "dim": width,
         "n_heads": n_heads,
         "n_kv_heads": whole(raw, "num_key_value_heads", path, _MOST_WIDTH, default=n_heads),
@@ -100,6 +74,7 @@ def read_config(folder: Path) -> ModelConfig:
         "norm_eps": positive(raw, "rms_norm_eps", path),
         "tied_embeddings": values.flag(raw, "tie_word_embeddings", path),
         "rope_scaling": scaling,
+        **families.switches(raw, family, n_layers, path),
     }
     try:
         return ModelConfig(**fields)
@@ -110,7 +85,12 @@ def read_config(folder: Path) -> ModelConfig:
 def write_config(
     path: Path, cfg: ModelConfig, dtype: str, bos_id: int | None, stop_ids: tuple[int, ...]
 ) -> None:
-    """Writes a config.json that `read_config` and transformers (4.43 and later) read as `cfg`."""
+    """Writes a config.json that `read_config` and transformers (4.43 and later) read as `cfg`, which is a Llama.
+
+    Raises a ValueError that names what no Llama has.
+    """
+    if cfg.switches:
+        raise ValueError(f"{path}: written are Llamas alone, which have no {', '.join(cfg.switches)}")
     scaling = cfg.rope_scaling
     values = {
         "architectures": ["LlamaForCausalLM"],
@@ -144,8 +124,8 @@ def write_config(
     write_json(path, values)
 
 
-def _rope(raw: Mapping[str, Any], path: Path) -> tuple[float, RopeScaling | None]:
-    """(theta, scaling) from `rope_parameters`, `rope_scaling` and `rope_theta`.
+def _rope(raw: Mapping[str, Any], path: Path, theta: float) -> tuple[float, RopeScaling | None]:
+    """(theta, scaling) from `rope_parameters`, `rope_scaling` and `rope_theta`; this theta where no place has one.
 
     Raises a ValueError that names both where two of them say different things.
     """
@@ -164,8 +144,7 @@ def _rope(raw: Mapping[str, Any], path: Path) -> tuple[float, RopeScaling | None
     if len({*thetas.values()}) > 1:
         both = " and ".join(f"{name} {theta}" for name, theta in thetas.items())
         raise ValueError(f"{path}: it has {both}; make them agree")
-    # 10,000 is what transformers takes when no place has it.
-    return next(iter(thetas.values()), 10_000.0), next(iter(scalings), None)
+    return next(iter(thetas.values()), theta), next(iter(scalings), None)
 
 
 def _scaling(rope: Mapping[str, Any], key: str, path: Path) -> RopeScaling | None:

@@ -1,0 +1,251 @@
+"""Every family against transformers: small models that it made, and the numbers that it computes from them."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from importlib.machinery import PathFinder
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import folders
+import jax.numpy as jnp
+import meshes
+import numpy as np
+import pytest
+import toy
+import transformers_side
+from transformers_side import FAMILIES, MODELS, NUMBERS
+
+import entropix
+from entropix import sharding
+from entropix.checkpoint import hf_folder, load_weights, tensors
+from entropix.checkpoint.families import FAMILIES as ROWS
+from entropix.checkpoint.loading import Model
+
+PLACES = [str(Path(sys.prefix, "transformers")), *sys.path]  # where `make test` puts it, for this file alone
+MISSING = [name for name in ("torch", "transformers") if PathFinder.find_spec(name, PLACES) is None]
+LIMIT = 1e-4  # of a logit, relative to the largest; seen are some 1e-6
+TEXT = np.array(transformers_side.prompts()[:1], np.int32)
+
+needs_transformers = pytest.mark.skipif(
+    bool(MISSING), reason=f"{' and '.join(MISSING)} not installed; `make test` does"
+)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All models of `transformers_side`, in a folder each. It takes some seconds, most of them to import torch."""
+    folder = tmp_path_factory.mktemp("families")
+    clean = {name: value for name, value in os.environ.items() if name != "PYTHONWARNINGS"}
+    clean |= {"PYTHONPATH": os.pathsep.join(PLACES[:1] + os.environ.get("PYTHONPATH", "").split(os.pathsep))}
+    clean |= {"HF_HUB_OFFLINE": "1", "USE_JAX": "0", "USE_TF": "0"}
+    command = [sys.executable, transformers_side.__file__, str(folder)]
+    ran = subprocess.run(command, env=clean, capture_output=True, text=True, timeout=300)
+    assert ran.returncode == 0, ran.stderr
+    return folder
+
+
+class Reference(NamedTuple):
+    """What transformers computes."""
+
+    logits_TV: np.ndarray
+    weights_LNTT: np.ndarray
+    drawn: np.ndarray  # greedy tokens after each prompt
+
+
+def reference(made: Path, name: str) -> Reference:
+    found = np.load(made / name / "reference.npz")
+    return Reference(*(found[field] for field in Reference._fields))
+
+
+def load(folder: Path, mesh: str = "") -> Model:
+    """The model of a folder, which has no tokenizer."""
+    cfg = hf_folder.read_config(folder)
+    devices = meshes.mesh_of(mesh) if mesh else None
+    with sharding.on(devices):
+        weights = load_weights.load(folder, cfg, jnp.float32, devices)
+    return Model(folder, sharding.widened(cfg, devices), weights, toy.ByteTokenizer(), None, (), devices)
+
+
+def entropies(weights_LNTT: np.ndarray) -> np.ndarray:
+    """[L, N, T] in bits, of attention weights."""
+    p = weights_LNTT.astype(np.float64)
+    return -np.sum(p * np.log2(np.where(p > 0, p, 1)), axis=-1)
+
+
+def assert_same_logits(logits_TV: Any, expected_TV: np.ndarray) -> None:
+    error = np.abs(np.asarray(logits_TV) - expected_TV).max() / np.abs(expected_TV).max()
+    print(f"relative error of the logits: {error:.1e}")
+    assert error <= LIMIT
+
+
+# ----- the same numbers -------------------------------------------------------------------------------------
+
+
+@needs_transformers
+@pytest.mark.parametrize("name", MODELS)
+def test_logits_and_attention_are_those_of_transformers(made: Path, name: str) -> None:
+    model, expected = load(made / name), reference(made, name)
+    logits_BTV, _, attention, _ = toy.read(model.weights, TEXT, model.config)
+    assert_same_logits(logits_BTV[0], expected.logits_TV)
+    found_LNT = np.empty(expected.weights_LNTT.shape[:3])
+    for t in range(found_LNT.shape[2]):
+        scores_LNS = toy.visible_scores(attention, 0, t).astype(np.float64)
+        p_LNS = np.exp(scores_LNS - scores_LNS.max(axis=-1, keepdims=True))
+        found_LNT[:, :, t] = entropies(p_LNS / p_LNS.sum(axis=-1, keepdims=True))
+    np.testing.assert_allclose(found_LNT, entropies(expected.weights_LNTT), rtol=0, atol=2e-5)
+
+
+@needs_transformers
+@pytest.mark.parametrize("name", MODELS)
+def test_greedy_tokens_are_those_of_transformers(made: Path, name: str) -> None:
+    """A ragged batch: a prompt that is read at once, a shorter one, and one whose text is stepped through."""
+    found = greedy(load(made / name))
+    assert found == reference(made, name).drawn.tolist()
+
+
+@needs_transformers
+@pytest.mark.parametrize(
+    ("name", "mesh"),
+    [
+        ("qwen2", "data=2,model=3"),  # a key head on each device
+        ("qwen2-one", "model=4"),  # the one key head is there four times, and its bias
+        ("qwen3", "model=3"),
+        ("smollm3-one", "data=2,model=2"),
+        ("granite", "model=3"),
+        ("olmo2", "data=2,model=3"),  # a norm over what lies on three devices
+        ("olmo2-one", "model=4"),
+        ("olmo2-each", "model=2"),  # three heads, which two devices have whole
+    ],
+)
+def test_a_mesh_gives_the_same(made: Path, name: str, mesh: str) -> None:
+    model, expected = load(made / name, mesh), reference(made, name)
+    with sharding.on(model.mesh):
+        assert_same_logits(toy.read(model.weights, TEXT, model.config)[0][0], expected.logits_TV)
+    assert greedy(model) == expected.drawn.tolist()
+
+
+def greedy(model: Model) -> list[list[int]]:
+    results = entropix.generate(
+        model, transformers_side.prompts(), sampler="greedy", max_new_tokens=transformers_side.NEW
+    )
+    return meshes.tokens(results)
+
+
+# ----- config.json ------------------------------------------------------------------------------------------
+
+
+@needs_transformers
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_keys_that_are_left_out_mean_what_they_mean_to_transformers(made: Path, kind: str) -> None:
+    means = json.loads((made / f"bare-{kind}" / "means.json").read_text())
+    cfg = hf_folder.read_config(made / f"bare-{kind}")
+    own = (cfg.norm_eps, cfg.n_kv_heads, cfg.context_length, cfg.tied_embeddings)
+    assert (
+        dict(zip(NUMBERS, own, strict=True)) | {"rope_theta": cfg.rope_theta, "head_dim": cfg.head_dim}
+        == means
+    )
+
+
+def test_every_row_of_the_table_is_compared() -> None:
+    assert set(FAMILIES) == set(ROWS)
+
+
+def test_a_llama_has_no_switch_on() -> None:
+    assert toy.config().switches == {}
+    assert toy.config(qkv_bias=True, no_rope_layers=(1,)).switches == {
+        "qkv_bias": True,
+        "no_rope_layers": (1,),
+    }
+
+
+QWEN2 = {"model_type": "qwen2"}
+SMOLLM3 = {"model_type": "smollm3"}
+GRANITE = {"model_type": "granite"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "switches"),
+    [
+        (QWEN2, {"qkv_bias": True}),
+        ({**QWEN2, "attention_bias": True, "sliding_window": 128, "max_window_layers": 1}, {"qkv_bias": True}),
+        ({**QWEN2, "use_sliding_window": True, "max_window_layers": 2}, {"qkv_bias": True}),
+        ({**QWEN2, "use_sliding_window": True, "layer_types": ["full_attention"] * 2}, {"qkv_bias": True}),
+        ({"model_type": "qwen3"}, {"qk_norm": "head"}),
+        (SMOLLM3, {}),  # of two layers the fourth would be without
+        ({**SMOLLM3, "no_rope_layers": [0, 1, 0]}, {"no_rope_layers": (0,)}),
+        ({**SMOLLM3, "no_rope_layer_interval": 1}, {"no_rope_layers": (0, 1)}),
+        (GRANITE, {"attention_multiplier": 1.0}),
+        ({**GRANITE, "logits_scaling": 8}, {"attention_multiplier": 1.0, "logits_divisor": 8.0}),
+        ({"model_type": "olmo2"}, {"qk_norm": "width", "norm_after": True}),
+    ],
+)  # fmt: skip
+def test_a_family_turns_its_switches(
+    tmp_path: Path, changes: dict[str, Any], switches: dict[str, Any]
+) -> None:
+    folders.write_config(tmp_path, **changes)
+    assert hf_folder.read_config(tmp_path).switches == switches
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({**QWEN2, "use_sliding_window": True, "max_window_layers": 1}, "sliding_window is 4096: sliding-window"),
+        ({**QWEN2, "use_sliding_window": True, "max_window_layers": -1}, "max_window_layers must be .*0, got -1"),
+        ({**QWEN2, "use_sliding_window": "no"}, "use_sliding_window must be true or false, got 'no'"),
+        ({**QWEN2, "attention_bias": 1}, "attention_bias must be true or false, got 1"),
+        ({**QWEN2, "layer_types": ["sliding_attention"] * 2}, "layer_types has sliding_attention"),
+        ({"model_type": "qwen3", "attention_bias": True}, "attention_bias is True: biases in attention"),
+        ({**SMOLLM3, "use_sliding_window": True, "sliding_window": 8}, "sliding_window is 8: sliding-window"),
+        ({**SMOLLM3, "no_rope_layers": [1]}, r"no_rope_layers must be a 1 for each of the 2 layers .*, got \[1\]"),
+        ({**SMOLLM3, "no_rope_layers": [1, 2]}, r"no_rope_layers must be .*, got \[1, 2\]"),
+        ({**SMOLLM3, "no_rope_layer_interval": 0}, "no_rope_layer_interval must be a whole number of at least 1"),
+        ({**GRANITE, "residual_multiplier": 0}, "residual_multiplier must be a number above 0, got 0"),
+        ({**GRANITE, "mlp_bias": True}, "mlp_bias is True"),
+        ({"model_type": "olmo2", "clip_qkv": 8.0}, "clip_qkv is 8.0: clipped"),
+    ],
+)  # fmt: skip
+def test_what_a_family_may_not_have_is_refused_by_name(
+    tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    folders.write_config(tmp_path, **changes)
+    with pytest.raises(ValueError, match=f"^{tmp_path}/config.json: .*{message}"):
+        hf_folder.read_config(tmp_path)
+
+
+# ----- tensors ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "missing", "unexpected"),
+    [
+        ("qwen2", "self_attn.v_proj.bias [16]", "self_attn.o_proj.bias [32]"),
+        ("qwen3", "self_attn.q_norm.weight [128]", "self_attn.q_proj.bias [512]"),
+        ("olmo2", "self_attn.k_norm.weight [32]", "input_layernorm.weight [32]"),
+        ("olmo2", "post_feedforward_layernorm.weight [32]", "self_attn.q_norm.bias [32]"),
+    ],
+)
+def test_tensors_that_a_family_needs_or_does_not_know_are_named(
+    tmp_path: Path, kind: str, missing: str, unexpected: str
+) -> None:
+    heads = {"num_key_value_heads": None} if kind == "olmo2" else {}
+    folder = folders.write_checkpoint(tmp_path / "it", model_type=kind, **heads)
+    cfg = hf_folder.read_config(folder)
+    assert tensors.check(folder, cfg).keys() == tensors.tensor_shapes(cfg).keys()
+    stored = folders.read_tensors(folder)
+    del stored[f"model.layers.1.{missing.split()[0]}"]
+    width = int(unexpected.split("[")[1].rstrip("]"))
+    stored[f"model.layers.0.{unexpected.split()[0]}"] = np.zeros(width, np.float32)
+    folders.write_tensors(folder, stored)
+    with pytest.raises(ValueError, match=r"the tensors do not fit config\.json") as raised:
+        tensors.check(folder, cfg)
+    listed = [f"missing: model.layers.1.{missing}", f"unexpected: model.layers.0.{unexpected}"]
+    assert [line.strip() for line in str(raised.value).splitlines()[1:]] == listed
+
+
+def test_no_llama_is_written_of_another_family(tmp_path: Path) -> None:
+    cfg = dataclasses.replace(toy.config(), qk_norm="head")
+    with pytest.raises(ValueError, match="written are Llamas alone, which have no qk_norm"):
+        hf_folder.write_config(tmp_path / "config.json", cfg, "float32", None, ())
