@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import os
 import subprocess
 import sys
@@ -10,33 +11,36 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import folders
+import jax
 import jax.numpy as jnp
 import meshes
 import numpy as np
+import pth_files
 import pytest
 import toy
 import transformers_side
 from transformers_side import FAMILIES, MODELS, NUMBERS
 
 import entropix
-from entropix import sharding
+from entropix import presets, sharding
 from entropix.checkpoint import hf_folder, load_weights, tensors
+from entropix.checkpoint.convert import convert
 from entropix.checkpoint.families import FAMILIES as ROWS
 from entropix.checkpoint.loading import Model
+from entropix.model.weights import init
 
 PLACES = [str(Path(sys.prefix, "transformers")), *sys.path]  # where `make test` puts it, for this file alone
 MISSING = [name for name in ("torch", "transformers") if PathFinder.find_spec(name, PLACES) is None]
 LIMIT = 1e-4  # of a logit, relative to the largest; seen are some 1e-6
 TEXT = np.array(transformers_side.prompts()[:1], np.int32)
 
-needs_transformers = pytest.mark.skipif(
-    bool(MISSING), reason=f"{' and '.join(MISSING)} not installed; `make test` does"
-)
-
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """All models of `transformers_side`, in a folder each. It takes some seconds, most of them to import torch."""
+    if MISSING:  # in CI, which sets CI, they may not be
+        hint = f"no {' and no '.join(MISSING)}, with which families are compared; `make test` installs them"
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(hint)
     folder = tmp_path_factory.mktemp("families")
     clean = {name: value for name, value in os.environ.items() if name != "PYTHONWARNINGS"}
     clean |= {"PYTHONPATH": os.pathsep.join(PLACES[:1] + os.environ.get("PYTHONPATH", "").split(os.pathsep))}
@@ -84,7 +88,6 @@ def assert_same_logits(logits_TV: Any, expected_TV: np.ndarray) -> None:
 # ----- the same numbers -------------------------------------------------------------------------------------
 
 
-@needs_transformers
 @pytest.mark.parametrize("name", MODELS)
 def test_logits_and_attention_are_those_of_transformers(made: Path, name: str) -> None:
     model, expected = load(made / name), reference(made, name)
@@ -98,7 +101,6 @@ def test_logits_and_attention_are_those_of_transformers(made: Path, name: str) -
     np.testing.assert_allclose(found_LNT, entropies(expected.weights_LNTT), rtol=0, atol=2e-5)
 
 
-@needs_transformers
 @pytest.mark.parametrize("name", MODELS)
 def test_greedy_tokens_are_those_of_transformers(made: Path, name: str) -> None:
     """A ragged batch: a prompt that is read at once, a shorter one, and one whose text is stepped through."""
@@ -106,7 +108,6 @@ def test_greedy_tokens_are_those_of_transformers(made: Path, name: str) -> None:
     assert found == reference(made, name).drawn.tolist()
 
 
-@needs_transformers
 @pytest.mark.parametrize(
     ("name", "mesh"),
     [
@@ -137,7 +138,6 @@ def greedy(model: Model) -> list[list[int]]:
 # ----- config.json ------------------------------------------------------------------------------------------
 
 
-@needs_transformers
 @pytest.mark.parametrize("kind", FAMILIES)
 def test_keys_that_are_left_out_mean_what_they_mean_to_transformers(made: Path, kind: str) -> None:
     means = json.loads((made / f"bare-{kind}" / "means.json").read_text())
@@ -243,6 +243,32 @@ def test_tensors_that_a_family_needs_or_does_not_know_are_named(
         tensors.check(folder, cfg)
     listed = [f"missing: model.layers.1.{missing}", f"unexpected: model.layers.0.{unexpected}"]
     assert [line.strip() for line in str(raised.value).splitlines()[1:]] == listed
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [("qwen2.5-0.5b", 494_032_768), ("qwen3-0.6b", 596_049_920), ("qwen3-8b", 8_190_735_360)],
+)
+def test_presets_have_as_many_parameters_as_are_published(name: str, parameters: int) -> None:
+    assert sum(map(math.prod, tensors.tensor_shapes(presets.read_model(name)).values())) == parameters
+
+
+def test_random_weights_are_those_of_the_switches() -> None:
+    cfg = toy.config(qkv_bias=True, qk_norm="width")
+    layer = init(jax.random.key(0), cfg, jnp.bfloat16).layers[0]
+    assert (layer.qkv_bias.shape, layer.q_norm.shape, layer.k_norm.shape) == ((2, 4, 8), (2, 2, 8), (2, 8))
+    assert (layer.qkv_bias.dtype, layer.q_norm.dtype) == (jnp.bfloat16, jnp.float32)
+    assert (layer.q_norm == 1).all() and (layer.qkv_bias != 0).any()
+
+
+def test_a_pytorch_model_bin_keeps_the_config_of_its_family(tmp_path: Path) -> None:
+    source = folders.write_checkpoint(tmp_path / "source", model_type="qwen2")
+    stored = folders.read_tensors(source)
+    pth_files.write_pth(source / "pytorch_model.bin", stored)
+    (source / "model.safetensors").unlink()
+    convert(source, tmp_path / "out")
+    assert hf_folder.read_config(tmp_path / "out") == hf_folder.read_config(source)
+    folders.assert_tensors(tmp_path / "out", stored)
 
 
 def test_no_llama_is_written_of_another_family(tmp_path: Path) -> None:
