@@ -117,7 +117,7 @@ def test_greedy_tokens_are_those_of_transformers(made: Path, name: str) -> None:
         ("smollm3-one", "data=2,model=2"),
         ("granite", "model=3"),
         ("olmo2", "data=2,model=3"),  # a norm over what lies on three devices
-        ("olmo2-one", "model=4"),
+        ("olmo2-two", "model=4"),  # each of two key heads is there twice, and its norm
         ("olmo2-each", "model=2"),  # three heads, which two devices have whole
     ],
 )

@@ -12,6 +12,7 @@ from typing import Any
 
 SEVERAL = {"num_attention_heads": 6, "num_key_value_heads": 3}  # heads 8 wide, an odd number of keys
 ONE = {"num_attention_heads": 4, "num_key_value_heads": 1}
+TWO = {"num_attention_heads": 8, "num_key_value_heads": 2}
 EACH = {"num_attention_heads": 3, "num_key_value_heads": 3}
 TIED, UNTIED = {"tie_word_embeddings": True}, {"tie_word_embeddings": False}
 MULTIPLIERS = {
@@ -45,6 +46,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "granite-one": ("Granite", {**ONE, **UNTIED, **MULTIPLIERS, "embedding_multiplier": 12}),
     "olmo2": ("Olmo2", {**SEVERAL, **UNTIED}),
     "olmo2-one": ("Olmo2", {**ONE, **TIED}),
+    "olmo2-two": ("Olmo2", {**TWO, **TIED}),
     "olmo2-each": ("Olmo2", {**EACH, **UNTIED}),
 }
 SIZES = {
