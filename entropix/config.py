@@ -96,6 +96,23 @@ class RopeScaling:
 
 
 @dataclasses.dataclass(frozen=True)
+class YarnScaling:
+    """How YaRN stretches rotary frequencies and sharpens attention (Peng et al. 2023, arXiv:2309.00071)."""
+
+    factor: float = parameter(dataclasses.MISSING, "division of the lowest frequencies", 1.0)
+    original_context_length: int = parameter(
+        dataclasses.MISSING, "context length of pre-training, in tokens", 1
+    )
+    attention_factor: float = parameter(dataclasses.MISSING, "factor of rotated queries and keys", 0.0)
+    beta_fast: float = parameter(32.0, "pairs that turn so often in the original context stay", 1e-6)
+    beta_slow: float = parameter(1.0, "pairs that turn so rarely are divided in full", 1e-6)
+    truncate: bool = parameter(True, "both borders lie at whole pairs")
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@dataclasses.dataclass(frozen=True)
 class ModelConfig:
     """The numbers that fix an architecture. Hashable, so that it can be a static argument of `jit`.
 
@@ -117,6 +134,7 @@ class ModelConfig:
     norm_eps: float = parameter(dataclasses.MISSING, "epsilon of every RMSNorm", 0.0)
     tied_embeddings: bool = parameter(dataclasses.MISSING, "the unembedding is the embedding, transposed")
     rope_scaling: RopeScaling | None = parameter(None, "Llama 3 frequency scaling, if any")
+    yarn: YarnScaling | None = parameter(None, "YaRN's frequency scaling, if any")
     qkv_bias: bool = parameter(False, "queries, keys and values have biases (Qwen 2)")
     qk_norm: str = choice(
         "none",
@@ -140,6 +158,8 @@ class ModelConfig:
             raise ValueError(f"n_heads ({self.n_heads}) must be a multiple of n_kv_heads ({self.n_kv_heads})")
         if self.head_dim % 2:
             raise ValueError(f"head_dim must be even for the rotary embedding, got {self.head_dim}")
+        if self.yarn and (self.rope_scaling or self.rope_theta <= 1):
+            raise ValueError("yarn takes a rope_theta above 1, and no other scaling beside it")
         if beyond := [layer for layer in self.no_rope_layers if layer >= self.n_layers]:
             raise ValueError(
                 f"no_rope_layers has {beyond[0]}, but there are {self.n_layers} layers, from 0 on"
@@ -223,7 +243,12 @@ class GenerateConfig:
     )
 
 
-_PARTS = {"rope_scaling": RopeScaling, "branching": BranchConfig, "backtracking": BacktrackConfig}
+_PARTS = {
+    "rope_scaling": RopeScaling,
+    "yarn": YarnScaling,
+    "branching": BranchConfig,
+    "backtracking": BacktrackConfig,
+}
 
 
 # ----- checking and reading ------------------------------------------------------------------------------------

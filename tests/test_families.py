@@ -27,6 +27,7 @@ from entropix.checkpoint import hf_folder, load_weights, tensors
 from entropix.checkpoint.convert import convert
 from entropix.checkpoint.families import FAMILIES as ROWS
 from entropix.checkpoint.loading import Model
+from entropix.config import YarnScaling
 from entropix.model.weights import init
 
 PLACES = [str(Path(sys.prefix, "transformers")), *sys.path]  # where `make test` puts it, for this file alone
@@ -189,6 +190,35 @@ def test_a_family_turns_its_switches(
 ) -> None:
     folders.write_config(tmp_path, **changes)
     assert hf_folder.read_config(tmp_path).switches == switches
+
+
+def test_yarn_reads_texts_up_to_the_scaled_length(tmp_path: Path) -> None:
+    """As the model cards of Qwen 2.5 and Qwen 3 say it, whose length may be that of pre-training or the scaled one."""
+    yarn = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32_768}
+    for length, longest in ((32_768, 131_072), (131_072, 131_072), (262_144, 262_144)):
+        folders.write_config(tmp_path, **QWEN2, max_position_embeddings=length, rope_scaling=yarn)
+        cfg = hf_folder.read_config(tmp_path)
+        assert (cfg.context_length, cfg.yarn) == (longest, YarnScaling(4.0, 32_768, 0.1 * math.log(4) + 1))
+
+
+@pytest.mark.parametrize(
+    ("more", "attention_factor"),
+    [
+        ({}, 1.1386294361119891),
+        ({"factor": 1}, 1.0),
+        ({"attention_factor": 2}, 2.0),
+        ({"mscale": 1.0, "mscale_all_dim": 1.0}, 1.0),
+        ({"mscale": 2.0, "mscale_all_dim": 0.5}, 1.2772588722239782 / 1.0693147180559945),
+        ({"mscale": 2.0}, 1.1386294361119891),
+    ],
+)
+def test_yarn_sharpens_attention_as_transformers_has_it(
+    tmp_path: Path, more: dict[str, Any], attention_factor: float
+) -> None:
+    folders.write_config(tmp_path, rope_scaling={"rope_type": "yarn", "factor": 4.0, **more})
+    yarn = hf_folder.read_config(tmp_path).yarn
+    assert yarn is not None and yarn.attention_factor == pytest.approx(attention_factor, rel=1e-12)
+    assert yarn.original_context_length == folders.CONFIG["max_position_embeddings"]
 
 
 @pytest.mark.parametrize(

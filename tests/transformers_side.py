@@ -30,6 +30,13 @@ LLAMA3 = {
     "original_max_position_embeddings": 64,
 }
 
+YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 1000.0,
+    "factor": 4.0,
+    "original_max_position_embeddings": 128,
+}
+
 # Name of the model -> (the family's prefix in transformers, what its config says beside the sizes below).
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("Llama", {**SEVERAL, **UNTIED}),
@@ -38,6 +45,17 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen2": ("Qwen2", {**SEVERAL, **TIED}),
     "qwen2-one": ("Qwen2", {**ONE, **UNTIED, "max_window_layers": 2, "use_sliding_window": True}),
     "qwen2-each": ("Qwen2", {**EACH, **TIED, "sliding_window": 4}),
+    "qwen2-yarn": ("Qwen2", {**SEVERAL, **TIED, "rope_parameters": YARN}),
+    "qwen3-yarn": (
+        "Qwen3",
+        {
+            **ONE,
+            **TIED,
+            "head_dim": 20,
+            "rope_parameters": YARN
+            | {"attention_factor": 1.3, "beta_fast": 8, "beta_slow": 2, "truncate": False},
+        },
+    ),
     "qwen3": ("Qwen3", {**SEVERAL, **TIED, "head_dim": 16}),
     "qwen3-one": ("Qwen3", {**ONE, **UNTIED, "head_dim": 10}),
     "smollm3": ("SmolLM3", {**SEVERAL, **TIED, "no_rope_layers": [1, 0]}),

@@ -9,7 +9,7 @@
 
 A downloaded Hugging Face repository is such a folder already; `entropix.checkpoint.convert` makes one of other
 formats. `families` says which architectures there are, and what each adds to Llama. What this package would not compute
-exactly (sliding windows, other biases, other rotary scalings) is refused by name.
+exactly (sliding windows, other biases, most rotary scalings) is refused by name.
 """
 
 import itertools
@@ -17,10 +17,10 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from entropix.checkpoint import families, special_tokens, values
+from entropix.checkpoint import families, rotary, special_tokens, values
 from entropix.checkpoint.special_tokens import added_token_ids
 from entropix.checkpoint.values import MOST_TOKENS, positive, whole
-from entropix.config import ModelConfig, RopeScaling
+from entropix.config import ModelConfig, RopeScaling, YarnScaling
 from entropix.files import is_there, read_json, write_json
 
 # What is read of a folder besides its tensors; those that copy or fetch one take all of it.
@@ -38,7 +38,7 @@ END_TOKENS = ("<|end_of_text|>", "<|eot_id|>", "<|eom_id|>", "<|im_end|>")
 # ----- config.json ------------------------------------------------------------------------------------------
 
 # More than any model has; what a file claims beyond this is not worth an attempt at making room for it.
-_MOST_LAYERS, _MOST_WIDTH, _MOST_POSITIONS = 10_000, 1 << 22, 1 << 30
+_MOST_LAYERS, _MOST_WIDTH = 10_000, 1 << 22
 
 
 def read_config(folder: Path) -> ModelConfig:
@@ -60,7 +60,8 @@ def read_config(folder: Path) -> ModelConfig:
         raise ValueError(
             f"{path}: there is no head_dim, and hidden_size / num_attention_heads is {width}/{n_heads}"
         )
-    theta, scaling = _rope(raw, path, family.rope_theta)
+    theta, scaling = rotary.read(raw, path, family.rope_theta)
+    context_length = whole(raw, "max_position_embeddings", path, rotary.MOST_POSITIONS)
     fields: dict[str, Any] = {
         "n_layers": n_layers,
         "dim": width,
@@ -69,11 +70,12 @@ def read_config(folder: Path) -> ModelConfig:
         "head_dim": whole(raw, "head_dim", path, _MOST_WIDTH, default=width // n_heads),
         "ffn_dim": whole(raw, "intermediate_size", path, _MOST_WIDTH),
         "vocab_size": whole(raw, "vocab_size", path, MOST_TOKENS),
-        "context_length": whole(raw, "max_position_embeddings", path, _MOST_POSITIONS),
+        "context_length": max(context_length, rotary.scaled_length(scaling)),
         "rope_theta": theta,
         "norm_eps": positive(raw, "rms_norm_eps", path),
         "tied_embeddings": values.flag(raw, "tie_word_embeddings", path),
-        "rope_scaling": scaling,
+        "rope_scaling": scaling if isinstance(scaling, RopeScaling) else None,
+        "yarn": scaling if isinstance(scaling, YarnScaling) else None,
         **families.switches(raw, family, n_layers, path),
     }
     try:
@@ -122,63 +124,6 @@ def write_config(
         "torch_dtype": dtype,
     }
     write_json(path, values)
-
-
-def _rope(raw: Mapping[str, Any], path: Path, theta: float) -> tuple[float, RopeScaling | None]:
-    """(theta, scaling) from `rope_parameters`, `rope_scaling` and `rope_theta`; this theta where no place has one.
-
-    Raises a ValueError that names both where two of them say different things.
-    """
-    keys = [key for key in ("rope_parameters", "rope_scaling") if values.table(raw, key, path)]
-    scalings = [_scaling(raw[key], key, path) for key in keys]
-    if len({*scalings}) > 1:
-        raise ValueError(
-            f"{path}: rope_parameters is {values.shown(raw['rope_parameters'])}, but rope_scaling is "
-            f"{values.shown(raw['rope_scaling'])}, which mean different rotary frequencies; make them agree"
-        )
-    thetas = {
-        f"{place}rope_theta": positive(holder, "rope_theta", path)
-        for place, holder in (("", raw), *((f"{key}.", raw[key]) for key in keys))
-        if holder.get("rope_theta") is not None
-    }
-    if len({*thetas.values()}) > 1:
-        both = " and ".join(f"{name} {theta}" for name, theta in thetas.items())
-        raise ValueError(f"{path}: it has {both}; make them agree")
-    return next(iter(thetas.values()), theta), next(iter(scalings), None)
-
-
-def _scaling(rope: Mapping[str, Any], key: str, path: Path) -> RopeScaling | None:
-    """The scaling in the object of this key; None for none."""
-    if any(isinstance(value, dict) for value in rope.values()):
-        raise ValueError(f"{path}: {key} must be one flat object for all layers, got {values.shown(rope)}")
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if {"type", "rope_type"} <= rope.keys() and rope["type"] != kind:
-        raise ValueError(
-            f"{path}: {key} has the rope_type {values.shown(kind)} and the type {values.shown(rope['type'])}; make "
-            "them agree"
-        )
-    if kind not in ("default", "llama3"):
-        raise ValueError(
-            f"{path}: {key} is of type {values.shown(kind)}: only 'default' and 'llama3' are supported"
-        )
-    if rope.get("partial_rotary_factor", 1) != 1:
-        value = values.shown(rope["partial_rotary_factor"])
-        raise ValueError(
-            f"{path}: partial_rotary_factor is {value}: partial rotary embeddings are not supported"
-        )
-    if kind == "default":
-        if rope.get("factor", 1) not in (1, None):
-            raise ValueError(
-                f"{path}: {key} has a factor, {values.shown(rope['factor'])}, but no type that scales by it; name one, "
-                "or leave the factor out"
-            )
-        return None
-    numbers = {name: positive(rope, name, path) for name in ("factor", "low_freq_factor", "high_freq_factor")}
-    length = whole(rope, "original_max_position_embeddings", path, _MOST_POSITIONS)
-    try:
-        return RopeScaling(**numbers, original_context_length=length)
-    except ValueError as error:
-        raise ValueError(f"{path}: {key}: {error}") from None
 
 
 # ----- stop tokens ------------------------------------------------------------------------------------------

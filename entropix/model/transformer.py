@@ -263,12 +263,14 @@ def linear(x_BTI: Array, weight: Array) -> Array:
 
 
 def rope_frequencies(cfg: ModelConfig) -> np.ndarray:
-    """Angle per position of each rotary pair, [H/2] float64: theta^(-2i/H), with Llama 3's stretching if configured.
+    """Angle per position of each rotary pair, [H/2] float64: theta^(-2i/H), stretched as Llama 3 or YaRN do if told to.
 
-    Wavelengths longer than original/low_freq_factor are divided by `factor`, shorter than original/high_freq_factor
-    stay, those between are interpolated (Llama 3.1 release).
+    Llama 3 divides frequencies of wavelengths longer than original/low_freq_factor by `factor`, leaves those shorter
+    than original/high_freq_factor, and interpolates between (Llama 3.1 release).
     """
     frequency = cfg.rope_theta ** (-np.arange(0, cfg.head_dim, 2) / cfg.head_dim)
+    if cfg.yarn is not None:
+        return frequency * yarn_divisions(cfg)
     if (scaling := cfg.rope_scaling) is None:
         return frequency
     turns = scaling.original_context_length * frequency / (2 * math.pi)
@@ -277,11 +279,32 @@ def rope_frequencies(cfg: ModelConfig) -> np.ndarray:
     return frequency * (keep + (1 - keep) / scaling.factor)
 
 
+def yarn_divisions(cfg: ModelConfig) -> np.ndarray:
+    """What YaRN multiplies each pair's frequency with, [H/2]: 1 for fast pairs, 1/factor for slow ones, and between the
+    two, in even steps, what lies between (Peng et al. 2023)."""
+    yarn = cfg.yarn
+    assert yarn is not None
+    # The pair, not a whole number, that turns so often within the original context.
+    fast, slow = (
+        cfg.head_dim
+        * math.log(yarn.original_context_length / (turns * 2 * math.pi))
+        / (2 * math.log(cfg.rope_theta))
+        for turns in (yarn.beta_fast, yarn.beta_slow)
+    )
+    if yarn.truncate:
+        fast, slow = math.floor(fast), math.ceil(slow)
+    fast, slow = max(fast, 0), min(slow, cfg.head_dim - 1)
+    width = slow - fast or 0.001
+    divided = np.clip((np.arange(cfg.head_dim // 2) - fast) / width, 0.0, 1.0)
+    return 1 - divided + divided / yarn.factor
+
+
 def rope_table(position_BT: Array, cfg: ModelConfig) -> tuple[Array, Array]:
-    """cos and sin of every angle, each [B, T, H/2] float32."""
+    """cos and sin of every angle, each [B, T, H/2] float32; times YaRN's factor of attention, if there is one."""
     frequency_11H = rope_frequencies(cfg).astype(np.float32)[None, None]
     angle = position_BT[..., None].astype(jnp.float32) * frequency_11H
-    return jnp.cos(angle), jnp.sin(angle)
+    factor = 1.0 if cfg.yarn is None else cfg.yarn.attention_factor
+    return scaled(jnp.cos(angle), factor), scaled(jnp.sin(angle), factor)
 
 
 def rotate(x: Array, cos: Array, sin: Array) -> Array:
