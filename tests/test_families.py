@@ -27,8 +27,9 @@ from entropix.checkpoint import hf_folder, load_weights, tensors
 from entropix.checkpoint.convert import convert
 from entropix.checkpoint.families import FAMILIES as ROWS
 from entropix.checkpoint.loading import Model
-from entropix.config import YarnScaling
-from entropix.model.weights import init
+from entropix.config import ModelConfig, YarnScaling
+from entropix.model import kv_cache, transformer
+from entropix.model.weights import abstract, init
 
 PLACES = [str(Path(sys.prefix, "transformers")), *sys.path]  # where `make test` puts it, for this file alone
 MISSING = [name for name in ("torch", "transformers") if PathFinder.find_spec(name, PLACES) is None]
@@ -283,6 +284,42 @@ def test_tensors_that_a_family_needs_or_does_not_know_are_named(
 )
 def test_presets_have_as_many_parameters_as_are_published(name: str, parameters: int) -> None:
     assert sum(map(math.prod, tensors.tensor_shapes(presets.read_model(name)).values())) == parameters
+
+
+SWITCHES: dict[str, Any] = {
+    "qkv_bias": True,
+    "qk_norm": "width",
+    "no_rope_layers": (1,),
+    "norm_after": True,
+    "embedding_multiplier": 3.0,
+    "attention_multiplier": 0.3,
+    "residual_multiplier": 0.5,
+    "logits_divisor": 2.0,
+    "yarn": YarnScaling(4.0, 128, 1.1),
+}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        field.name
+        for field in dataclasses.fields(ModelConfig)
+        if field.default is not dataclasses.MISSING and field.name != "rope_scaling"
+    ],
+)
+def test_a_switch_keeps_the_types_and_adds_instructions(name: str) -> None:
+    """Layers stay in bfloat16, without a conversion unawares, which the suite forbids; logits are float32."""
+    texts = []
+    for cfg in (toy.config(), toy.config(**{name: SWITCHES[name]})):
+        cache = kv_cache.empty_cache(cfg, 2, 8, jnp.bfloat16)
+        recent = kv_cache.empty_recent(cfg, 2, 4, jnp.bfloat16)
+        lowered = jax.jit(transformer.forward, static_argnames="cfg").lower(
+            abstract(cfg, jnp.bfloat16), TEXT[:, :4].repeat(2, axis=0), cache, recent, cfg=cfg
+        )
+        logits, after, _ = lowered.out_info
+        assert (logits.dtype, after.k_LBKHR[1].dtype) == (jnp.float32, jnp.bfloat16)
+        texts.append(lowered.as_text())
+    assert texts[0] != texts[1]
 
 
 def test_random_weights_are_those_of_the_switches() -> None:
