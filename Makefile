@@ -19,7 +19,7 @@ unexport PROMPT
 run: $(VENV)/.run $(DEFAULT_MODEL)
 	@$(BIN)/python -m entropix.main --prompt="$$PROMPT_TEXT" $(ARGS)
 
-test: $(VENV)/.dev $(VENV)/.libtpu $(DEFAULT_MODEL)
+test: $(VENV)/.dev $(VENV)/.libtpu $(VENV)/.transformers $(DEFAULT_MODEL)
 	$(BIN)/python -m pytest -n auto --dist loadgroup --no-loadscope-reorder
 
 test-fast: $(VENV)/.dev $(VENV)/.libtpu
@@ -65,6 +65,13 @@ $(VENV)/.docs: pyproject.toml constraints.txt | $(BIN)/python
 $(VENV)/.libtpu: constraints.txt | $(VENV)/.dev
 	@echo "installing the TPU compiler" >&2
 	@$(PIP_INSTALL) --no-deps --upgrade --target $(VENV)/libtpu libtpu >&2
+	@touch $@
+
+# What model families are compared with, in a folder of its own, which their test's own process sees alone. Without what
+# these depend on: the environment has it all, in the versions that entropix runs with.
+$(VENV)/.transformers: constraints.txt | $(VENV)/.dev
+	@echo "installing transformers and torch" >&2
+	@$(PIP_INSTALL) --no-deps --upgrade --target $(VENV)/transformers torch transformers sympy mpmath >&2
 	@touch $@
 
 $(DEFAULT_MODEL): | $(VENV)/.run

@@ -21,7 +21,7 @@ _PROG = "python -m entropix.download"
 _DESCRIPTION = """Fetch weights, as a folder that --weights takes.
 
 Without flags it is the default model, SmolLM2-135M-Instruct: 93 MB to fetch, 540 MB on disk. With --model-id it is any
-repository of Hugging Face that holds a Llama:
+repository of Hugging Face that holds a model of a known family:
 
   python -m entropix.download --model-id meta-llama/Llama-3.2-1B-Instruct
 

@@ -37,6 +37,7 @@ WEIGHTS = {
     "unembed_VD": P(MODEL, None),
     "has_token_V": P(MODEL),
     "qkv": P(MODEL, None, None, None),  # by key/value head, with the query heads that look at it
+    "qkv_bias": P(MODEL, None, None),  # as qkv
     "attn_out": P(None, MODEL, None),  # by head
     "gate_up": P(MODEL, None, None, None),  # by part, of which there are as many as devices
     "down": P(None, MODEL),

@@ -63,6 +63,7 @@ COMPILED_ANEW = {
     *("test_compiled", "test_cuda", "test_hlo", "test_tpu"),
     *("test_device_flags", "test_golden", "test_prefix", "test_replay", "test_run_grid", "test_trace"),
     *("test_sharding", "test_sharding_loading", "test_sharding_output", "test_sharding_sessions"),
+    "test_families",
 }
 
 # What takes longest, in its order, so that no worker is left with one of these when the others are done.
@@ -71,7 +72,7 @@ SLOWEST_FIRST = (
     "test_generation",
     *("test_branching_model", "test_distributed", "test_tpu", "test_seeds", "test_laboratory_limits"),
     *("test_model", "test_calibration", "test_run_grid", "test_sharding", "test_bench", "test_prefix"),
-    *("test_entropix", "test_grid", "test_branching", "test_report"),
+    *("test_entropix", "test_grid", "test_branching", "test_report", "test_families"),
 )
 
 

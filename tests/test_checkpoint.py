@@ -71,7 +71,10 @@ def test_rotary_parameters_that_stand_twice_must_agree(tmp_path: Path) -> None:
     for changes, complaint in (
         (same | {"rope_scaling": other}, different),
         ({"rope_parameters": {"rope_type": "default"}, "rope_scaling": scaling}, different),
-        ({"rope_parameters": scaling, "rope_scaling": {"type": "yarn"}}, "rope_scaling is of type 'yarn'"),
+        (
+            {"rope_parameters": scaling, "rope_scaling": {"type": "longrope"}},
+            "rope_scaling is of type 'longrope'",
+        ),
         (
             {"rope_theta": 1e4, "rope_parameters": scaling | {"rope_theta": 5e5}},
             "it has rope_theta 10000.0 and rope_parameters.rope_theta 500000.0; make them agree",
@@ -100,7 +103,7 @@ def test_mistral_without_sliding_window_is_a_llama(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model_type": "qwen2"}, "model_type must be 'llama'.*got 'qwen2'"),
+        ({"model_type": "mamba"}, "model_type must be 'llama'.*'qwen2'.*got 'mamba'"),
         ({"model_type": None}, "model_type must be 'llama'.*got None"),
         ({"model_type": "mistral"}, "sliding_window is 4096"),  # transformers' default when the key is absent
         ({"sliding_window": 128}, "sliding_window is 128: sliding-window attention is not supported"),
@@ -115,7 +118,12 @@ def test_mistral_without_sliding_window_is_a_llama(tmp_path: Path) -> None:
         ),
         ({"num_local_experts": 8}, "num_local_experts is 8: mixtures of experts"),
         ({"layer_types": ["full_attention", "sliding_attention"]}, "layer_types has sliding_attention"),
-        ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "rope_scaling is of type 'yarn'"),
+        ({"rope_scaling": {"rope_type": "yarn"}}, "factor must be a number above 0, got None"),
+        (
+            {"rope_scaling": {"rope_type": "yarn", "factor": 0.5}},
+            "rope_scaling: factor must be .* at least 1.0",
+        ),
+        ({"rope_scaling": {"rope_type": "longrope", "factor": 4.0}}, "rope_scaling is of type 'longrope'"),
         ({"rope_scaling": {"type": "linear", "factor": 4.0}}, "rope_scaling is of type 'linear'"),
         (
             {"rope_parameters": {"rope_type": "dynamic", "factor": 4.0}},

@@ -75,7 +75,7 @@ def test_several_processes_use_all_their_devices(monkeypatch: pytest.MonkeyPatch
 
 
 # 70B has 64 query heads and 8 key/value heads, 8B and 1B have 32 and 8; their vocabulary is 2⁸·501. SmolLM2 has 9 and 3
-# heads, and the toy a vocabulary of 7·37.
+# heads, and the toy a vocabulary of 7·37. Qwen 2.5 0.5B has 14 and 2 heads, Qwen 3 has 16 or 32 and 8.
 AUTOMATIC = {
     "llama-3.1-70b": {1: (1, 1), 4: (1, 4), 8: (1, 8), 16: (1, 16), 32: (1, 32), 256: (4, 64)},
     "llama-3.1-8b": {1: (1, 1), 4: (1, 4), 8: (1, 8), 16: (1, 16), 32: (1, 32), 256: (8, 32)},
@@ -91,6 +91,9 @@ AUTOMATIC = {
         256: (256, 1),
     },
     "toy": {1: (1, 1), 4: (4, 1), 8: (8, 1), 16: (16, 1), 32: (32, 1), 256: (256, 1)},
+    "qwen2.5-0.5b": {1: (1, 1), 2: (1, 2), 4: (2, 2), 8: (4, 2), 256: (128, 2)},
+    "qwen3-0.6b": {1: (1, 1), 4: (1, 4), 8: (1, 8), 16: (1, 16), 32: (2, 16), 256: (16, 16)},
+    "qwen3-8b": {1: (1, 1), 4: (1, 4), 8: (1, 8), 16: (1, 16), 32: (1, 32), 256: (8, 32)},
 }
 
 

@@ -3,6 +3,7 @@
 import base64
 import json
 import random
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -14,10 +15,15 @@ from entropix.checkpoint.tokenizer import LONGEST_WHITE_SPACE, Tokenizer, load_t
 from entropix.checkpoint.tokenizer_files import TextEnds, write_tokenizer_json
 from entropix.paths import weights_folder
 
-KINDS = [("gpt-2", False), ("smollm", False), ("llama-bpe", False), ("llama-bpe", True)]
+KINDS = [
+    *(("gpt-2", False), ("smollm", False), ("llama-bpe", False), ("llama-bpe", True)),
+    *(("qwen2", False), ("gpt-4", False)),
+]
 
 
-@pytest.fixture(scope="module", params=KINDS, ids=["gpt-2", "smollm", "llama", "llama, merges ignored"])
+@pytest.fixture(
+    scope="module", params=KINDS, ids=["gpt-2", "smollm", "llama", "llama, merges ignored", "qwen 2", "gpt-4"]
+)
 def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     pre, ignore_merges = request.param
     return vocabularies.trained(tmp_path_factory.mktemp("trained"), pre, ignore_merges)
@@ -54,7 +60,7 @@ def assert_same_ids(tokenizer: Tokenizer, reference: Reference, texts: list[str]
         reference.encode_special_tokens = True
         ids = reference.encode(text, add_special_tokens=False).ids
         assert tokenizer.encode(text) == ids
-        assert tokenizer.decode(ids) == text
+        assert tokenizer.decode(ids) == (unicodedata.normalize("NFC", text) if tokenizer.nfc else text)
 
 
 # ----- ids ------------------------------------------------------------------------------------------------
@@ -111,6 +117,33 @@ def test_every_digit_and_white_space_is_cut_as_the_tokenizers_library_does(tmp_p
     assert len(texts) > 4000
     for text, encoding in zip(texts, reference.encode_batch(texts), strict=True):
         assert tokenizer.encode(text) == encoding.ids, text
+
+
+def test_text_is_normalised_between_special_tokens_and_before_added_ones(tmp_path: Path) -> None:
+    """The library looks for tokens that are marked normalized in the text's normal form, for others before."""
+    folder = vocabularies.trained(
+        tmp_path, "qwen2"
+    )  # in which "user defined" is marked normalized, others are not
+    reference = Reference.from_file(str(folder / "tokenizer.json"))
+    texts = [
+        *(
+            "e\u0301 \u212b \u212a \u1fef",
+            "<|end|>\u0338 <|begin|>\u0301a",
+            "user defined\u0301 user defined",
+        ),
+        *(
+            "user defined\u030c",
+            "user defin\u0303ed",
+            "e<|end|>\u0301",
+            "\u1100\u1161\u11a8",
+            "a\u0323\u0307 a\u0307\u0323",
+        ),
+    ]
+    tokenizer = load_tokenizer(folder)
+    assert_same_ids(tokenizer, reference, texts)
+    assert tokenizer.encode("e\u0301") == tokenizer.encode("\u00e9")
+    with pytest.raises(ValueError, match="half a character"):
+        tokenizer.encode("e\u0301 \ud800")
 
 
 def test_long_pieces_are_merged_like_short_ones(trained: Path) -> None:

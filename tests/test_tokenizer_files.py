@@ -106,7 +106,14 @@ def test_a_folder_without_a_tokenizer_says_what_is_missing(tmp_path: Path) -> No
         ({"model": {"dropout": 0.1}}, r"its model has dropout 0\.1"),
         ({"model": {"continuing_subword_prefix": "##"}}, "its model has continuing_subword_prefix '##'"),
         ({"model": {"end_of_word_suffix": "</w>"}}, "its model has end_of_word_suffix '</w>'"),
-        ({"normalizer": {"type": "NFC"}}, 'it alters the text first, by the normalizer {"type": "NFC"}'),
+        ({"normalizer": {"type": "NFKC"}}, 'it alters the text first, by the normalizer {"type": "NFKC"}'),
+        (
+            {
+                "normalizer": {"type": "NFC"},
+                "added_tokens": [{"id": 257, "content": "<K>", "special": True, "normalized": True}],
+            },
+            "its added token '<K>' is marked normalized and may come of other text",
+        ),
         (
             {"normalizer": {"type": "Precompiled", "precompiled_charsmap": "A" * 9000}},
             r"AAA\.\.\.\. tiktoken",

@@ -8,13 +8,30 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
+from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, trainers
 from tokenizers import Tokenizer as Reference
 
 from entropix.checkpoint.tokenizer_files import CHAR_OF_BYTE, LLAMA3_PATTERN, TextEnds, write_tokenizer_json
 
 BYTES = [CHAR_OF_BYTE[byte] for byte in range(256)]
 SPECIAL = ["<|begin|>", "<|end|>", "<|end|>of"]
+
+# What Qwen 2 and later cut text with, and what OLMo 2 has of GPT-4, as published.
+QWEN2_PATTERN = LLAMA3_PATTERN.replace(r"\p{N}{1,3}", r"\p{N}")
+GPT4_PATTERN = (
+    r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]++[\r\n]*"
+    r"|\s*[\r\n]|\s+(?!\S)|\s+"
+)
+
+
+def split_by(pattern: str) -> pre_tokenizers.PreTokenizer:
+    return pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(pattern), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+
 
 # As the `tokenizers` library builds the pre-tokenizers of these models.
 PRE_TOKENIZERS = {
@@ -25,12 +42,9 @@ PRE_TOKENIZERS = {
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
         ]
     ),
-    "llama-bpe": pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(LLAMA3_PATTERN), behavior="isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    ),
+    "llama-bpe": split_by(LLAMA3_PATTERN),
+    "qwen2": split_by(QWEN2_PATTERN),
+    "gpt-4": split_by(GPT4_PATTERN),
 }
 
 _WORDS = [
@@ -90,6 +104,7 @@ def digits_spaces_and_others() -> list[str]:
 def trained(folder: Path, pre: str, ignore_merges: bool = False) -> Path:
     """A vocabulary of 900 tokens, trained and saved by the `tokenizers` library."""
     reference = Reference(models.BPE(ignore_merges=ignore_merges))
+    reference.normalizer = normalizers.NFC() if pre == "qwen2" else None
     reference.pre_tokenizer = PRE_TOKENIZERS[pre]
     reference.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(

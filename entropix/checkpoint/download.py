@@ -1,4 +1,4 @@
-"""Fetching weights: those of the manifest, and any Llama repository on Hugging Face.
+"""Fetching weights: those of the manifest, and repositories of known families on Hugging Face.
 
 A destination appears by one rename when it is complete; until then everything lies in a hidden sibling. Heavy
 imports are deferred, so that finding the weights already there takes no time.
@@ -148,7 +148,7 @@ def download_repository(
     force: bool = False,
     endpoint: str | None = None,
 ) -> None:
-    """Fetches a Llama repository of Hugging Face into a checkpoint folder; pytorch_model.bin is converted.
+    """Fetches a repository of Hugging Face into a checkpoint folder; pytorch_model.bin is converted.
 
     `original` adds its subfolder `original/` with Meta's own files. `endpoint` replaces the hub's address,
     as the environment variable HF_ENDPOINT does; the token comes from HF_TOKEN or `hf auth login`.

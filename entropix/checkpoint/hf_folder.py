@@ -1,4 +1,4 @@
-"""The one folder layout every model is read from: a plain Hugging Face Llama folder.
+"""The one folder layout every model is read from: a plain Hugging Face folder.
 
     config.json                                            the architecture
     *.safetensors (+ model.safetensors.index.json)         the tensors
@@ -8,8 +8,8 @@
     chat_template.jinja, or in other files (`chat`)        the chat template
 
 A downloaded Hugging Face repository is such a folder already; `entropix.checkpoint.convert` makes one of other
-formats. What this package would not compute exactly (biases, sliding windows, other rotary scalings) is
-refused by name.
+formats. `families` says which architectures there are, and what each adds to Llama. What this package would not compute
+exactly (sliding windows, other biases, most rotary scalings) is refused by name.
 """
 
 import itertools
@@ -17,10 +17,10 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from entropix.checkpoint import special_tokens, values
+from entropix.checkpoint import families, rotary, special_tokens, values
 from entropix.checkpoint.special_tokens import added_token_ids
 from entropix.checkpoint.values import MOST_TOKENS, positive, whole
-from entropix.config import ModelConfig, RopeScaling
+from entropix.config import ModelConfig, RopeScaling, YarnScaling
 from entropix.files import is_there, read_json, write_json
 
 # What is read of a folder besides its tensors; those that copy or fetch one take all of it.
@@ -37,48 +37,22 @@ END_TOKENS = ("<|end_of_text|>", "<|eot_id|>", "<|eom_id|>", "<|im_end|>")
 
 # ----- config.json ------------------------------------------------------------------------------------------
 
-# More than any Llama has; what a file claims beyond this is not worth an attempt at making room for it.
-_MOST_LAYERS, _MOST_WIDTH, _MOST_POSITIONS = 10_000, 1 << 22, 1 << 30
-
-# Key -> accepted values (None: absent) and what any other value would mean.
-_NEUTRAL: dict[str, tuple[tuple[Any, ...], str]] = {
-    "hidden_act": (("silu", None), "only SwiGLU feed-forward layers are supported"),
-    "attention_bias": ((False, None), "biases in attention are not supported"),
-    "mlp_bias": ((False, None), "biases in feed-forward layers are not supported"),
-    "sliding_window": ((None,), "sliding-window attention is not supported"),
-    "quantization_config": ((None,), "quantised tensors are not supported; use the unquantised checkpoint"),
-    "partial_rotary_factor": ((1, None), "partial rotary embeddings are not supported"),
-    "num_experts": ((0, None), "mixtures of experts are not supported"),
-    "num_local_experts": ((0, None), "mixtures of experts are not supported"),
-    "n_routed_experts": ((0, None), "mixtures of experts are not supported"),
-    "qk_norm": ((False, None), "norms on queries and keys are not supported"),
-    "use_qk_norm": ((False, None), "norms on queries and keys are not supported"),
-}
+# More than any model has; what a file claims beyond this is not worth an attempt at making room for it.
+_MOST_LAYERS, _MOST_WIDTH = 10_000, 1 << 22
 
 
 def read_config(folder: Path) -> ModelConfig:
     """The architecture in the folder's config.json.
 
     Reads the classic keys (`rope_theta`, `rope_scaling`) and those of transformers 5 (`rope_parameters`).
-    Raises a ValueError that names the key, its value and the reason when the model is not exactly a Llama.
+    Raises a ValueError that names the key, its value and the reason when the model is not exactly one of `families`.
     """
     path = folder / "config.json"
     raw = read_json(path)
-    if raw.get("model_type") not in ("llama", "mistral"):
-        raise ValueError(
-            f"{path}: model_type must be 'llama', or 'mistral' without sliding window; got "
-            f"{values.shown(raw.get('model_type'))}, an architecture this package does not compute"
-        )
-    if raw["model_type"] == "mistral":  # where transformers' defaults differ from those of Llama
-        raw = {"sliding_window": 4096, "num_key_value_heads": 8, **raw}
-    for key, (accepted, reason) in _NEUTRAL.items():
-        if raw.get(key) not in accepted:
-            raise ValueError(f"{path}: {key} is {values.shown(raw[key])}: {reason}")
-    for kind in values.items(raw, "layer_types", path):
-        if kind != "full_attention":
-            raise ValueError(
-                f"{path}: layer_types has {values.named(kind)}: only full_attention is supported"
-            )
+    family = families.family(raw, path)
+    raw = {**family.defaults, **raw}
+    n_layers = whole(raw, "num_hidden_layers", path, _MOST_LAYERS)
+    families.refuse(raw, family, n_layers, path)
 
     width = whole(raw, "hidden_size", path, _MOST_WIDTH)
     n_heads = whole(raw, "num_attention_heads", path, _MOST_WIDTH)
@@ -86,20 +60,23 @@ def read_config(folder: Path) -> ModelConfig:
         raise ValueError(
             f"{path}: there is no head_dim, and hidden_size / num_attention_heads is {width}/{n_heads}"
         )
-    theta, scaling = _rope(raw, path)
+    theta, scaling = rotary.read(raw, path, family.rope_theta)
+    context_length = whole(raw, "max_position_embeddings", path, rotary.MOST_POSITIONS)
     fields: dict[str, Any] = {
-        "n_layers": whole(raw, "num_hidden_layers", path, _MOST_LAYERS),
+        "n_layers": n_layers,
         "dim": width,
         "n_heads": n_heads,
         "n_kv_heads": whole(raw, "num_key_value_heads", path, _MOST_WIDTH, default=n_heads),
         "head_dim": whole(raw, "head_dim", path, _MOST_WIDTH, default=width // n_heads),
         "ffn_dim": whole(raw, "intermediate_size", path, _MOST_WIDTH),
         "vocab_size": whole(raw, "vocab_size", path, MOST_TOKENS),
-        "context_length": whole(raw, "max_position_embeddings", path, _MOST_POSITIONS),
+        "context_length": max(context_length, rotary.scaled_length(scaling)),
         "rope_theta": theta,
         "norm_eps": positive(raw, "rms_norm_eps", path),
         "tied_embeddings": values.flag(raw, "tie_word_embeddings", path),
-        "rope_scaling": scaling,
+        "rope_scaling": scaling if isinstance(scaling, RopeScaling) else None,
+        "yarn": scaling if isinstance(scaling, YarnScaling) else None,
+        **families.switches(raw, family, n_layers, path),
     }
     try:
         return ModelConfig(**fields)
@@ -110,7 +87,12 @@ def read_config(folder: Path) -> ModelConfig:
 def write_config(
     path: Path, cfg: ModelConfig, dtype: str, bos_id: int | None, stop_ids: tuple[int, ...]
 ) -> None:
-    """Writes a config.json that `read_config` and transformers (4.43 and later) read as `cfg`."""
+    """Writes a config.json that `read_config` and transformers (4.43 and later) read as `cfg`, which is a Llama.
+
+    Raises a ValueError that names what no Llama has.
+    """
+    if cfg.switches:
+        raise ValueError(f"{path}: written are Llamas alone, which have no {', '.join(cfg.switches)}")
     scaling = cfg.rope_scaling
     values = {
         "architectures": ["LlamaForCausalLM"],
@@ -142,64 +124,6 @@ def write_config(
         "torch_dtype": dtype,
     }
     write_json(path, values)
-
-
-def _rope(raw: Mapping[str, Any], path: Path) -> tuple[float, RopeScaling | None]:
-    """(theta, scaling) from `rope_parameters`, `rope_scaling` and `rope_theta`.
-
-    Raises a ValueError that names both where two of them say different things.
-    """
-    keys = [key for key in ("rope_parameters", "rope_scaling") if values.table(raw, key, path)]
-    scalings = [_scaling(raw[key], key, path) for key in keys]
-    if len({*scalings}) > 1:
-        raise ValueError(
-            f"{path}: rope_parameters is {values.shown(raw['rope_parameters'])}, but rope_scaling is "
-            f"{values.shown(raw['rope_scaling'])}, which mean different rotary frequencies; make them agree"
-        )
-    thetas = {
-        f"{place}rope_theta": positive(holder, "rope_theta", path)
-        for place, holder in (("", raw), *((f"{key}.", raw[key]) for key in keys))
-        if holder.get("rope_theta") is not None
-    }
-    if len({*thetas.values()}) > 1:
-        both = " and ".join(f"{name} {theta}" for name, theta in thetas.items())
-        raise ValueError(f"{path}: it has {both}; make them agree")
-    # 10,000 is what transformers takes when no place has it.
-    return next(iter(thetas.values()), 10_000.0), next(iter(scalings), None)
-
-
-def _scaling(rope: Mapping[str, Any], key: str, path: Path) -> RopeScaling | None:
-    """The scaling in the object of this key; None for none."""
-    if any(isinstance(value, dict) for value in rope.values()):
-        raise ValueError(f"{path}: {key} must be one flat object for all layers, got {values.shown(rope)}")
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if {"type", "rope_type"} <= rope.keys() and rope["type"] != kind:
-        raise ValueError(
-            f"{path}: {key} has the rope_type {values.shown(kind)} and the type {values.shown(rope['type'])}; make "
-            "them agree"
-        )
-    if kind not in ("default", "llama3"):
-        raise ValueError(
-            f"{path}: {key} is of type {values.shown(kind)}: only 'default' and 'llama3' are supported"
-        )
-    if rope.get("partial_rotary_factor", 1) != 1:
-        value = values.shown(rope["partial_rotary_factor"])
-        raise ValueError(
-            f"{path}: partial_rotary_factor is {value}: partial rotary embeddings are not supported"
-        )
-    if kind == "default":
-        if rope.get("factor", 1) not in (1, None):
-            raise ValueError(
-                f"{path}: {key} has a factor, {values.shown(rope['factor'])}, but no type that scales by it; name one, "
-                "or leave the factor out"
-            )
-        return None
-    numbers = {name: positive(rope, name, path) for name in ("factor", "low_freq_factor", "high_freq_factor")}
-    length = whole(rope, "original_max_position_embeddings", path, _MOST_POSITIONS)
-    try:
-        return RopeScaling(**numbers, original_context_length=length)
-    except ValueError as error:
-        raise ValueError(f"{path}: {key}: {error}") from None
 
 
 # ----- stop tokens ------------------------------------------------------------------------------------------

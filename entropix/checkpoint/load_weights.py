@@ -18,6 +18,7 @@ from entropix.checkpoint.tensors import (
     UNEMBED,
     StoredTensor,
     check,
+    norm_names,
 )
 from entropix.config import ModelConfig
 from entropix.model.weights import LayerWeights, Weights, abstract
@@ -84,6 +85,7 @@ def _readers(stored: dict[str, StoredTensor], cfg: ModelConfig, shapes: Weights)
     dtype = shapes.embed_VD.dtype
     n_kv_heads, slots, H, _ = shapes.layers[0].qkv.shape
     group, repeats = slots - 2, n_kv_heads // cfg.n_kv_heads
+    attn_norm, ffn_norm = norm_names(cfg)
     width = shapes.layers[0].gate_up.shape[2]
     whole = slice(None)
 
@@ -102,15 +104,30 @@ def _readers(stored: dict[str, StoredTensor], cfg: ModelConfig, shapes: Weights)
         return read
 
     def qkv(*names: str) -> Any:
+        tail = stored[names[0]].shape[1:]  # none of a bias
+
         def read(block: Block) -> np.ndarray:
             heads = range(block[0].start, block[0].stop)
-            fused = _empty((len(heads), slots, H, cfg.dim), dtype)
+            fused = _empty((len(heads), slots, H, *tail), dtype)
             for name, first, n in zip(names, (0, group, group + 1), (group, 1, 1), strict=True):
                 for i, head in enumerate(heads):
                     at = head if n == group and first == 0 else head // repeats
-                    out = fused[i, first : first + n].reshape(n * H, cfg.dim)
-                    _copy(stored[name], name, (slice(at * n * H, (at + 1) * n * H), whole), out)
+                    out = fused[i, first : first + n].reshape(n * H, *tail)
+                    rows = slice(at * n * H, (at + 1) * n * H)
+                    _copy(stored[name], name, (rows, *(whole for _ in tail)), out)
             return fused
+
+        return read
+
+    def qk_norm(name: str, shape: tuple[int, ...], times: int) -> Any:
+        """The norm of each head, or that of all: then each head's part is wanted so many times in a row."""
+        if cfg.qk_norm == "head":
+            return vector(name)
+
+        def read(block: Block) -> np.ndarray:
+            rows = stored[name].shape[0]
+            heads = _read(stored[name], name, np.dtype(np.float32), (slice(0, rows),)).reshape(-1, H)
+            return heads.repeat(times, axis=0).reshape(shape)[block]
 
         return read
 
@@ -126,16 +143,21 @@ def _readers(stored: dict[str, StoredTensor], cfg: ModelConfig, shapes: Weights)
         return read
 
     def layer(i: int) -> Any:
-        def name(part: str) -> str:
-            return f"model.layers.{i}.{part}.weight"
+        def name(part: str, kind: str = "weight") -> str:
+            return f"model.layers.{i}.{part}.{kind}"
 
+        three = [f"self_attn.{part}_proj" for part in "qkv"]
+        normed = cfg.qk_norm != "none"
         return LayerWeights(
-            attn_norm_D=vector(name("input_layernorm")),
-            qkv=qkv(name("self_attn.q_proj"), name("self_attn.k_proj"), name("self_attn.v_proj")),
+            attn_norm_D=vector(name(attn_norm)),
+            qkv=qkv(*map(name, three)),
             attn_out=by_head(name("self_attn.o_proj")),
-            ffn_norm_D=vector(name("post_attention_layernorm")),
+            ffn_norm_D=vector(name(ffn_norm)),
             gate_up=gate_up(name("mlp.gate_proj"), name("mlp.up_proj")),
             down=matrix(name("mlp.down_proj")),
+            qkv_bias=qkv(*(name(part, "bias") for part in three)) if cfg.qkv_bias else None,
+            q_norm=qk_norm(name("self_attn.q_norm"), (n_kv_heads, group, H), 1) if normed else None,
+            k_norm=qk_norm(name("self_attn.k_norm"), (n_kv_heads, H), repeats) if normed else None,
         )
 
     return Weights(

@@ -1,4 +1,5 @@
-"""The regular expressions by which byte-level tokenizers cut text into the pieces inside which bytes are merged."""
+"""What byte-level tokenizers do to a text before they merge bytes: its normal form, and the regular expressions that
+cut it into pieces, inside which bytes are merged."""
 
 import re
 import warnings
@@ -32,6 +33,16 @@ def refusal(path: Path, why: str) -> ValueError:
     return ValueError(
         f"{path}: {why}. tiktoken would not give exactly the ids of this tokenizer, so this checkpoint is refused"
     )
+
+
+def normalises(path: Path, normalizer: Any) -> bool:
+    """Whether the file puts texts into Unicode's normal form C first. Any other change of them is refused."""
+    match normalizer:
+        case None | {"type": "Sequence", "normalizers": []}:
+            return False
+        case {"type": "NFC"} | {"type": "Sequence", "normalizers": [{"type": "NFC"}]}:
+            return True
+    raise refusal(path, f"it alters the text first, by the normalizer {values.as_json(normalizer)}")
 
 
 def pattern(path: Path, pre_tokenizer: Any) -> str:

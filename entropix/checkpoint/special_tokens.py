@@ -5,6 +5,8 @@
 the vocabulary file; where two files contradict each other, which one is right is not for us to say.
 """
 
+import sys
+import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -132,6 +134,29 @@ def listed_tokens(path: Path, file: Mapping[str, Any]) -> list[AddedToken]:
         parts = entry if isinstance(entry, dict) else {}
         found.append(added_token(parts.get("content"), parts.get("id"), parts, path, "added_tokens"))
     return found
+
+
+def normalised_tokens(path: Path, file: Mapping[str, Any]) -> frozenset[str]:
+    """Of the `added_tokens` of a tokenizer.json those that are looked for in the normalised text, after all others.
+
+    Raises a ValueError for one that normal form C makes of other text: whoever writes that would write the token, which
+    no guard of special tokens would see.
+    """
+    entries = [entry for entry in values.items(file, "added_tokens", path) if entry.get("normalized")]
+    if not entries:
+        return frozenset()
+    made = set[str]()
+    for char in map(chr, range(sys.maxunicode + 1)):
+        if (normal := unicodedata.normalize("NFC", char)) != char:
+            made.update(normal)
+    for entry in entries:
+        text = entry["content"]
+        stable = unicodedata.is_normalized("NFC", text) and unicodedata.is_normalized("NFD", text)
+        if not stable or made.intersection(text) or any(map(unicodedata.combining, text)):
+            raise refusal(
+                path, f"its added token {values.shown(text)} is marked normalized and may come of other text"
+            )
+    return frozenset(entry["content"] for entry in entries)
 
 
 def together(tokens: Sequence[AddedToken], small: SpecialTokens) -> tuple[dict[str, int], dict[str, int]]:

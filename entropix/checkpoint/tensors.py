@@ -29,22 +29,41 @@ def tensor_shapes(cfg: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Name -> shape of every tensor that a folder of this architecture holds. Matrices are [out, in]."""
     D, F, V, H = cfg.dim, cfg.ffn_dim, cfg.vocab_size, cfg.head_dim
     N, K = cfg.n_heads, cfg.n_kv_heads
+    attn_norm, ffn_norm = norm_names(cfg)
     layer: dict[str, tuple[int, ...]] = {
-        "input_layernorm": (D,),
-        "self_attn.q_proj": (N * H, D),
-        "self_attn.k_proj": (K * H, D),
-        "self_attn.v_proj": (K * H, D),
-        "self_attn.o_proj": (D, N * H),
-        "post_attention_layernorm": (D,),
-        "mlp.gate_proj": (F, D),
-        "mlp.up_proj": (F, D),
-        "mlp.down_proj": (D, F),
+        f"{attn_norm}.weight": (D,),
+        "self_attn.q_proj.weight": (N * H, D),
+        "self_attn.k_proj.weight": (K * H, D),
+        "self_attn.v_proj.weight": (K * H, D),
+        "self_attn.o_proj.weight": (D, N * H),
+        f"{ffn_norm}.weight": (D,),
+        "mlp.gate_proj.weight": (F, D),
+        "mlp.up_proj.weight": (F, D),
+        "mlp.down_proj.weight": (D, F),
     }
-    layers = {
-        f"model.layers.{i}.{part}.weight": shape for i in range(cfg.n_layers) for part, shape in layer.items()
-    }
+    if cfg.qkv_bias:
+        layer |= {
+            f"self_attn.{name}_proj.bias": (heads * H,) for name, heads in zip("qkv", (N, K, K), strict=True)
+        }
+    if cfg.qk_norm != "none":
+        whole = cfg.qk_norm == "width"
+        layer |= {
+            "self_attn.q_norm.weight": (N * H if whole else H,),
+            "self_attn.k_norm.weight": (K * H if whole else H,),
+        }
+    layers = {f"model.layers.{i}.{part}": shape for i in range(cfg.n_layers) for part, shape in layer.items()}
     unembed = {} if cfg.tied_embeddings else {UNEMBED: (V, D)}
     return {EMBED: (V, D), **layers, FINAL_NORM: (D,), **unembed}
+
+
+def norm_names(cfg: ModelConfig) -> tuple[str, str]:
+    """What a layer's norms are called: that of attention, that of the feed-forward layer.
+
+    The name of the one before the feed-forward layer is that of the one after attention: it stands between them.
+    """
+    if cfg.norm_after:
+        return "post_attention_layernorm", "post_feedforward_layernorm"
+    return "input_layernorm", "post_attention_layernorm"
 
 
 class StoredTensor(NamedTuple):

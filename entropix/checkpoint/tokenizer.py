@@ -2,6 +2,7 @@
 
 import codecs
 import re
+import unicodedata
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -35,6 +36,8 @@ class Tokenizer:
         bos_ids: what belongs in front of a raw prompt; often nothing. `encode` never adds it.
         missing_ids: ids below `vocab_size` that no token has.
         ending: why the checkpoint would end every raw prompt with a token; "" where it does not.
+        nfc: whether text is put into Unicode's normal form C before it is cut, as Qwen's is.
+        late_tokens: names of special and added tokens that are looked for only in the normalised text.
     """
 
     encoding: tiktoken.Encoding
@@ -46,6 +49,8 @@ class Tokenizer:
     bos_ids: tuple[int, ...]
     missing_ids: tuple[int, ...] = ()
     ending: str = ""
+    nfc: bool = False
+    late_tokens: frozenset[str] = frozenset()
 
     @property
     def vocab_size(self) -> int:
@@ -105,10 +110,22 @@ class Tokenizer:
         """`text` cut at its added tokens, and at its special ones if allowed: (position, id or text between).
 
         Of tokens that begin at the same place the longest is taken. A special token that is not allowed, and any that
-        is in `plain`, stays part of the text around it, with all that it contains.
+        is in `plain`, stays part of the text around it, with all that it contains. With `nfc` the text between them is
+        in its normal form, and positions in it are counted there.
         """
+        for start, piece in self._cut(self._names, text, allow_special, plain):
+            if isinstance(piece, int) or not self.nfc:
+                yield start, piece
+                continue
+            normal = unicodedata.normalize("NFC", piece)
+            for further, part in self._cut(self._late_names, normal, allow_special, plain):
+                yield start + further, part
+
+    def _cut(
+        self, names: re.Pattern[str], text: str, allow_special: bool, plain: Collection[str]
+    ) -> Iterator[tuple[int, str | int]]:
         start = 0
-        for match in self._names.finditer(text):
+        for match in names.finditer(text):
             if match[0] in plain or (match[0] in self.special_tokens and not allow_special):
                 continue
             if match.start() > start:
@@ -167,8 +184,17 @@ class Tokenizer:
 
     @cached_property
     def _names(self) -> re.Pattern[str]:
-        names = sorted([*self.special_tokens, *self.added_tokens], key=len, reverse=True)
-        return re.compile("|".join(map(re.escape, names)) or r"(?!)")
+        return _any_of({*self.special_tokens, *self.added_tokens} - self.late_tokens)
+
+    @cached_property
+    def _late_names(self) -> re.Pattern[str]:
+        return _any_of(self.late_tokens)
+
+
+def _any_of(names: Collection[str]) -> re.Pattern[str]:
+    """The longest of these names at any place."""
+    longest_first = sorted(names, key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
 
 
 class StreamDecoder:
@@ -221,6 +247,8 @@ def load_tokenizer(folder: Path) -> Tokenizer:
         bos_ids=bos_ids,
         missing_ids=tuple(i for i in ids if i not in vocabulary.texts),
         ending=_ending(vocabulary, small, folder),
+        nfc=vocabulary.nfc,
+        late_tokens=vocabulary.late,
     )
 
 

@@ -21,6 +21,7 @@ from entropix.checkpoint.special_tokens import (
     AddedToken,
     SpecialTokens,
     listed_tokens,
+    normalised_tokens,
     read_special_tokens,
     together,
 )
@@ -58,6 +59,8 @@ class Vocabulary:
         special: id of each control token, by its name. Plain text never becomes one.
         added: id of each further token that is cut out of any text first, wherever it occurs.
         bos_ids, eos_ids: tokens that the file puts in front of a text, and at its end.
+        nfc: whether text between special and added tokens is put into normal form C before it is cut.
+        late: names of those special and added tokens that are looked for only then.
     """
 
     pattern: str
@@ -67,6 +70,8 @@ class Vocabulary:
     added: dict[str, int]
     bos_ids: tuple[int, ...]
     eos_ids: tuple[int, ...] = ()
+    nfc: bool = False
+    late: frozenset[str] = frozenset()
 
 
 def read_vocabulary(folder: Path) -> Vocabulary:
@@ -132,6 +137,7 @@ def read_tokenizer_json(path: Path, small: SpecialTokens = NOTHING) -> Vocabular
     """
     file = read_json(path)
     _refuse_other_kinds(path, file)
+    nfc = patterns.normalises(path, file.get("normalizer"))
     pattern = patterns.pattern(path, file.get("pre_tokenizer"))
     vocab, merges = file["model"].get("vocab"), file["model"].get("merges")
     if not isinstance(vocab, dict) or not all(map(values.is_token_id, vocab.values())):
@@ -141,6 +147,7 @@ def read_tokenizer_json(path: Path, small: SpecialTokens = NOTHING) -> Vocabular
     if half := [token for token in vocab if not values.is_text(token)]:
         raise ValueError(f"{path}: the token {values.shown(half[0])} in model.vocab has half a character")
     special, added = together([*listed_tokens(path, file), *small.added], small)
+    late = normalised_tokens(path, file) if nfc else frozenset()
 
     # A token spelt in other characters than the 256 is out of reach of any text.
     spelt = {token: raw for token in vocab if (raw := _spelt_bytes(token))}
@@ -178,7 +185,7 @@ def read_tokenizer_json(path: Path, small: SpecialTokens = NOTHING) -> Vocabular
     if not texts:
         raise ValueError(f"{path}: expected tokens in model.vocab, which is empty")
     bos_ids, eos_ids = _text_ends(path, file.get("post_processor"), texts)
-    return Vocabulary(pattern, ranks, texts, special, added, bos_ids, eos_ids)
+    return Vocabulary(pattern, ranks, texts, special, added, bos_ids, eos_ids, nfc, late)
 
 
 def _check_ids(path: Path, vocab: Mapping[str, int], more: Mapping[str, int], small: SpecialTokens) -> None:
@@ -198,8 +205,8 @@ def _check_ids(path: Path, vocab: Mapping[str, int], more: Mapping[str, int], sm
 
 
 def _refuse_other_kinds(path: Path, file: Mapping[str, Any]) -> None:
-    """Raises unless the file is byte-level BPE, without anything that alters the text or the merging."""
-    model, normalizer, decoder = file.get("model"), file.get("normalizer"), file.get("decoder")
+    """Raises unless the file is byte-level BPE, without anything that alters the merging."""
+    model, decoder = file.get("model"), file.get("decoder")
     if not isinstance(model, dict):
         raise ValueError(f"{path}: expected an object `model`, as the tokenizers library writes it")
     if model.get("type", "BPE") != "BPE":
@@ -209,11 +216,6 @@ def _refuse_other_kinds(path: Path, file: Mapping[str, Any]) -> None:
     for option in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
         if model.get(option):
             raise refusal(path, f"its model has {option} {values.shown(model[option])}")
-    match normalizer:
-        case None | {"type": "Sequence", "normalizers": []}:
-            pass
-        case _:
-            raise refusal(path, f"it alters the text first, by the normalizer {values.as_json(normalizer)}")
     match decoder:
         case {"type": "ByteLevel"}:
             pass

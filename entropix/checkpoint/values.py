@@ -57,14 +57,19 @@ def wrong(where: str | Path, key: str, expected: str, value: Any) -> ValueError:
 
 
 def whole(
-    values: Mapping[str, Any], key: str, where: str | Path, most: int, default: int | None = None
+    values: Mapping[str, Any],
+    key: str,
+    where: str | Path,
+    most: int,
+    default: int | None = None,
+    low: int = 1,
 ) -> int:
-    """A whole number from 1 to `most`."""
+    """A whole number from `low` to `most`."""
     value: Any = values.get(key)
     if value is None and default is not None:
         return default
-    if not _is_whole(value) or value < 1:
-        raise wrong(where, key, "a whole number of at least 1", value)
+    if not _is_whole(value) or value < low:
+        raise wrong(where, key, f"a whole number of at least {low}", value)
     if value > most:
         raise wrong(where, key, f"at most {most}", value)
     return value

@@ -1,4 +1,6 @@
-"""The Llama forward pass, written out: tokens in; logits, attention scores and new keys and values out.
+"""The forward pass, written out: tokens in; logits, attention scores and new keys and values out.
+
+It is Llama's, with a few switches of `ModelConfig` for its relatives. A switch that is off adds no instruction.
 
 `forward` reads the committed past (`kv_cache.KVCache`) and writes the newest tokens (`kv_cache.RecentKV`);
 `attention_mask` says where these stand and what they see.
@@ -30,7 +32,7 @@ SCORED, MEASURED, UNSEEN = "scored", "measured", "unseen"  # what is wanted of t
 class Places(NamedTuple):
     """What every layer needs to know of where the new tokens stand."""
 
-    rotation: tuple[Array, Array]  # cos and sin of `rope_table`
+    rotation: tuple[Array, Array] | None  # cos and sin of `rope_table`; None in a layer without rotation
     slot_B: Array  # int32: recent slot of the first new token
     visible_BTS: Array  # bool: keys that each may see
     filled: tuple[Array, ...] | None
@@ -57,7 +59,7 @@ def forward(
         mask = causal_mask(cache, recent, tokens_BT.shape[1])
     x_BTD, recent, scores = run_layers(weights, tokens_BT, cache, recent, cfg, mask, SCORED)
     with jax.named_scope("unembed"):
-        logits_BTV = unembed(weights, rms_norm(x_BTD, weights.norm_D, cfg))
+        logits_BTV = unembed(weights, rms_norm(x_BTD, weights.norm_D, cfg), cfg)
     return logits_BTV, recent, AttentionScores(jnp.stack(scores), mask.visible_BTS, mask.position_BS)
 
 
@@ -69,7 +71,7 @@ def measured_forward(
     mask = causal_mask(cache, recent, tokens_BT.shape[1])
     x_BTD, recent, layers = run_layers(weights, tokens_BT, cache, recent, cfg, mask, MEASURED)
     with jax.named_scope("unembed"):
-        logits_BTV = unembed(weights, rms_norm(x_BTD, weights.norm_D, cfg))
+        logits_BTV = unembed(weights, rms_norm(x_BTD, weights.norm_D, cfg), cfg)
     return logits_BTV, recent, jax.tree.map(lambda *leaves: sum(leaves) / cfg.n_layers, *layers)
 
 
@@ -101,15 +103,18 @@ def run_layers(
         filled=None if wanted == SCORED else cache.max_lengths(),
         position_BS=mask.position_BS if wanted == MEASURED else None,
     )
-    x_BTD = constrain(weights.embed_VD[tokens_BT], DATA)
+    x_BTD = constrain(scaled(weights.embed_VD[tokens_BT], cfg.embedding_multiplier), DATA)
     recent_k, recent_v, seen = [], [], []
-    for layer, past, newest in zip(
+    unrotated = places._replace(rotation=None)
+    for i, layer, past, newest in zip(
+        range(cfg.n_layers),
         weights.layers,
         cache.layers(),
         zip(recent.k_LBKHR, recent.v_LBKRH, strict=True),
         strict=True,
     ):
-        x_BTD, (k_BKHR, v_BKRH), of_layer = transformer_layer(layer, x_BTD, past, newest, places, cfg)
+        at = unrotated if i in cfg.no_rope_layers else places
+        x_BTD, (k_BKHR, v_BKRH), of_layer = transformer_layer(layer, x_BTD, past, newest, at, cfg)
         recent_k.append(k_BKHR)
         recent_v.append(v_BKRH)
         if of_layer is not None:
@@ -135,9 +140,8 @@ def transformer_layer(
     """
     k_BKHR, v_BKRH = newest
     with jax.named_scope("attention"):
-        q_BKGTH, k_BKHT, v_BKTH = qkv_projection(
-            layer, rms_norm(x_BTD, layer.attn_norm_D, cfg), *places.rotation, cfg
-        )
+        taken_BTD = x_BTD if cfg.norm_after else rms_norm(x_BTD, layer.attn_norm_D, cfg)
+        q_BKGTH, k_BKHT, v_BKTH = qkv_projection(layer, taken_BTD, places.rotation, cfg)
         k_BKHR = constrain(write_slots(k_BKHR, k_BKHT, places.slot_B, axis=3), DATA, MODEL)
         v_BKRH = constrain(write_slots(v_BKRH, v_BKTH, places.slot_B, axis=2), DATA, MODEL)
         seen_BKRH = v_BKRH
@@ -160,10 +164,23 @@ def transformer_layer(
             output_BKGTH, wanted = attention.measured_attention(
                 q_BKGTH, past, seen, places.visible_BTS, places.filled, places.position_BS
             )
-        x_BTD = constrain(x_BTD + output_projection(layer, output_BKGTH), DATA)
+        x_BTD = residual_sum(x_BTD, output_projection(layer, output_BKGTH), layer.attn_norm_D, cfg)
     with jax.named_scope("feed_forward"):
-        x_BTD = constrain(x_BTD + feed_forward(layer, rms_norm(x_BTD, layer.ffn_norm_D, cfg)), DATA)
+        taken_BTD = x_BTD if cfg.norm_after else rms_norm(x_BTD, layer.ffn_norm_D, cfg)
+        x_BTD = residual_sum(x_BTD, feed_forward(layer, taken_BTD), layer.ffn_norm_D, cfg)
     return x_BTD, (k_BKHR, v_BKRH), wanted
+
+
+def residual_sum(x_BTD: Array, given_BTD: Array, norm_D: Array, cfg: ModelConfig) -> Array:
+    """x and what attention or feed-forward layer gives, which is normed first if it took x as it was."""
+    if cfg.norm_after:
+        given_BTD = rms_norm(given_BTD, norm_D, cfg)
+    return constrain(x_BTD + scaled(given_BTD, cfg.residual_multiplier), DATA)
+
+
+def scaled(x: Array, factor: float) -> Array:
+    """x times a factor of the config; where that is 1, x itself."""
+    return x if factor == 1 else x * factor
 
 
 def isolate_nonfinite(x_BTD: Array, v_BKRH: Array, visible_BTS: Array) -> tuple[Array, Array]:
@@ -177,22 +194,36 @@ def isolate_nonfinite(x_BTD: Array, v_BKRH: Array, visible_BTS: Array) -> tuple[
     return jnp.where(seen_BT[..., None], jnp.nan, x_BTD), whole_BKRH
 
 
-def rms_norm(x_BTD: Array, weight_D: Array, cfg: ModelConfig) -> Array:
-    """x / sqrt(mean(x²) + eps) · weight, in float32, returned in x's dtype (Zhang & Sennrich 2019)."""
-    x32 = x_BTD.astype(jnp.float32)
-    scale = jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + cfg.norm_eps)
-    return (x32 * scale * weight_D.astype(jnp.float32)[None, None]).astype(x_BTD.dtype)
+def rms_norm(x: Array, weight: Array, cfg: ModelConfig) -> Array:
+    """x / sqrt(mean(x²) + eps) · weight, in float32, returned in x's dtype (Zhang & Sennrich 2019).
+
+    The mean is over the axes of the weight, which are the last ones of x.
+    """
+    x32 = x.astype(jnp.float32)
+    axes = tuple(range(-weight.ndim, 0))
+    scale = jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=axes, keepdims=True) + cfg.norm_eps)
+    return (x32 * scale * weight.astype(jnp.float32)[(None,) * (x.ndim - weight.ndim)]).astype(x.dtype)
 
 
 def qkv_projection(
-    layer: LayerWeights, x_BTD: Array, cos_BTH: Array, sin_BTH: Array, cfg: ModelConfig
+    layer: LayerWeights, x_BTD: Array, rotation: tuple[Array, Array] | None, cfg: ModelConfig
 ) -> tuple[Array, Array, Array]:
     """(q_BKGTH, k_BKHT, v_BKTH) of the new tokens: one fused projection, then the rotary embedding on q and k."""
     group = cfg.n_heads // cfg.n_kv_heads
     qkv = linear(x_BTD, layer.qkv).reshape(*x_BTD.shape[:2], *layer.qkv.shape[:-1])
+    if layer.qkv_bias is not None:
+        qkv += layer.qkv_bias[None, None]
     q_BTKGH, k_BTKH, v_BTKH = qkv[:, :, :, :group], qkv[:, :, :, group], qkv[:, :, :, group + 1]
-    q_BTKGH = rotate(q_BTKGH, cos_BTH[:, :, None, None], sin_BTH[:, :, None, None])
-    k_BTKH = rotate(k_BTKH, cos_BTH[:, :, None], sin_BTH[:, :, None])
+    if layer.q_norm is not None and layer.k_norm is not None:
+        q_BTKGH, k_BTKH = rms_norm(q_BTKGH, layer.q_norm, cfg), rms_norm(k_BTKH, layer.k_norm, cfg)
+    # Scores are q·k/√H. Another factor goes into the rotation of q, which is in float32, so that q is rounded once.
+    q_factor = cfg.attention_multiplier * math.sqrt(cfg.head_dim) or 1.0
+    if rotation is None:
+        q_BTKGH = scaled(q_BTKGH, q_factor)
+    else:
+        q_cos_BTH, q_sin_BTH = (scaled(x_BTH, q_factor)[:, :, None, None] for x_BTH in rotation)
+        q_BTKGH = rotate(q_BTKGH, q_cos_BTH, q_sin_BTH)
+        k_BTKH = rotate(k_BTKH, *(x_BTH[:, :, None] for x_BTH in rotation))
     return q_BTKGH.transpose(0, 2, 3, 1, 4), k_BTKH.transpose(0, 2, 3, 1), v_BTKH.transpose(0, 2, 1, 3)
 
 
@@ -209,13 +240,15 @@ def feed_forward(layer: LayerWeights, x_BTD: Array) -> Array:
     return linear(hidden.reshape(*x_BTD.shape[:2], -1), layer.down)
 
 
-def unembed(weights: Weights, x_BTD: Array) -> Array:
+def unembed(weights: Weights, x_BTD: Array, cfg: ModelConfig) -> Array:
     """logits_BTV in float32; a tied model reads its embedding table.
 
     Rows without a token, with which vocabularies are padded, have -inf: they count in no metric and are never drawn.
     """
     table_VD = weights.embed_VD if weights.unembed_VD is None else weights.unembed_VD
     logits_BTV = jnp.einsum("BTD,VD->BTV", x_BTD, table_VD, preferred_element_type=jnp.float32)
+    if cfg.logits_divisor != 1:
+        logits_BTV /= cfg.logits_divisor
     if weights.has_token_V is not None:
         logits_BTV = jnp.where(weights.has_token_V[None, None], logits_BTV, -jnp.inf)
     return constrain(logits_BTV, DATA, None, MODEL)
@@ -230,12 +263,14 @@ def linear(x_BTI: Array, weight: Array) -> Array:
 
 
 def rope_frequencies(cfg: ModelConfig) -> np.ndarray:
-    """Angle per position of each rotary pair, [H/2] float64: theta^(-2i/H), with Llama 3's stretching if configured.
+    """Angle per position of each rotary pair, [H/2] float64: theta^(-2i/H), stretched as Llama 3 or YaRN do if told to.
 
-    Wavelengths longer than original/low_freq_factor are divided by `factor`, shorter than original/high_freq_factor
-    stay, those between are interpolated (Llama 3.1 release).
+    Llama 3 divides frequencies of wavelengths longer than original/low_freq_factor by `factor`, leaves those shorter
+    than original/high_freq_factor, and interpolates between (Llama 3.1 release).
     """
     frequency = cfg.rope_theta ** (-np.arange(0, cfg.head_dim, 2) / cfg.head_dim)
+    if cfg.yarn is not None:
+        return frequency * yarn_divisions(cfg)
     if (scaling := cfg.rope_scaling) is None:
         return frequency
     turns = scaling.original_context_length * frequency / (2 * math.pi)
@@ -244,11 +279,32 @@ def rope_frequencies(cfg: ModelConfig) -> np.ndarray:
     return frequency * (keep + (1 - keep) / scaling.factor)
 
 
+def yarn_divisions(cfg: ModelConfig) -> np.ndarray:
+    """What YaRN multiplies each pair's frequency with, [H/2]: 1 for fast pairs, 1/factor for slow ones, and between the
+    two, in even steps, what lies between (Peng et al. 2023)."""
+    yarn = cfg.yarn
+    assert yarn is not None
+    # The pair, not a whole number, that turns so often within the original context.
+    fast, slow = (
+        cfg.head_dim
+        * math.log(yarn.original_context_length / (turns * 2 * math.pi))
+        / (2 * math.log(cfg.rope_theta))
+        for turns in (yarn.beta_fast, yarn.beta_slow)
+    )
+    if yarn.truncate:
+        fast, slow = math.floor(fast), math.ceil(slow)
+    fast, slow = max(fast, 0), min(slow, cfg.head_dim - 1)
+    width = slow - fast or 0.001
+    divided = np.clip((np.arange(cfg.head_dim // 2) - fast) / width, 0.0, 1.0)
+    return 1 - divided + divided / yarn.factor
+
+
 def rope_table(position_BT: Array, cfg: ModelConfig) -> tuple[Array, Array]:
-    """cos and sin of every angle, each [B, T, H/2] float32."""
+    """cos and sin of every angle, each [B, T, H/2] float32; times YaRN's factor of attention, if there is one."""
     frequency_11H = rope_frequencies(cfg).astype(np.float32)[None, None]
     angle = position_BT[..., None].astype(jnp.float32) * frequency_11H
-    return jnp.cos(angle), jnp.sin(angle)
+    factor = 1.0 if cfg.yarn is None else cfg.yarn.attention_factor
+    return scaled(jnp.cos(angle), factor), scaled(jnp.sin(angle), factor)
 
 
 def rotate(x: Array, cos: Array, sin: Array) -> Array:

@@ -19,7 +19,7 @@ from entropix.config import ModelConfig
 
 @flax.struct.dataclass
 class LayerWeights:
-    """One transformer layer. Norms are float32, matrices have the configured dtype."""
+    """One transformer layer. Norms are float32, all else has the configured dtype; what a model has not is None."""
 
     attn_norm_D: jax.Array
     qkv: jax.Array  # [K, G + 2, H, D]: of each key/value head its G query heads, its key, its value
@@ -27,6 +27,9 @@ class LayerWeights:
     ffn_norm_D: jax.Array
     gate_up: jax.Array  # [parts, 2, F/parts, D]: of each part the gate, then the up-projection
     down: jax.Array  # [D, F]
+    qkv_bias: jax.Array | None = None  # [K, G + 2, H]
+    q_norm: jax.Array | None = None  # [H] for each head, [K, G, H] for all together
+    k_norm: jax.Array | None = None  # [H] for each head, [K, H] for all together
 
 
 @flax.struct.dataclass
@@ -49,22 +52,29 @@ def abstract(cfg: ModelConfig, dtype: DTypeLike, parts: int = 1) -> Weights:
     """
 
     def leaf(*shape: int) -> Any:
-        return jax.ShapeDtypeStruct(shape, jnp.float32 if len(shape) == 1 else jnp.dtype(dtype))
+        return jax.ShapeDtypeStruct(shape, jnp.dtype(dtype))
+
+    def norm(*shape: int) -> Any:
+        return jax.ShapeDtypeStruct(shape, jnp.float32)
 
     D, F, V, H = cfg.dim, cfg.ffn_dim, cfg.vocab_size, cfg.head_dim
     N, K = cfg.n_heads, cfg.n_kv_heads
+    G = N // K
     layer = LayerWeights(
-        attn_norm_D=leaf(D),
-        qkv=leaf(K, N // K + 2, H, D),
+        attn_norm_D=norm(D),
+        qkv=leaf(K, G + 2, H, D),
         attn_out=leaf(D, N, H),
-        ffn_norm_D=leaf(D),
+        ffn_norm_D=norm(D),
         gate_up=leaf(parts, 2, F // parts, D),
         down=leaf(D, F),
+        qkv_bias=leaf(K, G + 2, H) if cfg.qkv_bias else None,
+        q_norm={"none": None, "head": norm(H), "width": norm(K, G, H)}[cfg.qk_norm],
+        k_norm={"none": None, "head": norm(H), "width": norm(K, H)}[cfg.qk_norm],
     )
     return Weights(
         embed_VD=leaf(V, D),
         layers=(layer,) * cfg.n_layers,
-        norm_D=leaf(D),
+        norm_D=norm(D),
         unembed_VD=None if cfg.tied_embeddings else leaf(V, D),
     )
 
@@ -72,14 +82,14 @@ def abstract(cfg: ModelConfig, dtype: DTypeLike, parts: int = 1) -> Weights:
 def init(key: jax.Array, cfg: ModelConfig, dtype: DTypeLike) -> Weights:
     """Random weights that keep activations of order one: norms are 1, entries of `[out, in]` have variance 1/in.
 
-    So does the embedding, with 1/D: tied, it is the unembedding too.
+    So does the embedding, with 1/D: tied, it is the unembedding too. Biases of a head have variance 1/H.
     """
     shapes = abstract(cfg, dtype)
     keys = iter(jax.random.split(key, len(jax.tree.leaves(shapes))))
 
     def draw(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> jax.Array:
         key = next(keys)
-        if len(leaf.shape) == 1:
+        if "norm" in path[-1].name:
             return jnp.ones(leaf.shape, leaf.dtype)
         scale = fan_in(path[-1].name, leaf.shape) ** -0.5
         return (jax.random.normal(key, leaf.shape, jnp.float32) * scale).astype(leaf.dtype)

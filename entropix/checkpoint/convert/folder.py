@@ -32,10 +32,11 @@ class Foreign(NamedTuple):
     bos_id: int | None
     stop_ids: tuple[int, ...]
     write_vocabulary: Callable[[Path], None]  # writes the tokenizer's files into a folder
+    config_json: Mapping[str, Any] | None = None  # of a family other than Llama, which keeps its own
 
 
 def write_folder(foreign: Foreign, destination: Path, dtype: str | None = None, force: bool = False) -> None:
-    """Writes the checkpoint as a Hugging Face Llama folder: complete, or not at all.
+    """Writes the checkpoint as a Hugging Face folder: complete, or not at all.
 
     Matrices have `dtype` (default: the narrowest exact one), norms float32. One tensor at a time is in
     memory.
@@ -52,7 +53,10 @@ def write_folder(foreign: Foreign, destination: Path, dtype: str | None = None, 
         foreign.write_vocabulary(partial)
         ids = {"bos_token_id": foreign.bos_id, "eos_token_id": list(foreign.stop_ids)}
         write_json(partial / "generation_config.json", ids)
-        write_config(partial / "config.json", foreign.config, dtype, foreign.bos_id, foreign.stop_ids)
+        if foreign.config_json is None:
+            write_config(partial / "config.json", foreign.config, dtype, foreign.bos_id, foreign.stop_ids)
+        else:
+            write_json(partial / "config.json", {**foreign.config_json, **ids, "torch_dtype": dtype})
         _write_tensors(foreign, partial, DTYPES[_CODES[dtype]])
         replace_folder(partial, destination)
     finally:

@@ -25,7 +25,8 @@ def is_torch_folder(folder: Path) -> bool:
 
 
 def open_torch_folder(folder: Path, chat_template: str | None = None) -> Foreign:
-    """The checkpoint in such a folder. Raises a ValueError for one that is incomplete, damaged, or no Llama."""
+    """The checkpoint in such a folder. Raises a ValueError for one that is incomplete, damaged, or of no family
+    that is known."""
     cfg = read_config(folder)
     tensors = {name: array for name, array in _tensors(folder).items() if not name.endswith(_DERIVED)}
     if cfg.n_layers > len(tensors):  # and so too many to list what is missing
@@ -68,6 +69,9 @@ def open_torch_folder(folder: Path, chat_template: str | None = None) -> Foreign
         bos_id=config.whole("bos_token_id", None, low=0, high=cfg.vocab_size - 1),
         stop_ids=stop_token_ids(folder),
         write_vocabulary=write_vocabulary,
+        config_json={key: value for key, value in config.raw.items() if key != "dtype"}
+        if cfg.switches
+        else None,
     )
 
 

@@ -1,0 +1,171 @@
+"""The model families: what each has beside Llama, as one row of `FAMILIES`.
+
+A row says what a `config.json` of its `model_type` means: the defaults of keys that it leaves out, which are those of
+the family's config class in transformers, not Llama's; the switches of `ModelConfig` that the family turns; and what of
+it is refused by name, because it would not be computed exactly. There is no code for a family anywhere else.
+"""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from entropix.checkpoint import values
+
+# Key -> accepted values (None: absent) and what any other value would mean.
+_NEUTRAL: dict[str, tuple[tuple[Any, ...], str]] = {
+    "hidden_act": (("silu", None), "only SwiGLU feed-forward layers are supported"),
+    "attention_bias": ((False, None), "biases in attention are not supported"),
+    "mlp_bias": ((False, None), "biases in feed-forward layers are not supported"),
+    "quantization_config": ((None,), "quantised tensors are not supported; use the unquantised checkpoint"),
+    "partial_rotary_factor": ((1, None), "partial rotary embeddings are not supported"),
+    "num_experts": ((0, None), "mixtures of experts are not supported"),
+    "num_local_experts": ((0, None), "mixtures of experts are not supported"),
+    "n_routed_experts": ((0, None), "mixtures of experts are not supported"),
+    "qk_norm": (
+        (False, None),
+        "norms on queries and keys are those of the model_type, which has no key for them",
+    ),
+    "use_qk_norm": (
+        (False, None),
+        "norms on queries and keys are those of the model_type, which has no key for them",
+    ),
+    "clip_qkv": ((None,), "clipped queries, keys and values are not supported"),
+}
+
+Read = Callable[[Mapping[str, Any], int, Path], dict[str, Any]]
+
+
+class Family(NamedTuple):
+    """What a `model_type` means."""
+
+    defaults: Mapping[str, Any]
+    """Values of keys of config.json that it leaves out; a key with null stays as it is."""
+    rope_theta: float = 10_000.0  # the base of the rotary frequencies where no key has it
+    fixed: Mapping[str, Any] = {}  # switches that the family always has so
+    numbers: Mapping[str, str] = {}  # key of config.json -> the switch that is its number
+    read: Read | None = None
+    """Further switches, of config.json, the number of layers, and the file's path, for errors."""
+    ignored: tuple[str, ...] = ()  # keys that may be true or false and say nothing in this family
+    window_switch: bool = False
+    """Whether `sliding_window` counts only where `use_sliding_window` is true."""
+    windows_from: str = ""  # the key that has the first layer with a window; "" for all
+
+
+def _no_rope_layers(raw: Mapping[str, Any], n_layers: int, path: Path) -> dict[str, Any]:
+    """SmolLM3's layers without rotation. In `no_rope_layers`, 1 means *with*; else every so many layers has none."""
+    interval = values.whole(raw, "no_rope_layer_interval", path, values.MOST_TOKENS, default=4)
+    rotated = raw.get("no_rope_layers")
+    if rotated is None:
+        return {"no_rope_layers": tuple(range(interval - 1, n_layers, interval))}
+    listed = isinstance(rotated, list) and all(one in (0, 1) for one in rotated)
+    if not listed or len(rotated) < n_layers:
+        expected = f"a 1 for each of the {n_layers} layers that has rotary embedding and a 0 for each without"
+        raise values.wrong(path, "no_rope_layers", expected, rotated)
+    return {"no_rope_layers": tuple(i for i in range(n_layers) if not rotated[i])}
+
+
+_QWEN = {
+    "num_key_value_heads": 32,
+    "max_position_embeddings": 32_768,
+    "rms_norm_eps": 1e-6,
+    "sliding_window": 4096,
+    "max_window_layers": 28,
+}
+_GRANITE = {
+    "embedding_multiplier": "embedding_multiplier",
+    "attention_multiplier": "attention_multiplier",
+    "residual_multiplier": "residual_multiplier",
+    "logits_scaling": "logits_divisor",
+}
+
+FAMILIES: dict[str, Family] = {
+    "llama": Family({"max_position_embeddings": 2048, "rms_norm_eps": 1e-6}),
+    "mistral": Family(
+        {
+            "num_key_value_heads": 8,
+            "max_position_embeddings": 131_072,
+            "rms_norm_eps": 1e-6,
+            "sliding_window": 4096,
+        }
+    ),
+    "qwen2": Family(
+        _QWEN,
+        fixed={"qkv_bias": True},
+        ignored=("attention_bias",),
+        window_switch=True,
+        windows_from="max_window_layers",
+    ),
+    "qwen3": Family(
+        {"head_dim": 128, **_QWEN},
+        fixed={"qk_norm": "head"},
+        window_switch=True,
+        windows_from="max_window_layers",
+    ),
+    "smollm3": Family(
+        {
+            "num_key_value_heads": 4,
+            "max_position_embeddings": 32_768,
+            "rms_norm_eps": 1e-6,
+            "tie_word_embeddings": True,
+        },
+        rope_theta=2_000_000.0,
+        read=_no_rope_layers,
+        window_switch=True,
+    ),
+    "granite": Family(
+        {"max_position_embeddings": 2048, "rms_norm_eps": 1e-6, **dict.fromkeys(_GRANITE, 1.0)},
+        numbers=_GRANITE,
+    ),
+    "olmo2": Family(
+        {"max_position_embeddings": 2048, "rms_norm_eps": 1e-5},
+        fixed={"qk_norm": "width", "norm_after": True},
+    ),
+}
+
+
+def family(raw: Mapping[str, Any], path: Path) -> Family:
+    """The row of a config.json. Raises a ValueError that names the known ones where there is none."""
+    kind = raw.get("model_type")
+    if not isinstance(kind, str) or kind not in FAMILIES:
+        first, *others = (repr(name) for name in FAMILIES)
+        raise ValueError(
+            f"{path}: model_type must be {first} or one of {', '.join(others)}; got {values.shown(kind)}, an "
+            "architecture this package does not compute"
+        )
+    return FAMILIES[kind]
+
+
+def refuse(raw: Mapping[str, Any], row: Family, n_layers: int, path: Path) -> None:
+    """Raises a ValueError that names the key, its value and the reason where the model would not be computed exactly.
+
+    raw: with the row's defaults.
+    """
+    for key, (accepted, reason) in _NEUTRAL.items():
+        if key in row.ignored:
+            values.flag(raw, key, path)
+        elif raw.get(key) not in accepted:
+            raise ValueError(f"{path}: {key} is {values.shown(raw[key])}: {reason}")
+    kinds = values.items(raw, "layer_types", path)
+    for kind in kinds:
+        if kind != "full_attention":
+            raise ValueError(
+                f"{path}: layer_types has {values.named(kind)}: only full_attention is supported"
+            )
+    used = not row.window_switch or values.flag(raw, "use_sliding_window", path)
+    if raw.get("sliding_window") is None or not used:
+        return
+    if row.window_switch and kinds:  # which say it layer by layer, and all have full attention
+        return
+    if row.windows_from and raw.get(row.windows_from) is not None:
+        first = values.whole(raw, row.windows_from, path, values.MOST_TOKENS, low=0)
+        if first >= n_layers:
+            return
+    raise ValueError(
+        f"{path}: sliding_window is {values.shown(raw['sliding_window'])}: sliding-window attention is not supported"
+    )
+
+
+def switches(raw: Mapping[str, Any], row: Family, n_layers: int, path: Path) -> dict[str, Any]:
+    """The fields of `ModelConfig` in which the model differs from Llama. raw: with the row's defaults."""
+    found = {field: values.positive(raw, key, path) for key, field in row.numbers.items()}
+    return {**row.fixed, **found, **(row.read(raw, n_layers, path) if row.read else {})}

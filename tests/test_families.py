@@ -1,0 +1,346 @@
+"""Every family against transformers: small models that it made, and the numbers that it computes from them."""
+
+import dataclasses
+import json
+import math
+import os
+import subprocess
+import sys
+from importlib.machinery import PathFinder
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import folders
+import jax
+import jax.numpy as jnp
+import meshes
+import numpy as np
+import pth_files
+import pytest
+import toy
+import transformers_side
+from transformers_side import FAMILIES, MODELS, NUMBERS
+
+import entropix
+from entropix import presets, sharding
+from entropix.checkpoint import hf_folder, load_weights, tensors
+from entropix.checkpoint.convert import convert
+from entropix.checkpoint.families import FAMILIES as ROWS
+from entropix.checkpoint.loading import Model
+from entropix.config import ModelConfig, YarnScaling
+from entropix.model import kv_cache, transformer
+from entropix.model.weights import abstract, init
+
+PLACES = [str(Path(sys.prefix, "transformers")), *sys.path]  # where `make test` puts it, for this file alone
+MISSING = [name for name in ("torch", "transformers") if PathFinder.find_spec(name, PLACES) is None]
+LIMIT = 1e-4  # of a logit, relative to the largest; seen are some 1e-6
+TEXT = np.array(transformers_side.prompts()[:1], np.int32)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All models of `transformers_side`, in a folder each. It takes some seconds, most of them to import torch."""
+    if MISSING:  # in CI, which sets CI, they may not be
+        hint = f"no {' and no '.join(MISSING)}, with which families are compared; `make test` installs them"
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(hint)
+    folder = tmp_path_factory.mktemp("families")
+    clean = {name: value for name, value in os.environ.items() if name != "PYTHONWARNINGS"}
+    clean |= {"PYTHONPATH": os.pathsep.join(PLACES[:1] + os.environ.get("PYTHONPATH", "").split(os.pathsep))}
+    clean |= {"HF_HUB_OFFLINE": "1", "USE_JAX": "0", "USE_TF": "0"}
+    command = [sys.executable, transformers_side.__file__, str(folder)]
+    ran = subprocess.run(command, env=clean, capture_output=True, text=True, timeout=300)
+    assert ran.returncode == 0, ran.stderr
+    return folder
+
+
+class Reference(NamedTuple):
+    """What transformers computes."""
+
+    logits_TV: np.ndarray
+    weights_LNTT: np.ndarray
+    drawn: np.ndarray  # greedy tokens after each prompt
+
+
+def reference(made: Path, name: str) -> Reference:
+    found = np.load(made / name / "reference.npz")
+    return Reference(*(found[field] for field in Reference._fields))
+
+
+def load(folder: Path, mesh: str = "") -> Model:
+    """The model of a folder, which has no tokenizer."""
+    cfg = hf_folder.read_config(folder)
+    devices = meshes.mesh_of(mesh) if mesh else None
+    with sharding.on(devices):
+        weights = load_weights.load(folder, cfg, jnp.float32, devices)
+    return Model(folder, sharding.widened(cfg, devices), weights, toy.ByteTokenizer(), None, (), devices)
+
+
+def entropies(weights_LNTT: np.ndarray) -> np.ndarray:
+    """[L, N, T] in bits, of attention weights."""
+    p = weights_LNTT.astype(np.float64)
+    return -np.sum(p * np.log2(np.where(p > 0, p, 1)), axis=-1)
+
+
+def assert_same_logits(logits_TV: Any, expected_TV: np.ndarray) -> None:
+    error = np.abs(np.asarray(logits_TV) - expected_TV).max() / np.abs(expected_TV).max()
+    print(f"relative error of the logits: {error:.1e}")
+    assert error <= LIMIT
+
+
+# ----- the same numbers -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_logits_and_attention_are_those_of_transformers(made: Path, name: str) -> None:
+    model, expected = load(made / name), reference(made, name)
+    logits_BTV, _, attention, _ = toy.read(model.weights, TEXT, model.config)
+    assert_same_logits(logits_BTV[0], expected.logits_TV)
+    found_LNT = np.empty(expected.weights_LNTT.shape[:3])
+    for t in range(found_LNT.shape[2]):
+        scores_LNS = toy.visible_scores(attention, 0, t).astype(np.float64)
+        p_LNS = np.exp(scores_LNS - scores_LNS.max(axis=-1, keepdims=True))
+        found_LNT[:, :, t] = entropies(p_LNS / p_LNS.sum(axis=-1, keepdims=True))
+    error = np.abs(found_LNT - entropies(expected.weights_LNTT)).max()
+    print(f"error of the attention entropies: {error:.1e} bits")
+    assert error <= 2e-5
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_greedy_tokens_are_those_of_transformers(made: Path, name: str) -> None:
+    """A ragged batch: a prompt that is read at once, a shorter one, and one whose text is stepped through."""
+    found = greedy(load(made / name))
+    assert found == reference(made, name).drawn.tolist()
+
+
+@pytest.mark.parametrize(
+    ("name", "mesh"),
+    [
+        ("qwen2", "data=2,model=3"),  # a key head on each device
+        ("qwen2-one", "model=4"),  # the one key head is there four times, and its bias
+        ("qwen3", "model=3"),
+        ("smollm3-one", "data=2,model=2"),
+        ("granite", "model=3"),
+        ("olmo2", "data=2,model=3"),  # a norm over what lies on three devices
+        ("olmo2-two", "model=4"),  # each of two key heads is there twice, and its norm
+        ("olmo2-each", "model=2"),  # three heads, which two devices have whole
+    ],
+)
+def test_a_mesh_gives_the_same(made: Path, name: str, mesh: str) -> None:
+    model, expected = load(made / name, mesh), reference(made, name)
+    with sharding.on(model.mesh):
+        assert_same_logits(toy.read(model.weights, TEXT, model.config)[0][0], expected.logits_TV)
+    assert greedy(model) == expected.drawn.tolist()
+
+
+def greedy(model: Model) -> list[list[int]]:
+    results = entropix.generate(
+        model, transformers_side.prompts(), sampler="greedy", max_new_tokens=transformers_side.NEW
+    )
+    return meshes.tokens(results)
+
+
+# ----- config.json ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_keys_that_are_left_out_mean_what_they_mean_to_transformers(made: Path, kind: str) -> None:
+    means = json.loads((made / f"bare-{kind}" / "means.json").read_text())
+    cfg = hf_folder.read_config(made / f"bare-{kind}")
+    own = (cfg.norm_eps, cfg.n_kv_heads, cfg.context_length, cfg.tied_embeddings)
+    assert (
+        dict(zip(NUMBERS, own, strict=True)) | {"rope_theta": cfg.rope_theta, "head_dim": cfg.head_dim}
+        == means
+    )
+
+
+def test_every_row_of_the_table_is_compared() -> None:
+    assert set(FAMILIES) == set(ROWS)
+
+
+def test_a_llama_has_no_switch_on() -> None:
+    assert toy.config().switches == {}
+    assert toy.config(qkv_bias=True, no_rope_layers=(1,)).switches == {
+        "qkv_bias": True,
+        "no_rope_layers": (1,),
+    }
+
+
+QWEN2 = {"model_type": "qwen2"}
+SMOLLM3 = {"model_type": "smollm3"}
+GRANITE = {"model_type": "granite"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "switches"),
+    [
+        (QWEN2, {"qkv_bias": True}),
+        ({**QWEN2, "attention_bias": True, "sliding_window": 128, "max_window_layers": 1}, {"qkv_bias": True}),
+        ({**QWEN2, "use_sliding_window": True, "max_window_layers": 2}, {"qkv_bias": True}),
+        ({**QWEN2, "use_sliding_window": True, "layer_types": ["full_attention"] * 2}, {"qkv_bias": True}),
+        ({"model_type": "qwen3"}, {"qk_norm": "head"}),
+        (SMOLLM3, {}),  # of two layers the fourth would be without
+        ({**SMOLLM3, "no_rope_layers": [0, 1, 0]}, {"no_rope_layers": (0,)}),
+        ({**SMOLLM3, "no_rope_layer_interval": 1}, {"no_rope_layers": (0, 1)}),
+        (GRANITE, {"attention_multiplier": 1.0}),
+        ({**GRANITE, "logits_scaling": 8}, {"attention_multiplier": 1.0, "logits_divisor": 8.0}),
+        ({"model_type": "olmo2"}, {"qk_norm": "width", "norm_after": True}),
+    ],
+)  # fmt: skip
+def test_a_family_turns_its_switches(
+    tmp_path: Path, changes: dict[str, Any], switches: dict[str, Any]
+) -> None:
+    folders.write_config(tmp_path, **changes)
+    assert hf_folder.read_config(tmp_path).switches == switches
+
+
+def test_yarn_reads_texts_up_to_the_scaled_length(tmp_path: Path) -> None:
+    """As the model cards of Qwen 2.5 and Qwen 3 say it, whose length may be that of pre-training or the scaled one."""
+    yarn = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32_768}
+    for length, longest in ((32_768, 131_072), (131_072, 131_072), (262_144, 262_144)):
+        folders.write_config(tmp_path, **QWEN2, max_position_embeddings=length, rope_scaling=yarn)
+        cfg = hf_folder.read_config(tmp_path)
+        assert (cfg.context_length, cfg.yarn) == (longest, YarnScaling(4.0, 32_768, 0.1 * math.log(4) + 1))
+
+
+@pytest.mark.parametrize(
+    ("more", "attention_factor"),
+    [
+        ({}, 1.1386294361119891),
+        ({"factor": 1}, 1.0),
+        ({"attention_factor": 2}, 2.0),
+        ({"mscale": 1.0, "mscale_all_dim": 1.0}, 1.0),
+        ({"mscale": 2.0, "mscale_all_dim": 0.5}, 1.2772588722239782 / 1.0693147180559945),
+        ({"mscale": 2.0}, 1.1386294361119891),
+    ],
+)
+def test_yarn_sharpens_attention_as_transformers_has_it(
+    tmp_path: Path, more: dict[str, Any], attention_factor: float
+) -> None:
+    folders.write_config(tmp_path, rope_scaling={"rope_type": "yarn", "factor": 4.0, **more})
+    yarn = hf_folder.read_config(tmp_path).yarn
+    assert yarn is not None and yarn.attention_factor == pytest.approx(attention_factor, rel=1e-12)
+    assert yarn.original_context_length == folders.CONFIG["max_position_embeddings"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({**QWEN2, "use_sliding_window": True, "max_window_layers": 1}, "sliding_window is 4096: sliding-window"),
+        ({**QWEN2, "use_sliding_window": True, "max_window_layers": -1}, "max_window_layers must be .*0, got -1"),
+        ({**QWEN2, "use_sliding_window": "no"}, "use_sliding_window must be true or false, got 'no'"),
+        ({**QWEN2, "attention_bias": 1}, "attention_bias must be true or false, got 1"),
+        ({**QWEN2, "layer_types": ["sliding_attention"] * 2}, "layer_types has sliding_attention"),
+        ({"model_type": "qwen3", "attention_bias": True}, "attention_bias is True: biases in attention"),
+        ({**SMOLLM3, "use_sliding_window": True, "sliding_window": 8}, "sliding_window is 8: sliding-window"),
+        ({**SMOLLM3, "no_rope_layers": [1]}, r"no_rope_layers must be a 1 for each of the 2 layers .*, got \[1\]"),
+        ({**SMOLLM3, "no_rope_layers": [1, 2]}, r"no_rope_layers must be .*, got \[1, 2\]"),
+        ({**SMOLLM3, "no_rope_layer_interval": 0}, "no_rope_layer_interval must be a whole number of at least 1"),
+        ({**GRANITE, "residual_multiplier": 0}, "residual_multiplier must be a number above 0, got 0"),
+        ({**GRANITE, "mlp_bias": True}, "mlp_bias is True"),
+        ({"model_type": "olmo2", "clip_qkv": 8.0}, "clip_qkv is 8.0: clipped"),
+    ],
+)  # fmt: skip
+def test_what_a_family_may_not_have_is_refused_by_name(
+    tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    folders.write_config(tmp_path, **changes)
+    with pytest.raises(ValueError, match=f"^{tmp_path}/config.json: .*{message}"):
+        hf_folder.read_config(tmp_path)
+
+
+# ----- tensors ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "missing", "unexpected"),
+    [
+        ("qwen2", "self_attn.v_proj.bias [16]", "self_attn.o_proj.bias [32]"),
+        ("qwen3", "self_attn.q_norm.weight [128]", "self_attn.q_proj.bias [512]"),
+        ("olmo2", "self_attn.k_norm.weight [32]", "input_layernorm.weight [32]"),
+        ("olmo2", "post_feedforward_layernorm.weight [32]", "self_attn.q_norm.bias [32]"),
+    ],
+)
+def test_tensors_that_a_family_needs_or_does_not_know_are_named(
+    tmp_path: Path, kind: str, missing: str, unexpected: str
+) -> None:
+    heads = {"num_key_value_heads": None} if kind == "olmo2" else {}
+    folder = folders.write_checkpoint(tmp_path / "it", model_type=kind, **heads)
+    cfg = hf_folder.read_config(folder)
+    assert tensors.check(folder, cfg).keys() == tensors.tensor_shapes(cfg).keys()
+    stored = folders.read_tensors(folder)
+    del stored[f"model.layers.1.{missing.split()[0]}"]
+    width = int(unexpected.split("[")[1].rstrip("]"))
+    stored[f"model.layers.0.{unexpected.split()[0]}"] = np.zeros(width, np.float32)
+    folders.write_tensors(folder, stored)
+    with pytest.raises(ValueError, match=r"the tensors do not fit config\.json") as raised:
+        tensors.check(folder, cfg)
+    listed = [f"missing: model.layers.1.{missing}", f"unexpected: model.layers.0.{unexpected}"]
+    assert [line.strip() for line in str(raised.value).splitlines()[1:]] == listed
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [("qwen2.5-0.5b", 494_032_768), ("qwen3-0.6b", 596_049_920), ("qwen3-8b", 8_190_735_360)],
+)
+def test_presets_have_as_many_parameters_as_are_published(name: str, parameters: int) -> None:
+    assert sum(map(math.prod, tensors.tensor_shapes(presets.read_model(name)).values())) == parameters
+
+
+SWITCHES: dict[str, Any] = {
+    "qkv_bias": True,
+    "qk_norm": "width",
+    "no_rope_layers": (1,),
+    "norm_after": True,
+    "embedding_multiplier": 3.0,
+    "attention_multiplier": 0.3,
+    "residual_multiplier": 0.5,
+    "logits_divisor": 2.0,
+    "yarn": YarnScaling(4.0, 128, 1.1),
+}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        field.name
+        for field in dataclasses.fields(ModelConfig)
+        if field.default is not dataclasses.MISSING and field.name != "rope_scaling"
+    ],
+)
+def test_a_switch_keeps_the_types_and_adds_instructions(name: str) -> None:
+    """Layers stay in bfloat16, without a conversion unawares, which the suite forbids; logits are float32."""
+    texts = []
+    for cfg in (toy.config(), toy.config(**{name: SWITCHES[name]})):
+        cache = kv_cache.empty_cache(cfg, 2, 8, jnp.bfloat16)
+        recent = kv_cache.empty_recent(cfg, 2, 4, jnp.bfloat16)
+        lowered = jax.jit(transformer.forward, static_argnames="cfg").lower(
+            abstract(cfg, jnp.bfloat16), TEXT[:, :4].repeat(2, axis=0), cache, recent, cfg=cfg
+        )
+        logits, after, _ = lowered.out_info
+        assert (logits.dtype, after.k_LBKHR[1].dtype) == (jnp.float32, jnp.bfloat16)
+        texts.append(lowered.as_text())
+    assert texts[0] != texts[1]
+
+
+def test_random_weights_are_those_of_the_switches() -> None:
+    cfg = toy.config(qkv_bias=True, qk_norm="width")
+    layer = init(jax.random.key(0), cfg, jnp.bfloat16).layers[0]
+    assert (layer.qkv_bias.shape, layer.q_norm.shape, layer.k_norm.shape) == ((2, 4, 8), (2, 2, 8), (2, 8))
+    assert (layer.qkv_bias.dtype, layer.q_norm.dtype) == (jnp.bfloat16, jnp.float32)
+    assert (layer.q_norm == 1).all() and (layer.qkv_bias != 0).any()
+
+
+def test_a_pytorch_model_bin_keeps_the_config_of_its_family(tmp_path: Path) -> None:
+    source = folders.write_checkpoint(tmp_path / "source", model_type="qwen2")
+    stored = folders.read_tensors(source)
+    pth_files.write_pth(source / "pytorch_model.bin", stored)
+    (source / "model.safetensors").unlink()
+    convert(source, tmp_path / "out")
+    assert hf_folder.read_config(tmp_path / "out") == hf_folder.read_config(source)
+    folders.assert_tensors(tmp_path / "out", stored)
+
+
+def test_no_llama_is_written_of_another_family(tmp_path: Path) -> None:
+    cfg = dataclasses.replace(toy.config(), qk_norm="head")
+    with pytest.raises(ValueError, match="written are Llamas alone, which have no qk_norm"):
+        hf_folder.write_config(tmp_path / "config.json", cfg, "float32", None, ())

@@ -1,0 +1,145 @@
+"""Small models of every family, made and computed by transformers: `python transformers_side.py FOLDER` writes them.
+
+It runs in a process of its own, so that transformers and torch are in no other. What it writes of each model is the
+checkpoint, by `save_pretrained`, and in `reference.npz` what the model makes of some prompts, in float32 and eager
+attention, every text computed whole and without a cache.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+SEVERAL = {"num_attention_heads": 6, "num_key_value_heads": 3}  # heads 8 wide, an odd number of keys
+ONE = {"num_attention_heads": 4, "num_key_value_heads": 1}
+TWO = {"num_attention_heads": 8, "num_key_value_heads": 2}
+EACH = {"num_attention_heads": 3, "num_key_value_heads": 3}
+TIED, UNTIED = {"tie_word_embeddings": True}, {"tie_word_embeddings": False}
+MULTIPLIERS = {
+    "embedding_multiplier": 3.5,
+    "attention_multiplier": 0.21,
+    "residual_multiplier": 0.45,
+    "logits_scaling": 2.5,
+}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 1000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+
+YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 1000.0,
+    "factor": 4.0,
+    "original_max_position_embeddings": 128,
+}
+
+# Name of the model -> (the family's prefix in transformers, what its config says beside the sizes below).
+MODELS: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("Llama", {**SEVERAL, **UNTIED}),
+    "llama-scaled": ("Llama", {**ONE, **TIED, "head_dim": 20, "rope_parameters": LLAMA3}),
+    "mistral": ("Mistral", {**SEVERAL, **UNTIED, "sliding_window": None}),
+    "qwen2": ("Qwen2", {**SEVERAL, **TIED}),
+    "qwen2-one": ("Qwen2", {**ONE, **UNTIED, "max_window_layers": 2, "use_sliding_window": True}),
+    "qwen2-each": ("Qwen2", {**EACH, **TIED, "sliding_window": 4}),
+    "qwen2-yarn": ("Qwen2", {**SEVERAL, **TIED, "rope_parameters": YARN}),
+    "qwen3-yarn": (
+        "Qwen3",
+        {
+            **ONE,
+            **TIED,
+            "head_dim": 20,
+            "rope_parameters": YARN
+            | {"attention_factor": 1.3, "beta_fast": 8, "beta_slow": 2, "truncate": False},
+        },
+    ),
+    "qwen3": ("Qwen3", {**SEVERAL, **TIED, "head_dim": 16}),
+    "qwen3-one": ("Qwen3", {**ONE, **UNTIED, "head_dim": 10}),
+    "smollm3": ("SmolLM3", {**SEVERAL, **TIED, "no_rope_layers": [1, 0]}),
+    "smollm3-one": ("SmolLM3", {**ONE, **UNTIED, "no_rope_layer_interval": 2, "num_hidden_layers": 3}),
+    "granite": ("Granite", {**SEVERAL, **TIED, **MULTIPLIERS}),
+    "granite-one": ("Granite", {**ONE, **UNTIED, **MULTIPLIERS, "embedding_multiplier": 12}),
+    "olmo2": ("Olmo2", {**SEVERAL, **UNTIED}),
+    "olmo2-one": ("Olmo2", {**ONE, **TIED}),
+    "olmo2-two": ("Olmo2", {**TWO, **TIED}),
+    "olmo2-each": ("Olmo2", {**EACH, **UNTIED}),
+}
+SIZES = {
+    "hidden_size": 48,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "vocab_size": 96,
+    "max_position_embeddings": 512,
+    **dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id")),
+}
+PROMPTS = (
+    13,
+    5,
+    1,
+)  # tokens: a prompt that is read at once, a shorter one, and one whose text is stepped through
+NEW = 8  # tokens that are drawn
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "smollm3", "granite", "olmo2")
+NUMBERS = ("rms_norm_eps", "num_key_value_heads", "max_position_embeddings", "tie_word_embeddings")
+
+
+def prompts() -> list[list[int]]:
+    """Some token ids, the same every time, which have nothing to do with any model."""
+    return [[(7 * i * i + 31 * i + 11 * n) % SIZES["vocab_size"] for i in range(n)] for n in PROMPTS]
+
+
+def write(folder: Path) -> None:
+    """All models, and what config classes say of keys that a config.json leaves out."""
+    import numpy as np
+    import torch
+    import transformers
+
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    for name, (prefix, told) in MODELS.items():
+        config = getattr(transformers, f"{prefix}Config")(**{**SIZES, **told})
+        config._attn_implementation = "eager"
+        model = getattr(transformers, f"{prefix}ForCausalLM")(config).eval()
+        with torch.no_grad():
+            for key, values in model.named_parameters():
+                if "norm" in key:
+                    values.uniform_(0.5, 1.5)
+                else:  # biases included, which transformers would make 0
+                    values.normal_(0, 1.5 * values.shape[-1] ** -0.5)
+            model.save_pretrained(folder / name)
+            seen = model(torch.tensor(prompts()[:1]), output_attentions=True)
+            drawn = [_greedy(model, prompt) for prompt in prompts()]
+        np.savez(
+            folder / name / "reference.npz",
+            logits_TV=seen.logits[0].numpy(),
+            weights_LNTT=np.stack([layer[0].numpy() for layer in seen.attentions]),
+            drawn=np.array(drawn),
+        )
+    for kind in FAMILIES:
+        (folder / f"bare-{kind}").mkdir()
+        said = {**{key: SIZES[key] for key in SIZES if key != "max_position_embeddings"}, "model_type": kind}
+        said |= {"num_attention_heads": 96, "hidden_size": 960}  # a multiple of all numbers of key heads
+        said |= {"sliding_window": None} if kind == "mistral" else {}
+        (folder / f"bare-{kind}" / "config.json").write_text(json.dumps(said))
+        config = transformers.AutoConfig.from_pretrained(folder / f"bare-{kind}")
+        means = {key: getattr(config, key) for key in NUMBERS}
+        means |= {
+            "rope_theta": config.rope_parameters["rope_theta"],
+            "head_dim": getattr(config, "head_dim", None) or 10,
+        }
+        (folder / f"bare-{kind}" / "means.json").write_text(json.dumps(means))
+
+
+def _greedy(model: Any, prompt: list[int]) -> list[int]:
+    import torch
+
+    ids = list(prompt)
+    for _ in range(NEW):
+        ids.append(int(model(torch.tensor([ids])).logits[0, -1].argmax()))
+    return ids[len(prompt) :]
+
+
+if __name__ == "__main__":
+    write(Path(sys.argv[1]))
