@@ -7,14 +7,25 @@ import golden
 import pytest
 
 KEPT = {entry["case"]: entry["rows"] for entry in map(json.loads, golden.FILE.read_text().splitlines())}
-# Of a float, absolute and relative. Other processors add up in another order, and a log-probability is a difference of
-# logits near 20, whose last bit is 2e-6.
-TOLERANCE = 4e-6
+TOLERANCE = 1e-6  # of a float, absolute and relative: other processors add up in another order
 
 
 @pytest.mark.parametrize("name", golden.CASES)
 def test_what_is_generated_stays_what_it_was(name: str) -> None:
-    assert differences(KEPT[name], golden.plain(golden.CASES[name]()), name) == []
+    found = golden.plain(golden.CASES[name]())
+    assert differences(in_logits(KEPT[name]), in_logits(found), name) == []
+
+
+def in_logits(rows: list[golden.Row]) -> list[golden.Row]:
+    """The rows with log-probabilities of draws times their temperature, where that is below 1. These are of logits that
+    were divided by it: a last bit of a logit, in which processors differ, is 3.3 times as much of them at 0.3."""
+
+    def scaled(row: golden.Row) -> golden.Row:
+        pairs = zip(row.get("draw_logprob", ()), row.get("temperature", ()), strict=True)
+        draws = [draw if draw is None or t is None else draw * min(1.0, t) for draw, t in pairs]
+        return {**row, "draw_logprob": draws}
+
+    return list(map(scaled, rows))
 
 
 def differences(kept: Any, found: Any, where: str) -> list[str]:
