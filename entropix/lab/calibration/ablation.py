@@ -15,8 +15,10 @@ import jax.numpy as jnp
 from entropix.checkpoint.loading import Model
 from entropix.lab.calibration import objective
 from entropix.lab.calibration.objective import Asked, Figures
+from entropix.lab.experiments.summary import aligned
 from entropix.lab.plots import is_apart
 from entropix.lab.statistics import Contrast, contrast, holm
+from entropix.lab.telling import numbers
 from entropix.samplers import ResolvedSampler
 from entropix.samplers.entropix import THRESHOLDS, Strategy, act, choose
 
@@ -69,7 +71,7 @@ class Ablation(NamedTuple):
 
 def variants(sampler: ResolvedSampler) -> tuple[dict[str, ResolvedSampler], list[str]]:
     """(the rule without each of its parts, by the part's name; parts whose numbers do nothing already)."""
-    numbers = dataclasses.asdict(sampler.numbers)
+    values = dataclasses.asdict(sampler.numbers)
     found: dict[str, ResolvedSampler] = {}
     idle = []
     if sampler.name in THRESHOLDS:
@@ -78,8 +80,8 @@ def variants(sampler: ResolvedSampler) -> tuple[dict[str, ResolvedSampler], list
             rule = sampler.rule._replace(step=step)
             found[strategy.name.lower()] = dataclasses.replace(sampler, rule=rule)
     for name, neutral in _WITHOUT.items():
-        changes = {n: numbers[v] if v == "max_top_k" else v for n, v in neutral.items() if n in numbers}
-        if any(numbers[n] != value for n, value in changes.items()):
+        changes = {n: values[v] if v == "max_top_k" else v for n, v in neutral.items() if n in values}
+        if any(values[n] != value for n, value in changes.items()):
             found[name] = sampler.changed(changes)
         elif changes:
             idle.append(name)
@@ -142,17 +144,16 @@ def rows(found: Ablation) -> Iterator[dict[str, Any]]:
 
 def report(found: Ablation) -> Iterator[str]:
     """Lines of text."""
-    table = list(rows(found))
-    width = max(len(row["part"]) for row in table)
+    heads = ["without", "right", "coverage", "the part brings: right", "coverage"]
+    table = [["nothing", *_cells(found.whole), "", ""]]
+    for part in found.parts:
+        brought = (numbers(one and one.difference, sign="+") for one in (part.right, part.coverage))
+        table.append([part.name, *_cells(part.without), *brought])
     yield f"{found.sampler.label}, and without each of its parts: shares of right answers and of coverage"
-    yield f"{'without':{width}}  right  coverage  the part brings: right          coverage"
-    for row in table:
-        brought = "  ".join(f"{_brought(row, what):23}" for what in ("right", "coverage"))
-        coverage = "-" if row["coverage"] is None else f"{row['coverage']:.3f}"
-        yield f"{row['part']:{width}}  {row['right']:.3f}  {coverage:>8}  {brought}".rstrip()
+    yield from aligned([heads, *table])
     if found.idle:
         yield f"left alone, as they do nothing with these numbers: {', '.join(found.idle)}"
-    smallest = [row["right_detectable"] for row in table if row.get("right_detectable")]
+    smallest = [part.right.detectable for part in found.parts if part.right and part.right.detectable]
     if smallest:
         yield f"seen four times out of five: a difference of right answers of {max(smallest):.3f}"
 
@@ -179,10 +180,5 @@ def _shares(figures: Figures) -> dict[str, float | None]:
     return {"right": figures.share_right, "coverage": figures.mean_coverage if figures.coverage else None}
 
 
-def _brought(row: dict[str, Any], what: str) -> str:
-    if f"{what}_brought" not in row:
-        return ""
-    told = f"{row[f'{what}_brought']:+.3f}"
-    if row[f"{what}_low"] is not None:
-        told += f" [{row[f'{what}_low']:+.3f}, {row[f'{what}_high']:+.3f}]"
-    return told
+def _cells(figures: Figures) -> list[str]:
+    return ["-" if share is None else f"{share:.3f}" for share in _shares(figures).values()]
