@@ -150,9 +150,9 @@ def test_the_front_is_what_nothing_beats_in_both() -> None:
 
 
 def test_coverage_counts_as_far_as_right_answers_are_kept() -> None:
-    whole = Figures(right=[1.0, 0.5], coverage=[0.8], cut_off=0.0, tokens=1.0)
+    whole = Figures(right=[1.0, 0.5], valid=[0.1], coverage=[0.8], cut_off=0.0, tokens=1.0)
     assert whole.score(0.75) == 0.8 and whole.score(0.85) == pytest.approx(0.8 - 4 * 0.1)
-    assert Figures([1.0, 0.0], [], 0.0, 1.0).score(0.9) == 0.5
+    assert Figures([1.0, 0.0], [], [], 0.0, 1.0).score(0.9) == 0.5
 
 
 def test_figures_are_of_each_item_and_its_seeds() -> None:
@@ -170,6 +170,9 @@ def test_figures_are_of_each_item_and_its_seeds() -> None:
     ]
     found = figures([Asked(sets, item)], [given])
     assert (found.right, found.coverage, found.cut_off, found.tokens) == ([0.5], [0.25], 0.25, 3.0)
+    beside = Asked(Near(), Near().items(0, 1)[0])
+    both = figures([beside, Asked(sets, item)], [[given[0]._replace(text="0.6")], given])
+    assert (both.share_right, both.share_valid) == (1.0, 0.5)  # sets do not count as right answers to questions
 
 
 def test_candidates_side_by_side_are_those_alone(toy_model: Model) -> None:
@@ -186,7 +189,7 @@ def test_a_preset_says_what_it_is_worth(toy_folder: str) -> None:
     """Not better than a tuned temperature, and worse than greedy: both are said."""
     model, rule = entropix.load(toy_folder), samplers.resolve("min-p", {"min_p": 0.25})
     plan = answers.Plan([Near()], 6, [0, 1], 100, 4, 0.03)  # type: ignore[list-item]
-    good, bad = Figures([1.0] * 5 + [0.5], [], 0.0, 1.0), Figures([0.0] * 5 + [0.5], [], 0.5, 2.0)
+    good, bad = Figures([1.0] * 5 + [0.5], [], [], 0.0, 1.0), Figures([0.0] * 5 + [0.5], [], [], 0.5, 2.0)
     arms = [
         Arm("greedy", samplers.resolve("greedy"), good, good),
         Arm("temperature", samplers.resolve("temperature"), good, good, 12),
@@ -224,8 +227,8 @@ def test_each_part_of_the_rule_is_left_out_alone(toy_model: Model) -> None:
 
 
 def test_what_a_part_brings_is_said_with_its_interval(tmp_path: Path) -> None:
-    whole = Figures([1.0] * 30 + [0.0] * 10, [], 0.0, 1.0)
-    worse = Figures([1.0] * 10 + [0.0] * 30, [], 0.0, 1.0)
+    whole = Figures([1.0] * 30 + [0.0] * 10, [], [], 0.0, 1.0)
+    worse = Figures([1.0] * 10 + [0.0] * 30, [], [], 0.0, 1.0)
     rule = samplers.resolve("min-p")
     part = ablation.Part("min-p", worse, contrast(whole.right, worse.right), None)
     found = ablation.Ablation(rule, whole, [part], ["top-k"])

@@ -41,7 +41,7 @@ class Plan:
         """What a journal depends on."""
         return {
             "format": "entropix-calibration",
-            "version": 1,
+            "version": 2,
             **trace.circumstances(model),
             "sampler": sampler.name,
             "numbers": asdict(sampler.numbers),
@@ -197,14 +197,15 @@ def report(outcome: Outcome) -> Iterator[str]:
     width = max(len(arm.label) for arm in outcome.arms)
     n = [len(plan.items(split)) for split in (DEV, HELD_OUT)]
     yield f"{n[0]} development and {n[1]} held-out items, {len(plan.seeds)} answers each"
-    yield f"{'':{width}}  tried   right           coverage        cut off"
-    yield f"{'':{width}}          dev  held-out   dev  held-out  held-out"
+    yield f"{'':{width}}  tried   right           coverage        valid     cut off"
+    yield f"{'':{width}}          dev  held-out   dev  held-out  held-out  held-out"
     for arm in outcome.arms:
         figures = [
             arm.dev.share_right,
             arm.held_out.share_right,
             arm.dev.mean_coverage,
             arm.held_out.mean_coverage,
+            arm.held_out.share_valid,
         ]
         yield (
             f"{arm.label:{width}}  {arm.n_candidates or '-':>5}  "
@@ -267,6 +268,7 @@ def rows(outcome: Outcome) -> Iterator[dict[str, Any]]:
             "held_out_right": right.mean,
             "held_out_right_low": right.low,
             "held_out_right_high": right.high,
+            "held_out_valid": _plain(arm.held_out.share_valid),
             "held_out_coverage": _plain(arm.held_out.mean_coverage),
             "held_out_cut_off": arm.held_out.cut_off,
             "held_out_tokens": arm.held_out.tokens,

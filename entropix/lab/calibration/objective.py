@@ -40,14 +40,19 @@ class Answer(NamedTuple):
 class Figures:
     """Of one candidate. Lists have an entry an item."""
 
-    right: list[float]  # shares of the answers to closed items; of sets, those that name a member
-    coverage: list[float]  # different members as a share of what could be at most, of sets alone
+    right: list[float]  # shares of right answers; only where all items have several answers, those of `valid`
+    valid: list[float]  # of items with several right answers (sets), shares of the answers that are one of them
+    coverage: list[float]  # of the same items, different right answers as a share of what could be at most
     cut_off: float  # share of the answers
     tokens: float  # of an answer, on average
 
     @property
     def share_right(self) -> float:
         return float(np.mean(self.right)) if self.right else float("nan")
+
+    @property
+    def share_valid(self) -> float:
+        return float(np.mean(self.valid)) if self.valid else float("nan")
 
     @property
     def mean_coverage(self) -> float:
@@ -103,16 +108,18 @@ def answer(
 
 def figures(asked: Sequence[Asked], answers: Sequence[Sequence[Answer]]) -> Figures:
     """Of one candidate's answers, by item and seed."""
-    right, coverage = [], []
+    right, valid, coverage = [], [], []
     for (task, item), given in zip(asked, answers, strict=True):
         scores = [task.score(item, one.text) for one in given]
-        right.append(float(np.mean([0.0 if score is None else score for score in scores])))
         covered = getattr(task, "coverage", None)
+        shares = right if covered is None else valid
+        shares.append(float(np.mean([0.0 if score is None else score for score in scores])))
         if covered is not None:
             coverage.append(covered(item, [one.text for one in given]))
     each = [one for given in answers for one in given]
     return Figures(
-        right=right,
+        right=right or valid,
+        valid=valid,
         coverage=coverage,
         cut_off=float(np.mean([one.finish in CUT_OFF for one in each])),
         tokens=float(np.mean([one.new_tokens for one in each])),
