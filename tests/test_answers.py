@@ -172,7 +172,7 @@ def test_figures_are_of_each_item_and_its_seeds() -> None:
     assert (found.right, found.coverage, found.cut_off, found.tokens) == ([0.5], [0.25], 0.25, 3.0)
     beside = Asked(Near(), Near().items(0, 1)[0])
     both = figures([beside, Asked(sets, item)], [[given[0]._replace(text="0.6")], given])
-    assert (both.share_right, both.share_valid) == (1.0, 0.5)  # sets do not count as right answers to questions
+    assert (both.share_right, both.share_valid) == (1.0, 0.5)
 
 
 def test_candidates_side_by_side_are_those_alone(toy_model: Model) -> None:

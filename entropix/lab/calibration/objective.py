@@ -41,7 +41,7 @@ class Figures:
     """Of one candidate. Lists have an entry an item."""
 
     right: list[float]  # shares of right answers; only where all items have several answers, those of `valid`
-    valid: list[float]  # of items with several right answers (sets), shares of the answers that are one of them
+    valid: list[float]  # of items with several right answers (sets), shares of valid ones
     coverage: list[float]  # of the same items, different right answers as a share of what could be at most
     cut_off: float  # share of the answers
     tokens: float  # of an answer, on average
@@ -108,7 +108,9 @@ def answer(
 
 def figures(asked: Sequence[Asked], answers: Sequence[Sequence[Answer]]) -> Figures:
     """Of one candidate's answers, by item and seed."""
-    right, valid, coverage = [], [], []
+    right: list[float] = []
+    valid: list[float] = []
+    coverage: list[float] = []
     for (task, item), given in zip(asked, answers, strict=True):
         scores = [task.score(item, one.text) for one in given]
         covered = getattr(task, "coverage", None)
