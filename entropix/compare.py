@@ -1,8 +1,9 @@
 """Samplers side by side: `python -m entropix.compare --prompts FILE --samplers entropix,min-p,greedy --out DIR`.
 
-Every sampler answers every prompt with every seed, in batches. All samplers draw with the same random numbers, so that
-they differ no more than their rules do. The table, on stdout, says how long, how likely, how varied and how repetitive
-the answers are, and how sure the differences to the first sampler are; `lab.experiments.summary` defines the measures.
+Every sampler answers every prompt with every seed, in batches, with the same keys: rules that draw alike share
+their random numbers (`lab.experiments.engine`). The table, on stdout, says how long, how likely, how varied and how
+repetitive the answers are, and how sure the differences to the first sampler are; `lab.experiments.summary` defines
+the measures.
 `entropix+cot=4`, `top-p+best_of=8+select=borda` or `top-p+self_consistency=5` choose each answer from several paths.
 The folder gets `results.jsonl`, an answer a line, and `report.html`.
 

@@ -18,6 +18,7 @@ Config = TypeVar("Config")
 
 _LARGEST = 3.4028234e38  # what float32 holds
 MAX_INT32 = 2**31 - 1  # the device counts in int32
+NO_TOKEN = -1  # among token ids: none, where an array has more places than there are tokens
 TRACED, STATIC, HOST = "traced", "static", "host"  # kinds of a rule's numbers
 NO_NAMES: Mapping[str, str] = {}
 BATCH_ROWS = 32  # prompts that are answered together, unless told otherwise

@@ -16,7 +16,8 @@ from typing import Annotated, Any, NamedTuple
 import jax
 import tyro
 
-from entropix import backend, sharding, trace, trace_schema
+import entropix
+from entropix import backend, sharding, trace
 from entropix.checkpoint import loading
 from entropix.checkpoint.loading import Model
 from entropix.console import cli
@@ -24,7 +25,7 @@ from entropix.decoding.batching import ContinuousBatch
 from entropix.decoding.session import Session
 from entropix.generation import prepare
 from entropix.results import FinishReason, Result, TokenEvent, add
-from entropix.trace import Trace
+from entropix.trace import Trace, schema
 
 TOLERANCE = 1e-3
 
@@ -102,7 +103,7 @@ def first_difference(model: Model, recorded: Trace) -> Difference | None:
     Of a row that was interrupted only the tokens that it has are repeated.
     """
     rows = range(len(recorded.results))
-    is_chat = recorded.header["rows"] == trace_schema.TURNS
+    is_chat = recorded.header["rows"] == schema.TURNS
     groups = [[row] for row in rows] if is_chat else [list(rows)]
     session = Session(model, 1) if is_chat else None
     for group in groups:
@@ -185,7 +186,7 @@ def _counted(n: int, noun: str) -> str:
 def _elsewhere(recorded: Trace, model: Model) -> str:
     """What may explain a difference: that the trace was made elsewhere."""
     here = {
-        "entropix": trace.entropix.__version__,
+        "entropix": entropix.__version__,
         "jax": jax.__version__,
         "backend": jax.default_backend(),
         "mesh": sharding.as_text(model.mesh),

@@ -1,4 +1,4 @@
-"""A rule of one's own against two built-in ones, on the same prompts with the same random numbers.
+"""A rule of one's own against two built-in ones, on the same prompts with the same seeds.
 
     python examples/my_rule.py
     python -m entropix --sampler examples/my_rule.py:CAREFUL --prompt "Why is the sky blue?"

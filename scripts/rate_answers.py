@@ -3,7 +3,7 @@
     python scripts/rate_answers.py --samplers greedy,entropix,my.toml
     python scripts/rate_answers.py --samplers greedy --branch 4
 
-All samplers draw with the same random numbers. The table has, for each file of questions, the share of right answers
+All samplers have the same keys. The table has, for each file of questions, the share of right answers
 (the mean over seeds), the smallest and the largest share of a seed, and how many different answers there are of as many
 as there are seeds, and the share of answers that were cut off. --show prints every answer.
 """

@@ -14,7 +14,6 @@ from entropix.config import BacktrackConfig, GenerateConfig
 from entropix.decoding import backtracking, loop
 from entropix.decoding.inputs import batch_inputs, device_numbers
 from entropix.decoding.request import GenerationRequest
-from entropix.decoding.sample_step import Purpose
 from entropix.decoding.session import Session
 from entropix.generation import collect, generate, prepare, run
 from entropix.results import FinishReason
@@ -41,7 +40,7 @@ def without_a_cache(
     sampler = found.on([*MODEL.stop_ids, *MODEL.tokenizer.special_tokens.values()])
     draw, fold = (
         jax.jit(sampler.step),
-        jax.jit(lambda key, step: jax.random.fold_in(jax.random.fold_in(key, step), Purpose.DRAW)),
+        jax.jit(lambda key, step: jax.random.fold_in(jax.random.fold_in(key, step), 0)),
     )
     key = batch_inputs(GenerationRequest(MODEL, [prompt], sampler, cfg, GenerateConfig(seed=3))).key_B[0]
     text: list[int] = []

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from entropix import replay, trace, trace_schema
+from entropix import replay, trace
 from entropix.checkpoint.loading import load
 from entropix.console import paths as output
 from entropix.console.path_flags import read_plan
@@ -16,6 +16,7 @@ from entropix.cot.parallel import decode
 from entropix.cot.plan import Plan
 from entropix.cot.selection import SELECTORS
 from entropix.main import main, parse
+from entropix.trace import schema
 
 Run = Callable[..., tuple[int, str, str]]
 SMALL = ("--sampler", "top-p", "--max-new-tokens", "6", "--seed", "3", "--extract", "text")
@@ -64,10 +65,10 @@ def test_the_chosen_text_is_printed_and_the_table_goes_to_stderr(
         "extract": "text",
         "decided_early": False,
     }
-    assert list(read.header["selection"]) == list(trace_schema.SELECTION)
+    assert list(read.header["selection"]) == list(schema.SELECTION)
     for path, row, result in zip(read.header["paths"], told["paths"], read.results, strict=True):
-        assert list(path) == list(trace_schema.PATH)
-        assert path == {name: row[name] for name in trace_schema.PATH}
+        assert list(path) == list(schema.PATH)
+        assert path == {name: row[name] for name in schema.PATH}
         assert (result.text, result.token_ids) == (row["text"], row["token_ids"])
 
 

@@ -18,7 +18,7 @@ WINGS = [
     "metrics", "own_metrics", "metric_labels", "filters", "samplers",
     "model", "checkpoint", "decoding",
     "options", "generation", "scoring", "inspection", "cot", "tpu",
-    "trace_schema", "trace", "run_statistics", "console",
+    "trace", "run_statistics", "console",
     "replay", "logprobs", "report", "score", "lab",
     "main", "__main__", "calibrate", "compare", "sweep", "evaluate", "lm_eval", "download", "convert",
 ]

@@ -11,11 +11,11 @@ import toy
 
 from entropix import samplers
 from entropix.checkpoint.loading import Model
-from entropix.config import GenerateConfig
+from entropix.config import NO_TOKEN, GenerateConfig
 from entropix.decoding import loop
 from entropix.decoding.request import GenerationRequest
 from entropix.decoding.session import Session
-from entropix.decoding.speculation import NO_TOKEN, lookup
+from entropix.decoding.speculation import lookup
 from entropix.generation import collect, generate, prepare, run
 from entropix.presets import preset_names
 from entropix.results import FinishReason

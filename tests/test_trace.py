@@ -15,7 +15,7 @@ import pytest
 from traces import lines_of, rewrite
 
 import entropix
-from entropix import files, generation, trace, trace_schema
+from entropix import files, generation, trace
 from entropix.checkpoint import loading
 from entropix.checkpoint.loading import Model
 from entropix.config import GenerateConfig
@@ -24,6 +24,7 @@ from entropix.metrics import Metrics
 from entropix.results import FinishReason, Result
 from entropix.samplers.entropix import SamplerConfig
 from entropix.sharding import Shape
+from entropix.trace import schema
 
 
 @pytest.fixture(scope="module")
@@ -223,15 +224,15 @@ def test_the_document_names_exactly_the_fields_that_are_written(path: Path) -> N
 
 def test_the_document_tells_the_types_that_are_checked() -> None:
     assert documented() == {
-        "Header": trace_schema.HEADER,
-        "Model": trace_schema.MODEL,
-        "Prompt": trace_schema.PROMPT,
-        "Selection": trace_schema.SELECTION,
-        "Path": trace_schema.PATH,
-        "Token": {**trace_schema.PLACE, **trace_schema.RECORD},
-        "Alternative": trace_schema.ALTERNATIVE,
-        "Branch": trace_schema.BRANCH,
-        "Row end": trace_schema.END,
+        "Header": schema.HEADER,
+        "Model": schema.MODEL,
+        "Prompt": schema.PROMPT,
+        "Selection": schema.SELECTION,
+        "Path": schema.PATH,
+        "Token": {**schema.PLACE, **schema.RECORD},
+        "Alternative": schema.ALTERNATIVE,
+        "Branch": schema.BRANCH,
+        "Row end": schema.END,
     }
 
 

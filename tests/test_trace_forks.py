@@ -7,11 +7,12 @@ import pytest
 from traces import lines_of, rewrite
 
 import entropix
-from entropix import generation, trace, trace_schema
+from entropix import generation, trace
 from entropix.checkpoint.loading import Model
 from entropix.config import BranchConfig
 from entropix.replay import first_difference
 from entropix.results import Result
+from entropix.trace import schema
 
 
 @pytest.fixture(scope="module")
@@ -66,9 +67,7 @@ def test_a_branch_that_comes_out_otherwise_is_a_difference(forked_path: Path, mo
 
 def test_a_fork_is_written_with_the_documented_fields_after_all_others(forked_path: Path) -> None:
     record = first_fork(forked_path)
-    assert [list(branch) for branch in record["branches"]] == [list(trace_schema.BRANCH)] * len(
-        record["branches"]
-    )
+    assert [list(branch) for branch in record["branches"]] == [list(schema.BRANCH)] * len(record["branches"])
     plain = next(line for line in lines_of(forked_path) if "step" in line and "branches" not in line)
     assert list(record) == [*plain, "branches"]
 

@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from entropix import trace, trace_schema
+from entropix import trace
 from entropix.metrics import Metrics
 from entropix.samplers.entropix import STRATEGIES, SamplerConfig
+from entropix.trace import schema
 
 PROMPT = {"token_ids": [1, 2, 3], "text": "Why?"}
 
@@ -38,7 +39,7 @@ def alternatives(step: int, text: str) -> list[dict[str, Any]]:
     """The token of that step, another that was kept and one that was not."""
     same = token(step, text)
     return [
-        {name: same[name] for name in trace_schema.ALTERNATIVE},
+        {name: same[name] for name in schema.ALTERNATIVE},
         {"id": 7, "text": " b", "bytes": [32, 98], "logprob": -3.0, "draw_logprob": -2.5},
         {"id": 8, "text": "c", "bytes": [99], "logprob": -4.0, "draw_logprob": None},
     ]
@@ -119,8 +120,8 @@ def write(
     """Writes a trace of these rows and returns its path. A sampler that is not entropix's has one strategy."""
     strategies = list(STRATEGIES) if sampler.startswith("entropix") else [sampler]
     head = {
-        "format": trace_schema.FORMAT,
-        "version": trace_schema.VERSION,
+        "format": schema.FORMAT,
+        "version": schema.VERSION,
         "entropix": "0",
         "jax": "0",
         "backend": "cpu",
@@ -131,7 +132,7 @@ def write(
         "strategies": strategies,
         "sampler_config": dataclasses.asdict(SamplerConfig()),
         "generation": {"seed": 0},
-        "rows": trace_schema.BATCH,
+        "rows": schema.BATCH,
         "prompts": [PROMPT] * len(rows),
         **header,
     }

@@ -16,7 +16,7 @@ from entropix.checkpoint.tokenizer_files import Vocabulary, read_vocabulary
 from entropix.prompts import token_ids
 
 # What an id without a token decodes to: models often have more rows in their embedding than there are tokens.
-NO_TOKEN = "\N{REPLACEMENT CHARACTER}".encode()
+REPLACEMENT = "\N{REPLACEMENT CHARACTER}".encode()
 
 # Some hundred thousand white space characters in a row exhaust the stack of tiktoken's regex engine.
 LONGEST_WHITE_SPACE = 100_000
@@ -28,7 +28,7 @@ class Tokenizer:
 
     Attributes:
         encoding: tiktoken's encoding of plain text, without any special token.
-        texts: the bytes of every id; `NO_TOKEN` where an id has none.
+        texts: the bytes of every id; `REPLACEMENT` where an id has none.
         special_tokens: control tokens by name. Text becomes one only where `allow_special` is given.
         added_tokens: further tokens that text always becomes wherever it contains them.
         missing_bytes: bytes for which the vocabulary has no token.
@@ -136,8 +136,8 @@ class Tokenizer:
             yield start, text[start:]
 
     def token_bytes(self, token_id: int) -> bytes:
-        """The bytes of one token: maybe only a part of a character. `NO_TOKEN` for an id that has none."""
-        return self.texts[token_id] if 0 <= token_id < len(self.texts) else NO_TOKEN
+        """The bytes of one token: maybe only a part of a character. `REPLACEMENT` for an id that has none."""
+        return self.texts[token_id] if 0 <= token_id < len(self.texts) else REPLACEMENT
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of `ids`, special tokens by their names; bytes that are no UTF-8 become U+FFFD."""
@@ -239,7 +239,7 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     ids = range(max(vocabulary.texts) + 1)
     return Tokenizer(
         encoding=encoding,
-        texts=tuple(vocabulary.texts.get(i, NO_TOKEN) for i in ids),
+        texts=tuple(vocabulary.texts.get(i, REPLACEMENT) for i in ids),
         special_tokens=vocabulary.special,
         added_tokens=vocabulary.added,
         missing_bytes=frozenset(b for b in range(256) if bytes([b]) not in vocabulary.ranks),

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from entropix.config import BacktrackConfig
+from entropix.config import NO_TOKEN, BacktrackConfig
 from entropix.decoding.sample_step import Sample, where_row, with_alternatives
 from entropix.decoding.state import (
     BacktrackParams,
@@ -27,7 +27,6 @@ from entropix.results import FinishReason
 from entropix.samplers.base import Candidates, SampleInfo, SamplerInputs, model_logprob
 
 MAX_FORBIDDEN = 8  # tokens tried at one step; a shape, hence fixed
-_NO_TOKEN = -1
 
 
 def is_on(cfg: BacktrackConfig) -> bool:
@@ -57,7 +56,7 @@ def none_yet(batch: int) -> Backtracks:
         plain_B=whole(),
         frontier_B=whole(),
         place_B=whole(value=-1),
-        forbidden_BF=whole(MAX_FORBIDDEN, value=_NO_TOKEN),
+        forbidden_BF=whole(MAX_FORBIDDEN, value=NO_TOKEN),
     )
 
 
@@ -123,7 +122,7 @@ def wanted(backtracks: Backtracks, params: BacktrackParams, info: SampleInfo, st
     allowed_B = (backtracks.plain_B >= params.tokens) & (backtracks.count_B < params.budget)
     allowed_B &= step_B >= backtracks.frontier_B
     again_B = backtracks.place_B == step_B - params.tokens
-    allowed_B &= ~again_B | (backtracks.forbidden_BF[:, -1] == _NO_TOKEN)
+    allowed_B &= ~again_B | (backtracks.forbidden_BF[:, -1] == NO_TOKEN)
     return allowed_B & params.asks_S[info.strategy_B] & ~info.injected_B
 
 
@@ -154,8 +153,8 @@ def note(backtracks: Any, row: int, step: int, tokens: int, dropped: int) -> Non
     place = step - tokens
     forbidden_F = backtracks.forbidden_BF[row]
     if backtracks.place_B[row] != place:
-        forbidden_F[:] = _NO_TOKEN
-    forbidden_F[(forbidden_F != _NO_TOKEN).sum()] = dropped
+        forbidden_F[:] = NO_TOKEN
+    forbidden_F[(forbidden_F != NO_TOKEN).sum()] = dropped
     backtracks.count_B[row] += 1
     backtracks.plain_B[row] -= tokens
     backtracks.frontier_B[row] = step

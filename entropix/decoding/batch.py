@@ -118,7 +118,7 @@ class Costs:
         self.row_passes_B[[*rows]] = self.computed_B[[*rows]] = 0
 
     def add(self, records: StepRecord, rows: Sequence[int], plan: BranchPlan | None) -> None:
-        """Adds a chunk of these rows; records `[steps, R, B, ...]`."""
+        """Adds a chunk of these rows; records `[steps, lookahead + 1, B, ...]`."""
         self.n_passes += len(records.live_B)
         self.n_row_steps += len(records.live_B) * len(rows)
         self.row_passes_B[rows] += records.live_B.any(axis=1).sum(axis=0)

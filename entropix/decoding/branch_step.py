@@ -245,8 +245,7 @@ def _spread(tree: Any, plan: BranchPlan) -> Any:
 
 def _of_paths(inputs: BatchInputs, plan: BranchPlan) -> BatchInputs:
     """The inputs with a row for each path."""
-    by_row = ("key_B", "limit_B", "limit_reason_B")
-    return inputs._replace(**{name: _spread(getattr(inputs, name), plan) for name in by_row})
+    return inputs._replace(**_spread(inputs.by_row(), plan))
 
 
 def _padded(records: Sequence[StepRecord], program: Program, paths: Paths) -> StepRecord:

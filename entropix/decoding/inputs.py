@@ -10,10 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from entropix.config import TRACED, GenerateConfig, fields_of_kind
+from entropix.config import NO_TOKEN, TRACED, GenerateConfig, fields_of_kind
 from entropix.decoding import backtracking, branching, loop
 from entropix.decoding.request import GenerationRequest
-from entropix.decoding.speculation import NO_TOKEN
 from entropix.decoding.state import BatchInputs, RowState
 from entropix.results import FinishReason
 

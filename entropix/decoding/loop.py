@@ -37,9 +37,9 @@ RECENT_SLOTS = 32  # tokens between two commits to the cache: the cost of a comm
 def decode_step(
     weights: Weights, inputs: BatchInputs, cache: KVCache, state: DecodeState, numbers: Any, program: Program
 ) -> tuple[DecodeState, StepRecord]:
-    """(state, records `[R, B]`) after one forward pass, and those of forks: at least one token for every running row.
+    """(state, records `[lookahead + 1, B]`) after one forward pass, and those of forks.
 
-    R is `program.lookahead + 1`, the most that a step may add to a row.
+    Every running row gets at least one token and at most `program.lookahead + 1`.
     """
     sample: Sample = partial(sample_step.sample_step, numbers=numbers, program=program)
     if state.rows.backtracks is not None:
@@ -63,7 +63,7 @@ def decode_chunk(
     numbers: Any,
     program: Program,
 ) -> tuple[DecodeState, StepRecord, Array]:
-    """(state, records `[slots of recent tokens, R, B]`, how many of them, by the first axis, are filled).
+    """(state, records `[recent slots, lookahead + 1, B]`, how many of them, by the first axis, are filled).
 
     Runs `until` its end, or until every row has ended or a row has no room for another step's recent tokens. The cache
     is only read; `commit` the recent tokens before the next chunk if they fill their slots.
@@ -71,7 +71,7 @@ def decode_chunk(
     numbers: those of the sampler, as arrays (`inputs.device_numbers`).
     """
     state = kv_cache.lay_out(state, row_axis=0)  # whole again at the end, for the host, and not in every step
-    # jit is inline here, hence only a memory of the step's trace, which is wanted twice.
+    # An inline jit only caches the step's trace, which both eval_shape and the loop need.
     step = jax.jit(partial(decode_step, numbers=numbers, program=program), inline=True)
     size = state.recent.size
     blank = jax.tree.map(

@@ -36,7 +36,7 @@ class GenerationRequest:
 
     @property
     def program(self) -> Program:
-        """All of it that is static: requests of equal programs share what is compiled."""
+        """What is static, but for shapes and the static numbers of the rule: where all are equal, nothing compiles."""
         cfg = self.config
         return Program(
             model=self.model.config,

@@ -5,7 +5,6 @@ own: backtracking before and after the draw, drafts and branches around the whol
 """
 
 from collections.abc import Callable, Sequence
-from enum import IntEnum
 from typing import Any
 
 import chex
@@ -36,12 +35,7 @@ Sample = Callable[[BatchInputs, RowState, SamplerInputs], tuple[RowState, StepRe
 
 
 GENERATOR = "threefry2x32"  # of all random numbers
-
-
-class Purpose(IntEnum):
-    """What a random key is for; folded in last, so that two uses in one step never share a key."""
-
-    DRAW = 0
+_DRAW = 0  # folded into the key of a step: what it is for
 
 
 def plain_step(
@@ -153,10 +147,10 @@ def row_keys(seed_B: Array, digest_B: Array, occurrence_B: Array) -> Array:
 
 
 def draw_keys(key_B: Array, step_B: Array) -> Array:
-    """The key of each row's draw at this step of it."""
+    """The key of each row's draw at this step of it. A rule that draws more than once folds numbers into it."""
 
     def row(key: Array, step: Array) -> Array:
-        return jax.random.fold_in(jax.random.fold_in(key, step), Purpose.DRAW)
+        return jax.random.fold_in(jax.random.fold_in(key, step), _DRAW)
 
     return jax.vmap(row)(key_B, step_B)
 

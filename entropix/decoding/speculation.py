@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from entropix.config import NO_TOKEN
 from entropix.decoding.sample_step import Sample, head_entropies, plain_step, sampler_inputs, where_row
 from entropix.decoding.state import BatchInputs, DecodeState, Program, RowState, StepRecord
 from entropix.model import kv_cache, transformer
@@ -18,7 +19,6 @@ from entropix.model.weights import Weights
 from entropix.results import FinishReason
 from entropix.samplers.base import SamplerInputs
 
-NO_TOKEN = -1  # never drawn
 LONGEST_MATCH, SHORTEST_MATCH = 3, 2  # tokens at the end of the text that must have stood there before
 
 

@@ -1,6 +1,7 @@
 """What decoding carries from step to step, and what it says of each token.
 
-    Program       all that is static: equal programs are compiled once
+    Program       what is static: equal programs are compiled once for each shape, and for each value of the few numbers
+                  of a rule that are static too (`config.STATIC`)
     BatchInputs   what stays fixed while a batch is generated
     DecodeState   what one step hands to the next: `RowState` a row, recent keys and values, the text for drafts
     StepRecord    what one step says of the token that each row got

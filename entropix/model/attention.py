@@ -8,7 +8,8 @@ long text whose metrics are wanted, but not its scores.
 
 Keys and values come in pairs: `past`, the k_BKHS and v_BKSH of each part of the cache, and `newest`, k_BKHR and v_BKRH
 of the recent tokens. A pair without the axis B is the same for all rows: k_KHS and v_KSH. Keys are counted through all
-pairs, hence visible_BTS. Letters are those of `transformer`.
+pairs, hence visible_BTS. Letters are those of `transformer`; in blocks, t counts the
+queries of one, s its keys, n the blocks of queries.
 """
 
 import math
@@ -62,13 +63,13 @@ def blockwise_attention(
 
     def of_queries(q_BKGtH: Array, visible_BtS: Array) -> Array:
         *of_past, of_newest = _split(visible_BtS, [k for k, _ in (*past, newest)])
-        found = _partial_softmax(_visible_scores(q_BKGtH, newest[0], of_newest), newest[1])
+        softmax = _partial_softmax(_visible_scores(q_BKGtH, newest[0], of_newest), newest[1])
         for kv, seen_BtS, count in zip(past, of_past, filled, strict=True):
-            found = _over_pair(found, q_BKGtH, kv, seen_BtS, count)
-        return _output(found, q_BKGTH.dtype)
+            softmax = _add_pair(softmax, q_BKGtH, kv, seen_BtS, count)
+        return _output(softmax, q_BKGTH.dtype)
 
-    output_BNKGtH = _over_queries(of_queries, (q_BKGTH, 3), (visible_BTS, 1))
-    return jnp.moveaxis(output_BNKGtH, 1, 3).reshape(q_BKGTH.shape)
+    output_BnKGtH = _over_queries(of_queries, (q_BKGTH, 3), (visible_BTS, 1))
+    return jnp.moveaxis(output_BnKGtH, 1, 3).reshape(q_BKGTH.shape)
 
 
 def measured_attention(
@@ -90,19 +91,19 @@ def measured_attention(
     previous_BTS = metrics.previous_key(visible_BTS, position_BS, count_BT)
 
     def of_queries(q_BKGtH: Array, visible_BtS: Array, previous_BtS: Array, count_Bt: Array) -> Any:
-        found, scores = _nothing(q_BKGtH), []
+        softmax, scores = _no_keys(q_BKGtH), []
         for kv, seen_BtS, count in zip((*past, newest), _split(visible_BtS, keys), counts, strict=True):
-            found, score_BKGtS = _scored_pair(found, q_BKGtH, kv, seen_BtS, count)
+            softmax, score_BKGtS = _add_scored_pair(softmax, q_BKGtH, kv, seen_BtS, count)
             scores.append(score_BKGtS)
         parts = zip(scores, _split(visible_BtS, keys), _split(previous_BtS, keys), counts, strict=True)
-        sums = reduce(partial(jax.tree.map, operator.add), (_key_sums(found, *part) for part in parts))
-        measured = metrics.attention_metrics(sums, _by_head(found.sum_BKGT), count_Bt)
-        return _output(found, q_BKGTH.dtype), measured
+        sums = reduce(partial(jax.tree.map, operator.add), (_key_sums(softmax, *part) for part in parts))
+        measured = metrics.attention_metrics(sums, _by_head(softmax.sum_BKGT), count_Bt)
+        return _output(softmax, q_BKGTH.dtype), measured
 
     arrays = (q_BKGTH, 3), (visible_BTS, 1), (previous_BTS, 1), (count_BT, 1)
-    output_BNKGtH, measured = _over_queries(of_queries, *arrays)
-    whole = jax.tree.map(lambda leaf_BNt: leaf_BNt.reshape(count_BT.shape), measured)
-    return jnp.moveaxis(output_BNKGtH, 1, 3).reshape(q_BKGTH.shape), whole
+    output_BnKGtH, measured = _over_queries(of_queries, *arrays)
+    whole = jax.tree.map(lambda leaf_Bnt: leaf_Bnt.reshape(count_BT.shape), measured)
+    return jnp.moveaxis(output_BnKGtH, 1, 3).reshape(q_BKGTH.shape), whole
 
 
 def _over_queries(compute: Callable[..., Any], *arrays: tuple[Array, int]) -> Any:
@@ -127,54 +128,54 @@ class _Keys(NamedTuple):
         return jax.lax.dynamic_slice_in_dim(x, self.start, self.width, axis)
 
 
-def _over_keys(compute: Callable[[_Keys, Carry], Carry], found: Carry, size: int, count: Array) -> Carry:
-    """What was found, and by `compute` in block after block of these keys, of which the first `count` are in use."""
+def _over_blocks(add: Callable[[_Keys, Carry], Carry], carry: Carry, size: int, count: Array) -> Carry:
+    """The carry after `add` of every block of these `size` keys, of which the first `count` are in use."""
     width = _block(size, KEYS)
     if width == 0:
-        return found
+        return carry
     return jax.lax.fori_loop(
-        0, -(-count // width), lambda i, found: compute(_Keys(i * width, width), found), found
+        0, -(-count // width), lambda i, carry: add(_Keys(i * width, width), carry), carry
     )
 
 
-def _with_keys(
-    found: PartialSoftmax, q_BKGTH: Array, kv: LayerKV, visible_BTS: Array, block: _Keys
+def _add_block(
+    softmax: PartialSoftmax, q_BKGTH: Array, kv: LayerKV, visible_BTS: Array, block: _Keys
 ) -> tuple[PartialSoftmax, Array]:
-    """(what was found, and over this block of keys; its scores)."""
+    """(the partial softmax with this block of keys merged in, the block's scores)."""
     score_BKGTs = _visible_scores(q_BKGTH, block.of(kv[0]), block.of(visible_BTS))
-    return _merge(found, _partial_softmax(score_BKGTs, block.of(kv[1], axis=-2))), score_BKGTs
+    return _merge(softmax, _partial_softmax(score_BKGTs, block.of(kv[1], axis=-2))), score_BKGTs
 
 
-def _over_pair(
-    found: PartialSoftmax, q_BKGTH: Array, kv: LayerKV, visible_BTS: Array, count: Array
+def _add_pair(
+    softmax: PartialSoftmax, q_BKGTH: Array, kv: LayerKV, visible_BTS: Array, count: Array
 ) -> PartialSoftmax:
-    """What was found, and over these keys."""
+    """The partial softmax with a pair of keys and values merged in."""
 
-    def with_block(block: _Keys, found: PartialSoftmax) -> PartialSoftmax:
-        return _with_keys(found, q_BKGTH, kv, visible_BTS, block)[0]
+    def add(block: _Keys, softmax: PartialSoftmax) -> PartialSoftmax:
+        return _add_block(softmax, q_BKGTH, kv, visible_BTS, block)[0]
 
-    return _over_keys(with_block, found, visible_BTS.shape[-1], count)
+    return _over_blocks(add, softmax, visible_BTS.shape[-1], count)
 
 
-def _scored_pair(
-    found: PartialSoftmax, q_BKGTH: Array, kv: LayerKV, visible_BTS: Array, count: Array
+def _add_scored_pair(
+    softmax: PartialSoftmax, q_BKGTH: Array, kv: LayerKV, visible_BTS: Array, count: Array
 ) -> tuple[PartialSoftmax, Array]:
-    """(what was found, and over these keys; score_BKGTS, -inf where a key is not visible or not in use)."""
+    """(as of `_add_pair`, score_BKGTS: -inf where a key is not visible or not in use)."""
 
-    def with_block(block: _Keys, carry: tuple[PartialSoftmax, Array]) -> tuple[PartialSoftmax, Array]:
-        found, score_BKGTS = carry
-        found, score_BKGTs = _with_keys(found, q_BKGTH, kv, visible_BTS, block)
-        return found, jax.lax.dynamic_update_slice_in_dim(score_BKGTS, score_BKGTs, block.start, axis=-1)
+    def add(block: _Keys, carry: tuple[PartialSoftmax, Array]) -> tuple[PartialSoftmax, Array]:
+        softmax, score_BKGTS = carry
+        softmax, score_BKGTs = _add_block(softmax, q_BKGTH, kv, visible_BTS, block)
+        return softmax, jax.lax.dynamic_update_slice_in_dim(score_BKGTS, score_BKGTs, block.start, axis=-1)
 
     blank = jnp.full((*q_BKGTH.shape[:4], visible_BTS.shape[-1]), -jnp.inf, jnp.float32)
-    return _over_keys(with_block, (found, blank), visible_BTS.shape[-1], count)
+    return _over_blocks(add, (softmax, blank), visible_BTS.shape[-1], count)
 
 
 def _key_sums(
-    found: PartialSoftmax, score_BKGTS: Array, visible_BTS: Array, previous_BTS: Array, count: Array
+    whole: PartialSoftmax, score_BKGTS: Array, visible_BTS: Array, previous_BTS: Array, count: Array
 ) -> metrics.KeySums:
-    """The sums over these keys, of this one layer, once `found` is that of all keys."""
-    max_BNT, total_BNT = _by_head(found.max_BKGT), _by_head(found.sum_BKGT)
+    """The sums over these keys, of this one layer, once `whole` is the softmax over all keys."""
+    max_BNT, total_BNT = _by_head(whole.max_BKGT), _by_head(whole.sum_BKGT)
 
     def sums(score_BKGTs: Array, visible_BTs: Array, previous_BTs: Array) -> metrics.KeySums:
         score_BNTs = _by_head(score_BKGTs)
@@ -189,7 +190,7 @@ def _key_sums(
         lambda leaf: jnp.zeros(leaf.shape, leaf.dtype),
         jax.eval_shape(sums, score_BKGTS, visible_BTS, previous_BTS),
     )
-    return _over_keys(add_block, nothing, visible_BTS.shape[-1], count)
+    return _over_blocks(add_block, nothing, visible_BTS.shape[-1], count)
 
 
 def _by_head(x_BKG: Array) -> Array:
@@ -197,11 +198,11 @@ def _by_head(x_BKG: Array) -> Array:
     return x_BKG.reshape(1, len(x_BKG), -1, *x_BKG.shape[3:])
 
 
-def _output(found: PartialSoftmax, dtype: jnp.dtype) -> Array:
-    return (found.output_BKGTH / found.sum_BKGT[..., None]).astype(dtype)
+def _output(whole: PartialSoftmax, dtype: jnp.dtype) -> Array:
+    return (whole.output_BKGTH / whole.sum_BKGT[..., None]).astype(dtype)
 
 
-def _nothing(q_BKGTH: Array) -> PartialSoftmax:
+def _no_keys(q_BKGTH: Array) -> PartialSoftmax:
     """Attention over no keys."""
     zeros_BKGTH = jnp.zeros(q_BKGTH.shape, jnp.float32)
     zeros_BKGT = zeros_BKGTH[..., 0]

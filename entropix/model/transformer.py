@@ -35,10 +35,8 @@ class Places(NamedTuple):
     rotation: tuple[Array, Array] | None  # cos and sin of `rope_table`; None in a layer without rotation
     slot_B: Array  # int32: recent slot of the first new token
     visible_BTS: Array  # bool: keys that each may see
-    filled: tuple[Array, ...] | None
-    """How many slots of each part of the past are in use, at most, where scores are not wanted; see `attention`."""
-    position_BS: Array | None = None
-    """The position of each key, where metrics are wanted instead of scores."""
+    position_BS: Array  # of each key
+    filled: tuple[Array, ...]  # how many slots of each part of the past are in use, at most; see `attention`
 
 
 def forward(
@@ -100,8 +98,8 @@ def run_layers(
         rotation=rope_table(mask.query_BT, cfg),
         slot_B=mask.slot_B,
         visible_BTS=mask.visible_BTS,
-        filled=None if wanted == SCORED else cache.max_lengths(),
-        position_BS=mask.position_BS if wanted == MEASURED else None,
+        position_BS=mask.position_BS,
+        filled=cache.max_lengths(),
     )
     x_BTD = constrain(scaled(weights.embed_VD[tokens_BT], cfg.embedding_multiplier), DATA)
     recent_k, recent_v, seen = [], [], []
@@ -114,7 +112,7 @@ def run_layers(
         strict=True,
     ):
         at = unrotated if i in cfg.no_rope_layers else places
-        x_BTD, (k_BKHR, v_BKRH), of_layer = transformer_layer(layer, x_BTD, past, newest, at, cfg)
+        x_BTD, (k_BKHR, v_BKRH), of_layer = transformer_layer(layer, x_BTD, past, newest, at, cfg, wanted)
         recent_k.append(k_BKHR)
         recent_v.append(v_BKRH)
         if of_layer is not None:
@@ -124,7 +122,7 @@ def run_layers(
 
 
 # Traced once, not once a layer: a third of a warm start's tracing time.
-@partial(jax.jit, static_argnames="cfg")
+@partial(jax.jit, static_argnames=("cfg", "wanted"))
 def transformer_layer(
     layer: LayerWeights,
     x_BTD: Array,
@@ -132,50 +130,44 @@ def transformer_layer(
     newest: LayerKV,
     places: Places,
     cfg: ModelConfig,
+    wanted: str,
 ) -> tuple[Array, LayerKV, Any]:
-    """(x_BTD, newest, what is wanted of the attention) after one layer; `run_layers` says what that is.
+    """(x_BTD, newest, what is `wanted` of the attention) after one layer; `run_layers` says what that is.
 
     past: the keys and values of `KVCache.layers`. newest: the recent ones, k_BKHR and v_BKRH, which come out with those
     of the new tokens at `places.slot_B`.
     """
     k_BKHR, v_BKRH = newest
     with jax.named_scope("attention"):
-        taken_BTD = x_BTD if cfg.norm_after else rms_norm(x_BTD, layer.attn_norm_D, cfg)
-        q_BKGTH, k_BKHT, v_BKTH = qkv_projection(layer, taken_BTD, places.rotation, cfg)
+        input_BTD = x_BTD if cfg.norm_after else rms_norm(x_BTD, layer.attn_norm_D, cfg)
+        q_BKGTH, k_BKHT, v_BKTH = qkv_projection(layer, input_BTD, places.rotation, cfg)
         k_BKHR = constrain(write_slots(k_BKHR, k_BKHT, places.slot_B, axis=3), DATA, MODEL)
         v_BKRH = constrain(write_slots(v_BKRH, v_BKTH, places.slot_B, axis=2), DATA, MODEL)
         seen_BKRH = v_BKRH
         if x_BTD.shape[1] > 1:
             x_BTD, seen_BKRH = isolate_nonfinite(x_BTD, v_BKRH, places.visible_BTS)
-        seen = k_BKHR, seen_BKRH
-        wanted: Any = None
-        if places.filled is None:
-            output_BKGTH, score_BKGTS = attention.attention_with_scores(
-                q_BKGTH, past, seen, places.visible_BTS
-            )
-            wanted = constrain(
-                score_BKGTS.reshape(len(x_BTD), cfg.n_heads, *score_BKGTS.shape[3:]), DATA, MODEL
-            )
-        elif places.position_BS is None:
-            output_BKGTH = attention.blockwise_attention(
-                q_BKGTH, past, seen, places.visible_BTS, places.filled
-            )
+        keys = q_BKGTH, past, (k_BKHR, seen_BKRH), places.visible_BTS
+        found: Any = None
+        if wanted == SCORED:
+            output_BKGTH, score_BKGTS = attention.attention_with_scores(*keys)
+            score_BNTS = score_BKGTS.reshape(len(x_BTD), cfg.n_heads, *score_BKGTS.shape[3:])
+            found = constrain(score_BNTS, DATA, MODEL)
+        elif wanted == MEASURED:
+            output_BKGTH, found = attention.measured_attention(*keys, places.filled, places.position_BS)
         else:
-            output_BKGTH, wanted = attention.measured_attention(
-                q_BKGTH, past, seen, places.visible_BTS, places.filled, places.position_BS
-            )
+            output_BKGTH = attention.blockwise_attention(*keys, places.filled)
         x_BTD = residual_sum(x_BTD, output_projection(layer, output_BKGTH), layer.attn_norm_D, cfg)
     with jax.named_scope("feed_forward"):
-        taken_BTD = x_BTD if cfg.norm_after else rms_norm(x_BTD, layer.ffn_norm_D, cfg)
-        x_BTD = residual_sum(x_BTD, feed_forward(layer, taken_BTD), layer.ffn_norm_D, cfg)
-    return x_BTD, (k_BKHR, v_BKRH), wanted
+        input_BTD = x_BTD if cfg.norm_after else rms_norm(x_BTD, layer.ffn_norm_D, cfg)
+        x_BTD = residual_sum(x_BTD, feed_forward(layer, input_BTD), layer.ffn_norm_D, cfg)
+    return x_BTD, (k_BKHR, v_BKRH), found
 
 
-def residual_sum(x_BTD: Array, given_BTD: Array, norm_D: Array, cfg: ModelConfig) -> Array:
-    """x and what attention or feed-forward layer gives, which is normed first if it took x as it was."""
+def residual_sum(x_BTD: Array, update_BTD: Array, norm_D: Array, cfg: ModelConfig) -> Array:
+    """x and the update of an attention or feed-forward layer, which is normed here where its input was not."""
     if cfg.norm_after:
-        given_BTD = rms_norm(given_BTD, norm_D, cfg)
-    return constrain(x_BTD + scaled(given_BTD, cfg.residual_multiplier), DATA)
+        update_BTD = rms_norm(update_BTD, norm_D, cfg)
+    return constrain(x_BTD + scaled(update_BTD, cfg.residual_multiplier), DATA)
 
 
 def scaled(x: Array, factor: float) -> Array:

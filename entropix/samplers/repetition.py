@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from entropix.config import NO_TOKEN
 from entropix.samplers.base import (
     Candidates,
     Encode,
@@ -27,7 +28,6 @@ WINDOW = 256  # newest tokens of prompt and answer that count; a shape, hence fi
 LONGEST = 32  # repeated tokens after which the penalty of going on grows no more
 LARGEST_COST = 100.0  # nats: beyond it nothing is drawn anyway, but σ in top-n-sigma would grow
 BREAKERS = ("\n", ":", '"', "*")  # where a repetition ends for DRY: p-e-w's list
-_NO_TOKEN = -1
 _LARGEST_GROWTH = 1e30  # finite, so that 0 times it is 0
 
 
@@ -60,11 +60,11 @@ def guarded(sampler: Sampler, special: tuple[int, ...] = ()) -> Sampler:
 
 def init(cfg: RuleConfig, prompts: Prompts, encode: Encode, sampler: Sampler) -> Guarded:
     """The prompts' newest tokens. A breaker is the last token of its text."""
-    recent_BW = np.full((len(prompts), WINDOW), _NO_TOKEN, np.int32)
+    recent_BW = np.full((len(prompts), WINDOW), NO_TOKEN, np.int32)
     for row, prompt in enumerate(prompts):
         newest = list(prompt)[-WINDOW:]
         recent_BW[row, WINDOW - len(newest) :] = newest
-    breakers = [(encode(text) or [_NO_TOKEN])[-1] for text in BREAKERS]
+    breakers = [(encode(text) or [NO_TOKEN])[-1] for text in BREAKERS]
     return Guarded(
         sampler.init(cfg, prompts, encode),
         jnp.asarray(recent_BW),
@@ -112,13 +112,13 @@ def dry_penalty(logits_BV: Array, recent_BW: Array, breaker_BQ: Array, cfg: Rule
 
     "Don't repeat yourself", by p-e-w, 2024: text-generation-webui, pull request 5677."""
     window = recent_BW.shape[1]
-    padded_BX = jnp.pad(recent_BW, ((0, 0), (LONGEST, 0)), constant_values=_NO_TOKEN)
+    padded_BX = jnp.pad(recent_BW, ((0, 0), (LONGEST, 0)), constant_values=NO_TOKEN)
     back_K = np.arange(1, LONGEST + 1)
     newest_BK = recent_BW[:, window - back_K]  # the end of the text, backwards
     earlier_BWK = padded_BX[
         :, np.arange(window)[:, None] + LONGEST - back_K
     ]  # and what stands before each token
-    breaks_BK = jnp.any(newest_BK[..., None] == breaker_BQ[:, None], axis=-1) | (newest_BK == _NO_TOKEN)
+    breaks_BK = jnp.any(newest_BK[..., None] == breaker_BQ[:, None], axis=-1) | (newest_BK == NO_TOKEN)
     same_BWK = (earlier_BWK == newest_BK[:, None]) & ~breaks_BK[:, None]
     repeated_BW = jnp.sum(jnp.cumprod(same_BWK.astype(jnp.float32), axis=-1), axis=-1)
     growth_BW = jnp.minimum(cfg.dry_base ** (repeated_BW - cfg.dry_allowed_length), _LARGEST_GROWTH)

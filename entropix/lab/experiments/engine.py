@@ -78,7 +78,7 @@ class Grid:
     max_rows: int  # most rows of a batch
     groups: int = 1  # of devices, which share the rows of a batch evenly: the axis `data` of the mesh
     most_tokens: Sequence[int] = ()  # of an answer to each prompt, where that is less than for all
-    part: tuple[int, int] = (1, 1)  # the how manieth of how many parts of the whole, from 1
+    part: tuple[int, int] = (1, 1)  # (which, of how many) parts of the whole, from 1
 
 
 class Cell(NamedTuple):

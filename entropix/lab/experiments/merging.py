@@ -12,7 +12,7 @@ from entropix.lab.experiments import engine
 from entropix.lab.experiments.engine import FORMAT, Grid, Variant
 from entropix.lab.experiments.results import MANIFEST, Line, Store, difference, read_manifest
 from entropix.lab.experiments.summary import Summary, summarize
-from entropix.trace_schema import PROMPT, check
+from entropix.trace.schema import PROMPT, check
 
 Manifest = dict[str, Any]
 _MANIFEST = {

@@ -18,7 +18,7 @@ from typing import IO, Any
 from entropix import files
 from entropix.checkpoint.values import is_text
 from entropix.results import FinishReason
-from entropix.trace_schema import check, check_choice
+from entropix.trace.schema import check, check_choice
 
 Line = dict[str, Any]
 UNTIMED: Mapping[str, Any] = {"tokens": {}, "seconds": 0.0}  # of lines whose time tells nothing
