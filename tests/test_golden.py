@@ -1,6 +1,7 @@
 """Tokens, metrics and settings of every way to generate are those that golden.jsonl keeps."""
 
 import json
+import math
 from typing import Any
 
 import golden
@@ -17,13 +18,15 @@ def test_what_is_generated_stays_what_it_was(name: str) -> None:
 
 
 def in_logits(rows: list[golden.Row]) -> list[golden.Row]:
-    """The rows with log-probabilities of draws times their temperature, where that is below 1. These are of logits that
-    were divided by it: a last bit of a logit, in which processors differ, is 3.3 times as much of them at 0.3."""
+    """The rows with numbers that magnify the last bits of logits, in which processors differ, brought back to logits:
+    log-probabilities of draws times their temperature, where that is below 1 (at 0.3 they move 3.3 times as far), and
+    varentropies, which are squares, as their roots (they move twice as far)."""
 
     def scaled(row: golden.Row) -> golden.Row:
         pairs = zip(row.get("draw_logprob", ()), row.get("temperature", ()), strict=True)
         draws = [draw if draw is None or t is None else draw * min(1.0, t) for draw, t in pairs]
-        return {**row, "draw_logprob": draws}
+        deviations = [v if v is None else math.sqrt(v) for v in row.get("logits_varentropy", ())]
+        return {**row, "draw_logprob": draws, "logits_varentropy": deviations}
 
     return list(map(scaled, rows))
 
