@@ -17,9 +17,10 @@ Exit codes: 0 done; 1 bad input; 2 bad flags.
 """
 
 import contextlib
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -62,6 +63,9 @@ class AnswerFlags:
         "temperature,min-p,top-p"
     )
     free: Annotated[Text, flag("the numbers to choose (default: all but those of the guard)", "NAMES")] = None
+    at_most: Annotated[
+        Text, flag("the largest shares of tokens that strategies may have, as clarify=0.01", "NAME=SHARE,...")
+    ] = None
     batch: Annotated[int, flag("most answers to compute together", "N", None)] = 32
     quick: Annotated[bool, flag("a ninth of it, to see how it goes")] = False
     ablate: Annotated[
@@ -114,14 +118,20 @@ def main(args: Sequence[str] | None = None, prog: str = _PROG) -> None:
     cli.join(flags)
     if flags.by not in ("frequencies", "answers"):
         raise ValueError(f"--by takes frequencies or answers, got {flags.by!r}")
-    (_by_answers if flags.by == "answers" else _perform)(flags)
+    if flags.by == "answers":
+        _by_answers(flags)
+        return
+    for one in fields(AnswerFlags):
+        if getattr(flags.answers, one.name) != one.default:
+            raise ValueError(f"--{one.name.replace('_', '-')} is for --by answers; add that, or leave it out")
+    _perform(flags)
 
 
 def _by_answers(flags: Flags) -> None:
     asked = flags.answers
     unused = {"text": flags.text, "prompts": flags.prompts}
     unused |= (
-        {"out": flags.out, "journal": asked.journal, "page": asked.page}
+        {"out": flags.out, "journal": asked.journal, "page": asked.page, "at-most": asked.at_most}
         if asked.ablate
         else {"plot": flags.plot}
     )
@@ -129,7 +139,7 @@ def _by_answers(flags: Flags) -> None:
         if found is not None:
             raise ValueError(
                 f"--{name} is not for --ablate, which chooses no numbers; --table and --plot keep what it finds"
-                if name in ("out", "journal", "page")
+                if name in ("out", "journal", "page", "at-most")
                 else f"--{name} is for frequencies; --by answers asks the items of --tasks"
             )
     for name in ("items", "seeds", "budget", "batch"):
@@ -154,8 +164,26 @@ def _by_answers(flags: Flags) -> None:
         seed=flags.seed,
         opponents=[name for name in asked.opponents.split(",") if name],
         free=[name.replace("-", "_") for name in (asked.free or "").split(",") if name],
+        limits=_limits(asked.at_most, sampler),
     )
     (_ablate if asked.ablate else _search)(flags, sampler, plan)
+
+
+def _limits(told: str | None, sampler: "ResolvedSampler") -> dict[str, float]:
+    """The largest shares of strategies. Raises a ValueError for what is none."""
+    found = {}
+    for one in (told or "").split(",") if told else ():
+        name, _, share = one.partition("=")
+        if name not in sampler.rule.strategies:
+            hint = config.suggestion(name, sampler.rule.strategies)
+            raise ValueError(f"--at-most: {sampler.name} has no strategy {name!r}{hint}")
+        try:
+            found[name] = float(share)
+        except ValueError:
+            found[name] = math.nan
+        if not 0 <= found[name] <= 1:
+            raise ValueError(f"--at-most {one}: write a share from 0 to 1 behind the =, as {name}=0.01")
+    return found
 
 
 def _search(flags: Flags, sampler: "ResolvedSampler", plan: "Plan") -> None:

@@ -48,6 +48,7 @@ class Flags:
     dtype: Dtype = None
     devices: Annotated[DeviceFlags, arg(name="devices")] = field(default_factory=DeviceFlags)
     table: TableFile = None
+    plot: Annotated[Text, flag("draw the part policy here", "FILE.png|FILE.svg|FILE.pdf")] = None
 
 
 def main(args: Sequence[str] | None = None, prog: str = _PROG) -> None:
@@ -56,7 +57,10 @@ def main(args: Sequence[str] | None = None, prog: str = _PROG) -> None:
     if flags.quick and flags.protocol is not None:
         raise ValueError("--quick is a protocol of its own; give it or a file, not both")
     cli.join(flags, sigterm_ends=False)
-    distributed.from_first(lambda: tables.check(flags.table))
+    parts = list(dict.fromkeys(flags.part)) or ["policy"]
+    if flags.plot is not None and "policy" not in parts:
+        raise ValueError("--plot draws the part policy; add --part policy, or leave it out")
+    distributed.from_first(lambda: _check_outputs(flags))
     from entropix import backend
     from entropix.console import terminal
     from entropix.lab.evaluation import protocol, work
@@ -70,9 +74,14 @@ def main(args: Sequence[str] | None = None, prog: str = _PROG) -> None:
     with contextlib.ExitStack() as stack:
         folder = Path(flags.out or stack.enter_context(tempfile.TemporaryDirectory()))
         run = work.Run(model, asked, folder, flags.batch, flags.out is not None)
-        work.perform(
-            run, list(dict.fromkeys(flags.part)) or ["policy"], f"Evaluation: {path.stem}", flags.table
-        )
+        work.perform(run, parts, f"Evaluation: {path.stem}", flags.table, flags.plot)
+
+
+def _check_outputs(flags: Flags) -> None:
+    from entropix.report import figures
+
+    tables.check(flags.table)
+    figures.check(flags.plot)
 
 
 if __name__ == "__main__":

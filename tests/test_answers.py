@@ -151,6 +151,9 @@ def test_the_front_is_what_nothing_beats_in_both() -> None:
 
 def test_coverage_counts_as_far_as_right_answers_are_kept() -> None:
     whole = Figures(right=[1.0, 0.5], valid=[0.1], coverage=[0.8], cut_off=0.0, tokens=1.0)
+    often = dataclasses.replace(whole, strategies={"flow": 0.9, "clarify": 0.1})
+    assert often.score(0.75, {"clarify": 0.1, "resample": 0.0}) == 0.8
+    assert often.score(0.75, {"clarify": 0.05}) < often.score(0.75, {"clarify": 0.09}) < -9
     assert whole.score(0.75) == 0.8 and whole.score(0.85) == pytest.approx(0.8 - 4 * 0.1)
     assert Figures([1.0, 0.0], [], [], 0.0, 1.0).score(0.9) == 0.5
 
@@ -160,16 +163,17 @@ def test_figures_are_of_each_item_and_its_seeds() -> None:
     [item] = sets.items(0, 1)
     member = item.answers[0].split("/")[0]
     given = [
-        Answer(text, n, end)
-        for text, n, end in (
-            (member, 2, FinishReason.STOP_TOKEN),
-            (f"{member}.", 3, FinishReason.STOP_TOKEN),
-            ("none of them at all", 7, FinishReason.LENGTH),
-            ("", 0, FinishReason.STOP_TOKEN),
+        Answer(text, n, end, counts)
+        for text, n, end, counts in (
+            (member, 2, FinishReason.STOP_TOKEN, {"flow": 2}),
+            (f"{member}.", 3, FinishReason.STOP_TOKEN, {"flow": 1, "explore": 2}),
+            ("none of them at all", 7, FinishReason.LENGTH, {"flow": 6, "explore": 1}),
+            ("", 0, FinishReason.STOP_TOKEN, {}),
         )
     ]
     found = figures([Asked(sets, item)], [given])
     assert (found.right, found.coverage, found.cut_off, found.tokens) == ([0.5], [0.25], 0.25, 3.0)
+    assert found.strategies == {"flow": 0.75, "explore": 0.25}
     beside = Asked(Near(), Near().items(0, 1)[0])
     both = figures([beside, Asked(sets, item)], [[given[0]._replace(text="0.6")], given])
     assert (both.share_right, both.share_valid) == (1.0, 0.5)

@@ -155,6 +155,12 @@ def test_shares_differences_and_costs_are_over_items(file: Path) -> None:
     assert declared.found.difference.mean == pytest.approx(0.125)
     assert declared.p_corrected == declared.found.p
     told = policy_told.told(asked, found)
+    assert told.draw is not None
+    right, difference = told.draw().axes
+    assert [label.get_text() for label in right.get_yticklabels()] == ["greedy", "mine"]
+    assert [label.get_text() for label in difference.get_yticklabels()] == ["mine − greedy"]
+    centre = difference.containers[0].lines[0]  # type: ignore[attr-defined]
+    assert list(centre.get_xdata()) == [pytest.approx(0.125)]
     assert "mine minus greedy: +12.5 [-27.3, +52.3] points, no difference shown" in told.said
     assert (
         f"one below {100 * declared.found.detectable:.1f} points would mostly have gone unseen" in told.said

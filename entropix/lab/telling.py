@@ -1,11 +1,14 @@
 """What a part of an evaluation says, in a form that terminals and pages share: tables of cells that are text."""
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from entropix.lab import plots
 from entropix.lab.experiments.summary import aligned
 from entropix.lab.statistics import Interval
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 class Table(NamedTuple):
@@ -25,6 +28,7 @@ class Told(NamedTuple):
     tables: Sequence[Table]
     sections: Sequence[plots.Section]
     summary: dict[str, Any]
+    draw: "Callable[[], Figure] | None" = None  # one figure for paper
 
 
 def lines(told: Told) -> list[str]:

@@ -4,7 +4,7 @@ once on the held-out one, beside greedy answers and the plain rules that were gi
 
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
@@ -36,12 +36,13 @@ class Plan:
     seed: int = 0
     opponents: Sequence[str] = (TEMPERATURE, "min-p", "top-p")
     free: Sequence[str] = ()
+    limits: Mapping[str, float] = field(default_factory=dict)  # the largest shares of the rule's strategies
 
     def told(self, model: Model, sampler: ResolvedSampler) -> dict[str, Any]:
         """What a journal depends on."""
         return {
             "format": "entropix-calibration",
-            "version": 2,
+            "version": 3,
             **trace.circumstances(model),
             "sampler": sampler.name,
             "numbers": asdict(sampler.numbers),
@@ -50,6 +51,7 @@ class Plan:
             "loss": self.loss,
             "seed": self.seed,
             "free": list(self.free),
+            "limits": dict(self.limits),
         }
 
     def items(self, split: str) -> list[Asked]:
@@ -128,8 +130,9 @@ def calibrate(
     least = outcome.arms[0].dev.share_right - plan.loss
     note(f"greedy has {outcome.arms[0].dev.share_right:.3f} of the development answers right")
 
-    def tuned(rule: ResolvedSampler, free: Sequence[str] = ()) -> tuple[ResolvedSampler, int]:
-        search = Search(model, rule, ranges(rule, free), dev, plan.seeds, plan.batch, least, plan.seed)
+    def tuned(rule: ResolvedSampler, is_opponent: bool = True) -> tuple[ResolvedSampler, int]:
+        space, limits = (ranges(rule), {}) if is_opponent else (ranges(rule, plan.free), plan.limits)
+        search = Search(model, rule, space, dev, plan.seeds, plan.batch, least, plan.seed, limits)
         _run(search, plan.n_generations, journal, note, lambda n: advance(n, rule.name))
         assert search.best is not None
         outcome.trials[rule.name] = search.trials
@@ -139,7 +142,7 @@ def calibrate(
         found, n = tuned(samplers.resolve(label))
         measured(label, found, n)
     measured(f"{sampler.label}, as it was", sampler)
-    found, n = tuned(sampler, plan.free)
+    found, n = tuned(sampler, is_opponent=False)
     measured(f"{sampler.name}, calibrated", found, n)
     return outcome
 
@@ -214,6 +217,9 @@ def report(outcome: Outcome) -> Iterator[str]:
         )
     yield ""
     yield from findings(outcome)
+    if len(shares := outcome.chosen.held_out.strategies) > 1:
+        told = ", ".join(f"{name} {share:.1%}" for name, share in sorted(shares.items(), key=lambda s: -s[1]))
+        yield f"Strategies of the chosen numbers on held-out items: {told}."
 
 
 def findings(outcome: Outcome) -> Iterator[str]:

@@ -150,4 +150,5 @@ def _numbers(name: str, trial: Trial) -> str:
         plots.plain(name),
         f"{trial.n_items} items: right {trial.right:.3f}, coverage {_height(trial):.3f}",
     ]
-    return "<br>".join(lines + [f"{key} = {value:.4g}" for key, value in trial.params.items()])
+    shares = [f"{strategy} {share:.1%}" for strategy, share in trial.strategies.items()]
+    return "<br>".join([*lines, *(f"{key} = {value:.4g}" for key, value in trial.params.items()), *shares])

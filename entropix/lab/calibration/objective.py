@@ -5,8 +5,9 @@ candidates, so that they are compared item by item.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,6 +20,7 @@ from entropix.results import CUT_OFF, FinishReason
 from entropix.samplers import ResolvedSampler
 
 PENALTY = 4.0  # of a share of right answers that is lost, in shares of coverage
+_REFUSED = 10.0  # taken from the score of numbers that use a strategy more often than is allowed: more than any score
 
 
 class Asked(NamedTuple):
@@ -34,6 +36,7 @@ class Answer(NamedTuple):
     text: str
     new_tokens: int
     finish: FinishReason
+    strategies: Mapping[str, int] = {}  # how many of the tokens came by each
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,7 @@ class Figures:
     coverage: list[float]  # of the same items, different right answers as a share of what could be at most
     cut_off: float  # share of the answers
     tokens: float  # of an answer, on average
+    strategies: Mapping[str, float] = field(default_factory=dict)  # shares of the tokens that came by each
 
     @property
     def share_right(self) -> float:
@@ -58,12 +62,14 @@ class Figures:
     def mean_coverage(self) -> float:
         return float(np.mean(self.coverage)) if self.coverage else float("nan")
 
-    def score(self, least_right: float) -> float:
+    def score(self, least_right: float, limits: Mapping[str, float] | None = None) -> float:
         """As much coverage as can be had without fewer right answers than so many; right answers alone where no item
-        has several."""
+        has several. limits: the largest shares of strategies; numbers that exceed one come behind all that do not."""
+        over = sum(max(0.0, self.strategies.get(name, 0.0) - most) for name, most in (limits or {}).items())
+        refused = _REFUSED + over if over > 0 else 0.0
         if not self.coverage:
-            return self.share_right
-        return self.mean_coverage - PENALTY * max(0.0, least_right - self.share_right)
+            return self.share_right - refused
+        return self.mean_coverage - PENALTY * max(0.0, least_right - self.share_right) - refused
 
 
 def answer(
@@ -95,13 +101,16 @@ def answer(
     )
     found: list[Any] = [[[None] * len(seeds) for _ in asked] for _ in candidates]
     texts: dict[int, list[str]] = {}
-    n_tokens: dict[int, int] = {}
+    strategies: dict[int, Counter[str]] = {}
     for event in ContinuousBatch(request, batch).run():
         texts.setdefault(event.row, []).append(event.text)
-        n_tokens[event.row] = n_tokens.get(event.row, 0) + (event.record is not None)
+        counts = strategies.setdefault(event.row, Counter())
+        if event.record is not None:
+            counts[event.record["strategy"]] += 1
         if event.finish != FinishReason.RUNNING:
             c, i, s = cells[event.row]
-            found[c][i][s] = Answer("".join(texts.pop(event.row)), n_tokens.pop(event.row), event.finish)
+            text, counts = "".join(texts.pop(event.row)), strategies.pop(event.row)
+            found[c][i][s] = Answer(text, counts.total(), event.finish, counts)
             advance(1)
     return found
 
@@ -119,12 +128,14 @@ def figures(asked: Sequence[Asked], answers: Sequence[Sequence[Answer]]) -> Figu
         if covered is not None:
             coverage.append(covered(item, [one.text for one in given]))
     each = [one for given in answers for one in given]
+    counts = sum((Counter(one.strategies) for one in each), Counter[str]())
     return Figures(
         right=right or valid,
         valid=valid,
         coverage=coverage,
         cut_off=float(np.mean([one.finish in CUT_OFF for one in each])),
         tokens=float(np.mean([one.new_tokens for one in each])),
+        strategies={name: n / counts.total() for name, n in counts.items()},
     )
 
 

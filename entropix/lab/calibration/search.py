@@ -36,6 +36,7 @@ class Trial:
     right: float
     coverage: float
     score: float
+    strategies: dict[str, float] = field(default_factory=dict)  # shares of the tokens
 
     def as_json(self) -> dict[str, Any]:
         return {name: None if value != value else value for name, value in vars(self).items()}
@@ -53,6 +54,7 @@ class Search:
     batch: int
     least_right: float
     seed: int = 0
+    limits: Mapping[str, float] = field(default_factory=dict)  # the largest shares of strategies
     trials: list[Trial] = field(default_factory=list)
 
     @property
@@ -94,8 +96,9 @@ class Search:
         return list(found.values())
 
     def _trial(self, params: Mapping[str, float], told: Figures, n_items: int) -> Trial:
+        score = told.score(self.least_right, self.limits)
         return Trial(
-            dict(params), n_items, told.share_right, told.mean_coverage, told.score(self.least_right)
+            dict(params), n_items, told.share_right, told.mean_coverage, score, dict(told.strategies)
         )
 
     def _propose(self, n: int) -> list[dict[str, float]]:

@@ -1,8 +1,10 @@
 """The part policy in tables and figures."""
 
 from collections.abc import Sequence
+from functools import partial
 
 from entropix.lab import plots
+from entropix.lab.evaluation import policy_plot
 from entropix.lab.evaluation.policy_figures import OPEN, Declared, Figures
 from entropix.lab.evaluation.protocol import Protocol
 from entropix.lab.plots import Plot, Section
@@ -35,7 +37,8 @@ def told(protocol: Protocol, found: Figures) -> Told:
     sections = [_cost(found)] if closed else []
     if found.declared:
         sections.insert(0, _differences(found.declared))
-    return Told("policy", _said(protocol, found), tables, sections, as_json(found))
+    draw = partial(policy_plot.draw, found)
+    return Told("policy", _said(protocol, found), tables, sections, as_json(found), draw)
 
 
 def _said(protocol: Protocol, found: Figures) -> str:

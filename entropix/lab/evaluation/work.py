@@ -22,6 +22,7 @@ from entropix.lab.evaluation.protocol import Protocol
 from entropix.lab.experiments import engine
 from entropix.lab.experiments.results import ELSEWHERE, MANIFEST, difference
 from entropix.lab.telling import Told
+from entropix.report import figures
 
 RESULTS, SUMMARY, PAGE = "results.jsonl", "summary.json", "report.html"
 Row = dict[str, Any]
@@ -60,10 +61,12 @@ PARTS: Mapping[str, Callable[[Run], tuple[list[Row], Callable[[], Told]]]] = {
 }
 
 
-def perform(run: Run, parts: Sequence[str], title: str, table: str | None = None) -> None:
+def perform(
+    run: Run, parts: Sequence[str], title: str, table: str | None = None, plot: str | None = None
+) -> None:
     """Does what is missing of these parts, then writes and prints what they say. Raises a ValueError for bad input.
 
-    table: where the rows go as a table too.
+    table: where the rows go as a table too. plot: where the figure of the part policy goes.
     """
     distributed.from_first(lambda: _begin(run))
     done = [PARTS[part](run) for part in parts]
@@ -73,6 +76,9 @@ def perform(run: Run, parts: Sequence[str], title: str, table: str | None = None
     told = [tell() for _, tell in done]
     if table is not None:
         tables.write(table, rows)
+    for each in told:
+        if plot is not None and each.draw is not None:
+            figures.save(each.draw(), plot)
     note = _write(run, rows, told, title) if run.kept else ""
     print("\n\n".join("\n".join(telling.lines(each)) for each in told), flush=True)
     if note:
