@@ -20,9 +20,8 @@ import inspect
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
-if (
-    TYPE_CHECKING
-):  # names and labels are asked for before anything is computed: `--help` does not wait for JAX
+# Names and labels are asked for before anything is computed: `--help` does not wait for JAX.
+if TYPE_CHECKING:
     from jax import Array
 
     from entropix.metrics import AttentionScores

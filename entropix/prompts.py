@@ -80,9 +80,8 @@ def token_ids(tokens: Any, what: str) -> list[int]:
     """Token ids as a list of Python's integers, of whatever sequence or array of integers. Raises a ValueError that
     begins with `what` for anything else."""
     try:
-        if isinstance(
-            tokens, bytes | bytearray | Mapping | Set
-        ):  # whose items are numbers or names by chance
+        # The items of these are numbers or names by chance.
+        if isinstance(tokens, bytes | bytearray | Mapping | Set):
             raise TypeError
         return [operator.index(token) for token in tokens]
     except TypeError:

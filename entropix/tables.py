@@ -58,9 +58,8 @@ def write(path: str | Path, rows: Iterable[Row]) -> None:
 def line(cells: Sequence[Any]) -> str:
     """The cells as a line of CSV."""
     written = io.StringIO()
-    csv.writer(written).writerow(
-        [_plain(cell) for cell in cells]
-    )  # quotes what its own end of a line is made of
+    # It quotes what its own end of a line is made of.
+    csv.writer(written).writerow([_plain(cell) for cell in cells])
     return written.getvalue().removesuffix("\r\n")
 
 

@@ -277,9 +277,8 @@ def test_the_index_names_the_files_that_are_read(tmp_path: Path) -> None:
 
 def test_one_whole_file_is_all_that_is_read(tmp_path: Path) -> None:
     save_file({"a": np.zeros(2, np.float32)}, tmp_path / "model.safetensors")
-    save_file(
-        {"a": np.ones(3, np.float32)}, tmp_path / "consolidated.safetensors"
-    )  # as in Mistral's repositories
+    # As in Mistral's repositories.
+    save_file({"a": np.ones(3, np.float32)}, tmp_path / "consolidated.safetensors")
     stored = tensors.stored_tensors(tmp_path)
     assert {name: tensor.shape for name, tensor in stored.items()} == {"a": (2,)}
 

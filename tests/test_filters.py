@@ -346,9 +346,8 @@ def test_leading_keys_are_those_of_a_stable_sort_with_ties_zeros_and_infinities(
     rng = np.random.default_rng(0)
     values = np.array([-np.inf, -3e38, -2.5, -1e-38, -0.0, 0.0, 1e-38, 0.5, 7.0, 3e38], np.float32)
     key_BV = values[rng.integers(0, len(values), (200, 60))]
-    weight_BV = np.where(key_BV == 0, 3, np.searchsorted(values, key_BV)).astype(
-        np.float32
-    )  # equal for equal keys
+    # Equal keys have equal weights.
+    weight_BV = np.where(key_BV == 0, 3, np.searchsorted(values, key_BV)).astype(np.float32)
     wanted_B = rng.integers(1, 400, 200).astype(np.float32)
     marked_BV = np.asarray(filters.top_mass(key_BV, weight_BV, wanted_B))
     for key_V, weight_V, wanted, marked_V in zip(key_BV, weight_BV, wanted_B, marked_BV, strict=True):

@@ -2,6 +2,7 @@
 
 import ast
 import functools
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -136,3 +137,12 @@ assert "jax" in sys.modules
 def test_imports_are_found_in_every_form(source: str, found: list[str]) -> None:
     """The tests above would pass on anything if this did not work."""
     assert list(imports(source)) == found
+
+
+def test_no_file_is_long_and_no_comment_was_wrapped_into_a_lonely_bracket() -> None:
+    """400 lines are two subjects; the formatter wraps a line that its comment makes too long: write it above."""
+    wrapped = re.compile(r"[\[({]\n.*\n\s*[\])}]+[,:]?  #(?! fmt:)")
+    for name, file in SOURCES.items():
+        text = file.read_text()
+        assert text.count("\n") <= 400, f"{name} has {text.count(chr(10))} lines; make it two files"
+        assert not (found := wrapped.search(text)), f"{name}: write the comment above: {found and found[0]}"

@@ -20,9 +20,8 @@ from entropix.lab.statistics.nested import fit_logistic
 SIMULATIONS = 2000
 
 
-@pytest.mark.parametrize(
-    "skewness", [0.02, 1.0]
-)  # of what clusters have in common: none, and a gamma's of shape 4
+# Of what clusters have in common: none, and that of a gamma of shape 4.
+@pytest.mark.parametrize("skewness", [0.02, 1.0])
 def test_means_of_clusters_hold_the_truth_and_seldom_cry_wolf(skewness: float) -> None:
     """40 clusters of 1 to 7 items; what items of one have in common is most of their spread."""
     rng, shape = np.random.default_rng(0), 4 / skewness**2

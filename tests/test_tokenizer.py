@@ -121,9 +121,8 @@ def test_every_digit_and_white_space_is_cut_as_the_tokenizers_library_does(tmp_p
 
 def test_text_is_normalised_between_special_tokens_and_before_added_ones(tmp_path: Path) -> None:
     """The library looks for tokens that are marked normalized in the text's normal form, for others before."""
-    folder = vocabularies.trained(
-        tmp_path, "qwen2"
-    )  # in which "user defined" is marked normalized, others are not
+    # In it "user defined" is marked normalized, the others are not.
+    folder = vocabularies.trained(tmp_path, "qwen2")
     reference = Reference.from_file(str(folder / "tokenizer.json"))
     texts = [
         *(

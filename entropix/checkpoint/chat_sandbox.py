@@ -136,9 +136,8 @@ class _Environment(ImmutableSandboxedEnvironment):
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
         tree = super()._parse(source, name, filename)
         for loop in tree.find_all(nodes.For):
-            written = sum(
-                len(data.data) for data in loop.find_all(nodes.TemplateData)
-            )  # by each turn, at most
+            # By each turn, at most.
+            written = sum(len(data.data) for data in loop.find_all(nodes.TemplateData))
             steps = nodes.EnvironmentAttribute("steps", lineno=loop.lineno)
             arguments = [loop.iter, nodes.Const(written, lineno=loop.lineno)]
             loop.iter = nodes.Call(steps, arguments, [], None, None, lineno=loop.lineno)

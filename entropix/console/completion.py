@@ -76,9 +76,8 @@ def flags_of(command: str) -> Mapping[str, words.Known]:
 
 def script(commands: Mapping[str, Mapping[str, words.Known]]) -> str:
     """What bash reads, of the flags of each command. Those of main are also offered without a command."""
-    patterns = {
-        name: "*" if name == "main" else name for name in sorted(commands, key="main".__eq__)
-    }  # main last
+    # `main` comes last.
+    patterns = {name: "*" if name == "main" else name for name in sorted(commands, key="main".__eq__)}
     values = [
         f'    {pattern}:{name}) offered="{" ".join(known.choices)}" ;;'
         for command, pattern in patterns.items()

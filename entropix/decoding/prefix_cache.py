@@ -13,9 +13,8 @@ from entropix.model.kv_cache import KVCache, RecentKV
 PREFILL_WIDTHS = (8, 64, 128, 512)  # tokens in one prefill call; each compiles once for each capacity
 MIN_CAPACITY = 256  # slots; `capacity_for` has the sizes to which they grow with the text
 _HALF_STEPS = 1024  # slots, from which on a size between two doublings is worth a program
-COPIED_TOKENS = (
-    64  # that a new text has in common with a row: if so many or all, they are copied and not computed
-)
+# Tokens that a new text has in common with a row: if so many or all, they are copied and not computed.
+COPIED_TOKENS = 64
 
 
 class PrefixCache:

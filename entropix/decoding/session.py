@@ -125,9 +125,8 @@ class Session:
         self._commit()  # so that what other rows hold can be copied
         places, first, read = self._active.places(rows), 0, []
         for size in _sizes(len(rows), sharding.groups(self._model.mesh)):
-            members = [
-                min(first + i, len(rows) - 1) for i in range(size)
-            ]  # the last one again for those lacking
+            # The last one stands in for those that are lacking.
+            members = [min(first + i, len(rows) - 1) for i in range(size)]
             some = request.of_rows(members)
             beside = self._cache.beside([list(prompt[:-1]) for prompt in some.prompt_ids])
             read.append(([places[i] for i in members], some, beside))

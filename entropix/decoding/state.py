@@ -131,9 +131,8 @@ class RowState(NamedTuple):
     sampler: Any  # the sampler's own state: a pytree of arrays whose first axis is the row
     branching: BranchState | None = None
     backtracks: Backtracks | None = None
-    numbers: Any = (
-        None  # the sampler's, where rows have their own: a dataclass of arrays whose first axis is the row
-    )
+    # The sampler's, where rows have their own: a dataclass of arrays whose first axis is the row.
+    numbers: Any = None
 
 
 class DecodeState(NamedTuple):

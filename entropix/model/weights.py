@@ -40,9 +40,8 @@ class Weights:
     layers: tuple[LayerWeights, ...]
     norm_D: jax.Array
     unembed_VD: jax.Array | None  # None when tied: the embedding
-    has_token_V: jax.Array | None = (
-        None  # bool, where rows of the unembedding have no token; None where all have one
-    )
+    # Bool, False for rows of the unembedding without a token; None where all have one.
+    has_token_V: jax.Array | None = None
 
 
 def abstract(cfg: ModelConfig, dtype: DTypeLike, parts: int = 1) -> Weights:

@@ -115,9 +115,8 @@ def dry_penalty(logits_BV: Array, recent_BW: Array, breaker_BQ: Array, cfg: Rule
     padded_BX = jnp.pad(recent_BW, ((0, 0), (LONGEST, 0)), constant_values=NO_TOKEN)
     back_K = np.arange(1, LONGEST + 1)
     newest_BK = recent_BW[:, window - back_K]  # the end of the text, backwards
-    earlier_BWK = padded_BX[
-        :, np.arange(window)[:, None] + LONGEST - back_K
-    ]  # and what stands before each token
+    # What stands before each token.
+    earlier_BWK = padded_BX[:, np.arange(window)[:, None] + LONGEST - back_K]
     breaks_BK = jnp.any(newest_BK[..., None] == breaker_BQ[:, None], axis=-1) | (newest_BK == NO_TOKEN)
     same_BWK = (earlier_BWK == newest_BK[:, None]) & ~breaks_BK[:, None]
     repeated_BW = jnp.sum(jnp.cumprod(same_BWK.astype(jnp.float32), axis=-1), axis=-1)

@@ -30,9 +30,8 @@ _SCALARS: dict[int, np.dtype] = {
 }
 _STRING, _ARRAY = 8, 9
 _SMALLEST_ENTRY = 8 + 4 + 1  # bytes of a key, a type and a value
-_SMALLEST_TENSOR = (
-    8 + 4 + 8 + 4 + 8
-)  # bytes of a name, a number of dimensions, one of them, a type and an offset
+# Bytes of a name, a number of dimensions, one of them, a type and an offset.
+_SMALLEST_TENSOR = 8 + 4 + 8 + 4 + 8
 
 # Types that ggml once had. Their codes are not used again.
 _RETIRED = {

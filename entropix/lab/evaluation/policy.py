@@ -153,16 +153,12 @@ def _row(arm: Arm, asked: Asked, item: Item, seed: int, voters: Sequence[Line]) 
     if len(voters) == 1:
         return row
     firsts = [voters[_winner(answers[:n])]["text"] for n in range(1, len(voters) + 1)]
-    return (
-        row
-        | {
-            "votes": answers,
-            "scores_by_votes": [
-                asked.task.score(item, text) for text in firsts
-            ],  # of the first vote, the first two, ...
-            "passes_by_votes": [sum(passes[:n]) for n in range(1, len(voters) + 1)],
-        }
-    )
+    return row | {
+        "votes": answers,
+        # Of the first vote, the first two, ...
+        "scores_by_votes": [asked.task.score(item, text) for text in firsts],
+        "passes_by_votes": [sum(passes[:n]) for n in range(1, len(voters) + 1)],
+    }
 
 
 def _winner(answers: Sequence[str | None]) -> int:

@@ -56,9 +56,8 @@ class ArmFigures(NamedTuple):
     passes: float  # forward passes of an answer
     computed: float  # tokens computed for an answer
     strategies: dict[str, float]  # shares of the tokens
-    votes: list[
-        Votes
-    ]  # of an arm that puts answers to the vote: of the first one alone, of the first two, ...
+    # Of an arm that puts answers to the vote: of the first one alone, of the first two, ...
+    votes: list[Votes]
 
 
 class Figures(NamedTuple):

@@ -141,9 +141,8 @@ def complete(
         elif page is not None:
             comparison_page.write(page, title, whole, model, summaries, store.lines, fields)
             note = f"{page}: the same with plots, and all answers side by side"
-        show(
-            summaries, as_json
-        )  # after all files: whoever reads it may go, like `head`, which ends the process
+        # After all files: whoever reads it may go, like `head`, which ends the process.
+        show(summaries, as_json)
         if note:
             terminal.note(note)
 

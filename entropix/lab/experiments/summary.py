@@ -73,18 +73,16 @@ class Summary:
     computed_tokens: (
         int  # of all paths, for the answers to be compared at their cost; those of the answers without paths
     )
-    tokens_per_second: (
-        float | None
-    )  # of all rows together, those of other variants in the batch too, after the first chunk
+    # Of all rows together, those of other variants in the batch too, after the first chunk.
+    tokens_per_second: float | None
     length_sd: float | None  # over answers
     finishes: dict[str, int]
     strategies: dict[str, float]  # shares of the tokens
     means: dict[str, float | None]  # of every measure
     intervals: dict[str, Interval | None]  # of the means
     contrasts: dict[str, Contrast | None]  # to the first variant
-    corrected: dict[
-        str, float | None
-    ]  # the p-values of these, by Holm's method, over all measures of all variants
+    # The p-values of these, by Holm's method, over all measures of all variants.
+    corrected: dict[str, float | None]
 
     @property
     def cut_off(self) -> int:

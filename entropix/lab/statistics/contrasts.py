@@ -22,9 +22,8 @@ class Contrast(NamedTuple):
     """Cohen's d of the differences, their mean over their standard deviation; its interval is that of the noncentral t
     distribution (Cumming & Finch 2001)."""
     p: float | None  # two-sided, of Student's paired test or, where `is_exact`, of the mid-p McNemar test
-    detectable: (
-        float | None
-    )  # the smallest mean difference that such a test sees four times out of five, at 5 %
+    # The smallest mean difference that such a test sees four times out of five, at 5 %.
+    detectable: float | None
     is_exact: bool = False  # of fewer than 200 items with one right or wrong answer each; see `paired_shares`
 
 

@@ -17,9 +17,8 @@ class Gain(NamedTuple):
 
     name: str
     loss: float  # minus the mean log-likelihood of an item, nats
-    gain: (
-        Interval | None
-    )  # by how much the loss is below that of the model before, with an interval over clusters
+    # By how much the loss is below that of the model before, with an interval over clusters.
+    gain: Interval | None
     gain_over_first: Interval | None  # the same against the first model
 
 

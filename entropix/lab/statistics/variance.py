@@ -16,9 +16,8 @@ class Variance(NamedTuple):
     within: float  # variance of the answers to one item
     error: float  # standard error of the mean over all items, as it is
     error_with_more_seeds: float  # what would be left of it with any number of seeds: items are what lacks
-    enough_seeds: (
-        int | None
-    )  # the fewest whose part in the error is at most a twentieth; None if items are all alike
+    # The fewest whose part in the error is at most a twentieth; None if items are all alike.
+    enough_seeds: int | None
 
 
 def variance(values_by_item: list[list[float]]) -> Variance:

@@ -11,9 +11,8 @@ from typing import Any
 from entropix.lab.tasks.base import DEV, Item, check_split, split_of
 from entropix.prompts import Message
 
-_EXAMPLES_SEED = (
-    2**30
-)  # far from those of items: its datasets give item i of seed s and item 0 of seed s + i the same
+# Far from the seeds of items: its datasets make item i of seed s the same as item 0 of seed s + i.
+_EXAMPLES_SEED = 2**30
 _SPARE, _MOST_TRIES = (
     4,
     64,
