@@ -12,6 +12,7 @@ import pytest
 import reference
 import toy
 from scipy import stats
+from stepping import STEPS, first_step
 
 from entropix import samplers
 from entropix.metrics import Metrics
@@ -20,7 +21,6 @@ from entropix.samplers.entropix import STRATEGIES, SamplerConfig, Strategy
 
 CFG = SamplerConfig()
 BLOCK, VOCABULARY = 512, 40
-STEPS = {name: jax.jit(SAMPLERS[name].step) for name in ("entropix", "entropix-torch")}
 
 # A logits entropy and varentropy that mean each strategy, under both presets.
 TYPICAL = {
@@ -31,7 +31,7 @@ TYPICAL = {
     "adaptive": (2.0, 1.0),
 }
 
-both_rules = pytest.mark.parametrize("rule", STEPS)
+both_rules = pytest.mark.parametrize("rule", ["entropix", "entropix-torch"])
 
 
 def metrics_of(entropy_B: Any, varentropy_B: Any, seed: int = 0, **others: float) -> Metrics:
@@ -52,14 +52,12 @@ def run(
     rows = len(metrics.logits_entropy)
     if logits_BV is None:
         logits_BV = np.random.default_rng(seed).normal(0, 2, (rows, VOCABULARY)).astype(np.float32)
-    state = SAMPLERS[rule].init(dataclasses.replace(cfg, clarifier=""), [[]] * BLOCK, list)
     outcomes = []
     for block in range(math.ceil(rows / BLOCK)):
         row_B = np.arange(block * BLOCK, (block + 1) * BLOCK) % rows
         context = jax.tree.map(lambda leaf, row_B=row_B: leaf[row_B], SamplerInputs(logits_BV, metrics))
-        key_B = jax.random.split(jax.random.key(1000 * seed + block), BLOCK)
-        token_B, _, info, _ = STEPS[rule](key_B, state, context, cfg)
-        outcomes.append(jax.device_get((token_B, info)))
+        key = jax.random.key(1000 * seed + block)
+        outcomes.append(first_step(rule, context, dataclasses.replace(cfg, clarifier=""), key)[:2])
     return jax.tree.map(lambda *blocks: np.concatenate(blocks)[:rows], *outcomes)
 
 

@@ -11,6 +11,7 @@ import pytest
 import reference
 from every_number import EveryNumber as SamplerConfig
 from scipy import stats
+from stepping import STEPS, first_step
 
 from entropix import config, samplers
 from entropix.metrics import Metrics
@@ -21,7 +22,6 @@ VOCABULARY, BATCH = 80, 256
 RNG = np.random.default_rng(0)
 CFG = SamplerConfig(temp=1.0)
 LOGITS_BV = (RNG.normal(0, 1, (BATCH, VOCABULARY)) * RNG.uniform(0.1, 5, (BATCH, 1))).astype(np.float32)
-STEPS = {name: jax.jit(sampler.step) for name, sampler in SAMPLERS.items()}
 
 
 def metrics_of(logits_BV: np.ndarray) -> Metrics:
@@ -42,14 +42,9 @@ def run(
     name: str, cfg: SamplerConfig, logits_BV: Any = LOGITS_BV, seed: int = 0, metrics: Metrics = METRICS
 ) -> tuple[np.ndarray, SampleInfo, np.ndarray]:
     """(token_B, info, the distribution each token was drawn from) of a first step."""
-    state = SAMPLERS[name].init(cfg, [[]] * len(logits_BV), lambda text: list(text.encode()))
-    key_B = jax.random.split(jax.random.key(seed), len(logits_BV))
-    outcome = STEPS[name](key_B, state, SamplerInputs(logits_BV, metrics), cfg)
-    token_B, _, info, candidates = jax.device_get(outcome)
-    p_BV = np.zeros(logits_BV.shape)
-    p_BC = np.array([reference.softmax(row.astype(np.float64)) for row in candidates.logits_BC])
-    np.put_along_axis(p_BV, candidates.token_BC, p_BC, axis=1)
-    return token_B, info, p_BV
+    seen = SamplerInputs(logits_BV, metrics)
+    token_B, info, drawn_BV = first_step(name, seen, cfg, jax.random.key(seed))
+    return token_B, info, np.array([reference.softmax(row.astype(np.float64)) for row in drawn_BV])
 
 
 # ----- truncations: (distribution p, sorted downwards, config) -> how many or which tokens stay --------------

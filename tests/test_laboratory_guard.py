@@ -12,6 +12,7 @@ import numpy as np
 import pages
 import pytest
 import reference
+import stepping
 import test_samplers as conformance
 from every_number import EveryNumber as SamplerConfig
 
@@ -124,7 +125,7 @@ def play(sampler: Sampler, cfg: SamplerConfig, prompts: list[list[int]], steps: 
     logits_BV = np.tile(np.linspace(3, 0.5, 10, dtype=np.float32), (batch, 1))
     context = SamplerInputs(logits_BV, conformance.random_context(0).metrics)
     context = context._replace(metrics=jax.tree.map(lambda leaf: leaf[:batch], context.metrics))
-    state, step = sampler.init(cfg, prompts, conformance.encode), jax.jit(sampler.step)
+    state, step = sampler.init(cfg, prompts, stepping.encode), jax.jit(sampler.step)
     outcomes = []
     for t in range(steps):
         key_B = jax.random.split(jax.random.key(t), batch)
@@ -167,11 +168,11 @@ def test_a_guarded_sampler_is_the_sampler_on_guarded_logits(name: str) -> None:
     context = conformance.random_context(15)
     prompts = [[*range(i, i + 20), *range(i, i + 9)] for i in range(conformance.BATCH)]
     rule, key_B = guarded(SAMPLERS[name]), conformance.keys(15)
-    state = rule.init(cfg, prompts, conformance.encode)
+    state = rule.init(cfg, prompts, stepping.encode)
     seen_BV = penalty(context.logits_BV, state.recent_BW, cfg.repetition_penalty)
     seen_BV = np.asarray(seen_BV - dry(context.logits_BV, state.recent_BW, state.breaker_BQ, cfg))
     assert ((seen_BV < context.logits_BV).sum(axis=1) >= 20).all()
-    plain = conformance.STEPS[name](key_B, state.inner, context._replace(logits_BV=seen_BV), cfg)
+    plain = stepping.STEPS[name](key_B, state.inner, context._replace(logits_BV=seen_BV), cfg)
     token_B, after, info, candidates = jax.jit(rule.step)(key_B, state, context, cfg)
     own_B = np.log([reference.softmax(row) for row in context.logits_BV.astype(np.float64)])
     np.testing.assert_allclose(
@@ -196,15 +197,13 @@ def test_a_guard_that_is_off_changes_nothing(name: str) -> None:
 @pytest.mark.parametrize("name", ["entropix", "mirostat"])
 def test_a_guarded_sampler_keeps_the_contract(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     sampler = guarded(SAMPLERS[name])
-    monkeypatch.setitem(conformance.STEPS, name, conformance.counted(sampler))
+    monkeypatch.setitem(stepping.STEPS, name, stepping.counted(sampler))
     conformance.test_a_step_returns_what_the_contract_says(sampler)
     conformance.test_the_state_keeps_its_structure_shapes_and_dtypes(sampler)
     conformance.test_a_config_of_arrays_is_as_good_as_one_of_numbers(sampler)
     conformance.test_neighbours_change_no_bit_of_a_row_even_when_they_are_nan(sampler)
     conformance.test_kept_count_and_draw_probability_are_those_of_the_candidates(sampler, 10)
-    assert all(
-        leaf.shape[0] == 3 for leaf in jax.tree.leaves(sampler.init(CFG, [[]] * 3, conformance.encode))
-    )
+    assert all(leaf.shape[0] == 3 for leaf in jax.tree.leaves(sampler.init(CFG, [[]] * 3, stepping.encode)))
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS.values(), ids=SAMPLERS)
@@ -246,7 +245,7 @@ def test_the_example_of_the_page_about_rules_is_a_sampler(
     file = tmp_path / "my_rule.py"
     file.write_text(pages.files("docs/how-to/rule.md")["my_rule.py"], encoding="utf-8")
     sampler = samplers.resolve(f"{file}:RULE").rule
-    monkeypatch.setitem(conformance.STEPS, sampler.name, conformance.counted(sampler))
+    monkeypatch.setitem(stepping.STEPS, sampler.name, stepping.counted(sampler))
     conformance.test_a_step_returns_what_the_contract_says(sampler)
     conformance.test_all_randomness_comes_from_the_rows_key(sampler)
     conformance.test_kept_count_and_draw_probability_are_those_of_the_candidates(sampler, 10)
@@ -285,4 +284,4 @@ def test_presets_of_one_rule_are_told_apart_by_their_own_first_comment(tmp_path:
 
 
 def test_arrays_of_the_guard_do_not_mix_dtypes() -> None:
-    assert repetition.init(CFG, [[1]], conformance.encode, SAMPLERS["greedy"]).recent_BW.dtype == jnp.int32
+    assert repetition.init(CFG, [[1]], stepping.encode, SAMPLERS["greedy"]).recent_BW.dtype == jnp.int32

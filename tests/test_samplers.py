@@ -1,8 +1,6 @@
 """What every sampler owes its callers, whatever its rule. A new one in `SAMPLERS` is tested as it is."""
 
 import dataclasses
-from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +10,7 @@ import numpy as np
 import pytest
 import reference
 from jax import Array
+from stepping import STEPS, TRACES, encode, first_step
 
 from entropix import config, filters, presets, samplers
 from entropix.decoding.inputs import device_numbers
@@ -45,10 +44,6 @@ CHAINED = (
 
 every_sampler = pytest.mark.parametrize("sampler", SAMPLERS.values(), ids=SAMPLERS)
 every_preset = pytest.mark.parametrize("preset", presets.preset_names("samplers"))
-
-
-def encode(text: str) -> list[int]:
-    return list(text.encode())
 
 
 def random_context(seed: int) -> SamplerInputs:
@@ -96,26 +91,9 @@ def run_whole(
     sampler: Sampler, context: SamplerInputs, cfg: RuleConfig | None = None, seed: int = 0
 ) -> tuple[np.ndarray, SampleInfo, np.ndarray]:
     """(token_B, info, the logits_BV that one draw was made from, -inf for removed tokens)."""
-    cfg = sampler.config() if cfg is None else cfg
-    state = sampler.init(cfg, NOTHING, encode)
-    token_B, _, info, candidates = jax.device_get(STEPS[sampler.name](keys(seed), state, context, cfg))
-    filtered_BV = np.full((BATCH, VOCABULARY), -np.inf, np.float32)
-    np.put_along_axis(filtered_BV, candidates.token_BC, candidates.logits_BC, axis=1)
-    return token_B, info, filtered_BV
+    return first_step(sampler, context, sampler.config() if cfg is None else cfg, jax.random.key(seed))
 
 
-def counted(sampler: Sampler) -> Callable[..., Any]:
-    """The jitted step, which counts how often it is traced."""
-
-    def step(key_B: Array, state: Any, context: SamplerInputs, cfg: RuleConfig) -> Any:
-        TRACES[sampler.name] += 1
-        return sampler.step(key_B, state, context, cfg)
-
-    return jax.jit(step)
-
-
-TRACES: Counter[str] = Counter()
-STEPS = {name: counted(sampler) for name, sampler in SAMPLERS.items()}
 chain = jax.jit(filters.chain)
 
 
