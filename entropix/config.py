@@ -13,6 +13,9 @@ from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar, cast, dataclass_transform, get_type_hints
 
 import jax
+import numpy as np
+
+from entropix.showing import shown
 
 Config = TypeVar("Config")
 
@@ -301,16 +304,16 @@ def check(cfg: Any, source: str = "", typed: Mapping[str, str] = NO_NAMES) -> No
         if not _is_of_type(value, expected):
             type_name = getattr(expected, "__name__", str(expected))
             kind = _LISTS[expected][1] if expected in _LISTS else f"of type {type_name}"
-            raise ValueError(f"{label} must be {kind}, got {value!r}")
+            raise ValueError(f"{label} must be {kind}, got {shown(value)}")
         choices = field.metadata.get("choices", ())
         if choices and value not in choices:
-            raise ValueError(f"{label} must be {' or '.join(choices)}, got {value!r}")
+            raise ValueError(f"{label} must be {' or '.join(choices)}, got {shown(value)}")
         low, high = field.metadata.get("low", -math.inf), field.metadata.get("high", math.inf)
         for item in value if isinstance(value, tuple) else (value,):
             is_number = isinstance(item, int | float) and not isinstance(item, bool)
             if is_number and (not low <= item <= high or abs(item) > _LARGEST):
                 instead = f"; {_INSTEAD[field.name]}" if field.name in _INSTEAD else ""
-                raise ValueError(f"{label} must be {_range_text(low, high)}, got {item!r}{instead}")
+                raise ValueError(f"{label} must be {_range_text(low, high)}, got {shown(item)}{instead}")
     problem = getattr(cfg, "problem", lambda: None)()
     if problem is not None and source == "flags":
         names = "|".join(field.name for field in dataclasses.fields(cfg))
@@ -324,12 +327,14 @@ def from_mapping(
 ) -> Config:
     """Builds a checked config from parsed TOML or flags; an unknown or missing name is an error with the nearest known
     one. source, typed: as for `check`."""
+    if not isinstance(values, Mapping):
+        raise ValueError(f"{source}: expected names with values, got {shown(values)}")
     fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
     for name in values:
         if name not in fields:
             near = nearest(name, fields)
             hint = f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(sorted(fields))}"
-            raise ValueError(f"{source}: unknown field {name!r}{hint}")
+            raise ValueError(f"{source}: unknown field {shown(name)}{hint}")
     missing = [n for n, f in fields.items() if f.default is dataclasses.MISSING and n not in values]
     if missing:
         raise ValueError(f"{source}: missing field{'s'[: len(missing) - 1]} {', '.join(missing)}")
@@ -347,9 +352,12 @@ def from_mapping(
 
 
 def _converted(value: Any, expected: Any) -> Any:
-    """TOML writes tuples as arrays, and whole numbers without a point, which would compile another program."""
-    if isinstance(value, list | range):
-        return tuple(value)
+    """TOML writes tuples as arrays, and whole numbers without a point, which would compile another program; what is
+    computed comes as numbers and arrays of numpy or JAX."""
+    if isinstance(value, np.generic | np.ndarray | jax.Array):
+        value = value.tolist()
+    if isinstance(value, list | range | tuple):
+        return tuple(item.item() if isinstance(item, np.generic) else item for item in value)
     is_whole = isinstance(value, int) and not isinstance(value, bool)
     return float(value) if expected is float and is_whole and abs(value) <= _LARGEST else value
 

@@ -21,6 +21,8 @@ import zlib
 from collections.abc import Callable
 from typing import Any, TextIO, TypeVar
 
+from entropix.showing import visible
+
 START_SECONDS = 300  # until all have come
 HEARTBEAT_SECONDS = 30  # after which a process that is not heard of is dead
 _PARTING_SECONDS = 5  # between the ends of two processes, of which one may be in the midst of its work
@@ -134,7 +136,7 @@ def complain(text: str) -> None:
     """A line on stderr, whichever process this is."""
     if is_joined():
         text = f"process {sys.modules['jax'].process_index()}: {text}"
-    print(text, file=errors(), flush=True)
+    print(visible(text), file=errors(), flush=True)
 
 
 def errors() -> TextIO:

@@ -8,6 +8,7 @@ import codecs
 import contextlib
 import json
 import os
+import re
 import stat
 import tomllib
 from collections.abc import Iterable, Iterator
@@ -15,7 +16,14 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from entropix import distributed
+from entropix.showing import shown
 
+MOST_TOML = 4_000_000  # bytes; people write some thousands
+_MOST_BITS = 64  # of a whole number in TOML, which promises no more
+_DEEPEST = 50  # tables in tables, or lists in lists
+# A key of so many parts, each a table of its own: the parser needs memory by the square of their number.
+_KEY_PART = r"""(?:[\w-]+|"(?:[^"\\\n]|\\.)*"|'[^'\n]*')[ \t]*\.[ \t]*"""
+_LONG_KEY = re.compile(rf"(?:^|[\[{{,])[ \t]*(?:{_KEY_PART}){{{_DEEPEST}}}", re.MULTILINE)
 MOST_JSON = 64_000_000  # bytes; the largest tokenizer files have some 35 million
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
@@ -54,6 +62,7 @@ def opened(path: str | Path) -> Iterator[BinaryIO]:
     Raises a ValueError that names it where it is not there, cannot be read or is no regular file; what is of another
     kind is not even opened, but for `/dev/stdin` and `/dev/fd/N`, which are open.
     """
+    _check_name(path)
     try:
         status = os.stat(path)  # noqa: PTH116 (Path's would refuse less than it says)
         if not stat.S_ISREG(status.st_mode) and not _is_handed_over(Path(path)):
@@ -66,6 +75,16 @@ def opened(path: str | Path) -> Iterator[BinaryIO]:
         raise ValueError(f"{path}: no such file") from None
     except OSError as error:
         raise ValueError(_unreadable(path, error)) from None
+
+
+def _check_name(path: str | Path) -> None:
+    """Raises a ValueError for a name with a character that no file's name has."""
+    try:
+        possible = b"\0" not in os.fsencode(path)
+    except UnicodeEncodeError:
+        possible = False
+    if not possible:
+        raise ValueError(f"{shown(str(path))}: no file has such a name")
 
 
 def check_no_pointer(path: str | Path, start: bytes) -> None:
@@ -134,11 +153,33 @@ def json_object(text: str, where: str) -> dict[str, Any]:
 
 
 def read_toml(path: str | Path) -> dict[str, Any]:
-    """The parsed TOML file. Raises a ValueError that names the file where it cannot be read."""
+    """The parsed TOML file. Raises a ValueError that names the file where it cannot be read, or is none that anybody
+    would write: nested beyond reason, or with numbers that no program counts with."""
+    text = read_text(path, MOST_TOML)
+    if _LONG_KEY.search(text):
+        raise ValueError(f"{path}: not a readable TOML file (it has a key of more than {_DEEPEST} parts)")
     try:
-        return tomllib.loads(read_text(path))
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        found = tomllib.loads(text)
+    except (ValueError, RecursionError) as error:  # none, numbers of thousands of digits, too many brackets
         raise ValueError(f"{path}: not a readable TOML file ({error})") from None
+    _check_plain(found, path)
+    return found
+
+
+def _check_plain(values: dict[str, Any], path: str | Path) -> None:
+    """Raises a ValueError for values of TOML that are nested too deep, or too large to count with."""
+    layer: list[Any] = [values]
+    for _ in range(_DEEPEST):
+        for value in layer:
+            if isinstance(value, int) and value.bit_length() > _MOST_BITS:
+                raise ValueError(
+                    f"{path}: a whole number of TOML has at most {_MOST_BITS} bits, got {shown(value)}"
+                )
+        inner = [list(value.values()) if isinstance(value, dict) else value for value in layer]
+        layer = [item for items in inner if isinstance(items, list) for item in items]
+        if not layer:
+            return
+    raise ValueError(f"{path}: tables and lists stand in each other more than {_DEEPEST} deep")
 
 
 # ----- writing ----------------------------------------------------------------------------------------------

@@ -1,20 +1,21 @@
 """Prompts in, text and records out: `stream` yields tokens as they come, `generate` is the stream joined."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Unpack, cast
 
 from entropix import config, options, presets, samplers
 from entropix.checkpoint.chat import encode_chat
-from entropix.checkpoint.loading import Model
+from entropix.checkpoint.loading import Model, check_model
 from entropix.config import BATCH_ROWS, GenerateConfig
 from entropix.decoding import backtracking, branching
 from entropix.decoding.batching import ContinuousBatch
 from entropix.decoding.request import GenerationRequest, check_prompts
 from entropix.decoding.session import Session
 from entropix.options import Options
-from entropix.prompts import Message, token_ids
+from entropix.prompts import Message, check_flag, listed, token_ids
 from entropix.results import Result, TokenEvent, add
 from entropix.samplers import ResolvedSampler, RuleConfig, Sampler
+from entropix.showing import shown
 
 Prompt = str | Sequence[Message] | Sequence[int]
 
@@ -36,7 +37,9 @@ def prepare(model: Model, prompts: Prompt | Sequence[Prompt], **given: Unpack[Op
     max_new_tokens and so on: the fields of `GenerateConfig`. With `seeds` each row draws what its prompt alone would
         with that `seed`, so that one batch holds many samples of a prompt.
     """
+    check_model(model)
     general, generation, numbers = options.sort(given)
+    _check_general(general)
     told = general["sampler_config"]
     told = list(told) if isinstance(told, list | tuple) else [told]
     each = [choose(model, general["sampler"], one, numbers) for one in told or [None]]
@@ -74,6 +77,14 @@ def prepare(model: Model, prompts: Prompt | Sequence[Prompt], **given: Unpack[Op
         sampler_source=chosen.source,
         row_numbers=() if len(each) == 1 else tuple(one.numbers for one in each),
     )
+
+
+def _check_general(general: Mapping[str, Any]) -> None:
+    """Raises a ValueError for what says something of how prompts are read in another type than it has."""
+    if not isinstance(general["system"], str | None):
+        raise ValueError(f"system must be a text, got {shown(general['system'])}")
+    for name in ("raw", "allow_special"):
+        check_flag(name, general[name])
 
 
 def choose(
@@ -137,9 +148,9 @@ def encode_prompt(
     model: Model, prompt: Prompt, *, system: str | None = None, raw: bool = False, allow_special: bool = False
 ) -> list[int]:
     """Token ids of one prompt; `prepare` says how each kind is read."""
-    is_nothing_listed = getattr(prompt, "ndim", 1) == 0 or not hasattr(prompt, "__len__")
-    if is_nothing_listed or isinstance(prompt, bytes | bytearray | Mapping | Set):
-        token_ids(prompt, "a prompt")
+    if not isinstance(prompt, str):
+        items = listed(prompt)
+        prompt = token_ids(prompt, "a prompt") if items is None else items
     if len(prompt) == 0:
         raise ValueError("the prompt is empty: give at least one character")
     if isinstance(prompt, str):
@@ -205,9 +216,13 @@ def _several(prompts: Any) -> list[Prompt]:
     """One prompt or several, as a list: of arrays the last axis is a prompt's tokens."""
     if isinstance(prompts, str):
         return [prompts]
-    nothing_listed = isinstance(prompts, bytes | bytearray | Mapping | Set)
-    if nothing_listed or getattr(prompts, "ndim", 1) == 0 or not isinstance(prompts, Iterable):
-        token_ids(prompts, "a prompt")
-    listed = list(prompts)
-    is_one = len(listed) > 0 and getattr(listed[0], "ndim", 0) == 0 and not isinstance(listed[0], Sequence)
-    return [listed] if is_one else listed
+    items = listed(prompts)
+    if items is None:
+        return [token_ids(prompts, "a prompt")]
+    return [items] if any(map(_is_part, items[:1])) else items
+
+
+def _is_part(item: Any) -> bool:
+    """Whether this is a message or a token, and no prompt by itself."""
+    is_number = getattr(item, "ndim", 1) == 0 or not isinstance(item, Iterable)
+    return isinstance(item, Mapping) or (is_number and not isinstance(item, str))

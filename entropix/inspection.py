@@ -8,10 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from entropix import own_metrics, sharding
-from entropix.checkpoint.loading import Model
+from entropix.checkpoint.loading import Model, check_model
 from entropix.decoding import loop
 from entropix.decoding.request import check_texts
 from entropix.metrics import Metrics
+from entropix.prompts import check_flag
+from entropix.showing import shown
 
 MAX_BYTES = 2**32  # of scores and logits together, unless told otherwise
 _SHORTEST = 8  # positions; a text is padded to a power of two, so that few lengths compile
@@ -56,6 +58,10 @@ def forward(
     Raises a ValueError for a text that is empty, longer than the model's context, would take more than `max_bytes`, or
     has tokens that the model does not know. For the metrics of long texts alone there is `scoring.score`.
     """
+    check_model(model)
+    check_flag("allow_special", allow_special)
+    if isinstance(max_bytes, bool) or not isinstance(max_bytes, int | float) or not max_bytes > 0:
+        raise ValueError(f"max_bytes must be a number above 0, got {shown(max_bytes)}")
     ids, cfg = model.tokenizer.encode_text(text, allow_special), model.config
     check_texts([ids], cfg)
     n, width = len(ids), max(_SHORTEST, 1 << (len(ids) - 1).bit_length())

@@ -20,6 +20,8 @@ import inspect
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
+from entropix.showing import shown
+
 # Names and labels are asked for before anything is computed: `--help` does not wait for JAX.
 if TYPE_CHECKING:
     from jax import Array
@@ -64,6 +66,15 @@ def register(metric: Metric) -> Metric:
     """
     from entropix.metrics import Metrics
 
+    if not isinstance(metric, Metric) or not isinstance(metric.name, str) or not callable(metric.compute):
+        raise ValueError(
+            f"expected a Metric, of a name and a function of logits and attention; got {shown(metric)}"
+        )
+    for name in ("low", "high"):
+        if not isinstance(getattr(metric, name), int | float):
+            raise ValueError(
+                f"metric {metric.name!r}: {name} must be a number, got {shown(getattr(metric, name))}"
+            )
     if not metric.name.isidentifier():
         raise ValueError(
             f"metric {metric.name!r}: the name must be a word that Python could take as a variable's"

@@ -18,6 +18,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from entropix import PACKAGE_ROOT
+from entropix.showing import shown
 
 _CHECKOUT = PACKAGE_ROOT.parent / "weights"
 _IN_CHECKOUT = (_CHECKOUT / "manifest.toml").is_file()
@@ -73,6 +74,8 @@ def weights_folder(name_or_dir: str | Path) -> Path:
 
     Raises a ValueError that says what is there instead, and what to do.
     """
+    if not isinstance(name_or_dir, str | Path):
+        raise ValueError(f"expected the name of weights or a folder, got {shown(name_or_dir)}")
     candidates = [*(root / name_or_dir for root in weights_roots()), Path(name_or_dir)]
     for folder in candidates:
         if is_complete(folder):

@@ -2,13 +2,13 @@
 
 import json
 import operator
-import reprlib
 import sys
 from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any, TypedDict
 
 from entropix.files import decode_utf8, read_text
+from entropix.showing import shown as short
 
 
 class Message(TypedDict):
@@ -76,19 +76,41 @@ def texts_from_files(paths: Sequence[str]) -> list[str]:
     return texts
 
 
-def token_ids(tokens: Any, what: str) -> list[int]:
-    """Token ids as a list of Python's integers, of whatever sequence or array of integers. Raises a ValueError that
-    begins with `what` for anything else."""
+def listed(several: Any) -> list[Any] | None:
+    """What is in a sequence or, along its first axis, in an array.
+
+    None for what only seems to be one: bytes, mappings and sets, whose items are numbers or names by chance, and data
+    frames, whose items are the names of their columns.
+    """
+    if isinstance(several, str | bytes | bytearray | memoryview | Mapping | Set):
+        return None
     try:
-        # The items of these are numbers or names by chance.
-        if isinstance(tokens, bytes | bytearray | Mapping | Set):
+        items = list(several)
+    except TypeError:  # of no items, or an array without an axis
+        return None
+    axes = getattr(several, "ndim", 1)
+    is_table = axes > 1 and any(getattr(item, "ndim", 0) != axes - 1 for item in items[:1])
+    return None if is_table else items
+
+
+def token_ids(
+    tokens: Any, what: str, kinds: str = "a text, a list of messages, or a sequence of token ids"
+) -> list[int]:
+    """Token ids as a list of Python's integers, of whatever sequence or array of integers. Raises a ValueError that
+    says that `what` must be one of these kinds for anything else, also for true and false."""
+    items = listed(tokens)
+    try:
+        if items is None or any(isinstance(item, bool) for item in items):
             raise TypeError
-        return [operator.index(token) for token in tokens]
+        return [operator.index(item) for item in items]
     except TypeError:
-        raise ValueError(
-            f"{what} must be a text, a list of messages, or a sequence of token ids, which are integers; got "
-            f"{reprlib.repr(tokens)}"
-        ) from None
+        raise ValueError(f"{what} must be {kinds}, which are integers; got {short(tokens)}") from None
+
+
+def check_flag(name: str, value: Any) -> None:
+    """Raises a ValueError for what is neither true nor false: any text would count as true, "no" among them."""
+    if not isinstance(value, bool):
+        raise ValueError(f"{name} must be True or False, got {short(value)}")
 
 
 def shown(prompt: PromptText) -> str:

@@ -5,8 +5,8 @@ a position's numbers are those that decoding would have found there.
 """
 
 import math
-import reprlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+import operator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -15,12 +15,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from entropix import metric_labels, own_metrics, sharding
-from entropix.checkpoint.loading import Model
+from entropix.checkpoint.loading import Model, check_model
 from entropix.config import ModelConfig
 from entropix.decoding import loop
 from entropix.decoding.prefix_cache import MIN_CAPACITY
 from entropix.decoding.records import plain_number
 from entropix.decoding.request import check_texts
+from entropix.prompts import check_flag, listed
+from entropix.showing import shown
 
 Record = dict[str, Any]
 
@@ -80,22 +82,30 @@ def encode(
     model: Model, texts: str | Sequence[str | Sequence[int]], allow_special: bool = False
 ) -> list[list[int]]:
     """The token ids of texts, as `score` takes them. Raises its ValueErrors."""
-    several = [texts] if isinstance(texts, str) else _listed(texts)
+    check_model(model)
+    check_flag("allow_special", allow_special)
+    several = [texts] if isinstance(texts, str) else _several(texts)
     rows = [model.tokenizer.encode_text(text, allow_special) for text in several]
     check_texts(rows, model.config)
     return rows
 
 
-def _listed(texts: Any) -> list[Any]:
+def _several(texts: Any) -> list[Any]:
     """Several texts. Raises a ValueError for what is none of that, such as the ids of one text."""
-    is_list = isinstance(texts, Iterable) and not isinstance(texts, bytes | bytearray | Mapping | Set)
-    listed = list(texts) if is_list and getattr(texts, "ndim", 2) > 1 else [0]
-    if any(isinstance(text, int) for text in listed):
+    items = listed(texts)
+    if items is None or any(map(_is_number, items)):
         raise ValueError(
-            "texts must be a text, or a list of texts or of lists of token ids, [ids] for one; got "
-            f"{reprlib.repr(texts)}"
+            f"texts must be a text, or a list of texts or of lists of token ids, [ids] for one; got {shown(texts)}"
         )
-    return listed
+    return items
+
+
+def _is_number(text: Any) -> bool:
+    """Whether this is one token, in whatever type."""
+    try:
+        return operator.index(text) is not None
+    except TypeError:
+        return False
 
 
 class Piece(NamedTuple):

@@ -159,7 +159,11 @@ def test_every_field_of_the_sampler_and_of_generation_explains_itself() -> None:
             "med_ent_thresh must be a finite number of at least 0.0, got -1.0",
         ),
         (SamplerConfig, {"ada_top_p": math.inf}, "file.toml: ada_top_p must be a finite number, got inf"),
-        (SamplerConfig, {"ada_top_p": 10**400}, "file.toml: ada_top_p must be a finite number, got 1000"),
+        (
+            SamplerConfig,
+            {"ada_top_p": 10**400},
+            "file.toml: ada_top_p must be a finite number, got a number of some 401 digits",
+        ),
         (
             SamplerConfig,
             {"top_k": 500},

@@ -90,3 +90,42 @@ def test_a_line_of_prompts_that_is_no_json_is_named(tmp_path: Path, line: str) -
     (tmp_path / "p.jsonl").write_text(f'{{"prompt": "a"}}\n{line}\n')
     with pytest.raises(ValueError, match=r"p\.jsonl: line 2: not JSON \("):
         prompts.from_file(tmp_path / "p.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a" + ".a" * 100_000 + " = 1", r"not a readable TOML file \(it has a key of more than 50 parts"),
+        (
+            "a = {a" + """ . "b c"."d\\"e".'f'""" * 17 + " = 1}",
+            r"not a readable TOML file \(it has a key of more than 50 parts",
+        ),
+        ("a = " + "[" * 60 + "]" * 60, "tables and lists stand in each other more than 50 deep"),
+        (
+            "a = [{b = 0x" + "f" * 17 + "}]",
+            "a whole number of TOML has at most 64 bits, got 295147905179352825855",
+        ),
+        ("a = " + "9" * 5000, r"not a readable TOML file \(Exceeds the limit"),
+    ],
+    ids=["parts", "quoted parts", "depth", "bits", "digits"],
+)
+def test_toml_that_nobody_would_write_is_refused_with_its_name(
+    tmp_path: Path, text: str, message: str
+) -> None:
+    """A key of 100,000 parts, a file of 200 kB, would take 40 GB."""
+    path = tmp_path / "file.toml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=rf"file\.toml: {message}"):
+        files.read_toml(path)
+
+
+def test_toml_as_people_write_it_is_read(tmp_path: Path) -> None:
+    text = 'a.b."c d" = "' + "x." * 200 + '"\nb = 0xffffffffffffffff\nc = [[[1, 2]]]\n'
+    (tmp_path / "file.toml").write_text(text)
+    assert files.read_toml(tmp_path / "file.toml")["b"] == 2**64 - 1
+
+
+@pytest.mark.parametrize("name", ["a\0b", "a\ud800"])
+def test_a_name_that_no_file_has_is_no_fault_of_the_reader(name: str) -> None:
+    with pytest.raises(ValueError, match=r"^'a.*': no file has such a name$"):
+        files.read_text(name)

@@ -14,7 +14,7 @@ import entropix
 # The wings from the top down: folders, and files at the package's door. What is new has no place yet: a test says so.
 # fmt: off
 WINGS = [
-    "environment", "config", "paths", "distributed", "numerics", "results",
+    "environment", "showing", "config", "paths", "distributed", "numerics", "results",
     "files", "tables", "backend", "sharding", "presets", "prompts",
     "metrics", "own_metrics", "metric_labels", "filters", "samplers",
     "model", "checkpoint", "decoding",
@@ -87,7 +87,7 @@ def test_no_wing_is_listed_that_is_gone() -> None:
 @pytest.mark.parametrize("name", [name for name in SOURCES if wing(name) in THE_PAPER])
 def test_the_paper_knows_no_model(name: str) -> None:
     """Metrics, filters and samplers see logits and scores, whatever computed them: through any chain of imports."""
-    may_know = {*THE_PAPER, "config", "presets", "paths", "files", "distributed", "sharding"}
+    may_know = {*THE_PAPER, "showing", "config", "presets", "paths", "files", "distributed", "sharding"}
     assert set(map(wing, reached(name))) <= may_know
 
 

@@ -12,6 +12,7 @@ import pytest
 
 from entropix import presets
 from entropix.lab import questions
+from entropix.lab.questions import Question
 from entropix.lab.tasks import DEV, HELD_OUT, SPLITS, Item, Task, digest, generated, known, resolve
 from entropix.lab.tasks.base import chosen, first_words
 from entropix.lab.tasks.openings import measured
@@ -245,7 +246,17 @@ def test_a_task_of_ones_own_is_a_file(tmp_path: Path) -> None:
         ("t.py", "say which task of the file is meant, like"),
         ("question", "unknown task 'question'; did you mean 'questions'\\? There are questions,"),
         ("open:x", "task open takes nothing behind a colon, got 'open:x'"),
-        ({"task": "sets", "pth": "x"}, "task sets: .*unexpected keyword argument 'pth'"),
+        ({"task": "sets", "pth": "x"}, "task sets: unknown key 'pth'; did you mean 'path'"),
+        ({"task": "sets", "path": 5}, "task sets: path must be the name of a file, got 5"),
+        ({"task": "word-problems"}, "task word-problems: dev is missing, the name of a file"),
+        ({"task": "instructions", "kinds": 0}, "task instructions: kinds must be a list of texts, got 0"),
+        ({"task": "questions", "held_out": "x.jsonl"}, "held_out goes with dev"),
+        ({"task": "questions", "dev": "x.jsonl", "kinds": ["a"]}, "kinds are of the shipped questions"),
+        (
+            {"task": "reasoning-gym", "dataset": "x", "examples": -1},
+            "examples must be a whole number from 0 to 64",
+        ),
+        ({"task": ["sets"]}, r"unknown task \['sets'\]; there are"),
         ({"task": "questions", "kinds": ["x"]}, "no questions of the kind 'x'; there are "),
         ({"task": "instructions", "kinds": ["x"]}, "no instruction 'x'; there are one-word,"),
         ({"tsk": "sets"}, "unknown task None; there are"),
@@ -268,3 +279,27 @@ def test_the_task_of_the_page_is_one(tmp_path: Path) -> None:
     dev, held_out = task.items(0, None), task.items(0, None, HELD_OUT)
     assert len(dev) + len(held_out) == 57 and not {item.id for item in dev} & {item.id for item in held_out}
     assert [task.score(dev[0], f"It is {answer}.") for answer in (*dev[0].answers, "7")] == [1, 0]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"prompt": "\\ud800?", "answers": ["a"]}', 'expected {"prompt"'),
+        ('{"prompt": "", "answers": ["a"]}', 'expected {"prompt"'),
+        ('{"prompt": "a?", "answers": [{"text": "a"}]}', 'expected {"prompt"'),
+        ('{"prompt": "a?", "answers": [true]}', 'expected {"prompt"'),
+        ('{"prompt": "a?", "answers": ["a"], "kind": ["x"]}', r"kind must be a text, got \['x'\]"),
+        (
+            '{"prompt": "a?", "answers": ["a"], "choices": "a, b"}',
+            "choices must be a list of texts .*, got 'a, b'",
+        ),
+        ('{"prompt": "a?", "answers": ["c"], "choices": ["a", "b"]}', "with all answers among them"),
+    ],
+)
+def test_a_question_of_odd_types_is_refused_by_line(tmp_path: Path, line: str, message: str) -> None:
+    """Choices that are one text would be its letters; an answer that is none of them could never be right."""
+    (tmp_path / "q.jsonl").write_text(f'{{"prompt": "b?", "answers": ["b", 2]}}\n{line}\n')
+    with pytest.raises(ValueError, match=rf"q\.jsonl: line 2: .*{message}"):
+        questions.read(tmp_path / "q.jsonl")
+    (tmp_path / "q.jsonl").write_text('{"prompt": "b?", "answers": ["b", 2], "choices": ["b", 2, "c"]}\n')
+    assert questions.read(tmp_path / "q.jsonl") == [Question("b?", ("b", "2"), "", ("b", "2", "c"))]

@@ -151,6 +151,10 @@ def refuse(raw: Mapping[str, Any], row: Family, n_layers: int, path: Path) -> No
             raise ValueError(
                 f"{path}: layer_types has {values.named(kind)}: only full_attention is supported"
             )
+    if kinds and len(kinds) != n_layers:
+        raise ValueError(
+            f"{path}: layer_types has {len(kinds)} kinds for {n_layers} layers (num_hidden_layers); give one for each"
+        )
     used = not row.window_switch or values.flag(raw, "use_sliding_window", path)
     if raw.get("sliding_window") is None or not used:
         return

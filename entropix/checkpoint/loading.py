@@ -13,10 +13,10 @@ from jax.sharding import Mesh, NamedSharding
 from entropix import backend, sharding
 from entropix.checkpoint import chat, hf_folder, load_weights, tokenizer
 from entropix.checkpoint.special_tokens import read_special_tokens
-from entropix.checkpoint.values import shown
 from entropix.config import ModelConfig
 from entropix.model import weights
 from entropix.paths import DEFAULT_MODEL, weights_folder
+from entropix.showing import shown
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -66,6 +66,12 @@ class Model:
         return self.weights.embed_VD.dtype
 
 
+def check_model(model: object) -> None:
+    """Raises a ValueError for what is no model, such as the name of one."""
+    if not isinstance(model, Model):
+        raise ValueError(f"model must be what entropix.load returns, got {shown(model)}")
+
+
 def load(
     name_or_folder: str | Path = DEFAULT_MODEL,
     dtype: str | None = None,
@@ -77,6 +83,8 @@ def load(
     accelerators. `shape` is that of the mesh of devices, by default `sharding.automatic`. Raises a ValueError that
     says what is missing or wrong in the folder, or that the mesh takes more devices than there are.
     """
+    if not isinstance(shape, sharding.Shape | None):
+        raise ValueError(f"shape must be a sharding.Shape, as of sharding.read_shape; got {shown(shape)}")
     backend.check_devices()
     backend.warn_of_wrong_sums()
     if dtype is None:

@@ -86,6 +86,12 @@ def _yarn(raw: Mapping[str, Any], key: str, path: Path) -> YarnScaling:
     rope = raw[key]
     factor = positive(rope, "factor", path)
     pretrained = whole(raw, "max_position_embeddings", path, MOST_POSITIONS)
+    original = whole(rope, "original_max_position_embeddings", path, MOST_POSITIONS, default=pretrained)
+    if factor * original > MOST_POSITIONS:
+        raise ValueError(
+            f"{path}: {key} has a factor of {factor} for an original length of {original} tokens; together they may be "
+            f"at most {MOST_POSITIONS} tokens"
+        )
     attention = rope.get("attention_factor")
     if attention is None:
         both = rope.get("mscale") and rope.get("mscale_all_dim")
@@ -99,9 +105,7 @@ def _yarn(raw: Mapping[str, Any], key: str, path: Path) -> YarnScaling:
     try:
         return YarnScaling(
             factor=factor,
-            original_context_length=whole(
-                rope, "original_max_position_embeddings", path, MOST_POSITIONS, default=pretrained
-            ),
+            original_context_length=original,
             attention_factor=attention,
             beta_fast=positive(rope, "beta_fast", path, default=32.0),
             beta_slow=positive(rope, "beta_slow", path, default=1.0),

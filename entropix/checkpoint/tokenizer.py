@@ -68,7 +68,7 @@ class Tokenizer:
         Raises a ValueError for a text that the checkpoint would end with a token, after which there is nothing to say.
         """
         if not isinstance(text, str):
-            return token_ids(text, "a text")
+            return token_ids(text, "a text", "a string or a sequence of token ids")
         if self.ending:
             raise ValueError(
                 f"{self.ending}, so that a raw prompt would end before its answer; set add_eos_token to false in "

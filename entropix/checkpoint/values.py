@@ -8,33 +8,15 @@ null is the `default`, where there is one.
 import json
 import math
 import re
-import reprlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from entropix.showing import shown as shown
+
 # More tokens than any vocabulary has (the largest have some 300,000), and few enough that a list of them is small.
 MOST_TOKENS = 1 << 21
-_LONGEST = 120  # characters of a value in a message
-
-
-class _Short(reprlib.Repr):
-    """Of any value a text of bounded length, whatever its depth and the number of its digits."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.maxlevel, self.maxstring, self.maxother = 3, _LONGEST, _LONGEST
-
-    def repr_int(self, x: int, level: int) -> str:
-        if abs(x) < 10**40:
-            return str(x)
-        return f"{'-' * (x < 0)}a number of some {int(x.bit_length() * math.log10(2)) + 1} digits"
-
-
-def shown(value: Any) -> str:
-    """The value as a message shows it: short, and on one line."""
-    text = _Short().repr(value)
-    return text if len(text) <= 2 * _LONGEST else f"{text[: 2 * _LONGEST]}..."
+_SMALLEST, _LARGEST = 1.1754944e-38, 3.4028234e38  # of float32, in which everything is computed
 
 
 def named(value: Any) -> str:
@@ -76,7 +58,7 @@ def whole(
 
 
 def positive(values: Mapping[str, Any], key: str, where: str | Path, default: float | None = None) -> float:
-    """A finite number above 0, also if written as a whole one."""
+    """A number above 0 that float32 holds as one, also if written as a whole one."""
     value = values.get(key)
     if value is None and default is not None:
         return default
@@ -86,6 +68,8 @@ def positive(values: Mapping[str, Any], key: str, where: str | Path, default: fl
         number = math.inf
     if not 0 < number < math.inf:
         raise wrong(where, key, "a number above 0", value)
+    if not _SMALLEST <= number <= _LARGEST:
+        raise wrong(where, key, f"between {_SMALLEST} and {_LARGEST}, as float32 has it", value)
     return number
 
 

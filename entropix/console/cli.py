@@ -25,6 +25,7 @@ from entropix.console import signals
 from entropix.console.signals import Ended
 from entropix.console.words import VERSION, spelled, wrong
 from entropix.distributed import HEARTBEAT_SECONDS, START_SECONDS
+from entropix.showing import visible
 
 Flags = TypeVar("Flags")
 _SIGNALLED = 128  # an exit code above it tells of a signal, as shells count
@@ -252,7 +253,9 @@ def run(main: Callable[[], None]) -> int:
     mend_streams()
     try:
         with signals.raising(), warnings.catch_warnings():
-            warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
+            warnings.showwarning = lambda message, *_, **__: print(
+                f"warning: {visible(str(message))}", file=sys.stderr
+            )
             main()
         sys.stdout.flush()
         distributed.part()

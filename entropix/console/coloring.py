@@ -7,7 +7,6 @@ colours has √21 : 1 = 4.58 : 1 to both.
 
 import difflib
 import re
-import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, TextIO
 
@@ -17,6 +16,7 @@ from rich.console import Console
 from rich.style import Style
 
 from entropix import metric_labels
+from entropix.showing import visible as visible
 
 WHEN = ("auto", "always", "never")
 STRATEGY = "strategy"
@@ -97,12 +97,6 @@ def strategy_style(name: str, strategies: Sequence[str], system: ColorSystem | N
     place = strategies.index(name) % len(_COARSE)
     fine = metric_labels.STRATEGIES[place] if place else None
     return Style(color=_COARSE[place] if system == ColorSystem.STANDARD else fine)
-
-
-def visible(text: str) -> str:
-    """The text with control characters as people may see them, like \\x1b: a terminal would do what they say. Line ends
-    and tabs stay."""
-    return "".join(ascii(c)[1:-1] if unicodedata.category(c) == "Cc" and c not in "\n\t" else c for c in text)
 
 
 def metric_style(name: str, value: float | None, system: ColorSystem | None) -> Style:

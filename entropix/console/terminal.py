@@ -25,6 +25,7 @@ from entropix.decoding.request import GenerationRequest
 from entropix.decoding.session import Session
 from entropix.prompts import PromptText
 from entropix.results import FinishReason, Result, TokenEvent, add
+from entropix.showing import visible
 
 STREAM_CHUNK = 4  # tokens printed at once: small enough to look like typing, large enough to cost no speed
 
@@ -95,7 +96,7 @@ def answer(
 
 def note(text: str) -> None:
     """A line on stderr."""
-    print(text, file=sys.stderr, flush=True)
+    print(visible(text), file=sys.stderr, flush=True)
 
 
 def note_devices(model: Model) -> None:

@@ -1,11 +1,14 @@
 """What is asked of several paths from a prompt, checked; `parallel` does it."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from entropix import config
+from entropix.config import MAX_INT32
 from entropix.cot import answers, selection
+from entropix.showing import shown
 
 START, EXPLORE, NONE = "start", "explore", "none"  # what `fork` may be
 VOTE = "majority"  # the selector that may be decided before all paths have ended
@@ -69,9 +72,10 @@ def read(asked: Mapping[str, Any], spelled: Callable[[str], str] = str) -> Plan 
             f"{spelled(given[0])} and {spelled(given[1])} contradict each other; drop one of them"
         )
     for name, value in asked.items():
-        number = KINDS[name] is float and isinstance(value, int) and not isinstance(value, bool)
+        is_whole = isinstance(value, int) and not isinstance(value, bool)
+        number = KINDS[name] is float and is_whole and abs(value) <= MAX_INT32
         if type(value) is not KINDS[name] and not number:
-            raise ValueError(f"{spelled(name)} must be of type {KINDS[name].__name__}, got {value!r}")
+            raise ValueError(f"{spelled(name)} must be of type {KINDS[name].__name__}, got {shown(value)}")
     [name] = given
     fork, entropy = asked.get("cot_at", _COUNTS[name]), asked.get("cot_entropy", Plan.entropy)
     if name != "cot" and "cot_at" in asked:
@@ -90,7 +94,7 @@ def read(asked: Mapping[str, Any], spelled: Callable[[str], str] = str) -> Plan 
         )
     if not 1 <= asked[name] <= MAX_PATHS:
         raise ValueError(f"{spelled(name)} must be between 1 and {MAX_PATHS}, got {asked[name]}")
-    if not entropy >= 0:
+    if not 0 <= entropy < math.inf:
         raise ValueError(f"{spelled('cot_entropy')} must be at least 0, got {entropy}")
     default = {"cot": Plan.select, "best_of": "borda", "self_consistency": VOTE}[name]
     return Plan(

@@ -10,6 +10,8 @@ from collections import deque
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from entropix import sharding
 from entropix.config import BATCH_ROWS, GenerateConfig
 from entropix.decoding import inputs
@@ -20,6 +22,7 @@ from entropix.decoding.session import Session
 from entropix.decoding.state import StepRecord
 from entropix.decoding.stream_text import RowText
 from entropix.results import FinishReason, TokenEvent
+from entropix.showing import shown
 
 _MANY = 4  # batches full of prompts, from which on smaller programs for the last rows are worth compiling
 
@@ -210,6 +213,8 @@ class ContinuousBatch:
 def rows_of(request: GenerationRequest, most_rows: int, n_prompts: int) -> int:
     """Rows of a batch for so many prompts: at most `most_rows`, and as many for each group of devices with rows of its
     own. Raises a ValueError for none."""
+    if not isinstance(most_rows, int | np.integer) or isinstance(most_rows, bool):
+        raise ValueError(f"batch_size must be a whole number, got {shown(most_rows)}")
     if most_rows < 1:
         raise ValueError(f"a batch needs at least one row, got {most_rows}")
     groups = sharding.groups(request.model.mesh)

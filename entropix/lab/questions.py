@@ -8,9 +8,11 @@ letter, whose case is the answer). Of choices that the question names, the first
 import json
 import re
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from entropix.checkpoint.values import is_text
 from entropix.files import read_text
+from entropix.showing import shown
 
 
 class Question(NamedTuple):
@@ -42,22 +44,39 @@ def _place(answer: str, text: str) -> int | None:
 
 def read(path: str | Path) -> list[Question]:
     """The questions in a file. Raises a ValueError that names file and line for what is none."""
-    questions = []
-    for number, line in enumerate(read_text(Path(path)).split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            value = json.loads(line)
-            prompt, answers = value["prompt"], value["answers"]
-            kind, choices = str(value.get("kind", "")), tuple(map(str, value.get("choices", ())))
-        except (ValueError, TypeError, KeyError, RecursionError):
-            prompt = answers = None
-            kind, choices = "", ()
-        if not isinstance(prompt, str) or not isinstance(answers, list) or not answers or not all(answers):
-            raise ValueError(
-                f'{path}: line {number}: expected {{"prompt": "...", "answers": ["..."]}}, got {line[:80]}'
-            )
-        questions.append(Question(prompt, tuple(map(str, answers)), kind, choices))
+    lines = enumerate(read_text(Path(path)).split("\n"), start=1)
+    questions = [_question(line, f"{path}: line {number}") for number, line in lines if line.strip()]
     if not questions:
         raise ValueError(f"{path}: there is no question in this file")
     return questions
+
+
+def _question(line: str, where: str) -> Question:
+    """The question in a line."""
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError):  # none, numbers of thousands of digits, too many brackets
+        value = None
+    if not isinstance(value, dict):
+        value = {}
+    prompt, kind, choices = value.get("prompt"), value.get("kind", ""), value.get("choices", [])
+    answers = _texts(value.get("answers"))
+    if not is_text(prompt) or not prompt or not answers:
+        raise ValueError(f'{where}: expected {{"prompt": "...", "answers": ["..."]}}, got {line[:80]}')
+    if not is_text(kind):
+        raise ValueError(f"{where}: kind must be a text, got {shown(kind)}")
+    named = _texts(choices)
+    if named is None or (named and not {*answers} <= {*named}):
+        raise ValueError(
+            f"{where}: choices must be a list of texts with all answers among them, got {shown(choices)}"
+        )
+    return Question(prompt, answers, kind, named)
+
+
+def _texts(value: Any) -> tuple[str, ...] | None:
+    """A list of texts and numbers, as texts; None where it is none, or one of them is empty."""
+    is_list = isinstance(value, list) and all(
+        (is_text(item) and item) or (isinstance(item, int | float) and not isinstance(item, bool))
+        for item in value
+    )
+    return tuple(map(str, value)) if is_list else None

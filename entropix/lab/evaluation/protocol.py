@@ -46,11 +46,13 @@ from entropix.lab.evaluation.signal_plan import SignalPlan
 from entropix.lab.experiments.engine import Variant
 from entropix.lab.tasks import Item, Task
 from entropix.samplers.controls import PLACEBO
+from entropix.showing import shown, visible
 
 _KEYS = ("seeds", "system", "tasks", "arms", "contrasts", "signal", "forks")
 _FILES = ("dev", "held_out", "path")  # what tasks take that names a file
 VOTES_APART = 1_000_003  # from the seed of an answer to that of the next one it is put to the vote with
 MOST_VOTES = 64
+_LONGEST = 100  # characters of a name
 _GREEDY = "greedy"  # the rule that draws nothing
 Section = TypeVar("Section")
 
@@ -133,7 +135,7 @@ def read(path: Path) -> Protocol:
     _check_keys(values, _KEYS, str(path))
     system = values.get("system")
     if not isinstance(system, str | None):
-        raise ValueError(f"{path}: system must be a text, got {system!r}")
+        raise ValueError(f"{path}: system must be a text, got {shown(system)}")
     seeds = _seeds(values.get("seeds", 1), str(path))
     asked = [_asked(table, path, where) for where, table in _tables(values, "tasks", path)]
     arms = [_arm(table, path.parent, where) for where, table in _tables(values, "arms", path)]
@@ -170,7 +172,7 @@ def _tables(
     if found is None or not isinstance(found, list | tuple) or (default is None and not found):
         raise ValueError(f"{path}: expected {name} as tables, [[{name}]] and their entries below it")
     if wrong := [each for each in found if not isinstance(each, dict)]:
-        raise ValueError(f"{path}: {name} must be tables, [[{name}]], got {wrong[0]!r}")
+        raise ValueError(f"{path}: {name} must be tables, [[{name}]], got {shown(wrong[0])}")
     return [(f"{path}: {name}, number {number}", dict(each)) for number, each in enumerate(found, start=1)]
 
 
@@ -191,7 +193,11 @@ def _asked(table: dict[str, Any], path: Path, where: str) -> Asked:
     for name, value, least in (("n", n, 1), ("seed", seed, 0), ("max_new_tokens", most, 1)):
         is_count = type(value) is int and least <= value <= MAX_INT32
         if not is_count and (value is not None or name == "seed"):
-            raise ValueError(f"{where}: {name} must be a whole number of at least {least}, got {value!r}")
+            raise ValueError(
+                f"{where}: {name} must be a whole number of at least {least}, got {shown(value)}"
+            )
+    if label is not None:
+        _check_name(label, where)
     table |= {name: str(path.parent / table[name]) for name in _FILES if isinstance(table.get(name), str)}
     try:
         task = tasks.resolve(table, path.parent)
@@ -200,21 +206,29 @@ def _asked(table: dict[str, Any], path: Path, where: str) -> Asked:
         raise ValueError(f"{where}: {error}") from None
     if not items:
         raise ValueError(f"{where}: there are no items in the split {split!r}; choose the other one")
-    return Asked(str(label or task.name), task, tuple(items), seed, split, most or task.max_new_tokens)
+    return Asked(label or task.name, task, tuple(items), seed, split, most or task.max_new_tokens)
+
+
+def _check_name(name: Any, where: str) -> None:
+    """Raises a ValueError for a name that does not stand on one short line."""
+    if not isinstance(name, str) or not name or len(name) > _LONGEST or "\n" in name or visible(name) != name:
+        raise ValueError(
+            f'{where}: expected an entry like name = "a name", of one line and at most {_LONGEST} characters, got '
+            f"{shown(name)}"
+        )
 
 
 def _arm(table: dict[str, Any], folder: Path, where: str) -> Arm:
     """The arm that a table means."""
     name, sampler = table.pop("name", None), table.pop("sampler", None)
-    if not isinstance(name, str) or not name or not isinstance(sampler, str):
-        raise ValueError(
-            f'{where}: expected name = "a name" and sampler = "min-p", got {name!r}, {sampler!r}'
-        )
+    _check_name(name, where)
+    if not isinstance(sampler, str):
+        raise ValueError(f'{where}: expected an entry like sampler = "min-p", got {shown(sampler)}')
     votes, source = table.pop("votes", 1), table.pop("frequencies_of", None)
     if type(votes) is not int or not 1 <= votes <= MOST_VOTES:
-        raise ValueError(f"{where}: votes must be between 1 and {MOST_VOTES}, got {votes!r}")
+        raise ValueError(f"{where}: votes must be between 1 and {MOST_VOTES}, got {shown(votes)}")
     if not isinstance(source, str | None):
-        raise ValueError(f"{where}: frequencies_of must be the name of an arm, got {source!r}")
+        raise ValueError(f"{where}: frequencies_of must be the name of an arm, got {shown(source)}")
     branching = table.pop("branching", None)
     paths = {key: table.pop(key) for key in [*table] if key in plan.KINDS}
     if source is not None and table:
@@ -234,7 +248,7 @@ def _contrast(table: dict[str, Any], arms: list[str], where: str) -> tuple[str, 
     pair = table.get("arm"), table.get("minus")
     for name in pair:
         if name not in arms:
-            raise ValueError(f"{where}: there is no arm {name!r}{suggestion(str(name), arms)}")
+            raise ValueError(f"{where}: there is no arm {shown(name)}{suggestion(str(name), arms)}")
     if pair[0] == pair[1]:
         raise ValueError(f"{where}: {pair[0]!r} minus itself is nothing; name two arms")
     return str(pair[0]), str(pair[1])
@@ -242,7 +256,7 @@ def _contrast(table: dict[str, Any], arms: list[str], where: str) -> tuple[str, 
 
 def _section(cls: type[Section], values: Any, where: str) -> Section:
     if not isinstance(values, Mapping):
-        raise ValueError(f"{where}: expected a table, got {values!r}")
+        raise ValueError(f"{where}: expected a table, got {shown(values)}")
     return config.from_mapping(cls, values, where)
 
 
@@ -285,4 +299,4 @@ def _with_numbers(arm: Arm, protocol: Protocol) -> Arm:
 def _check_keys(values: Mapping[str, Any], known: tuple[str, ...], where: str) -> None:
     for key in values:
         if key not in known:
-            raise ValueError(f"{where}: unknown key {key!r}{suggestion(key, known)}")
+            raise ValueError(f"{where}: unknown key {shown(key)}{suggestion(key, known)}")

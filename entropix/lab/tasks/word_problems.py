@@ -9,6 +9,7 @@ import re
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
 
+from entropix.checkpoint.values import is_text
 from entropix.files import read_text
 from entropix.lab.tasks.base import DEV, Item, check_split, chosen, split_of
 
@@ -70,7 +71,7 @@ def _items(path: Path) -> list[Item]:
         try:
             value = json.loads(line)
             question, answer = value["question"], value["answer"]
-            number = final_number(str(answer)) if isinstance(question, str) and question else None
+            number = final_number(str(answer)) if is_text(question) and question else None
         except (ValueError, TypeError, KeyError, RecursionError):
             number = None
         if number is None:
