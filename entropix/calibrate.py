@@ -42,6 +42,8 @@ _DESCRIPTION = (
     "entropix rule by how often each strategy shall be used."
 )
 _QUICK = {"items": 12, "budget": 300}  # what --quick makes of two flags
+_MOST = {"items": 100_000, "seeds": 1_000, "budget": 10**9, "batch": 10_000}
+_LAST_SEED = 2**32 - 1
 TEXT, PROMPTS = "calibration.txt", "calibration-prompts.txt"  # in configs/: what is observed by default
 
 
@@ -143,8 +145,12 @@ def _by_answers(flags: Flags) -> None:
                 else f"--{name} is for frequencies; --by answers asks the items of --tasks"
             )
     for name in ("items", "seeds", "budget", "batch"):
-        if (number := getattr(asked, name)) < 1:
-            raise ValueError(f"--{name} must be at least 1, got {number}")
+        if not 1 <= (number := getattr(asked, name)) <= _MOST[name]:
+            raise ValueError(f"--{name} must be between 1 and {_MOST[name]}, got {number}")
+    if not 0 <= flags.seed <= _LAST_SEED - asked.seeds + 1:
+        raise ValueError(
+            f"--seed and --seeds must give seeds from 0 to {_LAST_SEED}, got {flags.seed} and {asked.seeds}"
+        )
     if not 0 <= asked.loss <= 1:
         raise ValueError(f"--loss must be between 0 and 1, got {asked.loss}")
     distributed.from_first(lambda: _check_outputs(flags))
@@ -166,6 +172,7 @@ def _by_answers(flags: Flags) -> None:
         free=[name.replace("-", "_") for name in (asked.free or "").split(",") if name],
         limits=_limits(asked.at_most, sampler),
     )
+    plan.check(sampler)
     (_ablate if asked.ablate else _search)(flags, sampler, plan)
 
 
@@ -192,7 +199,6 @@ def _search(flags: Flags, sampler: "ResolvedSampler", plan: "Plan") -> None:
     from entropix.lab.calibration import answers
     from entropix.lab.calibration.search import Journal
 
-    answers.ranges(sampler, plan.free)
     backend.use_compilation_cache()
     model = terminal.load(flags.weights, flags.dtype, flags.devices)
     kept = flags.answers.journal
@@ -316,6 +322,10 @@ def _check_outputs(flags: Flags) -> None:
     figures.check(flags.plot)
     if flags.answers.page is not None:
         files.check_writable(flags.answers.page, "a page")
+    if flags.answers.journal is not None:
+        files.check_writable(flags.answers.journal, "a journal")
+        written = [flags.out, flags.plot, flags.table, flags.answers.page]
+        files.check_not_read(flags.answers.journal, [name for name in written if name is not None])
     if flags.out is not None:
         if not flags.out.endswith(".toml"):
             raise ValueError(f"--out takes the name of a .toml file, got {flags.out!r}")

@@ -13,7 +13,7 @@ from entropix.checkpoint.loading import Model
 from entropix.lab.calibration import ablation, answers, front, objective, search
 from entropix.lab.calibration.answers import Arm, Outcome
 from entropix.lab.calibration.objective import Answer, Asked, Figures, answer, figures
-from entropix.lab.calibration.search import GENERATION, LEFT, Journal, Search
+from entropix.lab.calibration.search import GENERATION, LEFT, Journal, Search, Trial
 from entropix.lab.calibration.space import Range, ranges
 from entropix.lab.statistics import contrast
 from entropix.lab.tasks import Item, resolve
@@ -242,3 +242,83 @@ def test_what_a_part_brings_is_said_with_its_interval(tmp_path: Path) -> None:
     assert "+0.500 [+0.3" in text and "left alone, as they do nothing with these numbers: top-k" in text
     figures_of_page.save(ablation.draw(found), tmp_path / "parts.svg")
     assert "right answers that the part brings" in (tmp_path / "parts.svg").read_text()
+
+
+# ----- what a journal is not ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("text", ["my notes\nthe last line", "notes", '{"seeds": [0, 2]}', "[1]\n"])
+def test_a_file_that_is_no_journal_is_refused_and_stays_as_it_is(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "notes.txt"
+    path.write_text(text)
+    with pytest.raises(
+        ValueError, match=r"notes\.txt: (the journal of another search|line 1 is not a JSON object)"
+    ):
+        Journal(path, {"seeds": (0, 1)})
+    assert path.read_text() == text
+
+
+def test_a_journal_that_was_hardly_begun_is_begun_again(tmp_path: Path) -> None:
+    for number, text in enumerate(("", '{"seeds": [0')):
+        path = tmp_path / f"{number}.jsonl"
+        path.write_text(text)
+        assert Journal(path, {"seeds": (0, 1)}).trials == {} and path.read_text() == '{"seeds": [0, 1]}\n'
+
+
+def trials(n: int) -> list[Trial]:
+    return [Trial({"temp": 1.0 + i}, 12, 0.5, float("nan"), 0.5, {"flow": 0.25}) for i in range(n)]
+
+
+def test_of_a_generation_that_was_written_in_part_nothing_is_kept(tmp_path: Path) -> None:
+    """The next one would be proposed from other candidates than without the interruption."""
+    path = tmp_path / "journal.jsonl"
+    journal = Journal(path, {})
+    journal.add("min-p", trials(GENERATION))
+    whole = path.read_text()
+    journal.add("top-p", trials(GENERATION))
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[: 1 + GENERATION + 5]))
+    found = Journal(path, {})
+    assert {name: len(of_rule) for name, of_rule in found.trials.items()} == {"min-p": GENERATION}
+    assert path.read_text() == whole and found.trials["min-p"][1].strategies == {"flow": 0.25}
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{}", "field 'sampler' is missing"),
+        ('{"sampler": "a", "trial": 5}', "field 'trial' must be of type object, got 5"),
+        ('{"sampler": "a", "trial": {"params": {"temp": "x"}, "n_items": 1, "right": 0, "coverage": 0, "score": 0}}',
+         "field 'trial.params.temp' must be of type number"),
+        ('{"sampler": "a", "trial": {"params": {}, "n_items": 1, "right": "0", "coverage": 0, "score": 0}}',
+         "field 'trial.right' must be of type number or null"),
+    ],
+)  # fmt: skip
+def test_a_line_that_is_no_trial_is_named(tmp_path: Path, line: str, message: str) -> None:
+    path = tmp_path / "journal.jsonl"
+    path.write_text(f"{{}}\n{line}\n")
+    with pytest.raises(ValueError, match=rf"journal\.jsonl: line 2: {message}"):
+        Journal(path, {})
+
+
+def test_two_searches_do_not_write_to_one_journal(tmp_path: Path) -> None:
+    first, second = (Journal(tmp_path / "journal.jsonl", {}) for _ in range(2))
+    first.add("min-p", trials(GENERATION))
+    with pytest.raises(ValueError, match="another process has written to this journal"):
+        second.add("min-p", trials(GENERATION))
+    assert len(Journal(tmp_path / "journal.jsonl", {}).trials["min-p"]) == GENERATION
+
+
+def test_a_plan_that_would_fail_later_is_refused_before_any_work(tmp_path: Path) -> None:
+    (tmp_path / "one.jsonl").write_text('{"prompt": "a?", "answers": ["a"]}\n')
+    same = tmp_path / "same.toml"
+    same.write_text('sampler = "min-p"\n')
+    for changes, message in (
+        ({"tasks": [resolve("open")]}, "task open has no right answers"),
+        ({"tasks": [resolve(f"questions:{tmp_path}/one.jsonl")]}, "has no item in the split held-out"),
+        ({"opponents": ["nope"]}, "no sampler preset 'nope'"),
+        ({"opponents": ["min-p", str(same)]}, "min-p is searched already"),
+        ({"free": ["nope"]}, "--free nope: entropix has no such number"),
+    ):
+        plan = answers.Plan([resolve("questions")], 4, (0, 1), 9, 8, 0.1)
+        with pytest.raises(ValueError, match=message):
+            dataclasses.replace(plan, **changes).check(samplers.resolve("entropix"))

@@ -185,6 +185,20 @@ def test_a_folder_of_another_protocol_is_refused(
     assert f"{done} holds results of another protocol: tasks[0].n is 4 there, 3 now" in errors
 
 
+@pytest.mark.parametrize("name", ["report.html", "results.jsonl", "summary.json"])
+def test_a_file_of_somebody_else_is_not_replaced(
+    run_command: Command, toy_folder: str, folder: Path, tmp_path: Path, name: str
+) -> None:
+    protocol_file, theirs = folder / "theirs.toml", tmp_path / name
+    protocol_file.write_text(PROTOCOL)
+    theirs.write_text("theirs")
+    code, out, errors = run_command(
+        evaluate.main, str(protocol_file), "--weights", toy_folder, "--out", str(tmp_path)
+    )
+    assert (code, out, errors.count("\n")) == (1, "", 1) and f"{theirs} is not of an evaluation" in errors
+    assert theirs.read_text() == "theirs" and [*tmp_path.iterdir()] == [theirs]
+
+
 def test_a_quick_look_is_a_protocol_of_its_own(command: Command) -> None:
     code, out, errors = command("--quick")
     assert (code, out, errors) == (

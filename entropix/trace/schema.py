@@ -4,11 +4,10 @@
 do not know, and the fields in `ADDED` may be missing from traces of earlier releases.
 """
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from entropix.checkpoint.values import is_text
+from entropix.checkpoint.values import as_json, is_text
 from entropix.metrics import Metrics
 from entropix.samplers.rule_files import RuleFile
 
@@ -144,10 +143,10 @@ def check(value: dict[str, Any], fields: Mapping[str, str], where: str, inside: 
             if name not in ADDED:
                 raise ValueError(f"{where}: field '{inside}{name}' is missing")
         elif not TYPES[kind](value[name]):
-            shown = json.dumps(value[name])
+            shown = as_json(value[name])
             raise ValueError(f"{where}: field '{inside}{name}' must be of type {kind}, got {shown[:80]}")
         elif name != "row" and (limit := _missed(value[name], kind, 255 if name == "bytes" else _MOST)):
-            shown = json.dumps(value[name])
+            shown = as_json(value[name])
             raise ValueError(f"{where}: field '{inside}{name}' must {limit}, got {shown[:80]}")
 
 

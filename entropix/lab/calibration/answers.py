@@ -52,7 +52,29 @@ class Plan:
             "seed": self.seed,
             "free": list(self.free),
             "limits": dict(self.limits),
+            **({} if sampler.source is None else {"source": sampler.source.sha256}),
         }
+
+    def check(self, sampler: ResolvedSampler) -> None:
+        """Raises a ValueError for what would fail, or mean nothing, after much work."""
+        for task in self.tasks:
+            if not task.is_closed:
+                raise ValueError(
+                    f"task {task.name} has no right answers, by which numbers could be chosen; leave it out"
+                )
+            for split in (DEV, HELD_OUT):
+                if not task.items(self.seed, self.n_items, split):
+                    raise ValueError(
+                        f"task {task.name} has no item in the split {split}; give it more items, or leave it out"
+                    )
+        rules = [sampler, *map(samplers.resolve, self.tuned_beside(sampler))]
+        for number, rule in enumerate(rules):
+            ranges(rule, self.free if number == 0 else ())
+            if rule.name in [before.name for before in rules[:number]]:
+                raise ValueError(
+                    f"--opponents {rule.label}: {rule.name} is searched already, and journals tell rules by "
+                    "their names; leave one of them out"
+                )
 
     def items(self, split: str) -> list[Asked]:
         return objective.items(self.tasks, self.n_items, self.seed, split)

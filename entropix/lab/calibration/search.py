@@ -5,6 +5,7 @@ generation of them races: all answer the first items, the best of them more, the
 found is appended to a journal, from which the same search goes on.
 """
 
+import itertools
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -15,11 +16,12 @@ from typing import Any
 import numpy as np
 
 from entropix.checkpoint.loading import Model
-from entropix.files import read_text, write_text
+from entropix.files import is_there, read_text, write_text
 from entropix.lab.calibration.objective import Asked, Figures, figures
 from entropix.lab.calibration.objective import answer as answered
 from entropix.lab.calibration.space import Range
 from entropix.samplers import ResolvedSampler
+from entropix.trace.schema import check
 
 GENERATION = 12  # candidates
 LEFT = (4, 1)  # of them after the first and the second heat
@@ -133,40 +135,68 @@ def _end(n_items: int, part: float) -> int:
     return max(1, round(n_items * part))
 
 
+_TRIAL = {"params": "object", "n_items": "integer", "strategies": "object"} | dict.fromkeys(
+    ("right", "coverage", "score"), "number or null"
+)
+
+
 class Journal:
-    """The trials of searches, kept as JSON lines behind a first one that tells what they depend on."""
+    """The trials of searches, kept as JSON lines behind a first one that tells what they depend on.
+
+    A generation is written at once. Where power fails meanwhile, what is there of it is dropped at the next opening.
+    """
 
     def __init__(self, path: str | Path, told: Mapping[str, Any]) -> None:
-        """Opens the file, making it if need be. Raises a ValueError where it is of another search."""
+        """Opens the file, making it if need be. Raises a ValueError where it is none of this search, and leaves it as
+        it is."""
         self._path = Path(path)
         self.trials: dict[str, list[Trial]] = {}
-        head = json.loads(json.dumps(told))
-        if not self._path.exists():
-            self._append([head])
-            return
-        *whole, rest = read_text(self._path).split("\n")
-        if rest:  # a line that was not written to its end
-            write_text(self._path, [f"{line}\n" for line in whole], "a journal")
-        lines = [self._object(number, line) for number, line in enumerate(whole, start=1)]
-        if not lines or lines[0] != head:
+        head = json.dumps(told, ensure_ascii=False, allow_nan=False)
+        text = read_text(path) if is_there(path) else ""
+        *whole, rest = text.split("\n")
+        is_begun = not whole and head.startswith(rest)  # of the first line not even all was written
+        if not is_begun and (not whole or self._object(1, whole[0]) != json.loads(head)):
             raise ValueError(
                 f"{path}: the journal of another search; use another name, or what was asked for there"
             )
-        for line in lines[1:]:
-            values: dict[str, Any] = {
-                name: float("nan") if value is None else value for name, value in line["trial"].items()
-            }
-            self.trials.setdefault(line["sampler"], []).append(Trial(**values))
+        lines = [self._entry(number, line) for number, line in enumerate(whole[1:], start=2)]
+        n_torn = _torn([sampler for sampler, _ in lines])
+        for sampler, trial in lines[: len(lines) - n_torn]:
+            self.trials.setdefault(sampler, []).append(trial)
+        kept = [head] if is_begun else whole[: len(whole) - n_torn]
+        if kept != whole or rest:
+            write_text(path, [f"{line}\n" for line in kept], "a journal")
+        self._size = self._path.stat().st_size
 
     def add(self, sampler: str, trials: Sequence[Trial]) -> None:
-        """Adds a generation; when this returns, it is on the disk."""
-        self._append([{"sampler": sampler, "trial": trial.as_json()} for trial in trials])
-
-    def _append(self, lines: Sequence[Mapping[str, Any]]) -> None:
-        with self._path.open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n" for line in lines)
+        """Adds a generation; when this returns, it is on the disk. Raises a ValueError where somebody else has written
+        to the file."""
+        lines = [{"sampler": sampler, "trial": trial.as_json()} for trial in trials]
+        text = "".join(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n" for line in lines)
+        with self._path.open("ab") as file:
+            if os.fstat(file.fileno()).st_size != self._size:
+                raise ValueError(
+                    f"{self._path}: another process has written to this journal meanwhile; let one of them end, and "
+                    "give the same command again"
+                )
+            file.write(text.encode())
             file.flush()
             os.fsync(file.fileno())
+            self._size = os.fstat(file.fileno()).st_size
+
+    def _entry(self, number: int, line: str) -> tuple[str, Trial]:
+        """(rule, trial) of a line."""
+        where = f"{self._path}: line {number}"
+        value = self._object(number, line)
+        check(value, {"sampler": "string", "trial": "object"}, where)
+        trial = {"strategies": {}, **value["trial"]}
+        check(trial, _TRIAL, where, "trial.")
+        for name in ("params", "strategies"):
+            check(trial[name], dict.fromkeys(trial[name], "number"), where, f"trial.{name}.")
+        values: dict[str, Any] = {
+            name: float("nan") if trial[name] is None else trial[name] for name in _TRIAL
+        }
+        return value["sampler"], Trial(**values)
 
     def _object(self, number: int, line: str) -> dict[str, Any]:
         try:
@@ -175,6 +205,14 @@ class Journal:
             value = None
         if not isinstance(value, dict):
             raise ValueError(
-                f"{self._path}: line {number} is not a JSON object; delete the file to begin anew"
+                f"{self._path}: line {number} is not a JSON object, as journals have them; use another name"
             )
         return value
+
+
+def _torn(samplers: Sequence[str]) -> int:
+    """How many of the last lines, which are of these rules, are of a generation that is not there as a whole."""
+    if not samplers:
+        return 0
+    own = list(itertools.takewhile(lambda name: name == samplers[-1], reversed(samplers)))
+    return min(samplers.count(samplers[-1]) % GENERATION, len(own))

@@ -95,10 +95,12 @@ def _begin(run: Run) -> None:
         if change := difference(before | {"digest": described["digest"]}, described):
             raise ValueError(f"{run.folder} holds results of another protocol: {change}; {ELSEWHERE}")
         return
-    try:
-        run.folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"{run.folder}: cannot be made a folder ({error.strerror})") from None
+    files.make_folder(run.folder)
+    if foreign := [name for name in (RESULTS, SUMMARY, PAGE) if files.is_there(run.folder / name)]:
+        raise ValueError(
+            f"{run.folder / foreign[0]} is not of an evaluation (there is no {MANIFEST} beside it) and would be lost; "
+            "use another folder"
+        )
     files.write_text(path, [json.dumps(described, ensure_ascii=False, indent=1), "\n"], "a protocol")
 
 
