@@ -56,7 +56,20 @@ class Flags:
 def main(args: Sequence[str] | None = None, prog: str = _PROG) -> None:
     """Does what the flags (by default those of the process) say. Raises a ValueError for what cannot be had."""
     flags = cli.parse(Flags, args, prog, _DESCRIPTION)
+    _check(flags)
     _perform(flags)
+
+
+def _check(flags: Flags) -> None:
+    """Raises a ValueError for flags of which some would say nothing."""
+    usual = Flags()
+    if flags.model_id is not None and flags.name != usual.name:
+        raise ValueError(
+            f"{flags.name!r} and --model-id name two different weights; fetch them one after the other"
+        )
+    for name in ("revision", "original"):
+        if flags.model_id is None and getattr(flags, name) != getattr(usual, name):
+            raise ValueError(f"--{name} is about a repository; name one with --model-id")
 
 
 def _perform(flags: Flags) -> None:

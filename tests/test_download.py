@@ -376,3 +376,16 @@ def test_the_script_fetches_a_repository(
     ran = script("--model-id", "org/toy")
     assert (ran.returncode, ran.stdout) == (0, f"weights in {tmp_path}/weights/toy\n")
     assert names(tmp_path / "weights" / "toy") == WANTED
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["other", "--model-id", "org/name"], "'other' and --model-id name two different weights"),
+        (["--revision", "v2"], "--revision is about a repository; name one with --model-id"),
+        (["--original"], "--original is about a repository; name one with --model-id"),
+    ],
+)
+def test_flags_that_would_say_nothing_are_refused(words: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        command.main(words)

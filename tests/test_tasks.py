@@ -303,3 +303,38 @@ def test_a_question_of_odd_types_is_refused_by_line(tmp_path: Path, line: str, m
         questions.read(tmp_path / "q.jsonl")
     (tmp_path / "q.jsonl").write_text('{"prompt": "b?", "answers": ["b", 2], "choices": ["b", 2, "c"]}\n')
     assert questions.read(tmp_path / "q.jsonl") == [Question("b?", ("b", "2"), "", ("b", "2", "c"))]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("return float(text in item.prompt)", "return 7.0", "score must be from 0 to 1, or None, got 7.0"),
+        ("return float(text in item.prompt)", "return float('nan')", "score must be from 0 to 1, or None, got nan"),
+        ("return float(text in item.prompt)", "return 'yes'", "score must be from 0 to 1, or None, got 'yes'"),
+        ("return text or None", "return [text]", r"extract must be a text or None, got \['0'\]"),
+        ('f"{split}-{i}", f', '"same", f', "items: two of them have the id 'same'; give each its own"),
+        ('f"{split}-{i}", f', "i, f", r"items must be of ids and kinds that are texts, got \(0, ''\)"),
+        ('Item(f"{split}-{i}", f"Say {i}.")', 'f"Say {i}."', "items must be a list of Item, got 'Say 0.'"),
+        ('f"Say {i}.")', 'f"Say {i}.", data={"a": object()})', "items must be of data that JSON has"),
+        ('= "echo", 4', '= "echo", 0', "max_new_tokens must be at least 1, got 0"),
+    ],
+)  # fmt: skip
+def test_a_task_of_ones_own_is_held_to_the_contract(tmp_path: Path, old: str, new: str, message: str) -> None:
+    """Items of one id would be answered as one, and a share of 7 is none."""
+    assert old in OWN
+    (tmp_path / "t.py").write_text(OWN.replace(old, new, 1))
+    with pytest.raises(ValueError, match=rf"^t\.py:TASK: {message}"):
+        task = resolve("t.py:TASK", tmp_path)
+        item, _ = task.items(0, 2)
+        task.extract(item, "0")
+        task.score(item, "0")
+
+
+def test_what_a_task_has_beyond_the_contract_is_still_there(tmp_path: Path) -> None:
+    more = "    def coverage(self, item, texts):\n        return 0.5\n"
+    scored = "import numpy\n" + OWN.replace("return float(text in", "return numpy.bool_(text in")
+    (tmp_path / "t.py").write_text(scored.replace("\nTASK =", f"{more}\nTASK =", 1))
+    task: Any = resolve("t.py:TASK", tmp_path)
+    score = task.score(task.items(0, 1)[0], "0")
+    assert (score, type(score), task.coverage(None, [])) == (1.0, float, 0.5)
+    assert getattr(resolve({"task": "t.py:TASK"}, tmp_path), "nothing", None) is None

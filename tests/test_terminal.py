@@ -39,12 +39,12 @@ def model(toy_folder: str) -> Model:
 def test_the_default_model_is_fetched_where_somebody_says_so(
     run_command: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Anything but yes fetches nothing, and so does a pipe, which is not even asked."""
+    """Anything but yes fetches nothing, the end of the input (Ctrl-D) too, and a pipe is not even asked."""
     fetched: list[Path] = []
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(paths, "weights_roots", lambda: [tmp_path])
     monkeypatch.setattr(terminal, "download_listed", lambda name, folder: fetched.append(folder))
-    for answer, on_terminal in (("n\n", True), ("", False), ("\n", True)):
+    for answer, on_terminal in (("n\n", True), ("", False), ("", True), ("\n", True)):
         type_in(monkeypatch, answer)
         monkeypatch.setattr(sys.stdin, "isatty", lambda on=on_terminal: on)
         monkeypatch.setattr(sys.stderr, "isatty", lambda on=on_terminal: on)

@@ -25,7 +25,6 @@ from entropix.decoding.request import GenerationRequest
 from entropix.decoding.session import Session
 from entropix.prompts import PromptText
 from entropix.results import FinishReason, Result, TokenEvent, add
-from entropix.showing import visible
 
 STREAM_CHUNK = 4  # tokens printed at once: small enough to look like typing, large enough to cost no speed
 
@@ -96,7 +95,7 @@ def answer(
 
 def note(text: str) -> None:
     """A line on stderr."""
-    print(visible(text), file=sys.stderr, flush=True)
+    print(text, file=sys.stderr, flush=True)
 
 
 def note_devices(model: Model) -> None:
@@ -145,7 +144,10 @@ def _offer_default() -> None:
         f"the default model, {loading.DEFAULT_MODEL}, is not there; fetch it (93 MB) into {folder}? [Y/n] "
     )
     print(question, end="", file=sys.stderr, flush=True)
-    if sys.stdin.readline().strip().lower() in ("", "y", "yes"):
+    answer = sys.stdin.readline()
+    if not answer:  # Ctrl-D, or the terminal is gone: nobody has said yes
+        note("")
+    elif answer.strip().lower() in ("", "y", "yes"):
         download_listed(loading.DEFAULT_MODEL, folder)
 
 

@@ -11,6 +11,7 @@ from entropix.lab.tasks.base import Task
 from entropix.lab.tasks.gym import Gym
 from entropix.lab.tasks.instructions import Instructions
 from entropix.lab.tasks.openings import Openings
+from entropix.lab.tasks.own import OwnTask
 from entropix.samplers import rule_files
 from entropix.showing import shown
 
@@ -140,9 +141,4 @@ def _table(named: str) -> dict[str, Any]:
 def _of_file(named: str, folder: Path) -> Task:
     """The task in a file. Raises a ValueError for one that lacks what tasks have."""
     found, _ = rule_files.load_object(named, Task, "task", folder)
-    for part, expected in (("name", str), ("max_new_tokens", int), ("is_closed", bool)):
-        if not isinstance(getattr(found, part), expected):
-            raise ValueError(
-                f"{named}: {part} must be of the type {expected.__name__}, got {getattr(found, part)!r}"
-            )
-    return found
+    return OwnTask(found, named)
