@@ -21,6 +21,12 @@ SYSTEMS = list(ColorSystem)[:3]
 ESCAPE = re.compile(r"\x1b\[[0-9;]*m")
 
 
+@pytest.fixture(autouse=True)
+def styles_of_no_other_test() -> None:
+    """Rich keeps the codes of a sum of styles, whatever colours the terminal had that they were first made for."""
+    Style._add.cache_clear()
+
+
 class Terminal(io.StringIO):
     def isatty(self) -> bool:
         return True
