@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import entropix
-from entropix import config, samplers, trace
+from entropix import config, samplers
 from entropix.checkpoint.loading import Model
 from entropix.config import GenerateConfig
 from entropix.decoding import loop
@@ -280,7 +280,7 @@ def test_a_folder_takes_no_other_weights(
     model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     complete(tmp_path, model, grid_of(), stop_after=1)
-    monkeypatch.setattr(trace, "fingerprint", lambda folder: "other")
+    monkeypatch.setattr("entropix.trace.writing.fingerprint", lambda folder: "other")
     with pytest.raises(ValueError, match=r"model\.fingerprint is .* now"):
         opened(tmp_path, model, grid_of())
 

@@ -111,6 +111,11 @@ def test_unknown_arguments_are_refused(ours: Callable[..., Any]) -> None:
         ({"smpler": "greedy"}, "smpler"),
         ({"max_length": 10**9}, "max_length must be from 2 to the model's context"),
         ({"batch_size": 0}, "batch_size must be at least 1 or auto"),
+        ({"batch_size": "many"}, "batch_size must be a whole number, got 'many'"),
+        ({"max_length": "x"}, "max_length must be a whole number, got 'x'"),
+        ({"max_gen_toks": "1e3"}, "max_gen_toks must be a whole number, got '1e3'"),
+        ({"max_gen_toks": 0}, "max_gen_toks must be at least 1, got 0"),
+        ({"seed": 1.5}, "seed must be a whole number, got 1.5"),
     ):
         with pytest.raises(ValueError, match=message):
             ours(**given)

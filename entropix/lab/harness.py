@@ -23,6 +23,7 @@ from entropix.config import BATCH_ROWS
 from entropix.decoding.batching import ContinuousBatch
 from entropix.files import read_toml
 from entropix.prompts import Message
+from entropix.showing import shown
 
 NAME = "entropix"
 MAX_NEW_TOKENS = 256  # of an answer, where a task does not say, as in the harness's other models
@@ -57,19 +58,27 @@ class Limits:
     def rows(self) -> int:
         """Of a batch. Raises a ValueError for none."""
         auto = self.batch_size is None or str(self.batch_size).startswith("auto")
-        rows = BATCH_ROWS if auto else int(str(self.batch_size))
+        rows = BATCH_ROWS if auto else _whole("batch_size", self.batch_size)
         if rows < 1:
             raise ValueError(f"batch_size must be at least 1 or auto, got {self.batch_size}")
         return rows
 
     def length(self, context: int) -> int:
         """Tokens that a model of this context sees. Raises a ValueError for fewer than two, or more than it has."""
-        length = context if self.max_length is None else int(self.max_length)
+        length = context if self.max_length is None else _whole("max_length", self.max_length)
         if not 1 < length <= context:
             raise ValueError(
                 f"max_length must be from 2 to the model's context, {context}, got {self.max_length}"
             )
         return length
+
+
+def _whole(name: str, value: Any) -> int:
+    """What the harness may have left a text. Raises a ValueError for what is no whole number."""
+    try:
+        return int(str(value))
+    except ValueError:
+        raise ValueError(f"{name} must be a whole number, got {shown(value)}") from None
 
 
 class Harness(TemplateLM):
@@ -97,7 +106,9 @@ class Harness(TemplateLM):
         own = [field.name for field in dataclasses.fields(Limits)]
         limits = Limits(**{name: told.pop(name) for name in own if name in told})
         self.sampler = generation.choose(self.model, sampler, sampler_config, told)
-        self.seed, self.max_gen_toks = int(seed), int(limits.max_gen_toks)
+        self.seed, self.max_gen_toks = _whole("seed", seed), _whole("max_gen_toks", limits.max_gen_toks)
+        if self.max_gen_toks < 1:
+            raise ValueError(f"max_gen_toks must be at least 1, got {self.max_gen_toks}")
         self.max_length = limits.length(self.model.config.context_length)
         self.batch_rows = limits.rows()
 
@@ -105,7 +116,9 @@ class Harness(TemplateLM):
 
     @property
     def eot_token_id(self) -> int:
-        """A token that ends a text."""
+        """A token that ends a text. Raises a ValueError where the model has none."""
+        if not self.model.stop_ids:
+            raise ValueError(f"{self.model.name} has no end token; list one in its generation_config.json")
         return self.model.stop_ids[0]
 
     @property
