@@ -11,8 +11,9 @@ from rich.console import Console
 from rich.text import Text
 
 import entropix
-from entropix import backend, run_statistics, samplers
+from entropix import backend, samplers
 from entropix.console import cli, coloring
+from entropix.trace import run_statistics
 
 COLORS = ColorSystem.TRUECOLOR
 

@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 
 import entropix
-from entropix import calibrate, config, files, presets, run_statistics, samplers
+from entropix import calibrate, config, files, presets, samplers
 from entropix.checkpoint.loading import Model
 from entropix.lab.calibration import fitting, solver
 from entropix.lab.calibration.solver import Thresholds, occupancy, thresholds
 from entropix.lab.calibration.targets import Targets
 from entropix.metrics import Metrics
 from entropix.samplers.entropix import STRATEGIES, SamplerConfig
+from entropix.trace import run_statistics
 
 SHIPPED = "entropix-smollm2-135m-instruct-frequencies"
 ORDERINGS = 200  # random joint distributions

@@ -19,7 +19,7 @@ WINGS = [
     "metrics", "own_metrics", "metric_labels", "filters", "samplers",
     "model", "checkpoint", "decoding",
     "options", "generation", "scoring", "inspection", "cot", "tpu",
-    "trace", "run_statistics", "console",
+    "trace", "console",
     "replay", "logprobs", "report", "score", "lab",
     "main", "__main__", "calibrate", "compare", "sweep", "evaluate", "lm_eval", "download", "convert",
 ]

@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 
 import entropix
-from entropix import metric_labels, own_metrics, run_statistics, scoring, trace
+from entropix import metric_labels, own_metrics, scoring, trace
 from entropix.checkpoint.loading import Model
 from entropix.console import coloring
 from entropix.metrics import AttentionScores
 from entropix.own_metrics import Metric
 from entropix.score import Printed
+from entropix.trace import run_statistics
 
 PROMPTS = ["ab" * 12, "Why?"]
 

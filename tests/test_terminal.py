@@ -14,7 +14,7 @@ import pytest
 from commands import MIXED, STOPPED, Command, type_in
 
 import entropix
-from entropix import paths, run_statistics, trace
+from entropix import paths, trace
 from entropix.checkpoint import loading
 from entropix.checkpoint.loading import Model
 from entropix.console import terminal
@@ -24,6 +24,7 @@ from entropix.main import main
 from entropix.metrics import Metrics
 from entropix.results import FinishReason, TokenEvent
 from entropix.samplers.entropix import STRATEGIES
+from entropix.trace import run_statistics
 
 sys.path.append(str(entropix.PACKAGE_ROOT.parent / "scripts"))
 draw_terminal = importlib.import_module("draw_terminal")

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
 
-from entropix import run_statistics, tables, trace
+from entropix import tables, trace
 from entropix.config import BATCH_ROWS
 from entropix.console import cli, coloring, signals, terminal
 from entropix.console.terminal import Show
@@ -23,6 +23,7 @@ from entropix.cot.plan import Plan
 from entropix.decoding import inputs
 from entropix.decoding.request import GenerationRequest
 from entropix.results import FinishReason, cut_off
+from entropix.trace import run_statistics
 
 _SHOWN = 24  # characters of an answer in the table
 _WIDTH = 160  # characters of the table where stderr is no terminal

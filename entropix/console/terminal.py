@@ -13,7 +13,7 @@ import jax
 from rich.console import Console
 from rich.progress import Progress
 
-from entropix import distributed, paths, run_statistics, sharding, tables, trace
+from entropix import distributed, paths, sharding, tables, trace
 from entropix.checkpoint import loading
 from entropix.checkpoint.download import download_listed
 from entropix.checkpoint.loading import Model
@@ -25,6 +25,7 @@ from entropix.decoding.request import GenerationRequest
 from entropix.decoding.session import Session
 from entropix.prompts import PromptText
 from entropix.results import FinishReason, Result, TokenEvent, add
+from entropix.trace import run_statistics
 
 STREAM_CHUNK = 4  # tokens printed at once: small enough to look like typing, large enough to cost no speed
 

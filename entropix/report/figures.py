@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from entropix import files, metric_labels, run_statistics, trace
+from entropix import files, metric_labels, trace
 from entropix.report import shell
 from entropix.report.page import Named
 from entropix.report.regions import RULES, Regions, limits, regions, sampler_config
 from entropix.results import Result
 from entropix.samplers.entropix import STRATEGIES
+from entropix.trace import run_statistics
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

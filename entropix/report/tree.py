@@ -6,11 +6,10 @@ All words and numbers of the page's sections "Paths" and "Branches" come from he
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from entropix import run_statistics
 from entropix.report import looks
 from entropix.report.packing import rounded
 from entropix.results import Result
-from entropix.trace import Trace
+from entropix.trace import Trace, run_statistics
 
 # What forks are judged by, and its unit.
 SCORES = {

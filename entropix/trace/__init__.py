@@ -9,8 +9,8 @@ A trace is UTF-8 text with one JSON object a line. null stands for numbers that 
 A row is a prompt, or a turn of a chat, counted from 0. Rows come one after the other, in any order, each with its
 tokens in order and its end; a file that lacks the end of a row is truncated.
 
-`schema` has the fields and their types; docs/trace.md explains every one. What is made of a trace lives elsewhere:
-`replay` repeats it, `report/` draws it.
+`schema` has the fields and their types; docs/trace.md explains every one. `run_statistics` counts and averages what
+records say. What is made of a trace lives elsewhere: `replay` repeats it, `report/` draws it.
 """
 
 from entropix.trace.reading import Trace, read

@@ -22,7 +22,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from entropix import run_statistics, trace
+from entropix import trace
 from entropix.checkpoint.loading import Model
 from entropix.config import TRACED, BranchConfig, GenerateConfig
 from entropix.cot import parallel
@@ -34,6 +34,7 @@ from entropix.generation import prepare
 from entropix.lab.experiments.results import Follower, Line, Store
 from entropix.results import FinishReason, Result, TokenEvent, add
 from entropix.samplers import ResolvedSampler
+from entropix.trace import run_statistics
 
 FORMAT, VERSION = "entropix-grid", 2
 _SEEDS = ("seed", "seeds", "occurrences")  # of `GenerateConfig`; those of a grid are its own
