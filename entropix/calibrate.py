@@ -29,10 +29,11 @@ from tyro.conf import arg
 
 from entropix import config, distributed, files, presets, prompts, samplers, tables
 from entropix.console import cli
-from entropix.console.cli import DeviceFlags, Dtype, TableFile, Text, Weights, flag
+from entropix.console.cli import DeviceFlags, Dtype, TableFile, TemplateArg, Text, Weights, flag
 from entropix.lab.calibration.targets import Targets, check_targets, check_thresholds
 
 if TYPE_CHECKING:
+    from entropix.checkpoint.loading import Model
     from entropix.lab.calibration.answers import Outcome, Plan
     from entropix.samplers import ResolvedSampler
 
@@ -107,6 +108,7 @@ class Flags:
     resample: Annotated[float, flag("wished share of resample [0 to 1]", "SHARE", None)] = Targets().resample
     max_new_tokens: Annotated[int, flag("most tokens of an answer [tokens, at least 1]", "N", None)] = 128
     seed: Annotated[int, flag("of the answers [0 to 4294967295]", "N", None)] = 0
+    template_arg: TemplateArg = ()
     out: Annotated[Text, flag("write the preset here", "FILE.toml")] = None
     plot: Annotated[
         Text, flag("draw the observations and the strategies here", "FILE.png|FILE.svg|FILE.pdf")
@@ -120,6 +122,7 @@ def main(args: Sequence[str] | None = None, prog: str = _PROG) -> None:
     cli.join(flags)
     if flags.by not in ("frequencies", "answers"):
         raise ValueError(f"--by takes frequencies or answers, got {flags.by!r}")
+    cli.template_args(flags.template_arg)  # what is wrong with them is said before all else
     if flags.by == "answers":
         _by_answers(flags)
         return
@@ -127,6 +130,12 @@ def main(args: Sequence[str] | None = None, prog: str = _PROG) -> None:
         if getattr(flags.answers, one.name) != one.default:
             raise ValueError(f"--{one.name.replace('_', '-')} is for --by answers; add that, or leave it out")
     _perform(flags)
+
+
+def _load(flags: Flags) -> "Model":
+    from entropix.console import terminal
+
+    return terminal.load(flags.weights, flags.dtype, flags.devices, cli.template_args(flags.template_arg))
 
 
 def _by_answers(flags: Flags) -> None:
@@ -200,7 +209,7 @@ def _search(flags: Flags, sampler: "ResolvedSampler", plan: "Plan") -> None:
     from entropix.lab.calibration.search import Journal
 
     backend.use_compilation_cache()
-    model = terminal.load(flags.weights, flags.dtype, flags.devices)
+    model = _load(flags)
     kept = flags.answers.journal
     journal = None if kept is None else Journal(kept, plan.told(model, sampler))
     with _progress(plan.n_answers(sampler, journal)) as advance:
@@ -224,7 +233,6 @@ def _show(outcome: "Outcome", path: str) -> None:
 
 def _ablate(flags: Flags, sampler: "ResolvedSampler", plan: "Plan") -> None:
     from entropix import backend
-    from entropix.console import terminal
     from entropix.lab.calibration import ablation
     from entropix.lab.tasks import HELD_OUT
     from entropix.report import figures
@@ -232,7 +240,7 @@ def _ablate(flags: Flags, sampler: "ResolvedSampler", plan: "Plan") -> None:
     items = plan.items(HELD_OUT)
     without, _ = ablation.variants(sampler)
     backend.use_compilation_cache()
-    model = terminal.load(flags.weights, flags.dtype, flags.devices)
+    model = _load(flags)
     with _progress((1 + len(without)) * len(items) * len(plan.seeds)) as advance:
         found = ablation.ablate(model, sampler, items, plan.seeds, plan.batch, advance)
     print("\n".join(ablation.report(found)))
@@ -278,7 +286,7 @@ def _perform(flags: Flags) -> None:
     if prompts_file is not None:
         asked = distributed.from_first(lambda: prompts.from_file(prompts_file))
     backend.use_compilation_cache()
-    model = terminal.load(flags.weights, flags.dtype, flags.devices)
+    model = _load(flags)
     sources = []
     if text is not None and text_file is not None:
         with terminal.status("reading the text"):

@@ -23,7 +23,7 @@ from tyro.conf import UseAppendAction, arg
 
 from entropix import distributed, presets, tables
 from entropix.console import cli
-from entropix.console.cli import DeviceFlags, Dtype, TableFile, Text, Weights, flag
+from entropix.console.cli import DeviceFlags, Dtype, TableFile, TemplateArg, Text, Weights, flag
 
 _PROG = "python -m entropix.evaluate"
 
@@ -47,6 +47,7 @@ class Flags:
     weights: Weights = None
     dtype: Dtype = None
     devices: Annotated[DeviceFlags, arg(name="devices")] = field(default_factory=DeviceFlags)
+    template_arg: TemplateArg = ()
     table: TableFile = None
     plot: Annotated[Text, flag("draw the part policy here", "FILE.png|FILE.svg|FILE.pdf")] = None
 
@@ -56,6 +57,7 @@ def main(args: Sequence[str] | None = None, prog: str = _PROG) -> None:
     flags = cli.parse(Flags, args, prog, __doc__)
     if flags.quick and flags.protocol is not None:
         raise ValueError("--quick is a protocol of its own; give it or a file, not both")
+    arguments = cli.template_args(flags.template_arg)
     cli.join(flags, sigterm_ends=False)
     parts = list(dict.fromkeys(flags.part)) or ["policy"]
     if flags.plot is not None and "policy" not in parts:
@@ -70,7 +72,7 @@ def main(args: Sequence[str] | None = None, prog: str = _PROG) -> None:
     path = flags.protocol or presets.shipped(f"evaluation/{name}.toml")
     asked = protocol.read(path)
     backend.use_compilation_cache()
-    model = running.dated(terminal.load(flags.weights, flags.dtype, flags.devices), flags.out)
+    model = running.dated(terminal.load(flags.weights, flags.dtype, flags.devices, arguments), flags.out)
     with contextlib.ExitStack() as stack:
         folder = Path(flags.out or stack.enter_context(tempfile.TemporaryDirectory()))
         run = work.Run(model, asked, folder, flags.batch, flags.out is not None)

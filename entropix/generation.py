@@ -34,6 +34,8 @@ def prepare(model: Model, prompts: Prompt | Sequence[Prompt], **given: Unpack[Op
         or a list of either, one for each prompt: of numbers that compile nothing, many sets run side by side.
     system: a system message for string prompts.
     allow_special: names of special tokens in a prompt become these tokens; otherwise they are text like any other.
+    template_args: names that the model's chat template reads beside the conversation, with their values, as
+        `{"enable_thinking": False}`; one that it never reads is refused.
     max_new_tokens and so on: the fields of `GenerateConfig`. With `seeds` each row draws what its prompt alone would
         with that `seed`, so that one batch holds many samples of a prompt.
     """
@@ -50,6 +52,7 @@ def prepare(model: Model, prompts: Prompt | Sequence[Prompt], **given: Unpack[Op
     if "" in cfg.stop:
         raise ValueError("generation: a stop string must not be empty")
     several = _several(prompts)
+    model = _templated(model, several, general["template_args"])
     prompt_ids = [
         encode_prompt(
             model, p, system=general["system"], raw=general["raw"], allow_special=general["allow_special"]
@@ -85,6 +88,20 @@ def _check_general(general: Mapping[str, Any]) -> None:
         raise ValueError(f"system must be a text, got {shown(general['system'])}")
     for name in ("raw", "allow_special"):
         check_flag(name, general[name])
+    if not isinstance(general["template_args"], Mapping):
+        raise ValueError(
+            f"template_args must be names with their values, got {shown(general['template_args'])}"
+        )
+
+
+def _templated(model: Model, prompts: Sequence[Prompt], arguments: Mapping[str, Any]) -> Model:
+    """The model whose template has these arguments. Raises a ValueError for prompts to which no template applies."""
+    for number, prompt in enumerate(prompts if arguments else (), start=1):
+        if not isinstance(prompt, str) and not (prompt and isinstance(prompt[0], Mapping)):
+            raise ValueError(
+                f"prompt {number} is token ids, to which no chat template applies; leave out template_args"
+            )
+    return model.with_template_args(arguments)
 
 
 def choose(
@@ -155,6 +172,11 @@ def encode_prompt(
         raise ValueError("the prompt is empty: give at least one character")
     if isinstance(prompt, str):
         if raw or (model.chat_template is None and system is None):
+            if model.template_args:
+                raise ValueError(
+                    "--raw completes plain text, without the chat template that --template-arg is for; drop one of "
+                    "the two"
+                )
             if system is not None:
                 raise ValueError(
                     "a system message needs a chat, but --raw completes plain text; drop one of the two"

@@ -76,6 +76,7 @@ def main(args: Sequence[str] | None = None, prog: str = _PROG) -> None:
     command = parse(sys.argv[1:] if args is None else args, prog)
     flags, plan = command.flags, command.plan
     samplers.check_guard(command.given, command.sampler.numbers, "flags", cli.spelled)
+    arguments = cli.template_args(flags.template_arg)
     cli.join(flags, apart=["seed"])
     seed = distributed.from_first(lambda: flags.seed)
     asked = distributed.from_first(lambda: _read_prompts(flags))
@@ -106,7 +107,7 @@ def main(args: Sequence[str] | None = None, prog: str = _PROG) -> None:
     if flags.dump_config is not None:
         lines = (f"{line}\n" for line in command.sampler.as_toml())
         files.write_text(flags.dump_config, lines, "a preset")
-    model = terminal.load(flags.weights, flags.dtype, flags.devices)
+    model = terminal.load(flags.weights, flags.dtype, flags.devices, arguments)
     command.note_default(terminal.note)
     if flags.chat:
         chat.chat(model, flags.system, options, show)

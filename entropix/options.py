@@ -23,6 +23,7 @@ ELSEWHERE = {
     "logprobs": "alternatives",
     "top_logprobs": "alternatives",
     "system_prompt": "system",
+    "chat_template_kwargs": "template_args",
 }
 
 
@@ -34,6 +35,7 @@ class Options(TypedDict, total=False):
     system: str | None
     raw: bool
     allow_special: bool
+    template_args: Mapping[str, Any]
 
     max_new_tokens: int
     seed: int
@@ -78,6 +80,7 @@ _GENERAL: dict[str, Any] = {
     "system": None,
     "raw": False,
     "allow_special": False,
+    "template_args": {},
 }
 
 

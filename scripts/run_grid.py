@@ -62,7 +62,9 @@ def main(words: Sequence[str] | None = None) -> None:
         return
     asked = file.read(args.grid)
     backend.use_compilation_cache()
-    model = running.dated(terminal.load(args.weights, args.dtype, args.devices), args.out)
+    model = running.dated(
+        terminal.load(args.weights, args.dtype, args.devices, asked.template_args), args.out
+    )
     whole = file.grid(asked, model, args.batch, part)
     page = Path(args.out) / command.PAGE if args.report else None
     command.complete(model, whole, args.out, command.Written(page), args.grid.stem)

@@ -4,13 +4,14 @@ The template is the checkpoint's own: a jinja program with the functions that su
 of the `transformers` library), rendered in `chat_sandbox`.
 """
 
+import contextlib
 import dataclasses
 import datetime
 import functools
 import itertools
 import json
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -24,6 +25,7 @@ from entropix.checkpoint import chat_sandbox, values
 from entropix.checkpoint.hf_folder import END_TOKENS
 from entropix.checkpoint.special_tokens import NAMED, read_special_tokens, read_tokenizer_config
 from entropix.checkpoint.tokenizer import Tokenizer
+from entropix.config import suggestion
 from entropix.files import is_there, read_json, read_text
 from entropix.prompts import Message
 
@@ -33,6 +35,8 @@ class ChatTemplate:
     """A checkpoint's template and the special tokens it may name; `load_chat_template` reads it.
 
     extra: further special tokens by the names that the template may use.
+    arguments: further names that the template reads, with their values, such as `enable_thinking`; `with_arguments`
+        checks them.
     now: the moment that a template sees which writes the date (`has_date`); None for the moment of rendering.
     """
 
@@ -46,6 +50,7 @@ class ChatTemplate:
     mask_token: str = ""
     extra: Mapping[str, str] = dataclasses.field(default_factory=dict)
     now: datetime.datetime | None = None
+    arguments: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def tokens(self) -> set[str]:
@@ -56,6 +61,48 @@ class ChatTemplate:
     def has_date(self) -> bool:
         """Whether what the template writes may depend on when it does so."""
         return "strftime_now" in self.source
+
+    def with_arguments(self, arguments: Mapping[str, Any]) -> "ChatTemplate":
+        """The template that gets these names too, as `apply_chat_template(**arguments)` of transformers gives them.
+
+        Raises a ValueError for a name that it gets anyway, one that it never reads, and a value that is no JSON.
+        """
+        try:
+            plain: dict[str, Any] = json.loads(json.dumps(dict(arguments), allow_nan=False))
+        except (TypeError, ValueError, RecursionError):
+            plain = {"": "\ud800"}
+        if not values.is_text(json.dumps(plain, ensure_ascii=False)):
+            raise ValueError(
+                f"template_args must be names with values that JSON has, got {values.shown(arguments)}"
+            )
+        with _explained():
+            read, own = chat_sandbox.asked_for(self.source, *_OURS)
+        own |= self._given((), True).keys()
+        for name in plain:
+            if name in own:
+                raise ValueError(
+                    f"template_args (--template-arg): {values.named(name)} is given to every template already; leave "
+                    "it out"
+                )
+            if name not in read:
+                free = sorted(read - own)
+                hint = suggestion(name, free) if free else "; it reads no name that could be given"
+                raise ValueError(
+                    f"template_args (--template-arg): the chat template never reads {values.named(name)}{hint}"
+                )
+        return dataclasses.replace(self, arguments=plain)
+
+    def _given(self, messages: Sequence[Message], add_generation_prompt: bool) -> dict[str, Any]:
+        """What every template gets."""
+        return {
+            **self.extra,
+            "messages": [dict(message) for message in messages],
+            "add_generation_prompt": add_generation_prompt,
+            "tools": None,
+            "documents": None,
+            "strftime_now": functools.partial(_strftime, self.now),
+            **{name: getattr(self, name) for name in NAMED},
+        }
 
     def render(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> str:
         """The conversation as one text, special tokens by their names.
@@ -70,24 +117,25 @@ class ChatTemplate:
         """
         _check(messages)
         n_characters = sum(64 + len(message["role"]) + len(message["content"]) for message in messages)
-        given = {
-            **self.extra,
-            "messages": [dict(message) for message in messages],
-            "add_generation_prompt": add_generation_prompt,
-            "tools": None,
-            "documents": None,
-            "strftime_now": functools.partial(_strftime, self.now),
-            **{name: getattr(self, name) for name in NAMED},
-        }
-        try:
+        n_characters += sum(map(len, _texts(self.arguments)))
+        given = self._given(messages, add_generation_prompt) | dict(self.arguments)
+        with _explained():
             return chat_sandbox.render(_compile(self.source), given, n_characters)
-        except jinja2.TemplateSyntaxError as error:
-            why = f"the chat template is broken in line {error.lineno}: {error.message}"
-        except chat_sandbox.TooMuch as error:
-            why = f"the chat template asks for too much: {error}"
-        except Exception as error:  # a template is a program of others: it may fail in any way
-            why = f"the chat template refuses this conversation: {str(error) or type(error).__name__}"
-        raise ValueError(why[:1000])
+
+
+@contextlib.contextmanager
+def _explained() -> Iterator[None]:
+    """Within it whatever a template fails with becomes a ValueError that says so."""
+    try:
+        yield
+        return
+    except jinja2.TemplateSyntaxError as error:
+        why = f"the chat template is broken in line {error.lineno}: {error.message}"
+    except chat_sandbox.TooMuch as error:
+        why = f"the chat template asks for too much: {error}"
+    except Exception as error:  # a template is a program of others: it may fail in any way
+        why = f"the chat template refuses this conversation: {str(error) or type(error).__name__}"
+    raise ValueError(why[:1000])
 
 
 def load_chat_template(folder: Path) -> ChatTemplate | None:
@@ -111,7 +159,8 @@ def load_chat_template(folder: Path) -> ChatTemplate | None:
         why = f"none of its templates is the default: it has {', '.join(sorted(named))}"
         source = f"{{{{ raise_exception({json.dumps(values.shown(why)[1:-1])}) }}}}"
     small = read_special_tokens(folder)
-    return ChatTemplate(source.removeprefix("\ufeff"), extra=small.extra, now=None, **small.named)
+    named_tokens: Mapping[str, Any] = small.named
+    return ChatTemplate(source.removeprefix("\ufeff"), extra=small.extra, **named_tokens)
 
 
 def _templates_in_files(folder: Path) -> dict[str, str]:
@@ -164,10 +213,10 @@ def encode_chat(
 ) -> list[int]:
     """The ids of a rendered conversation, in which the template's special tokens are special tokens.
 
-    Special tokens that the messages spell out stay plain text unless `allow_special`, and so do tokens that end a turn
-    without being marked special, so nobody can end a turn or speak as someone else by writing `<|im_end|>`. Everything
-    between two special tokens is tokenised as one text, as it was in training, whether it comes from a message, from
-    the template or from both.
+    Special tokens that the messages, or the template's arguments, spell out stay plain text unless `allow_special`, and
+    so do tokens that end a turn without being marked special, so nobody can end a turn or speak as someone else by
+    writing `<|im_end|>`. Everything between two special tokens is tokenised as one text, as it was in training, whether
+    it comes from a message, from the template or from both.
 
     Raises:
         ValueError: there is no template, it refuses the messages, it writes a special token that the vocabulary lacks,
@@ -178,12 +227,19 @@ def encode_chat(
     if allow_special:
         return _some(tokenizer.encode(template.render(messages, add_generation_prompt), allow_special=True))
     _check(messages)
-    for message in messages:
-        tokenizer.check(message["content"])
+    said = [message["content"] for message in messages], [*template.arguments.values()]
+    for text in _texts(said):
+        tokenizer.check(text)
     ends = (template.tokens | {*END_TOKENS}).intersection(tokenizer.added_tokens)
     lacking = [name for name in template.tokens if not tokenizer.has_token(name)]
     names = {*tokenizer.special_tokens, *ends, *lacking}
-    guarded, originals = _guard(messages, names, "".join([template.source, *names, *tokenizer.added_tokens]))
+    taken = "".join([template.source, *names, *tokenizer.added_tokens])
+    (contents, given), originals = _guard(said, names, taken)
+    template = dataclasses.replace(template, arguments=dict(zip(template.arguments, given, strict=True)))
+    guarded: list[Message] = [
+        {"role": message["role"], "content": content}
+        for message, content in zip(messages, contents, strict=True)
+    ]
     rendered = template.render(guarded, add_generation_prompt)
     for name in lacking:
         if name in rendered:
@@ -207,17 +263,15 @@ def _some(ids: list[int]) -> list[int]:
     return ids
 
 
-def _guard(
-    messages: Sequence[Message], names: Collection[str], taken: str
-) -> tuple[list[Message], dict[int, str]]:
-    """(messages without any of the special tokens `names`, translation that puts them back).
+def _guard(said: Any, names: Collection[str], taken: str) -> tuple[Any, dict[int, str]]:
+    """(what is said, a JSON value, without any of the special tokens `names`, translation that puts them back).
 
     Templates trim and rearrange what they get, so where a message ends up is unknown. Instead the first character of
-    each special token in it becomes a private-use character that neither the messages nor `taken`, the template and
+    each special token in it becomes a private-use character that neither what is said nor `taken`, the template and
     the tokens, contain: the template carries that along like any other, and it is put back after the text has been
     cut at its special tokens.
     """
-    in_use = set(taken).union(*(message["content"] for message in messages))
+    in_use = set(taken).union(*_texts(said))
     private = itertools.chain(range(0xE000, 0xF900), range(0xF0000, 0xFFFFE), range(0x100000, 0x10FFFE))
     unused = (char for char in map(chr, private) if char not in in_use)
     firsts = sorted({name[0] for name in names})
@@ -227,11 +281,26 @@ def _guard(
     # Only one character is consumed, so that a token which begins inside another one is found as well.
     alternatives = "|".join(map(re.escape, names))
     token = re.compile(f"(?={alternatives or '(?!)'}).", re.DOTALL)
-    guarded: list[Message] = [
-        {"role": message["role"], "content": token.sub(lambda m: stand_ins[m[0]], message["content"])}
-        for message in messages
-    ]
-    return guarded, {ord(stand_in): char for char, stand_in in stand_ins.items()}
+
+    def guarded(value: Any) -> Any:
+        if isinstance(value, str):
+            return token.sub(lambda m: stand_ins[m[0]], value)
+        if isinstance(value, dict):
+            return {guarded(key): guarded(item) for key, item in value.items()}
+        return [*map(guarded, value)] if isinstance(value, list | tuple) else value
+
+    return guarded(said), {ord(stand_in): char for char, stand_in in stand_ins.items()}
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Every text in a JSON value, names included."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        yield from _texts([*value.items()])
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _texts(item)
 
 
 def _check(messages: Sequence[Message]) -> None:
@@ -265,13 +334,6 @@ class _GenerationBlock(jinja2.ext.Extension):
         return jinja2.nodes.Scope(body, lineno=line)
 
 
-@functools.lru_cache(maxsize=8)
-def _compile(source: str) -> jinja2.Template:
-    return chat_sandbox.compiled(
-        source, [_GenerationBlock], {"tojson": _tojson, "raise_exception": _raise_exception}
-    )
-
-
 def _strftime(now: datetime.datetime | None, form: str) -> str:
     if len(form) > 200 or re.search(r"\d{3}", form):
         raise chat_sandbox.TooMuch("it writes the date in a form that is too long")
@@ -293,3 +355,14 @@ def _tojson(
 
 def _raise_exception(message: str) -> NoReturn:
     raise jinja2.TemplateError(message)
+
+
+_OURS: tuple[list[type], dict[str, Callable[..., Any]]] = (
+    [_GenerationBlock],
+    {"tojson": _tojson, "raise_exception": _raise_exception},
+)
+
+
+@functools.lru_cache(maxsize=8)
+def _compile(source: str) -> jinja2.Template:
+    return chat_sandbox.compiled(source, *_OURS)

@@ -19,6 +19,7 @@ from typing import Any
 
 import jinja2
 import jinja2.ext
+import jinja2.meta
 from jinja2 import nodes
 from jinja2.compiler import CodeGenerator
 from jinja2.runtime import LoopContext
@@ -77,6 +78,24 @@ def compiled(
 
     Raises jinja2.TemplateSyntaxError for a broken template, TooMuch for one that is too long.
     """
+    return _environment(source, extensions, more).from_string(source)
+
+
+def asked_for(
+    source: str, extensions: Collection[type], more: Mapping[str, Callable[..., Any]]
+) -> tuple[set[str], set[str]]:
+    """(names that a template reads and does not make itself, names that every template has here).
+
+    The arguments and errors are those of `compiled`.
+    """
+    environment = _environment(source, extensions, more)
+    return jinja2.meta.find_undeclared_variables(environment.parse(source)), {*environment.globals}
+
+
+def _environment(
+    source: str, extensions: Collection[type], more: Mapping[str, Callable[..., Any]]
+) -> "_Environment":
+    """Where this template runs."""
     if len(source) > LONGEST_TEMPLATE:
         raise TooMuch(f"it has {len(source)} characters; at most {LONGEST_TEMPLATE} are accepted")
     # Without the optimizer nothing is computed before rendering.
@@ -94,7 +113,7 @@ def compiled(
     environment.filters = {
         name: _priced_filter(name, function) for name, function in named.items() if name not in _NO_FILTERS
     }
-    return environment.from_string(source)
+    return environment
 
 
 # ----- what is paid for ---------------------------------------------------------------------------------------

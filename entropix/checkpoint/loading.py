@@ -1,10 +1,12 @@
 """A model, whole: configuration, weights, tokenizer, chat template and stop tokens from one checkpoint folder."""
 
 import dataclasses
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +15,7 @@ from jax.sharding import Mesh, NamedSharding
 from entropix import backend, sharding
 from entropix.checkpoint import chat, hf_folder, load_weights, tokenizer
 from entropix.checkpoint.special_tokens import read_special_tokens
+from entropix.checkpoint.values import named
 from entropix.config import ModelConfig
 from entropix.model import weights
 from entropix.paths import DEFAULT_MODEL, weights_folder
@@ -43,6 +46,25 @@ class Model:
     def name(self) -> str:
         """That of its folder."""
         return self.folder.resolve().name
+
+    @property
+    def template_args(self) -> Mapping[str, Any]:
+        """What the chat template is given beside a conversation; see `with_template_args`."""
+        return {} if self.chat_template is None else self.chat_template.arguments
+
+    def with_template_args(self, arguments: Mapping[str, Any]) -> "Model":
+        """The same model, whose chat template is given these names with their values: `{"enable_thinking": False}`.
+
+        Raises a ValueError for what would do nothing or is no JSON value; see `chat.ChatTemplate.with_arguments`.
+        """
+        if not arguments:
+            return self
+        if self.chat_template is None:
+            raise ValueError(
+                f"template_args (--template-arg): {self.name} has no chat template that could read "
+                f"{', '.join(map(named, arguments))}; leave it out"
+            )
+        return dataclasses.replace(self, chat_template=self.chat_template.with_arguments(arguments))
 
     def __repr__(self) -> str:
         """Its sizes, where it is, and where it came from."""

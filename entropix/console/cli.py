@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Annotated, Any, NoReturn, TypeVar
 
 import tyro
+from tyro.conf import UseAppendAction
 
 import entropix
 from entropix import distributed, environment
@@ -73,6 +74,15 @@ Weights = Annotated[
 TableFile = Annotated[
     Text, flag("write the rows as a table here too, CSV or Parquet by the ending", "FILE.csv|FILE.parquet")
 ]
+TemplateArg = Annotated[
+    UseAppendAction[tuple[str, ...]],
+    flag(
+        "what the chat template reads beside the conversation, like enable_thinking=false: true, false, null, a "
+        "number, or else a text",
+        "NAME=VALUE",
+        "(repeatable)",
+    ),
+]
 Dtype = Annotated[DtypeName, flag("of the weights", hint="(default: float32 on CPU, else bfloat16)")]
 
 
@@ -118,6 +128,33 @@ def describe(metadata: Mapping[str, Any]) -> str:
         extent = f"{low:g} to {high}"
     facts = ([unit] if unit else []) + ([] if math.isinf(low) else [extent])
     return metadata["help"] + (f" [{', '.join(facts)}]" if facts else "")
+
+
+def template_args(words: Sequence[str]) -> dict[str, Any]:
+    """The names with their values, of words NAME=VALUE. Raises a ValueError for any other word, for a name that comes
+    twice, and for what Python calls false, which as a text would count as true."""
+    found: dict[str, Any] = {}
+    for word in words:
+        name, equals, text = word.partition("=")
+        if not (equals and name.isidentifier()):
+            raise ValueError(f"--template-arg takes NAME=VALUE, like enable_thinking=false, got {word!r}")
+        if name in found:
+            raise ValueError(f"--template-arg {name} is there twice; give it once")
+        if text in ("True", "False", "None"):
+            meant = {"True": "true", "False": "false", "None": "null"}[text]
+            raise ValueError(f"--template-arg {word} would be a text; write {name}={meant}")
+        found[name] = _plain(text)
+    return found
+
+
+def _plain(text: str) -> bool | int | float | str | None:
+    """What JSON calls true, false, null or a finite number; any other text as it is."""
+    try:
+        value: Any = json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+    is_plain = value is None or (isinstance(value, int | float) and math.isfinite(value))
+    return value if is_plain else text
 
 
 def parse(

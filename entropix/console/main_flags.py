@@ -12,7 +12,7 @@ from tyro.conf import UseAppendAction, arg
 from entropix import config, presets, samplers
 from entropix.config import GenerateConfig
 from entropix.console import cli, words
-from entropix.console.cli import DeviceFlags, Dtype, Text, Weights, flag
+from entropix.console.cli import DeviceFlags, Dtype, TemplateArg, Text, Weights, flag
 from entropix.console.path_flags import PathFlags
 from entropix.console.search_flags import BacktrackFlags, BranchFlags
 from entropix.samplers import ResolvedSampler
@@ -43,6 +43,7 @@ class AskFlags:
     system: Annotated[Text, flag("a system message before the prompt")] = None
     raw: Annotated[bool, flag("continue the prompt as plain text, without a chat template")] = False
     allow_special: Annotated[bool, flag("names of special tokens in the prompt become these tokens")] = False
+    template_arg: TemplateArg = ()
     batch_size: Annotated[
         int,
         flag(

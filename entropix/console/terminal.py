@@ -4,9 +4,10 @@ import contextlib
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -125,13 +126,23 @@ def progress(text: str, total: int) -> Iterator[Callable[[int], None]]:
         yield lambda n: bar.advance(task, n)
 
 
-def load(weights: str | None, dtype: str | None, devices: DeviceFlags) -> Model:
-    """The model that a command's flags ask for. Raises the ValueErrors of `loading.load`, and one for a bad mesh."""
+def load(
+    weights: str | None,
+    dtype: str | None,
+    devices: DeviceFlags,
+    template_args: Mapping[str, Any] = MappingProxyType({}),
+) -> Model:
+    """The model that a command's flags ask for.
+
+    template_args: see `Model.with_template_args`. Raises its ValueErrors and those of `loading.load`, and one for a bad
+    mesh.
+    """
     shape = sharding.read_shape(devices.mesh)
     if weights is None and not distributed.is_joined():
         _offer_default()
     with status("loading the weights"):
-        return loading.load(loading.DEFAULT_MODEL if weights is None else weights, dtype, shape)
+        model = loading.load(loading.DEFAULT_MODEL if weights is None else weights, dtype, shape)
+    return model.with_template_args(template_args)
 
 
 def _offer_default() -> None:

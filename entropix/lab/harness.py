@@ -47,6 +47,7 @@ class Limits:
     max_length: tokens that the model sees, at most as many as its context has. max_gen_toks: tokens of an answer where
     the task does not say. batch_size: rows at a time; the harness's "auto" is ours. device: has no say, nor has
     max_batch_size; JAX has (JAX_PLATFORMS), and the harness gives "cuda:0" where nobody asked for a device.
+    template_args: what the chat template reads besides, for --model_args as JSON.
     """
 
     max_length: int | str | None = None
@@ -54,6 +55,7 @@ class Limits:
     batch_size: int | str | None = None
     max_batch_size: int | str | None = None
     device: str | None = None
+    template_args: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def rows(self) -> int:
         """Of a batch. Raises a ValueError for none."""
@@ -105,6 +107,7 @@ class Harness(TemplateLM):
             sampler_config = read_toml(Path(sampler_config))
         own = [field.name for field in dataclasses.fields(Limits)]
         limits = Limits(**{name: told.pop(name) for name in own if name in told})
+        self.model = self.model.with_template_args(limits.template_args)
         self.sampler = generation.choose(self.model, sampler, sampler_config, told)
         self.seed, self.max_gen_toks = _whole("seed", seed), _whole("max_gen_toks", limits.max_gen_toks)
         if self.max_gen_toks < 1:
@@ -272,6 +275,7 @@ class Harness(TemplateLM):
             "max_length": self.max_length,
             "max_gen_toks": self.max_gen_toks,
             "seed": self.seed,
+            "template_args": dict(self.model.template_args),
             "sampler": self.sampler.name,
             "numbers": dataclasses.asdict(self.sampler.numbers),
             "source": None if self.sampler.source is None else self.sampler.source.sha256,

@@ -14,6 +14,24 @@ records say. What is made of a trace lives elsewhere: `replay` repeats it, `repo
 """
 
 from entropix.trace.reading import Trace, read
-from entropix.trace.writing import Writer, circumstances, fingerprint, header, metric_labels_of, write
+from entropix.trace.writing import (
+    Writer,
+    circumstances,
+    comments,
+    fingerprint,
+    header,
+    metric_labels_of,
+    write,
+)
 
-__all__ = ["Trace", "Writer", "circumstances", "fingerprint", "header", "metric_labels_of", "read", "write"]
+__all__ = [
+    "Trace",
+    "Writer",
+    "circumstances",
+    "comments",
+    "fingerprint",
+    "header",
+    "metric_labels_of",
+    "read",
+    "write",
+]

@@ -101,7 +101,8 @@ class Writer:
 
 
 def circumstances(model: Model) -> dict[str, Any]:
-    """What ran, and where: releases, devices and model, as a header tells it.
+    """What ran, and where: releases, devices and model, as a header tells it; and what its chat template is given
+    beside a conversation (`template_args`), if that is anything.
 
     The model's config is its folder's, the same on every mesh: not that of `sharding.widened`.
     """
@@ -118,6 +119,7 @@ def circumstances(model: Model) -> dict[str, Any]:
             "dtype": model.dtype.name,
             "fingerprint": fingerprint(model.folder),
         },
+        **({"template_args": dict(model.template_args)} if model.template_args else {}),
     }
 
 
@@ -132,6 +134,7 @@ def header(request: GenerationRequest, rows: str = BATCH) -> dict[str, Any]:
         "format": FORMAT,
         "version": VERSION,
         **circumstances(request.model),
+        "template_args": dict(request.model.template_args),
         "sampler": request.sampler.name,
         "strategies": list(request.sampler.strategies),
         "sampler_config": dataclasses.asdict(request.sampler_config),
@@ -151,6 +154,14 @@ def metric_labels_of(headers: Sequence[Mapping[str, Any]]) -> dict[str, Label]:
     """How the metrics in these traces are shown, by name: the built-in ones, then those of one's own."""
     own = (metric for header in headers for metric in header["metrics"])
     return METRICS | {m["name"]: Label(m["title"], m["unit"], m["meaning"]) for m in own}
+
+
+def comments(model: Model) -> Iterator[str]:
+    """Lines of a preset that was chosen for a model: which it was."""
+    yield f"# model: {json.dumps(model.name)}, {model.dtype.name}"
+    yield f"# fingerprint, as in a trace: {fingerprint(model.folder)}"
+    if model.template_args:
+        yield f"# template_args: {json.dumps(dict(model.template_args))}"
 
 
 def fingerprint(folder: Path) -> str:

@@ -2,7 +2,6 @@
 once on the held-out one, beside greedy answers and the plain rules that were given the same budget.
 """
 
-import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -273,8 +272,7 @@ def preset(outcome: Outcome) -> Iterator[str]:
     yield f"# {arm.sampler.name} with numbers chosen for {model.name} by its answers"
     yield "# (python -m entropix.calibrate --by answers)"
     yield "#"
-    yield f"# model: {json.dumps(model.name)}, {model.dtype.name}"
-    yield f"# fingerprint, as in a trace: {trace.fingerprint(model.folder)}"
+    yield from trace.comments(model)
     yield f"# tasks: {', '.join(task.name for task in plan.tasks)}; seeds {plan.seeds[0]} to {plan.seeds[-1]}"
     yield from (f"# {split} items, sha256: {digest_of(plan.items(split))}" for split in (DEV, HELD_OUT))
     yield f"# budget: {plan.budget} answers for each rule; right answers may be {plan.loss} less than greedy ones"

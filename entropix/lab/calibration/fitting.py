@@ -175,8 +175,7 @@ def preset(result: Fit, model: Model) -> Iterator[str]:
     yield f"# Entropies in bits, varentropies in bits². Every other number is that of the {sampler.name} preset."
     yield "# Fitted is how often each strategy occurs, not whether answers get better: look at some before you use it."
     yield "#"
-    yield f"# model: {json.dumps(model.name)}, {model.dtype.name}"
-    yield f"# fingerprint, as in a trace: {trace.fingerprint(model.folder)}"
+    yield from trace.comments(model)
     yield from (f"# observed: {source.description}" for source in result.sources)
     yield "#"
     yield from (f"# {line}".rstrip() for line in _before_and_after(result))

@@ -13,7 +13,7 @@ from tyro.conf import arg
 from entropix import config, distributed, prompts, tables
 from entropix.config import GenerateConfig
 from entropix.console import cli
-from entropix.console.cli import DeviceFlags, Dtype, TableFile, Text, Weights, flag
+from entropix.console.cli import DeviceFlags, Dtype, TableFile, TemplateArg, Text, Weights, flag
 
 if TYPE_CHECKING:
     from entropix.checkpoint.loading import Model
@@ -39,6 +39,7 @@ class Flags:
     devices: Annotated[DeviceFlags, arg(name="devices")] = field(default_factory=DeviceFlags)
     system: Annotated[Text, flag("a system message before every prompt")] = None
     raw: Annotated[bool, flag("continue the prompts as plain text, without a chat template")] = False
+    template_arg: TemplateArg = ()
     out: Annotated[
         Text, flag("keep results.jsonl and report.html here; the same command resumes what is there", "DIR")
     ] = None
@@ -78,6 +79,7 @@ def perform(flags: Flags, variants: "Sequence[Variant]", title: str, fields: Seq
     page = None if flags.out is None else Path(flags.out) / PAGE
     written = Written(page, flags.table, flags.answers, flags.plot)
     distributed.from_first(written.check)
+    arguments = cli.template_args(flags.template_arg)
     seeds = range(flags.seed, flags.seed + flags.seeds)
     most = flags.max_new_tokens
     wanted = {"max_new_tokens": most, "seeds": seeds, "chunk_length": chunk_length(most)}
@@ -90,7 +92,7 @@ def perform(flags: Flags, variants: "Sequence[Variant]", title: str, fields: Seq
     from entropix.lab.experiments import engine, running
 
     backend.use_compilation_cache()
-    model = running.dated(terminal.load(flags.weights, flags.dtype, flags.devices), flags.out)
+    model = running.dated(terminal.load(flags.weights, flags.dtype, flags.devices, arguments), flags.out)
     whole = engine.Grid(
         variants=variants,
         prompts=[encode_prompt(model, text, system=flags.system, raw=flags.raw) for text in texts],

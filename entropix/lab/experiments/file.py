@@ -5,6 +5,7 @@
     max_new_tokens = 64           # like stop, speculate and the other fields of `GenerateConfig` that `OPTIONS` names
     system = "Be brief."          # before every prompt; left out: none
     raw = false                   # true: prompts are continued as plain text, without a chat template
+    template_args = {}            # what the chat template reads besides: {enable_thinking = false}
 
     [[samplers]]                  # as often as wanted
     sampler = "entropix"          # a preset, a .toml file, or a rule of yours: "my_rule.py:RULE"
@@ -32,7 +33,7 @@ from entropix.lab.experiments.command import MOST_SEEDS, chunk_length
 from entropix.lab.experiments.engine import Grid, Variant
 from entropix.lab.experiments.variants import expand, with_paths
 
-_KEYS = ("prompts", "seeds", "system", "raw", "samplers")
+_KEYS = ("prompts", "seeds", "system", "raw", "template_args", "samplers")
 # Fields that a grid sets itself, or whose outcome its results have no place for.
 _OWN = ("seed", "seeds", "occurrences", "chunk_length", "alternatives", "head_entropies")
 OPTIONS = tuple(field.name for field in dataclasses.fields(GenerateConfig) if field.name not in _OWN)
@@ -49,6 +50,7 @@ class GridFile:
     options: GenerateConfig
     system: str | None
     raw: bool
+    template_args: Mapping[str, Any]
     variants: list[Variant]
 
 
@@ -61,6 +63,9 @@ def read(path: Path) -> GridFile:
     system, raw = values.get("system"), values.get("raw", False)
     if not isinstance(system, str | None):
         raise ValueError(f"{path}: system must be a text, got {system!r}")
+    arguments = values.get("template_args", {})
+    if not isinstance(arguments, dict):
+        raise ValueError(f"{path}: template_args must be a table, got {arguments!r}")
     if not isinstance(raw, bool):
         raise ValueError(f"{path}: raw must be true or false, got {raw!r}")
     if raw and system is not None:
@@ -74,6 +79,7 @@ def read(path: Path) -> GridFile:
         options=options,
         system=system,
         raw=raw,
+        template_args=arguments,
         variants=_variants(values["samplers"], path),
     )
 
