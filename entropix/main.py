@@ -99,6 +99,7 @@ def main(args: Sequence[str] | None = None, prog: str = _PROG) -> None:
         live=flags.live,
         stats=flags.stats,
         json=flags.json,
+        hide_thinking=flags.hide_thinking,
         as_completed=flags.as_completed,
         trace=None if flags.trace is None else Path(flags.trace),
         table=None if flags.table is None else Path(flags.table),

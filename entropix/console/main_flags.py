@@ -106,6 +106,13 @@ class OutputFlags:
         bool, flag("no line of strategies and speed below the answer while it comes (only on terminals)")
     ] = True
     json: Annotated[bool, flag("print one JSON object a prompt on stdout")] = False
+    hide_thinking: Annotated[
+        bool,
+        flag(
+            "leave the thinking (<think> ... </think>) with which a reasoning model begins out of the printed answer; "
+            "--json, traces and tables have it"
+        ),
+    ] = False
     stats: Annotated[bool, flag("print cost, strategy counts and mean metrics on stderr")] = False
     trace: Annotated[
         Text,

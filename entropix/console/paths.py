@@ -17,6 +17,7 @@ from entropix import tables, trace
 from entropix.config import BATCH_ROWS
 from entropix.console import cli, coloring, signals, terminal
 from entropix.console.terminal import Show
+from entropix.console.thinking import told
 from entropix.cot import parallel, selection
 from entropix.cot.parallel import CotPath, CotResult
 from entropix.cot.plan import Plan
@@ -74,7 +75,13 @@ def _print(result: CotResult, row: int | None, show: Show) -> None:
 
     row: the prompt's number among several.
     """
-    answer = coloring.visible(result.text) if sys.stdout.isatty() else result.text
+    answer = result.text
+    if show.hide_thinking and not show.json:
+        thinking = terminal.thinking_of(result.request, result.chosen)
+        answer = thinking.push(result.text) + thinking.flush()
+        which = "" if row is None else f"prompt {row + 1}: "
+        terminal.note_thinking(told(thinking, result.winner.result.records), show, which)
+    answer = coloring.visible(answer) if sys.stdout.isatty() else answer
     if show.json:
         answer = cli.json_line(json_object(result, row or 0))
     elif row is not None:

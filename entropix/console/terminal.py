@@ -13,6 +13,7 @@ from typing import Any
 import jax
 from rich.console import Console
 from rich.progress import Progress
+from rich.style import Style
 
 from entropix import distributed, paths, sharding, tables, trace
 from entropix.checkpoint import loading
@@ -21,6 +22,7 @@ from entropix.checkpoint.loading import Model
 from entropix.config import BATCH_ROWS
 from entropix.console import cli, coloring, live, signals
 from entropix.console.cli import DeviceFlags
+from entropix.console.thinking import Thinking, told
 from entropix.decoding import batching
 from entropix.decoding.request import GenerationRequest
 from entropix.decoding.session import Session
@@ -28,6 +30,7 @@ from entropix.prompts import PromptText
 from entropix.results import FinishReason, Result, TokenEvent, add
 from entropix.trace import run_statistics
 
+_END = 16  # tokens of a prompt, whose text tells whether thinking is open there
 STREAM_CHUNK = 4  # tokens printed at once: small enough to look like typing, large enough to cost no speed
 
 
@@ -40,6 +43,7 @@ class Show:
     as_completed: bool = False  # several answers as they end, and not in the order of the prompts
     stats: bool = False
     json: bool = False
+    hide_thinking: bool = False  # of reasoning models, on stdout; JSON, traces and tables have it
     trace: Path | None = None
     table: Path | None = None  # of tokens
 
@@ -70,7 +74,7 @@ def answer(
             for event in signals.until_signal(_after_wait(batch.run(), "compiling and reading the prompt")):
                 add(results, event)
                 clock.tick(event)
-                page.stream(event)
+                page.stream(event, results[event.row])
                 while (row := page.next_row(event, results)) is not None:
                     record(row)
                     page.print_row(row, results[row])
@@ -98,6 +102,18 @@ def answer(
 def note(text: str) -> None:
     """A line on stderr."""
     print(text, file=sys.stderr, flush=True)
+
+
+def note_thinking(told: str, show: Show, which: str = "") -> None:
+    """A dim line on stderr about thinking that is not shown, if there is any. which: what it begins with."""
+    if told:
+        colors = coloring.color_system(show.color.when, sys.stderr, os.environ)
+        note(which + coloring.paint(told, Style(dim=True), colors))
+
+
+def thinking_of(request: GenerationRequest, row: int) -> Thinking:
+    """What leaves the thinking out of a row's answer, from its beginning on."""
+    return Thinking(request.model.tokenizer.decode(request.prompt_ids[row][-_END:]))
 
 
 def note_devices(model: Model) -> None:
@@ -183,12 +199,20 @@ class _Page:
         self._in_order = not show.as_completed
         self._painted = [""] * n_rows
         self.left = dict.fromkeys(range(n_rows))
-        self._what = show.color.what
+        self._show, self._what = show, show.color.what
+        hides = show.hide_thinking and not show.json
+        self._thinking = {row: thinking_of(request, row) for row in range(n_rows if hides else 0)}
+        self._untold = dict(self._thinking)
         self._colors = coloring.color_system(show.color.when, sys.stdout, os.environ)
 
-    def stream(self, event: TokenEvent) -> None:
-        """Paints what an event adds, and prints it where the answer is streamed."""
-        text = plain = coloring.visible(event.text) if sys.stdout.isatty() else event.text
+    def stream(self, event: TokenEvent, result: Result) -> None:
+        """Paints what an event adds to the result, and prints it where the answer is streamed."""
+        answer = event.text
+        if thinking := self._thinking.get(event.row):
+            answer = thinking.push(event.text)
+            if thinking.is_closed and self._streams:
+                self._tell_thinking(event.row, result)
+        text = plain = coloring.visible(answer) if sys.stdout.isatty() else answer
         if event.record is not None:
             self._bar.count(event.record["strategy"])
             style = coloring.token_style(event.record, self._what, self._job.sampler.strategies, self._colors)
@@ -209,14 +233,24 @@ class _Page:
         """Prints the answer of a row, or ends it where it was streamed."""
         is_first = len(self.left) == len(self._painted)
         del self.left[row]
+        self._tell_thinking(row, result)
+        rest = self._thinking[row].flush() if row in self._thinking else ""
+        self._painted[row] += rest
         if self._streams:
-            self._print("\n", "\n")
+            self._print(f"{rest}\n", f"{rest}\n")
             return
         text = f"{'' if is_first else chr(10)}==> prompt {row + 1} <==\n{self._painted[row]}\n"
         if self._json:
             text = cli.json_line(json_object(self._job, row, result)) + "\n"
         self._painted[row] = ""
         self._print(text, "\n")
+
+    def _tell_thinking(self, row: int, result: Result) -> None:
+        """Says how much of a row is not shown, if anything and if that was not said yet."""
+        if (thinking := self._untold.pop(row, None)) is not None:
+            self._bar.erase()
+            which = f"prompt {row + 1}: " if len(self._painted) > 1 else ""
+            note_thinking(told(thinking, result.records), self._show, which)
 
     def _print(self, painted: str, text: str) -> None:
         """`text` is what moves the cursor, or the end of it from a line's end on."""
