@@ -30,16 +30,13 @@ VOCABULARY: dict[str, Any] = {
     "tokenizer.chat_template": TEMPLATE,
 }
 
-_GGUF_PARTS = {
-    "input_layernorm": "attn_norm",
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "post_attention_layernorm": "ffn_norm",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
+# Architectures whose queries and keys llama.cpp's converter permutes: those that it makes of `LlamaModel`.
+INTERLEAVED = ("llama", "smollm3", "granite")
+SCALES = {
+    "embedding_multiplier": gguf.Keys.LLM.EMBEDDING_SCALE,
+    "attention_multiplier": gguf.Keys.Attention.SCALE,
+    "residual_multiplier": gguf.Keys.LLM.RESIDUAL_SCALE,
+    "logits_divisor": gguf.Keys.LLM.LOGIT_SCALE,
 }
 _META_PARTS = {
     "input_layernorm": "attention_norm",
@@ -67,41 +64,43 @@ def interleaved(w: np.ndarray, head_dim: int) -> np.ndarray:
     return out
 
 
-def renamed(
-    tensors: Tensors, cfg: ModelConfig, parts: Mapping[str, str], layer: str, ends: Mapping[str, str]
-) -> Tensors:
-    """The tensors under another format's names, queries and keys interleaved."""
+def rotated(name: str, array: np.ndarray, cfg: ModelConfig) -> np.ndarray:
+    """A tensor in the order of Meta's rotation."""
+    is_rotary = name.endswith(("q_proj.weight", "k_proj.weight"))
+    return interleaved(array, cfg.head_dim) if is_rotary else array
+
+
+def gguf_tensors(tensors: Tensors, cfg: ModelConfig, architecture: str = "llama") -> Tensors:
+    """The tensors under the names that the gguf library has for them, queries and keys as llama.cpp keeps them."""
+    [arch] = [arch for arch, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture]
+    names = gguf.get_tensor_name_map(arch, cfg.n_layers)
+    out = {}
+    for name, array in tensors.items():
+        spelled = names.get_name(name, try_suffixes=(".weight", ".bias"))
+        assert spelled is not None, name
+        out[spelled] = rotated(name, array, cfg) if architecture in INTERLEAVED else array
+    return out
+
+
+def meta_tensors(tensors: Tensors, cfg: ModelConfig) -> Tensors:
+    """The tensors under Meta's names, queries and keys interleaved."""
+    ends = {
+        "model.embed_tokens.weight": "tok_embeddings.weight",
+        "model.norm.weight": "norm.weight",
+        "lm_head.weight": "output.weight",
+    }
     out = {}
     for name, array in tensors.items():
         if name in ends:
             out[ends[name]] = array
             continue
         _, _, i, part = name.removesuffix(".weight").split(".", 3)
-        rotary = part in ("self_attn.q_proj", "self_attn.k_proj")
-        out[f"{layer}.{i}.{parts[part]}.weight"] = interleaved(array, cfg.head_dim) if rotary else array
+        out[f"layers.{i}.{_META_PARTS[part]}.weight"] = rotated(name, array, cfg)
     return out
 
 
-def gguf_tensors(tensors: Tensors, cfg: ModelConfig) -> Tensors:
-    ends = {
-        "model.embed_tokens.weight": "token_embd.weight",
-        "model.norm.weight": "output_norm.weight",
-        "lm_head.weight": "output.weight",
-    }
-    return renamed(tensors, cfg, _GGUF_PARTS, "blk", ends)
-
-
-def meta_tensors(tensors: Tensors, cfg: ModelConfig) -> Tensors:
-    ends = {
-        "model.embed_tokens.weight": "tok_embeddings.weight",
-        "model.norm.weight": "norm.weight",
-        "lm_head.weight": "output.weight",
-    }
-    return renamed(tensors, cfg, _META_PARTS, "layers", ends)
-
-
-def gguf_metadata(cfg: ModelConfig) -> dict[str, Any]:
-    return {
+def gguf_metadata(cfg: ModelConfig, architecture: str = "llama") -> dict[str, Any]:
+    llama = {
         "llama.block_count": cfg.n_layers,
         "llama.context_length": cfg.context_length,
         "llama.embedding_length": cfg.dim,
@@ -114,8 +113,11 @@ def gguf_metadata(cfg: ModelConfig) -> dict[str, Any]:
         "llama.rope.freq_base": cfg.rope_theta,
         "llama.rope.dimension_count": cfg.head_dim,
         "llama.vocab_size": cfg.vocab_size,
-        **VOCABULARY,
     }
+    named = {key.replace("llama.", f"{architecture}."): value for key, value in llama.items()}
+    if architecture == "granite":
+        named |= {key.format(arch="granite"): getattr(cfg, field) for field, key in SCALES.items()}
+    return named | VOCABULARY
 
 
 def write_gguf(

@@ -318,5 +318,6 @@ def test_the_script_explains_a_refusal_in_one_line(tmp_path: Path) -> None:
     ran = script(foreign.toy_gguf(tmp_path, architecture="gemma"), "--out-dir", tmp_path / "out")
     assert (ran.returncode, ran.stdout) == (1, "")
     assert ran.stderr == (
-        f"error: {tmp_path / 'model.gguf'}: the architecture is 'gemma'; only 'llama' is supported\n"
+        f"error: {tmp_path / 'model.gguf'}: the architecture is 'gemma'; only llama, qwen2, "
+        "qwen3, olmo2, smollm3 and granite are supported\n"
     )

@@ -238,7 +238,10 @@ def test_ordinary_text_that_looks_like_an_end_does_not_stop(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"architecture": "qwen2"}, "the architecture is 'qwen2'; only 'llama' is supported"),
+        (
+            {"architecture": "gemma"},
+            "the architecture is 'gemma'; only llama, qwen2, qwen3, olmo2, smollm3 and",
+        ),
         ({"split__count": 3}, "one of 3 parts; merge them"),
         ({"llama__expert_count": 8}, "llama.expert_count is 8; only 0 is supported"),
         (

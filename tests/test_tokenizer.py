@@ -11,8 +11,8 @@ import vocabularies
 from tokenizers import Tokenizer as Reference
 from vocabularies import BYTES, edit, random_texts
 
+from entropix.checkpoint.convert.tokenizer_json import TextEnds, write_tokenizer_json
 from entropix.checkpoint.tokenizer import LONGEST_WHITE_SPACE, Tokenizer, load_tokenizer
-from entropix.checkpoint.tokenizer_files import TextEnds, write_tokenizer_json
 from entropix.paths import weights_folder
 
 KINDS = [

@@ -10,14 +10,9 @@ import vocabularies
 from tokenizers import Tokenizer as Reference
 from vocabularies import BYTES, edit, written
 
+from entropix.checkpoint.convert.tokenizer_json import TextEnds, write_tokenizer_json
 from entropix.checkpoint.patterns import GPT2_PATTERN, LLAMA3_PATTERN, SMOLLM_PATTERN
-from entropix.checkpoint.tokenizer_files import (
-    TextEnds,
-    read_tokenizer_json,
-    read_tokenizer_model,
-    read_vocabulary,
-    write_tokenizer_json,
-)
+from entropix.checkpoint.tokenizer_files import read_tokenizer_json, read_tokenizer_model, read_vocabulary
 
 BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
 
@@ -281,9 +276,25 @@ def test_bos_and_eos_are_special_whatever_their_type(tmp_path: Path) -> None:
     assert vocabulary.bos_ids == ()
 
 
-@pytest.mark.parametrize("name", ["gpt-2", "gpt2", "smollm", "llama-bpe", "llama3", "llama-v3"])
-def test_every_gguf_name_of_a_pre_tokenizer_is_read_back(tmp_path: Path, name: str) -> None:
-    same = {"gpt2": "gpt-2", "llama3": "llama-bpe", "llama-v3": "llama-bpe"}.get(name, name)
+@pytest.mark.parametrize(
+    ("name", "same"),
+    [
+        *(
+            ("gpt-2", "gpt-2"),
+            ("gpt2", "gpt-2"),
+            ("smollm", "smollm"),
+            ("refact", "smollm"),
+            ("qwen2", "qwen2"),
+        ),
+        *(
+            ("llama-bpe", "llama-bpe"),
+            ("llama3", "llama-bpe"),
+            ("llama-v3", "llama-bpe"),
+            ("dbrx", "llama-bpe"),
+        ),
+    ],
+)
+def test_every_gguf_name_of_a_pre_tokenizer_is_read_back(tmp_path: Path, name: str, same: str) -> None:
     written(tmp_path, pre=name)
     file = json.loads((tmp_path / "tokenizer.json").read_text())
     reference = Reference.from_file(str(tmp_path / "tokenizer.json"))
@@ -291,15 +302,16 @@ def test_every_gguf_name_of_a_pre_tokenizer_is_read_back(tmp_path: Path, name: s
     assert reference.pre_tokenizer.pre_tokenize_str(text) == vocabularies.PRE_TOKENIZERS[
         same
     ].pre_tokenize_str(text)
-    assert file["model"]["ignore_merges"] is (same == "llama-bpe")
+    assert file["model"]["ignore_merges"] is name.startswith("llama")
+    assert file["normalizer"] == ({"type": "NFC"} if name == "qwen2" else None)
 
 
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
         (
-            (["a"], [], [1], "qwen2", TextEnds(None, None, False)),
-            "tokenizer.ggml.pre is 'qwen2'; expected one of gpt-2, gpt2",
+            (["a"], [], [1], "smaug-bpe", TextEnds(None, None, False)),
+            "tokenizer.ggml.pre is 'smaug-bpe'; expected one of dbrx, gpt-2, gpt2",
         ),
         ((["a"], [], [1, 1], "gpt-2", TextEnds(None, None, False)), "1 tokens, but 2 token types"),
         ((["a"], [], [2], "gpt-2", TextEnds(None, None, False)), "token type 2 has no meaning"),

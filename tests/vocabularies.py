@@ -11,7 +11,8 @@ from typing import Any
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, trainers
 from tokenizers import Tokenizer as Reference
 
-from entropix.checkpoint.tokenizer_files import CHAR_OF_BYTE, LLAMA3_PATTERN, TextEnds, write_tokenizer_json
+from entropix.checkpoint.convert.tokenizer_json import TextEnds, write_tokenizer_json
+from entropix.checkpoint.tokenizer_files import CHAR_OF_BYTE, LLAMA3_PATTERN
 
 BYTES = [CHAR_OF_BYTE[byte] for byte in range(256)]
 SPECIAL = ["<|begin|>", "<|end|>", "<|end|>of"]

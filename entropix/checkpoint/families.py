@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from entropix.checkpoint import values
+from entropix.config import ModelConfig
 
 # Key -> accepted values (None: absent) and what any other value would mean.
 _NEUTRAL: dict[str, tuple[tuple[Any, ...], str]] = {
@@ -49,6 +50,8 @@ class Family(NamedTuple):
     window_switch: bool = False
     """Whether `sliding_window` counts only where `use_sliding_window` is true."""
     windows_from: str = ""  # the key that has the first layer with a window; "" for all
+    prefix: str = ""  # of its classes in transformers
+    write: Callable[[ModelConfig], dict[str, Any]] | None = None  # keys that `read` reads so
 
 
 def _no_rope_layers(raw: Mapping[str, Any], n_layers: int, path: Path) -> dict[str, Any]:
@@ -62,6 +65,10 @@ def _no_rope_layers(raw: Mapping[str, Any], n_layers: int, path: Path) -> dict[s
         expected = f"a 1 for each of the {n_layers} layers that has rotary embedding and a 0 for each without"
         raise values.wrong(path, "no_rope_layers", expected, rotated)
     return {"no_rope_layers": tuple(i for i in range(n_layers) if not rotated[i])}
+
+
+def _rotated_layers(cfg: ModelConfig) -> dict[str, Any]:
+    return {"no_rope_layers": [int(layer not in cfg.no_rope_layers) for layer in range(cfg.n_layers)]}
 
 
 _QWEN = {
@@ -79,17 +86,19 @@ _GRANITE = {
 }
 
 FAMILIES: dict[str, Family] = {
-    "llama": Family({"max_position_embeddings": 2048, "rms_norm_eps": 1e-6}),
+    "llama": Family({"max_position_embeddings": 2048, "rms_norm_eps": 1e-6}, prefix="Llama"),
     "mistral": Family(
         {
             "num_key_value_heads": 8,
             "max_position_embeddings": 131_072,
             "rms_norm_eps": 1e-6,
             "sliding_window": 4096,
-        }
+        },
+        prefix="Mistral",
     ),
     "qwen2": Family(
         _QWEN,
+        prefix="Qwen2",
         fixed={"qkv_bias": True},
         ignored=("attention_bias",),
         window_switch=True,
@@ -97,6 +106,7 @@ FAMILIES: dict[str, Family] = {
     ),
     "qwen3": Family(
         {"head_dim": 128, **_QWEN},
+        prefix="Qwen3",
         fixed={"qk_norm": "head"},
         window_switch=True,
         windows_from="max_window_layers",
@@ -108,16 +118,20 @@ FAMILIES: dict[str, Family] = {
             "rms_norm_eps": 1e-6,
             "tie_word_embeddings": True,
         },
+        prefix="SmolLM3",
         rope_theta=2_000_000.0,
         read=_no_rope_layers,
+        write=_rotated_layers,
         window_switch=True,
     ),
     "granite": Family(
         {"max_position_embeddings": 2048, "rms_norm_eps": 1e-6, **dict.fromkeys(_GRANITE, 1.0)},
+        prefix="Granite",
         numbers=_GRANITE,
     ),
     "olmo2": Family(
         {"max_position_embeddings": 2048, "rms_norm_eps": 1e-5},
+        prefix="Olmo2",
         fixed={"qk_norm": "width", "norm_after": True},
     ),
 }
@@ -173,3 +187,11 @@ def switches(raw: Mapping[str, Any], row: Family, n_layers: int, path: Path) -> 
     """The fields of `ModelConfig` in which the model differs from Llama. raw: with the row's defaults."""
     found = {field: values.positive(raw, key, path) for key, field in row.numbers.items()}
     return {**row.fixed, **found, **(row.read(raw, n_layers, path) if row.read else {})}
+
+
+def written(row: Family, cfg: ModelConfig) -> dict[str, Any]:
+    """The keys that say the same of a model as those that `switches` reads."""
+    return {
+        **{key: getattr(cfg, field) for key, field in row.numbers.items()},
+        **(row.write(cfg) if row.write else {}),
+    }

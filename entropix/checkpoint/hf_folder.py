@@ -48,7 +48,11 @@ def read_config(folder: Path) -> ModelConfig:
     Raises a ValueError that names the key, its value and the reason when the model is not exactly one of `families`.
     """
     path = folder / "config.json"
-    raw = read_json(path)
+    return config_of(read_json(path), path)
+
+
+def config_of(raw: Mapping[str, Any], path: Path) -> ModelConfig:
+    """The architecture in an object such as config.json has. path: of the file, for errors; see `read_config`."""
     family = families.family(raw, path)
     raw = {**family.defaults, **raw}
     n_layers = whole(raw, "num_hidden_layers", path, _MOST_LAYERS)
@@ -85,18 +89,22 @@ def read_config(folder: Path) -> ModelConfig:
 
 
 def write_config(
-    path: Path, cfg: ModelConfig, dtype: str, bos_id: int | None, stop_ids: tuple[int, ...]
+    path: Path,
+    cfg: ModelConfig,
+    dtype: str,
+    bos_id: int | None,
+    stop_ids: tuple[int, ...],
+    model_type: str = "llama",
 ) -> None:
-    """Writes a config.json that `read_config` and transformers (4.43 and later) read as `cfg`, which is a Llama.
+    """Writes a config.json that `read_config` and transformers read as `cfg`, which is of this one of `families`.
 
-    Raises a ValueError that names what no Llama has.
+    (Of transformers, 4.43 and later for a Llama.) Raises a ValueError that names what the family does not have.
     """
-    if cfg.switches:
-        raise ValueError(f"{path}: written are Llamas alone, which have no {', '.join(cfg.switches)}")
+    family = families.FAMILIES[model_type]
     scaling = cfg.rope_scaling
     values = {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
+        "architectures": [f"{family.prefix}ForCausalLM"],
+        "model_type": model_type,
         "hidden_size": cfg.dim,
         "intermediate_size": cfg.ffn_dim,
         "num_hidden_layers": cfg.n_layers,
@@ -122,7 +130,13 @@ def write_config(
         "bos_token_id": bos_id,
         "eos_token_id": list(stop_ids),
         "torch_dtype": dtype,
+        **families.written(family, cfg),
     }
+    if (read := config_of(values, path)) != cfg:
+        other = [name for name, value in vars(cfg).items() if value != getattr(read, name)]
+        raise ValueError(
+            f"{path}: a config.json of {model_type} cannot say what this model has: {', '.join(other)}"
+        )
     write_json(path, values)
 
 

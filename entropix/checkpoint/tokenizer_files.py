@@ -1,4 +1,4 @@
-"""Vocabulary files of byte-level BPE tokenizers: reading, refusing and writing them.
+"""Vocabulary files of byte-level BPE tokenizers: reading and refusing them.
 
 Read are `tokenizer.json` (of the `tokenizers` library) and Meta's Llama 3 `tokenizer.model` (lines of a
 base64 token and its rank). Both become a `Vocabulary`, from which tokenizer.py makes a tiktoken encoding. A
@@ -8,11 +8,10 @@ vocabulary for which tiktoken would not give exactly the ids of the original is 
 import base64
 import codecs
 import itertools
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from entropix.checkpoint import patterns, values
 from entropix.checkpoint.bpe import unreachable_tokens
@@ -276,122 +275,3 @@ def _processor_ids(
             f"added_tokens have {values.shown(found)} there; make them agree"
         )
     return ids
-
-
-# ----- writing --------------------------------------------------------------------------------------------
-
-
-# `tokenizer.ggml.pre` of GGUF files -> what goes before the ByteLevel step.
-_DIGITS = {"type": "Digits", "individual_digits": True}
-_SPLIT = {"type": "Split", "pattern": {"Regex": LLAMA3_PATTERN}, "behavior": "Isolated", "invert": False}
-_GGUF_PRE: dict[str, list[dict[str, Any]]] = {
-    "gpt-2": [],
-    "gpt2": [],
-    "smollm": [_DIGITS],
-    "llama-bpe": [_SPLIT],
-    "llama3": [_SPLIT],
-    "llama-v3": [_SPLIT],
-}
-_NORMAL, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = 1, 3, 4, 5, 6  # gguf.TokenType
-
-
-class TextEnds(NamedTuple):
-    """Which tokens begin and end a text, if any; they are special whatever their type says."""
-
-    bos_id: int | None = None
-    eos_id: int | None = None
-    add_bos: bool = False  # a text begins with `bos_id` (`tokenizer.ggml.add_bos_token`)
-
-
-def write_tokenizer_json(
-    path: Path,
-    tokens: Sequence[str],
-    merges: Sequence[str],
-    token_types: Sequence[int],
-    pre: str,
-    text_ends: TextEnds,
-) -> None:
-    """Writes the `tokenizer.json` that says what a GGUF file of tokenizer model `gpt2` says.
-
-    The `tokenizers` library and `read_tokenizer_json` give the same ids from it.
-
-    Args:
-        path: destination; replaced only when the new file is complete.
-        tokens: every token, in the byte alphabet, in the order of the ids (`tokenizer.ggml.tokens`).
-        merges: pairs separated by a space, most urgent first (`tokenizer.ggml.merges`).
-        token_types: what each token is, as a `gguf.TokenType` (`tokenizer.ggml.token_type`).
-        pre: name of the pre-tokenizer (`tokenizer.ggml.pre`).
-        text_ends: the tokens that begin and end a text.
-
-    Raises:
-        ValueError: an unknown pre-tokenizer or token type, a repeated token, or `add_bos` without a `bos_id`.
-    """
-    if pre not in _GGUF_PRE:
-        raise ValueError(f"tokenizer.ggml.pre is {pre!r}; expected one of {', '.join(sorted(_GGUF_PRE))}")
-    if len(token_types) != len(tokens):
-        raise ValueError(f"{len(tokens)} tokens, but {len(token_types)} token types")
-    if unknown := set(token_types) - {_NORMAL, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE}:
-        raise ValueError(f"token type {min(unknown)} has no meaning in a byte-level vocabulary")
-    bos_id, eos_id, add_bos = text_ends
-    ends = {"bos": bos_id, "eos": eos_id}
-    if add_bos and bos_id is None:
-        raise ValueError("add_bos is set, but there is no bos_id to add")
-    for name, i in ends.items():
-        if i is not None and not 0 <= i < len(tokens):
-            raise ValueError(f"{name}_id is {i}, but there are {len(tokens)} tokens")
-
-    vocab: dict[str, int] = {}
-    added = []
-    for i, (token, kind) in enumerate(zip(tokens, token_types, strict=True)):
-        if kind == _UNUSED:
-            continue
-        if vocab.setdefault(token, i) != i:
-            raise ValueError(f"token {token!r} has two ids, {vocab[token]} and {i}")
-        special = kind == _CONTROL or i in ends.values()
-        if special or kind == _USER_DEFINED:
-            flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
-            added.append({"id": i, "content": token, **flags, "special": special})
-
-    llama3 = _SPLIT in _GGUF_PRE[pre]
-    byte_level = {
-        "type": "ByteLevel",
-        "add_prefix_space": False,
-        "trim_offsets": True,
-        "use_regex": not llama3,
-    }
-    file = {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": added,
-        "normalizer": None,
-        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [*_GGUF_PRE[pre], byte_level]},
-        "post_processor": _bos_processor(tokens[bos_id], bos_id) if add_bos and bos_id is not None else None,
-        "decoder": byte_level,
-        "model": {
-            "type": "BPE",
-            "dropout": None,
-            "unk_token": None,
-            "continuing_subword_prefix": None,
-            "end_of_word_suffix": None,
-            "fuse_unk": False,
-            "byte_fallback": False,
-            "ignore_merges": llama3,
-            "vocab": vocab,
-            "merges": list(merges),
-        },
-    }
-    part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(file, ensure_ascii=False, indent=1), encoding="utf-8")
-    part.replace(path)
-
-
-def _bos_processor(token: str, i: int) -> dict[str, Any]:
-    bos = {"SpecialToken": {"id": token, "type_id": 0}}
-    text_a, text_b = ({"Sequence": {"id": name, "type_id": kind}} for kind, name in enumerate("AB"))
-    return {
-        "type": "TemplateProcessing",
-        "single": [bos, text_a],
-        "pair": [bos, text_a, text_b],
-        "special_tokens": {token: {"id": token, "ids": [i], "tokens": [token]}},
-    }

@@ -32,7 +32,8 @@ class Foreign(NamedTuple):
     bos_id: int | None
     stop_ids: tuple[int, ...]
     write_vocabulary: Callable[[Path], None]  # writes the tokenizer's files into a folder
-    config_json: Mapping[str, Any] | None = None  # of a family other than Llama, which keeps its own
+    model_type: str = "llama"  # one of `families`
+    config_json: Mapping[str, Any] | None = None  # of a source that has one already, and keeps it
 
 
 def write_folder(foreign: Foreign, destination: Path, dtype: str | None = None, force: bool = False) -> None:
@@ -54,7 +55,8 @@ def write_folder(foreign: Foreign, destination: Path, dtype: str | None = None, 
         ids = {"bos_token_id": foreign.bos_id, "eos_token_id": list(foreign.stop_ids)}
         write_json(partial / "generation_config.json", ids)
         if foreign.config_json is None:
-            write_config(partial / "config.json", foreign.config, dtype, foreign.bos_id, foreign.stop_ids)
+            said = dtype, foreign.bos_id, foreign.stop_ids, foreign.model_type
+            write_config(partial / "config.json", foreign.config, *said)
         else:
             write_json(partial / "config.json", {**foreign.config_json, **ids, "torch_dtype": dtype})
         _write_tensors(foreign, partial, DTYPES[_CODES[dtype]])
@@ -100,13 +102,19 @@ def write_tokenizer_config(
 def spelling(
     cfg: ModelConfig, ends: Mapping[str, str], layer: str, parts: Mapping[str, str]
 ) -> dict[str, str]:
-    """Hugging Face tensor name -> the name in a format whose layers are called `layer`.0, `layer`.1, ..."""
-    layers = {
-        f"model.layers.{i}.{part}.weight": f"{layer}.{i}.{name}.weight"
-        for i in range(cfg.n_layers)
-        for part, name in parts.items()
+    """Hugging Face tensor name -> the name in a format whose layers are called `layer`.0, `layer`.1, ...
+
+    ends: those of no layer. parts: those of a layer, without `.weight` or `.bias`, which all formats have.
+    """
+    layers = [name.split(".", 3) for name in tensor_shapes(cfg) if name not in ends]
+    divided = [(i, *part.rsplit(".", 1)) for _, _, i, part in layers]
+    return {
+        **ends,
+        **{
+            f"model.layers.{i}.{part}.{kind}": f"{layer}.{i}.{parts[part]}.{kind}"
+            for i, part, kind in divided
+        },
     }
-    return {**ends, **layers}
 
 
 def half_split(name: str, values: np.ndarray, cfg: ModelConfig) -> np.ndarray:

@@ -1,58 +1,88 @@
-"""GGUF files of Llama models, opened as foreign checkpoints.
+"""GGUF files of the families that llama.cpp has too, opened as foreign checkpoints.
 
-Tensor names, the order of rotary rows and the metadata keys are those that llama.cpp's converter writes for
-the architecture `llama`.
+Tensor names, the order of rotary rows and the metadata keys are those that llama.cpp's converter writes; what an
+architecture has beside Llama is its row of `families`, since the two libraries call them by the same names.
 """
 
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from gguf import GGMLQuantizationType, TokenType
 
+from entropix.checkpoint import families
 from entropix.checkpoint.convert.folder import Foreign, half_split, misfits, spelling, write_tokenizer_config
 from entropix.checkpoint.convert.gguf_header import GgufTensor, read_gguf
+from entropix.checkpoint.convert.tokenizer_json import TextEnds, write_tokenizer_json
 from entropix.checkpoint.convert.values import REQUIRED, Values, named, shown
 from entropix.checkpoint.hf_folder import END_TOKENS
-from entropix.checkpoint.tensors import EMBED, FINAL_NORM, UNEMBED, listed, tensor_shapes
-from entropix.checkpoint.tokenizer_files import TextEnds, write_tokenizer_json
+from entropix.checkpoint.tensors import EMBED, FINAL_NORM, UNEMBED, listed, norm_names, tensor_shapes
 from entropix.config import ModelConfig, RopeScaling
 
 _ENDS = {EMBED: "token_embd.weight", FINAL_NORM: "output_norm.weight", UNEMBED: "output.weight"}
 _LAYER_PARTS = {
-    "input_layernorm": "attn_norm",
     "self_attn.q_proj": "attn_q",
     "self_attn.k_proj": "attn_k",
     "self_attn.v_proj": "attn_v",
     "self_attn.o_proj": "attn_output",
-    "post_attention_layernorm": "ffn_norm",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
     "mlp.gate_proj": "ffn_gate",
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
 }
-_ROPE_FACTORS = "rope_freqs.weight"
+_NORMS, _NORMS_AFTER = ("attn_norm", "ffn_norm"), ("post_attention_norm", "post_ffw_norm")
+_ROPE_FACTORS = "rope_freqs.weight"  # which only Llamas may have here
+_LLAMA = "llama"
 
-# Every `llama.*` key that is understood. A value here is the only one supported; None means any.
+
+class _Architecture(NamedTuple):
+    """How llama.cpp keeps a family."""
+
+    interleaved: bool  # rows of queries and keys are in the order in which Meta rotates them
+    numbers: Mapping[str, str] = {}  # key of the metadata -> that of config.json
+
+
+# SmolLM3's layers without rotation are in no key: they are those of its published model, as in `families`.
+_ARCHITECTURES = {
+    _LLAMA: _Architecture(True),
+    "qwen2": _Architecture(False),
+    "qwen3": _Architecture(False),
+    "olmo2": _Architecture(False),
+    "smollm3": _Architecture(True),
+    "granite": _Architecture(
+        True,
+        {
+            "embedding_scale": "embedding_multiplier",
+            "attention.scale": "attention_multiplier",
+            "residual_scale": "residual_multiplier",
+            "logit_scale": "logits_scaling",
+        },
+    ),
+}
+
+# Every key of an architecture that is understood, without its name. A value here is the only one supported; None means
+# any.
 _UNDERSTOOD: dict[str, Any] = {
-    "llama.block_count": None,
-    "llama.context_length": None,
-    "llama.embedding_length": None,
-    "llama.feed_forward_length": None,
-    "llama.attention.head_count": None,
-    "llama.attention.head_count_kv": None,
-    "llama.attention.key_length": None,
-    "llama.attention.value_length": None,
-    "llama.attention.layer_norm_rms_epsilon": None,
-    "llama.attention.causal": True,
-    "llama.rope.freq_base": None,
-    "llama.rope.dimension_count": None,
-    "llama.rope.scaling.type": "none",
-    "llama.vocab_size": None,
-    "llama.expert_count": 0,
-    "llama.expert_used_count": 0,
-    "llama.tensor_data_layout": "Meta AI original pth",
+    "block_count": None,
+    "context_length": None,
+    "embedding_length": None,
+    "feed_forward_length": None,
+    "attention.head_count": None,
+    "attention.head_count_kv": None,
+    "attention.key_length": None,
+    "attention.value_length": None,
+    "attention.layer_norm_rms_epsilon": None,
+    "attention.causal": True,
+    "rope.freq_base": None,
+    "rope.dimension_count": None,
+    "rope.scaling.type": "none",
+    "vocab_size": None,
+    "expert_count": 0,
+    "expert_used_count": 0,
+    "tensor_data_layout": "Meta AI original pth",
 }
 
 _NAMED_TOKENS = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
@@ -73,15 +103,19 @@ def open_gguf(path: Path, chat_template: str | None = None) -> Foreign:
     """
     raw, tensors = read_gguf(path)
     meta = Values(path, raw)
-    _check_understood(meta)
-    cfg = _config(meta, tensors)
-    names = spelling(cfg, _ENDS, "blk", _LAYER_PARTS)
-    shapes = {name: tensor.shape for name, tensor in tensors.items() if name != _ROPE_FACTORS}
+    architecture = _architecture(meta)
+    interleaved = _ARCHITECTURES[architecture].interleaved
+    cfg = _config(meta, tensors, architecture)
+    norms = zip(norm_names(cfg), _NORMS_AFTER if cfg.norm_after else _NORMS, strict=True)
+    names = spelling(cfg, _ENDS, "blk", _LAYER_PARTS | dict(norms))
+    read = [_ROPE_FACTORS] if architecture == _LLAMA else []
+    shapes = {name: tensor.shape for name, tensor in tensors.items() if name not in read}
     if faults := misfits(tensor_shapes(cfg), shapes, names):
         raise ValueError(f"{path}: the tensors do not fit the metadata{listed(faults)}")
 
     def tensor(name: str) -> np.ndarray:
-        return half_split(name, tensors[names[name]].values(path), cfg)
+        values = tensors[names[name]].values(path)
+        return half_split(name, values, cfg) if interleaved else values
 
     kinds = {tensors[names[name]].kind for name, shape in tensor_shapes(cfg).items() if len(shape) > 1}
     template = chat_template or meta.text("tokenizer.chat_template", None)
@@ -94,34 +128,41 @@ def open_gguf(path: Path, chat_template: str | None = None) -> Foreign:
         bos_id=_token_id(meta, "bos"),
         stop_ids=_stop_ids(meta),
         write_vocabulary=write_vocabulary,
+        model_type=architecture,
     )
 
 
-def _check_understood(meta: Values) -> None:
-    """Raises for a file of another architecture, for a part of one, and for what may change the model unawares."""
+def _architecture(meta: Values) -> str:
+    """Its name. Raises for a file of another one, for a part of one, and for what may change the model unawares."""
     path = meta.path
-    if (architecture := meta.text("general.architecture")) != "llama":
-        raise ValueError(f"{path}: the architecture is {shown(architecture)}; only 'llama' is supported")
+    if (name := meta.text("general.architecture")) not in _ARCHITECTURES:
+        *known, last = _ARCHITECTURES
+        raise ValueError(
+            f"{path}: the architecture is {shown(name)}; only {', '.join(known)} and {last} are supported"
+        )
     if (n_parts := meta.whole("split.count", 1, low=0)) > 1:
         raise ValueError(f"{path}: one of {n_parts} parts; merge them with llama-gguf-split --merge")
     for key, value in meta.raw.items():
-        if not key.startswith("llama."):
+        if not key.startswith(f"{name}."):
             continue
-        if key not in _UNDERSTOOD:
+        short = key.removeprefix(f"{name}.")
+        if short not in {*_UNDERSTOOD, *_ARCHITECTURES[name].numbers}:
             raise ValueError(
                 f"{path}: {named(key)} is {shown(value)}; this may change the model in a way that is not supported"
             )
-        wanted = _UNDERSTOOD[key]
+        wanted = _UNDERSTOOD.get(short)
         if wanted is not None and (type(value) is not type(wanted) or value != wanted):
             raise ValueError(f"{path}: {key} is {shown(value)}; only {wanted!r} is supported")
+    return name
 
 
-def _config(meta: Values, tensors: Mapping[str, GgufTensor]) -> ModelConfig:
-    path = meta.path
-    width, n_heads = meta.whole("llama.embedding_length"), meta.whole("llama.attention.head_count")
+def _config(meta: Values, tensors: Mapping[str, GgufTensor], name: str) -> ModelConfig:
+    """The architecture of a file of the one of this name."""
+    path, row = meta.path, families.FAMILIES[name]
+    width, n_heads = meta.whole(f"{name}.embedding_length"), meta.whole(f"{name}.attention.head_count")
     whole_heads = width % n_heads == 0
-    head_dim = meta.whole("llama.attention.key_length", width // n_heads if whole_heads else REQUIRED)
-    for key in ("llama.attention.value_length", "llama.rope.dimension_count"):
+    head_dim = meta.whole(f"{name}.attention.key_length", width // n_heads if whole_heads else REQUIRED)
+    for key in (f"{name}.attention.value_length", f"{name}.rope.dimension_count"):
         if (value := meta.whole(key, head_dim)) != head_dim:
             raise ValueError(f"{path}: {key} is {value}; only the head width, {head_dim}, is supported")
     embedding = tensors.get(_ENDS[EMBED])
@@ -132,28 +173,34 @@ def _config(meta: Values, tensors: Mapping[str, GgufTensor]) -> ModelConfig:
             f"{path}: {embedding.name} must have two dimensions, it is of shape {list(embedding.shape)}"
         )
     vocab_size = embedding.shape[0]
-    if (listed := meta.whole("llama.vocab_size", vocab_size)) != vocab_size:
-        raise ValueError(f"{path}: llama.vocab_size is {listed}, the embedding has {vocab_size} rows")
-    n_layers = meta.whole("llama.block_count")
+    if (listed := meta.whole(f"{name}.vocab_size", vocab_size)) != vocab_size:
+        raise ValueError(f"{path}: {name}.vocab_size is {listed}, the embedding has {vocab_size} rows")
+    n_layers = meta.whole(f"{name}.block_count")
     if n_layers > len(tensors):  # and so too many to list what is missing
         raise ValueError(
-            f"{path}: llama.block_count is {n_layers}, but there are only {len(tensors)} tensors"
+            f"{path}: {name}.block_count is {n_layers}, but there are only {len(tensors)} tensors"
         )
-    theta = _shortest(meta.number("llama.rope.freq_base", 10_000.0))
-    context_length = meta.whole("llama.context_length")
+    numbers = {
+        key: _shortest(meta.number(f"{name}.{short}")) for short, key in _ARCHITECTURES[name].numbers.items()
+    }
+    theta = _shortest(meta.number(f"{name}.rope.freq_base", 10_000.0))
+    context_length = meta.whole(f"{name}.context_length")
+    factors = tensors.get(_ROPE_FACTORS)
+    scaling = _rope_scaling(meta, factors, theta, head_dim, context_length) if name == _LLAMA else None
     fields: dict[str, Any] = {
         "n_layers": n_layers,
         "dim": width,
         "n_heads": n_heads,
-        "n_kv_heads": meta.whole("llama.attention.head_count_kv", n_heads),
+        "n_kv_heads": meta.whole(f"{name}.attention.head_count_kv", n_heads),
         "head_dim": head_dim,
-        "ffn_dim": meta.whole("llama.feed_forward_length"),
+        "ffn_dim": meta.whole(f"{name}.feed_forward_length"),
         "vocab_size": vocab_size,
         "context_length": context_length,
         "rope_theta": theta,
-        "norm_eps": _shortest(meta.number("llama.attention.layer_norm_rms_epsilon")),
+        "norm_eps": _shortest(meta.number(f"{name}.attention.layer_norm_rms_epsilon")),
         "tied_embeddings": _ENDS[UNEMBED] not in tensors,
-        "rope_scaling": _rope_scaling(meta, tensors.get(_ROPE_FACTORS), theta, head_dim, context_length),
+        "rope_scaling": scaling,
+        **families.switches(numbers, row, n_layers, path),
     }
     try:
         return ModelConfig(**fields)
