@@ -11,11 +11,11 @@ from typing import Any
 import jax
 import pytest
 
-from entropix import config, files, presets, samplers
+from entropix import PACKAGE_ROOT, config, files, presets, samplers
 from entropix.config import GenerateConfig, ModelConfig, RopeScaling
 from entropix.samplers.entropix import SamplerConfig
 
-TOY = files.read_toml(Path(config.__file__).parent.parent / "configs" / "models" / "toy.toml")
+TOY = files.read_toml(PACKAGE_ROOT.parent / "configs" / "models" / "toy.toml")
 
 REFERENCE = """
 temp = 0.666
@@ -80,7 +80,7 @@ def test_the_entropix_presets_are_the_reference_values() -> None:
 def test_every_sampler_preset_holds_only_what_it_changes_or_states(name: str) -> None:
     """Read and checked, it is the defaults with the file's numbers in them."""
     found = samplers.resolve(name)
-    written = files.read_toml(Path(config.__file__).parent.parent / "configs" / "samplers" / f"{name}.toml")
+    written = files.read_toml(PACKAGE_ROOT.parent / "configs" / "samplers" / f"{name}.toml")
     assert written.pop("sampler") == found.name
     assert found.numbers == dataclasses.replace(found.rule.config(), **written)
     if name == found.name:

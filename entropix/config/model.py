@@ -1,0 +1,104 @@
+"""What a model is: its shapes, and the switches in which families differ."""
+
+import dataclasses
+from typing import Any
+
+from entropix.config.fields import check, choice, parameter
+
+
+@dataclasses.dataclass(frozen=True)
+class RopeScaling:
+    """How Llama 3.1 and later stretch their low rotary frequencies (arXiv:2407.21783 and the released code)."""
+
+    factor: float = parameter(8.0, "division of the lowest frequencies", 1.0)
+    low_freq_factor: float = parameter(1.0, "wavelengths above original/low are divided in full", 0.0)
+    high_freq_factor: float = parameter(4.0, "wavelengths below original/high are left alone", 0.0)
+    original_context_length: int = parameter(8192, "context length of pre-training, in tokens", 1)
+
+    def __post_init__(self) -> None:
+        check(self)
+        if self.high_freq_factor <= self.low_freq_factor:
+            high, low = self.high_freq_factor, self.low_freq_factor
+            raise ValueError(f"high_freq_factor ({high}) must be above low_freq_factor ({low})")
+
+
+@dataclasses.dataclass(frozen=True)
+class YarnScaling:
+    """How YaRN stretches rotary frequencies and sharpens attention (Peng et al. 2023, arXiv:2309.00071)."""
+
+    factor: float = parameter(dataclasses.MISSING, "division of the lowest frequencies", 1.0)
+    original_context_length: int = parameter(
+        dataclasses.MISSING, "context length of pre-training, in tokens", 1
+    )
+    attention_factor: float = parameter(dataclasses.MISSING, "factor of rotated queries and keys", 0.0)
+    beta_fast: float = parameter(32.0, "pairs that turn so often in the original context stay", 1e-6)
+    beta_slow: float = parameter(1.0, "pairs that turn so rarely are divided in full", 1e-6)
+    truncate: bool = parameter(True, "both borders lie at whole pairs")
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """The numbers that fix an architecture. Hashable, so that it can be a static argument of `jit`.
+
+    What stands behind `rope_scaling` are switches: in what a family differs from Llama, where each is off and leaves
+    nothing in the compiled program. `checkpoint.families` says which family sets which.
+    """
+
+    n_layers: int = parameter(dataclasses.MISSING, "transformer layers", 1)
+    dim: int = parameter(dataclasses.MISSING, "model width D", 1)
+    n_heads: int = parameter(dataclasses.MISSING, "query heads N", 1)
+    n_kv_heads: int = parameter(dataclasses.MISSING, "key/value heads K", 1)
+    head_dim: int = parameter(dataclasses.MISSING, "head width H", 2)
+    ffn_dim: int = parameter(dataclasses.MISSING, "feed-forward width F", 1)
+    vocab_size: int = parameter(dataclasses.MISSING, "vocabulary size V", 1)
+    context_length: int = parameter(
+        dataclasses.MISSING, "longest text the model was trained for, in tokens", 1
+    )
+    rope_theta: float = parameter(dataclasses.MISSING, "base of the rotary frequencies", 0.0)
+    norm_eps: float = parameter(dataclasses.MISSING, "epsilon of every RMSNorm", 0.0)
+    tied_embeddings: bool = parameter(dataclasses.MISSING, "the unembedding is the embedding, transposed")
+    rope_scaling: RopeScaling | None = parameter(None, "Llama 3 frequency scaling, if any")
+    yarn: YarnScaling | None = parameter(None, "YaRN's frequency scaling, if any")
+    qkv_bias: bool = parameter(False, "queries, keys and values have biases (Qwen 2)")
+    qk_norm: str = choice(
+        "none",
+        "RMSNorm of queries and keys before their rotation: of each head (Qwen 3), or of all together (OLMo 2)",
+        *("none", "head", "width"),
+    )
+    no_rope_layers: tuple[int, ...] = parameter((), "layers without rotary embedding, from 0 (SmolLM3)", 0)
+    norm_after: bool = parameter(
+        False, "norms of what attention and feed-forward give, not of what they take"
+    )
+    embedding_multiplier: float = parameter(1.0, "factor of the embedding (Granite)", 0.0)
+    attention_multiplier: float = parameter(0.0, "factor of q·k in a score (Granite); 0 is 1/√H", 0.0)
+    residual_multiplier: float = parameter(
+        1.0, "factor of what attention and feed-forward add (Granite)", 0.0
+    )
+    logits_divisor: float = parameter(1.0, "what logits are divided by (Granite)", 1e-30)
+
+    def __post_init__(self) -> None:
+        check(self)
+        if self.n_heads % self.n_kv_heads:
+            raise ValueError(f"n_heads ({self.n_heads}) must be a multiple of n_kv_heads ({self.n_kv_heads})")
+        if self.head_dim % 2:
+            raise ValueError(f"head_dim must be even for the rotary embedding, got {self.head_dim}")
+        if self.yarn and (self.rope_scaling or self.rope_theta <= 1):
+            raise ValueError("yarn takes a rope_theta above 1, and no other scaling beside it")
+        if beyond := [layer for layer in self.no_rope_layers if layer >= self.n_layers]:
+            raise ValueError(
+                f"no_rope_layers has {beyond[0]}, but there are {self.n_layers} layers, from 0 on"
+            )
+
+    @property
+    def switches(self) -> dict[str, Any]:
+        """What differs from Llama: the switches that are not off, with their values."""
+        fields = [field for field in dataclasses.fields(self) if field.default is not dataclasses.MISSING]
+        found = {field.name: getattr(self, field.name) for field in fields if field.name != "rope_scaling"}
+        return {
+            field.name: found[field.name]
+            for field in fields
+            if found.get(field.name, field.default) != field.default
+        }
