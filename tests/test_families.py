@@ -284,7 +284,12 @@ def test_tensors_that_a_family_needs_or_does_not_know_are_named(
 
 @pytest.mark.parametrize(
     ("name", "parameters"),
-    [("qwen2.5-0.5b", 494_032_768), ("qwen3-0.6b", 596_049_920), ("qwen3-8b", 8_190_735_360)],
+    [
+        ("qwen2.5-0.5b", 494_032_768),
+        ("qwen3-0.6b", 596_049_920),
+        ("qwen3-8b", 8_190_735_360),
+        ("mistral-7b", 7_241_732_096),
+    ],
 )
 def test_presets_have_as_many_parameters_as_are_published(name: str, parameters: int) -> None:
     assert sum(map(math.prod, tensors.tensor_shapes(presets.read_model(name)).values())) == parameters
