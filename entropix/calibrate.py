@@ -31,6 +31,7 @@ from entropix import config, distributed, files, presets, prompts, samplers, tab
 from entropix.console import cli
 from entropix.console.cli import DeviceFlags, Dtype, TableFile, TemplateArg, Text, Weights, flag
 from entropix.lab.calibration.targets import Targets, check_targets, check_thresholds
+from entropix.showing import suggestion
 
 if TYPE_CHECKING:
     from entropix.checkpoint.loading import Model
@@ -191,7 +192,7 @@ def _limits(told: str | None, sampler: "ResolvedSampler") -> dict[str, float]:
     for one in (told or "").split(",") if told else ():
         name, _, share = one.partition("=")
         if name not in sampler.rule.strategies:
-            hint = config.suggestion(name, sampler.rule.strategies)
+            hint = suggestion(name, sampler.rule.strategies)
             raise ValueError(f"--at-most: {sampler.name} has no strategy {name!r}{hint}")
         try:
             found[name] = float(share)

@@ -15,7 +15,7 @@ from entropix.options import Options
 from entropix.prompts import Message, check_flag, listed, token_ids
 from entropix.results import Result, TokenEvent, add
 from entropix.samplers import ResolvedSampler, RuleConfig, Sampler
-from entropix.showing import shown
+from entropix.showing import shown, suggestion
 
 Prompt = str | Sequence[Message] | Sequence[int]
 
@@ -157,7 +157,7 @@ def _check_strategies(what: str, names: Sequence[str], sampler: Sampler) -> None
         *sampler.strategies
     }
     if unknown := [name for name in names if name not in known]:
-        hint = config.suggestion(unknown[0], sampler.strategies)
+        hint = suggestion(unknown[0], sampler.strategies)
         raise ValueError(f"{what}: unknown strategy {unknown[0]!r} of {sampler.name}{hint}")
 
 

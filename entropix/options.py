@@ -5,8 +5,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from typing import Any, NamedTuple, TypedDict, TypeVar
 
-from entropix.config import BacktrackConfig, BranchConfig, GenerateConfig, nearest
+from entropix.config import BacktrackConfig, BranchConfig, GenerateConfig
 from entropix.samplers import ResolvedSampler, RuleConfig, Sampler, users
+from entropix.showing import nearest
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 

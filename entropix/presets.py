@@ -3,8 +3,9 @@
 from pathlib import Path
 
 from entropix import PACKAGE_ROOT
-from entropix.config import ModelConfig, from_mapping, nearest
+from entropix.config import ModelConfig, from_mapping
 from entropix.files import read_text, read_toml
+from entropix.showing import suggestions
 
 PUBLISHED = "entropix"
 # By the name of a model's folder: the preset whose numbers were chosen for it, by its answers.
@@ -51,7 +52,5 @@ def preset_path(kind: str, name: str) -> Path:
 
 def unknown(kind: str, name: str, known: list[str]) -> str:
     """What to say of a name that is not known."""
-    near = nearest(name, known)
-    hint = f"did you mean {near[0]!r}? There are" if near else "there are"
     files = "a .toml file" if kind == "models" else "a .toml file or a rule of yours, FILE.py:NAME"
-    return f"no {kind[:-1]} preset {name!r}; {hint} {', '.join(known)}, or give {files}"
+    return f"no {kind[:-1]} preset {name!r}{suggestions(name, known)}, or give {files}"

@@ -357,7 +357,7 @@ def test_what_is_there_already_is_not_fetched_again(tmp_path: Path, monkeypatch:
 
 
 def test_a_near_name_is_suggested() -> None:
-    with pytest.raises(ValueError, match=r"in the manifest; did you mean smollm2-135m-instruct\?"):
+    with pytest.raises(ValueError, match=r"in the manifest; did you mean .smollm2-135m-instruct.\?"):
         command.main(["smolm2-135m"])
 
 

@@ -25,9 +25,9 @@ from entropix.checkpoint import chat_sandbox, values
 from entropix.checkpoint.hf_folder import END_TOKENS
 from entropix.checkpoint.special_tokens import NAMED, read_special_tokens, read_tokenizer_config
 from entropix.checkpoint.tokenizer import Tokenizer
-from entropix.config import suggestion
 from entropix.files import is_there, read_json, read_text
 from entropix.prompts import Message
+from entropix.showing import suggestion
 
 
 @dataclass(frozen=True)

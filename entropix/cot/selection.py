@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from entropix.config import suggestion
+from entropix.showing import suggestion
 
 TAIL_WINDOW = 2048  # tokens at a path's end whose confidence counts: that of Fu et al. 2025
 BORDA_POWER = 0.5

@@ -5,7 +5,6 @@ import functools
 import importlib.metadata
 from collections.abc import Callable, Iterable
 
-from entropix.config import nearest
 from entropix.samplers.adaptive import DYNAMIC_TEMPERATURE, EDT, GREEDY_THRESHOLD, MIROSTAT, XTC
 from entropix.samplers.base import Sampler
 from entropix.samplers.baselines import GREEDY, MIN_P, TEMPERATURE, TOP_K, TOP_P
@@ -13,6 +12,7 @@ from entropix.samplers.controls import ENTROPIX_LOGITS, PLACEBO
 from entropix.samplers.entropix import ENTROPIX, ENTROPIX_TORCH
 from entropix.samplers.numbers import DRY, RuleConfig
 from entropix.samplers.truncation import EPSILON, ETA, P_LESS, TOP_H, TOP_N_SIGMA, TYPICAL
+from entropix.showing import suggestions
 
 ENTRY_POINTS = "entropix.samplers"  # the group in which installed packages offer rules
 _NAMED = 3  # rules in an error: enough to show where a number belongs
@@ -46,9 +46,7 @@ def get(name: str) -> Sampler:
     if name not in SAMPLERS:
         _load_installed()
     if name not in SAMPLERS:
-        near = nearest(name, SAMPLERS)
-        hint = f"did you mean {near[0]!r}? There are" if near else "there are"
-        raise ValueError(f"unknown sampler {name!r}; {hint} {', '.join(SAMPLERS)}")
+        raise ValueError(f"unknown sampler {name!r}{suggestions(name, SAMPLERS)}")
     return SAMPLERS[name]
 
 

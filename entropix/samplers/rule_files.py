@@ -1,6 +1,5 @@
 """Rules, and other objects, that live in a Python file of somebody's own: `my_rule.py:RULE`."""
 
-import difflib
 import functools
 import hashlib
 import sys
@@ -13,6 +12,7 @@ from entropix import PACKAGE_ROOT
 from entropix.files import read_bytes
 from entropix.samplers.base import Sampler
 from entropix.samplers.registry import SAMPLERS, check_rule
+from entropix.showing import suggestion
 
 _ENDING = ".py"
 
@@ -58,9 +58,8 @@ def load_object(named: str, kind: type, what: str, folder: Path = Path()) -> tup
     found = vars(_run(path.resolve(), data, digest))
     if name not in found:
         there = [known for known, value in found.items() if isinstance(value, kind) and value is not kind]
-        near = difflib.get_close_matches(name, there, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"its {what}s are {', '.join(there) or 'none'}"
-        raise ValueError(f"{path}: there is no {name!r} in it; {hint}")
+        hint = suggestion(name, there, f"its {what}s are {', '.join(there) or 'none'}")
+        raise ValueError(f"{path}: there is no {name!r} in it{hint}")
     value = found[name]
     if not isinstance(value, kind) or isinstance(value, type):
         got = f"the class {name}" if isinstance(value, type) else type(value).__name__

@@ -38,7 +38,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from entropix import config, files, samplers
-from entropix.config import MAX_INT32, BranchConfig, GenerateConfig, suggestion
+from entropix.config import MAX_INT32, BranchConfig, GenerateConfig
 from entropix.cot import plan
 from entropix.lab import tasks
 from entropix.lab.evaluation.forks_plan import ForksPlan
@@ -46,7 +46,7 @@ from entropix.lab.evaluation.signal_plan import SignalPlan
 from entropix.lab.experiments.engine import Variant
 from entropix.lab.tasks import Item, Task
 from entropix.samplers.controls import PLACEBO
-from entropix.showing import shown, visible
+from entropix.showing import shown, suggestion, visible
 
 _KEYS = ("seeds", "system", "tasks", "arms", "contrasts", "signal", "forks")
 _FILES = ("dev", "held_out", "path")  # what tasks take that names a file

@@ -18,7 +18,6 @@ Only `prompts` and `samplers` must be there. Files are looked for beside the gri
 """
 
 import dataclasses
-import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +31,7 @@ from entropix.generation import encode_prompt
 from entropix.lab.experiments.command import MOST_SEEDS, chunk_length
 from entropix.lab.experiments.engine import Grid, Variant
 from entropix.lab.experiments.variants import expand, with_paths
+from entropix.showing import suggestion
 
 _KEYS = ("prompts", "seeds", "system", "raw", "template_args", "samplers")
 # Fields that a grid sets itself, or whose outcome its results have no place for.
@@ -153,6 +153,5 @@ def _check_keys(values: Iterable[str], known: tuple[str, ...], where: str) -> No
     """Raises a ValueError for the first key that means nothing."""
     for key in values:
         if key not in known:
-            near = difflib.get_close_matches(key, known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
-            raise ValueError(f"{where}: unknown key {key!r}; {hint}")
+            hint = suggestion(key, known, f"known: {', '.join(known)}")
+            raise ValueError(f"{where}: unknown key {key!r}{hint}")

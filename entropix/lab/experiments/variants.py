@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from entropix import samplers
-from entropix.config import suggestion
 from entropix.cot import plan
 from entropix.samplers import ResolvedSampler
+from entropix.showing import suggestion
 
 if TYPE_CHECKING:
     from entropix.lab.experiments.engine import Variant

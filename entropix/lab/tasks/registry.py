@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from entropix.config import MAX_INT32, nearest, suggestion
+from entropix.config import MAX_INT32
 from entropix.lab.tasks import question_tasks, sets, word_problems
 from entropix.lab.tasks.base import Task
 from entropix.lab.tasks.gym import Gym
@@ -13,7 +13,7 @@ from entropix.lab.tasks.instructions import Instructions
 from entropix.lab.tasks.openings import Openings
 from entropix.lab.tasks.own import OwnTask
 from entropix.samplers import rule_files
-from entropix.showing import shown
+from entropix.showing import shown, suggestion, suggestions
 
 
 def _questions(dev: str | None = None, held_out: str | None = None, kinds: tuple[str, ...] = ()) -> Task:
@@ -102,11 +102,8 @@ def resolve(named: str | Mapping[str, Any] | Task, folder: Path = Path()) -> Tas
     if isinstance(name, str) and rule_files.is_rule_file(name) and not values:
         return _of_file(name, folder)
     if not isinstance(name, str) or name not in _MAKERS:
-        near = nearest(name, _MAKERS) if isinstance(name, str) else []
-        hint = f"did you mean {near[0]!r}? There are" if near else "there are"
-        raise ValueError(
-            f"unknown task {shown(name)}; {hint} {', '.join(_MAKERS)}, or give a file of yours, FILE.py:NAME"
-        )
+        hint = suggestions(name if isinstance(name, str) else "", _MAKERS)
+        raise ValueError(f"unknown task {shown(name)}{hint}, or give a file of yours, FILE.py:NAME")
     make = _MAKERS[name][0]
     _check(values, make, f"task {name}")
     return make(**values)
