@@ -44,7 +44,7 @@ def nearest(name: str, known: Iterable[str]) -> list[str]:
         return max(alike, difflib.SequenceMatcher(None, name, other[: len(name)]).ratio()), alike
 
     best = max(known, key=likeness, default=None)
-    return [] if best is None or likeness(best)[0] < 0.6 else [best]
+    return [] if not name or best is None or likeness(best)[0] < 0.6 else [best]
 
 
 def suggestion(name: str, known: Iterable[str], otherwise: str = "") -> str:
