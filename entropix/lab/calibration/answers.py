@@ -5,6 +5,7 @@ once on the held-out one, beside greedy answers and the plain rules that were gi
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from entropix import samplers, trace
@@ -162,9 +163,13 @@ def calibrate(
     for label in plan.tuned_beside(sampler):
         found, n = tuned(samplers.resolve(label))
         measured(label, found, n)
-    measured(f"{sampler.label}, as it was", sampler)
+    measured(f"{Path(sampler.label).name}, as it was", sampler)
     found, n = tuned(sampler, is_opponent=False)
-    measured(f"{sampler.name}, calibrated", found, n)
+    if found.numbers == sampler.numbers:  # nothing better was found, and what this is worth is known
+        outcome.arms.append(outcome.arms[-1]._replace(label=f"{sampler.name}, calibrated", n_candidates=n))
+        advance((len(dev) + len(held_out)) * len(plan.seeds), sampler.name)
+    else:
+        measured(f"{sampler.name}, calibrated", found, n)
     return outcome
 
 
@@ -248,9 +253,11 @@ def findings(outcome: Outcome) -> Iterator[str]:
     for label in (GREEDY, TEMPERATURE):
         if label not in [arm.label for arm in outcome.arms]:
             continue
-        for what, found in zip(("right answers", "coverage"), against(outcome, label), strict=True):
+        for what, found in zip(("Share of right answers", "Coverage"), against(outcome, label), strict=True):
             if found is not None:
-                yield f"{what} less those of {label}: {_difference(found)}"
+                yield f"{what} less that of {label}: {_difference(found)}"
+    if outcome.chosen.sampler.numbers == outcome.arms[-2].sampler.numbers:
+        yield "The search found nothing better than the numbers that it began with."
     yield from verdict(outcome)
 
 

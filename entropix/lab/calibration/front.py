@@ -32,14 +32,14 @@ def told(outcome: Outcome) -> Told:
     """Figures of both splits, and the table of the arms. Without sets among the tasks there is no coverage, and points
     lie on a line."""
     rules = list(outcome.trials)
-    arms = [arm.label for arm in outcome.arms]
+    key = looks.marks([arm.label for arm in outcome.arms])
     sections = [
         plots.Section(
             "Every candidate, on the development items",
             "Filled points answered all items, hollow ones left the race before, so theirs are of fewer. A line joins "
             "those of a rule that no other of it beats in both. The vertical line is the least share of right answers "
             "that costs nothing. Point at one for its numbers.",
-            looks.marks(rules),
+            [key[_arm(outcome, name)]._replace(name=name) for name in rules],
             [
                 plots.Plot(
                     "front", "", "right answers against coverage of every candidate", 26, _front(outcome)
@@ -49,7 +49,7 @@ def told(outcome: Outcome) -> Told:
         plots.Section(
             "What was chosen, on the held-out items",
             "With intervals of 95 % over items. What is lost from one split to the other is the luck of the search.",
-            looks.marks(arms),
+            key,
             [
                 plots.Plot(
                     "held-out", "", "right answers against coverage of each arm", 22, _held_out(outcome)
@@ -80,8 +80,8 @@ def _table(outcome: Outcome) -> Table:
 def _front(outcome: Outcome) -> "go.Figure":
     figure: Any = plots.new_figure()
     n_items = max(trial.n_items for trials in outcome.trials.values() for trial in trials)
-    for number, (name, trials) in enumerate(outcome.trials.items()):
-        look = looks.look(number)
+    for name, trials in outcome.trials.items():
+        look = looks.look(_arm(outcome, name))
         whole = [trial for trial in trials if trial.n_items == n_items]
         for some, filled in ((whole, True), ([t for t in trials if t.n_items < n_items], False)):
             figure.add_scatter(
@@ -129,6 +129,12 @@ def _held_out(outcome: Outcome) -> "go.Figure":
         )
     figure.update_layout(**_AXES)
     return figure
+
+
+def _arm(outcome: Outcome, rule: str) -> int:
+    """The place of the arm that a rule's search led to: the rule that was asked for is the last."""
+    labels = [arm.label for arm in outcome.arms]
+    return labels.index(rule) if rule in labels else len(labels) - 1
 
 
 def unbeaten(trials: Sequence[Trial]) -> list[Trial]:
