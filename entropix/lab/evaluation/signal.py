@@ -118,7 +118,7 @@ def _curves(found: Signal) -> Section:
         scaled = Interval(*(None if end is None else 1000 * end for end in gain.gain))  # type: ignore[arg-type]
         plots.add_difference(figure, lane, scaled, f"{plots.plain(gain.name)}<br>%{{x:.2f}}")
     figure.update_layout(
-        xaxis=plots.from_zero("gain (thousandths of a nat a token)"),
+        xaxis=plots.from_zero("gain (10⁻³ nats a token)"),
         yaxis=plots.lanes([gain.name for gain in gains]),
     )
     said = "; ".join(f"{gain.name}: {numbers(gain.gain, 4, '+')} nats a token" for gain in gains)
