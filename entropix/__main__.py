@@ -25,7 +25,9 @@ def _run(prog: str) -> int:
         return cli.run(lambda: print(f"entropix {entropix.__version__}"))
     if not words or words[0] in ("--help", "-h"):
         listed = "".join(f"  {name:11} {about}\n" for name, (_, about) in COMMANDS.items())
-        usage = f"usage: {prog} COMMAND [FLAGS]; {prog} COMMAND --help says more"
+        usage = (
+            f"usage: {prog} COMMAND [FLAGS]; {prog} COMMAND --help says more, {prog} main --help of --prompt"
+        )
         return cli.run(lambda: print(f"{usage}\n\n{listed}", end="")) or (0 if words else 2)
     if not words[0].startswith("-") and words[0] not in COMMANDS:
         near = difflib.get_close_matches(words[0], COMMANDS, n=1)

@@ -1,6 +1,7 @@
 """Prompts in, text and records out: `stream` yields tokens as they come, `generate` is the stream joined."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Unpack, cast
 
 from entropix import config, options, presets, samplers
@@ -78,6 +79,7 @@ def prepare(model: Model, prompts: Prompt | Sequence[Prompt], **given: Unpack[Op
         sampler_config=chosen.numbers,
         config=cfg,
         sampler_source=chosen.source,
+        preset=Path(chosen.label).name,
         row_numbers=() if len(each) == 1 else tuple(one.numbers for one in each),
     )
 

@@ -39,6 +39,12 @@ class Forward:
     own: Mapping[str, np.ndarray]
     """Metrics of one's own by name, each `[T]`; see `own_metrics`."""
 
+    def __repr__(self) -> str:
+        """Its sizes."""
+        layers, heads, n, _ = self.scores_LNTT.shape
+        vocabulary = self.logits_TV.shape[-1]
+        return f"Forward of {n} tokens: logits over {vocabulary}, scores of {layers} layers of {heads} heads, metrics"
+
     def attention(self) -> np.ndarray:
         """[L, N, T, T]: the softmax of the scores over the visible keys; 0 where a key is not visible."""
         masked = np.where(self.visible_TT, self.scores_LNTT, -np.inf)

@@ -34,6 +34,7 @@ class FinishReason(IntEnum):
 
 
 TokenRecord = dict[str, Any]
+_SHOWN = 60  # characters of a text in `repr`
 CUT_OFF = (FinishReason.LENGTH, FinishReason.CONTEXT)  # ends that no answer chooses
 
 
@@ -62,6 +63,11 @@ class Result:
     token_ids: list[int] = field(default_factory=list)
     records: list[TokenRecord] = field(default_factory=list)
     finish: FinishReason = FinishReason.RUNNING
+
+    def __repr__(self) -> str:
+        """How long it is, how it ended, and its beginning."""
+        text = self.text if len(self.text) <= _SHOWN else f"{self.text[:_SHOWN]}..."
+        return f"Result of {len(self.token_ids)} tokens, {self.finish.name.lower()}: {text!r}"
 
     @property
     def stopped(self) -> str:

@@ -85,6 +85,8 @@ def test_flags_are_read(args: list[str], flags: Flags) -> None:
         (["--promt", "a"], "there is no flag --promt; did you mean --prompt?"),
         (["--promt=a"], "there is no flag --promt; did you mean --prompt?"),
         (["--temprature", "1"], "there is no flag --temprature; did you mean --temp?"),
+        (["--temperature", "1"], "there is no flag --temperature; did you mean --temp?"),
+        (["--nope"], "there is no flag --nope; --help lists all"),
         (["--live"], "there is no flag --live; did you mean --no-live?"),
         (["--zzz"], "there is no flag --zzz; --help lists all"),
         (["--raw", "-x"], "there is no flag -x; --help lists all"),

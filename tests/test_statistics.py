@@ -146,3 +146,12 @@ def test_parts_of_the_variance_are_found_and_seeds_counted() -> None:
     assert variance([[0.0, 1.0], [1.0, 0.0]]).enough_seeds is None
     with pytest.raises(ValueError, match="got 2 answers to 2 items"):
         variance([[1.0], [0.0]])
+
+
+def test_measures_that_happen_to_be_0_or_1_are_no_shares() -> None:
+    """Repetition of 0 in every answer is a difference of nothing, not of 16 questions that all went wrong."""
+    nothing = contrast([0.0] * 16, [0.0] * 16, are_scores=False)
+    wrong = contrast([0.0] * 16, [0.0] * 16)
+    assert nothing is not None and wrong is not None
+    assert (nothing.difference.low, nothing.difference.high, nothing.p) == (0.0, 0.0, None)
+    assert wrong.difference.high == pytest.approx(0.078, abs=1e-3) and wrong.p == 1.0

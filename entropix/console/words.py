@@ -99,7 +99,9 @@ def _misspelt(words: Sequence[str], there: Mapping[str, Known]) -> str | None:
             continue
         if there.get(before.replace("_", "-"), Known()).values:
             return f"{before} needs a value; one that begins with a dash is written {before}={word}"
-        near = difflib.get_close_matches(name, there, n=1)
+        # As --temperature begins with --temp.
+        begun = [flag for flag in there if len(flag) > 4 and name.startswith(flag)]
+        near = begun or difflib.get_close_matches(name, there, n=1, cutoff=0.7)
         return f"there is no flag {word.partition('=')[0]}; " + (
             f"did you mean {near[0]}?" if near else "--help lists all"
         )

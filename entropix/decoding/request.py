@@ -24,6 +24,7 @@ class GenerationRequest:
     sampler_config: Any  # the numbers of the sampler; of the first row where `row_numbers` has them for each
     config: GenerateConfig
     sampler_source: RuleFile | None = None  # of a rule in a file of somebody's own
+    preset: str = ""  # how the rule with these numbers was called; "" for the rule's own name
     forced_prefix: tuple[int, ...] = ()
     """How many tokens at each prompt's end are its answer's first ones, which nobody draws; () for none anywhere."""
     most_tokens: tuple[int, ...] = ()

@@ -43,7 +43,7 @@ def page(traces: Sequence[Named]) -> str:
         rows=_row_names(data["traces"]),
     )
     models = ", ".join(dict.fromkeys(header["model"]["name"] for header in headers))
-    samplers = ", ".join(dict.fromkeys(header["sampler"] for header in headers))
+    samplers = ", ".join(dict.fromkeys(header["preset"] for header in headers))
     colors = "".join(f"--strategy-{i}: {color}; " for i, color in enumerate(metric_labels.STRATEGIES))
     return shell.document(
         f"{models}: {samplers}",
@@ -82,8 +82,8 @@ def data_of(traces: Sequence[Named]) -> dict[str, Any]:
 
 
 def trace_names(traces: Sequence[Named]) -> list[str]:
-    """What traces are called where they are drawn together: their samplers, and the files where two have the same."""
-    samplers = [named.trace.header["sampler"] for named in traces]
+    """What traces are called where they are drawn together: their presets, and the files where two have the same."""
+    samplers = [named.trace.header["preset"] for named in traces]
     return [
         f"{sampler}, {named.name}" if samplers.count(sampler) > 1 else sampler
         for sampler, named in zip(samplers, traces, strict=True)
@@ -156,7 +156,7 @@ def _trace_data(named: Named, note: str, texts: packing.Texts, metrics: Sequence
     header = named.trace.header
     return {
         "file": named.name,
-        "sampler": header["sampler"],
+        "sampler": header["preset"],
         "model": header["model"]["name"],
         "dtype": header["model"]["dtype"],
         "note": note,

@@ -103,6 +103,7 @@ def _check_header(head: dict[str, Any], where: str) -> None:
     check(head, HEADER, where)
     check(head["model"], MODEL, where, "model.")
     head.setdefault("template_args", {})
+    head.setdefault("preset", head["sampler"])
     if head.setdefault("sampler_source", None) is not None:
         check(head["sampler_source"], SAMPLER_SOURCE, where, "sampler_source.")
     for i, prompt in enumerate(head["prompts"]):

@@ -29,6 +29,7 @@ HEADER = {
     "model": "object",
     "template_args": "object",
     "sampler": "string",
+    "preset": "string",
     "strategies": "list of strings",
     "sampler_config": "object",
     "sampler_source": "object or null",
@@ -116,6 +117,7 @@ END = {
 
 ADDED = frozenset(
     {
+        "preset",
         "sampler_source",
         "mesh",
         "matmul_precision",

@@ -136,6 +136,7 @@ def header(request: GenerationRequest, rows: str = BATCH) -> dict[str, Any]:
         **circumstances(request.model),
         "template_args": dict(request.model.template_args),
         "sampler": request.sampler.name,
+        "preset": request.preset or request.sampler.name,
         "strategies": list(request.sampler.strategies),
         "sampler_config": dataclasses.asdict(request.sampler_config),
         "sampler_source": None if request.sampler_source is None else request.sampler_source._asdict(),

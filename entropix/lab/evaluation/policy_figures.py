@@ -113,11 +113,11 @@ def _contrasts(pairs: Sequence[tuple[str, str]], scores: Mapping[str, Scores]) -
     found = []
     for arm, minus in pairs:
         places = list(scores[arm])
-        sides = [
+        values, before = (
             [_mean(scores[name][place]) if place in scores[name] else None for place in places]
             for name in (arm, minus)
-        ]
-        found.append(contrast(*sides) if places else None)
+        )
+        found.append(contrast(values, before) if places else None)
     corrected = holm([each and each.p for each in found])
     return [Declared(*pair, each, p) for pair, each, p in zip(pairs, found, corrected, strict=True)]
 

@@ -39,7 +39,8 @@ from entropix.lab.experiments.results import (
 )
 
 TERMINATED = 128 + signal.SIGTERM  # the exit code after SIGTERM, as shells count it
-_RECENT = 32  # times that answers came, from which speed and time left are reckoned
+_RECENT = 30.0  # seconds, at least, whose answers tell speed and time left
+_ENOUGH = 3.0  # seconds: answers of one batch end together, and of the second none has a time of its own
 
 _SECONDS_A_LINE = 2.0  # of progress, at least, where it is no terminal
 
@@ -146,22 +147,24 @@ class Pace:
         """Time is counted from now."""
         self._clock, self._now = clock, clock()
         self._compiled: set[Hashable] = set()
-        self._done: deque[tuple[float, int, int]] = deque(maxlen=_RECENT)  # seconds, answers, tokens
+        self._done: deque[tuple[float, int, int]] = deque()  # seconds, answers, tokens
 
     def add(self, program: Hashable, answers: int, tokens: int) -> None:
         """So many more answers have come."""
         began, self._now = self._now, self._clock()
         if program in self._compiled:
             self._done.append((self._now - began, answers, tokens))
+            while sum(seconds for seconds, *_ in self._done) - self._done[0][0] >= _RECENT:
+                self._done.popleft()
         self._compiled.add(program)
 
     def tell(self, answers_left: int) -> str:
         """Speed, and how long the rest takes at that speed; nothing as long as there are none to go by."""
-        if not self._done:
+        seconds, answers, tokens = map(sum, zip(*self._done, strict=True)) if self._done else (0.0, 0, 0)
+        if seconds < _ENOUGH:
             return ""
-        seconds, answers, tokens = map(sum, zip(*self._done, strict=True))
         left = timedelta(seconds=round(answers_left * seconds / answers))
-        return f"{tokens / max(seconds, 1e-9):.1f} tokens/s, {left} left"
+        return f"{tokens / seconds:.1f} tokens/s, {left} left"
 
 
 @contextlib.contextmanager

@@ -173,7 +173,7 @@ def _summary(
         strategies={name: count / max(counts.total(), 1) for name, count in counts.items()},
         means={name: _mean(numbers) for name, numbers in values.items()},
         intervals={name: mean_interval(numbers) for name, numbers in values.items()},
-        contrasts={name: contrast(values[name], first[name]) for name in MEASURES},
+        contrasts={name: contrast(values[name], first[name], are_scores=False) for name in MEASURES},
         corrected=dict.fromkeys(MEASURES),
     )
 

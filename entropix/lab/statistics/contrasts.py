@@ -27,11 +27,12 @@ class Contrast(NamedTuple):
     is_exact: bool = False  # of fewer than 200 items with one right or wrong answer each; see `paired_shares`
 
 
-def contrast(values: Numbers, before: Numbers) -> Contrast | None:
+def contrast(values: Numbers, before: Numbers, are_scores: bool = True) -> Contrast | None:
     """values - before, item by item; None if no item has both.
 
-    Where all are 0 or 1 and items are fewer than 200, interval and p-value are those of two shares (`paired_shares`):
-    Student's would be too narrow for few changes, and of no width without any.
+    are_scores: 0 and 1 may stand for wrong and right. Where all are 0 or 1 then, and items are fewer than 200, interval
+    and p-value are those of two shares (`paired_shares`): Student's would be too narrow for few changes, and of no
+    width without any.
     """
     pairs = [(a, b) for a, b in zip(values, before, strict=True) if a is not None and b is not None]
     difference = mean_interval([a - b for a, b in pairs])
@@ -40,7 +41,7 @@ def contrast(values: Numbers, before: Numbers) -> Contrast | None:
     there = present([a - b for a, b in pairs])
     n, error = len(there), standard_error(there)
     shares = None
-    if 2 <= n < FEW and {value for pair in pairs for value in pair} <= {0, 1}:
+    if are_scores and 2 <= n < FEW and {value for pair in pairs for value in pair} <= {0, 1}:
         shares = paired_shares([bool(a) for a, _ in pairs], [bool(b) for _, b in pairs])
         difference = shares.difference
     if n < 2 or error == 0:

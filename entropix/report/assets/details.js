@@ -19,7 +19,7 @@ function showDetails(i, step) {
   const { columns } = row;
   const isInserted = row.injected.includes(step);
   const facts = [
-    ...(traces.length > 1 ? [traces[i].sampler] : []),
+    ...(traces.length > 1 ? [traces[i].name] : []),
     `token ${step + 1} of ${row.token.length}`,
     `id ${texts.id[row.token[step]]}`,
     strategyOf(i, step) + (isInserted ? ", inserted" : ""),
