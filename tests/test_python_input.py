@@ -23,7 +23,9 @@ def model() -> Model:
 FRAME = pandas.DataFrame({"a": [65, 66], "b": [67, 68]})
 
 
-@pytest.mark.parametrize("prompt", [[True, False], [[True]], memoryview(b"ab"), FRAME], ids=shown)
+@pytest.mark.parametrize(
+    "prompt", [[True, False], [[True]], memoryview(b"ab"), FRAME], ids=["mask", "masks", "bytes", "table"]
+)
 def test_what_only_looks_like_token_ids_is_refused(model: Model, prompt: Any) -> None:
     """A mask, bytes, and a table whose items are the names of its columns."""
     with pytest.raises(
