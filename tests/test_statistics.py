@@ -8,6 +8,7 @@ from scipy import stats
 
 from entropix.lab.statistics import (
     Contrast,
+    Interval,
     contrast,
     detectable,
     holm,
@@ -146,6 +147,14 @@ def test_parts_of_the_variance_are_found_and_seeds_counted() -> None:
     assert variance([[0.0, 1.0], [1.0, 0.0]]).enough_seeds is None
     with pytest.raises(ValueError, match="got 2 answers to 2 items"):
         variance([[1.0], [0.0]])
+
+
+def test_an_interval_of_a_share_stays_within_0_and_1() -> None:
+    found = mean_interval([1.0, 0.9])
+    assert found is not None and found.high is not None and found.high > 1
+    assert found.within(0, 1) == (found.mean, found.low, 1) and found.low is not None and found.low > 0
+    assert Interval(-0.1, -0.3, 0.4).within(0, 1) == (-0.1, -0.1, 0.4)
+    assert Interval(0.5, None, None).within(0, 1) == (0.5, None, None)
 
 
 def test_measures_that_happen_to_be_0_or_1_are_no_shares() -> None:

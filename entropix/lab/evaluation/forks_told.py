@@ -108,9 +108,9 @@ def _group(
     return Group(
         name,
         len(mine),
-        mean([variation[number].cautious for number in mine]),
-        mean([variation[number].plug_in for number in mine]),
-        mean([float(fork_N[number]) for number in mine]),
+        mean([variation[number].cautious for number in mine]).within(0, 1),
+        mean([variation[number].plug_in for number in mine]).within(0, 1),
+        mean([float(fork_N[number]) for number in mine]).within(0, 1),
         mean([_gain(rows[number]["scores"]) for number in mine]),
     )
 

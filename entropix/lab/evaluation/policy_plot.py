@@ -17,7 +17,8 @@ _LANE, _REST = 0.22, 1.6  # inches
 def draw(found: Figures) -> "Figure":
     """A lane for each arm, with right answers and, where there are sets, coverage; below one for each contrast.
 
-    Intervals of 95 % over items. Marks are filled where an interval of a difference leaves zero out.
+    Intervals of 95 % over items; dotted: the first arm. Marks are filled where an interval of a difference leaves zero
+    out; differences within the grey are mostly not seen with so many items.
     """
     from entropix.report import figures
 
@@ -37,7 +38,7 @@ def draw(found: Figures) -> "Figure":
             axes.axvline(values[0].mean, color="#888888", linewidth=0.8, linestyle=":")
         for lane, value in enumerate(values):
             static_figures.interval(axes, value, lane, is_filled=True)
-        axes.set_xlabel(f"{name} (dotted: {arms[0].name})")
+        axes.set_xlabel(name)
     if declared:
         _differences(places["difference"], declared)
     return figure
@@ -52,4 +53,4 @@ def _differences(axes: Any, declared: Sequence[Declared]) -> None:
             ends = [-each.found.detectable, each.found.detectable]
             axes.plot(ends, [lane, lane], color="#dddddd", linewidth=7, solid_capstyle="butt", zorder=0)
         static_figures.interval(axes, each.found.difference, lane, is_filled=is_apart(each.found.difference))
-    axes.set_xlabel("difference of right answers (grey: mostly not to be seen with so many items)")
+    axes.set_xlabel("difference of right answers")

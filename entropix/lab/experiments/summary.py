@@ -172,10 +172,16 @@ def _summary(
         finishes=dict(Counter(line["finish"] for line in lines)),
         strategies={name: count / max(counts.total(), 1) for name, count in counts.items()},
         means={name: _mean(numbers) for name, numbers in values.items()},
-        intervals={name: mean_interval(numbers) for name, numbers in values.items()},
+        intervals={name: _interval(name, numbers) for name, numbers in values.items()},
         contrasts={name: contrast(values[name], first[name], are_scores=False) for name in MEASURES},
         corrected=dict.fromkeys(MEASURES),
     )
+
+
+def _interval(measure: str, numbers: Sequence[float | None]) -> Interval | None:
+    """Of a measure's mean; all but lengths and log-probabilities are shares."""
+    found = mean_interval(numbers)
+    return found if found is None or measure in ("length", "logprob") else found.within(0, 1)
 
 
 def rows(

@@ -18,6 +18,13 @@ class Interval(NamedTuple):
     low: float | None
     high: float | None
 
+    def within(self, low: float, high: float) -> "Interval":
+        """The same without what the figure cannot be: a share is not above 1, whatever Student says of a few items."""
+        if self.low is None or self.high is None:
+            return self
+        ends = min(self.mean, max(self.low, low)), max(self.mean, min(self.high, high))
+        return Interval(self.mean, *ends)
+
 
 def mean_interval(values: Numbers) -> Interval | None:
     """The mean of the items that have a number, and Student's interval; None if none has."""

@@ -54,7 +54,7 @@ class Task(Protocol):
     def extract(self, item: Item, text: str) -> str | None:
         """The answer in a text, such that texts with the same answer have the same one; None if there is none.
 
-        It does not depend on which answer is right more than that it prefers the wording of an accepted one.
+        It does not look at which answer is right: a vote that knew would win by that.
         """
         ...
 

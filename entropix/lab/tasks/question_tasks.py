@@ -1,8 +1,11 @@
 """Plain questions: tables of facts, small sums and words that a program makes, and files of one's own."""
 
 import dataclasses
+import functools
 import hashlib
+import re
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -30,14 +33,47 @@ class Questions:
         return chosen(self.dev if split == DEV else self.held_out, seed, n)
 
     def extract(self, item: Item, text: str) -> str | None:
-        """The first accepted answer if one stands in the text; of a question with choices, the first choice that
-        does; else the first sentence."""
-        question = _question(item)
-        return question.answers[0] if question.is_right(text) else question.choice(text) or first_words(text)
+        """The first choice that stands in the text, where the question has choices; else the first answer that any
+        question of its kind has, unless the question itself names it; else the first sentence. Which answer is right
+        is not looked at: a vote that knew it would win by it."""
+        if "choices" in item.data:
+            return _question(item).choice(text) or first_words(text)
+        asked = set(self._named(item.kind, str(item.prompt)))
+        found = (name for name in self._named(item.kind, text) if name not in asked)
+        return next(found, None) or first_words(text)
+
+    def _named(self, kind: str, text: str) -> Iterator[str]:
+        """The answers of a kind that stand in the text, in order, each by its first accepted name."""
+        names = self._names.get(kind, {})
+        for found in _pattern(tuple(names)).finditer(text) if names else ():
+            yield names[_plain(found[0])]
+
+    @cached_property
+    def _names(self) -> dict[str, dict[str, str]]:
+        """By kind, the first accepted name of every answer, by each of its names."""
+        found: dict[str, dict[str, str]] = {}
+        for item in (*self.dev, *self.held_out):
+            for name in item.answers:
+                found.setdefault(item.kind, {}).setdefault(_plain(name), item.answers[0])
+        return found
 
     def score(self, item: Item, text: str) -> float:
         """1 if an accepted answer stands in the text as words of its own; see `lab.questions`."""
         return float(_question(item).is_right(text))
+
+
+@functools.cache
+def _pattern(names: tuple[str, ...]) -> re.Pattern[str]:
+    """Finds names as words of their own, longer ones first; case counts for single letters alone."""
+    longest = sorted(names, key=len, reverse=True)
+    words = "|".join(re.escape(name) for name in longest if len(name) > 1)
+    letters = "|".join(re.escape(name) for name in longest if len(name) == 1)
+    either = "|".join([*([f"(?i:{words})"] if words else []), *([letters] if letters else [])])
+    return re.compile(rf"(?<!\w)(?:{either})(?!\w)")
+
+
+def _plain(name: str) -> str:
+    return name if len(name) == 1 else name.casefold()
 
 
 def shipped_questions(name: str = "questions", *tables: str, kinds: tuple[str, ...] = ()) -> Questions:

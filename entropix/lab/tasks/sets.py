@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from entropix.files import read_toml
-from entropix.lab.tasks.base import DEV, SPLITS, Item, check_split, chosen
+from entropix.lab.tasks.base import DEV, SPLITS, Item, check_split, chosen, first_words
 from entropix.presets import shipped
 
 _ASKED = ("Name {}.", "Give me one example of {}.", "What is one example of {}?")
@@ -32,19 +32,28 @@ class Sets:
         return chosen((item for item in self.sets if item.data["split"] == split), seed, n)
 
     def extract(self, item: Item, text: str) -> str | None:
-        """The member that is named first in the first line of the text; None if none is."""
-        line = next((line for line in text.splitlines() if line.strip()), "")
-        found = _pattern(item.answers, item.data["plurals"]).search(line)
+        """The member of any of the sets that is named first in the first line of the text, single letters aside; else
+        the first sentence. Which set was asked for is not looked at: a vote that knew it would win by it."""
+        found = []
+        for answers, plurals in {(one.answers, one.data["plurals"]) for one in self.sets}:
+            at = next((m for m in _pattern(answers, plurals).finditer(_line(text)) if len(m[1]) > 1), None)
+            if at is not None:
+                found.append((at.start(), -len(at[1]), _members(answers)[_plain(at[1])]))
+        return min(found)[-1] if found else first_words(text)
+
+    def member(self, item: Item, text: str) -> str | None:
+        """The member of the set that is named first in the first line of the text; None if none is."""
+        found = _pattern(item.answers, item.data["plurals"]).search(_line(text))
         return None if found is None else _members(item.answers)[_plain(found[1])]
 
     def score(self, item: Item, text: str) -> float:
         """1 if the answer is a member."""
-        return float(self.extract(item, text) is not None)
+        return float(self.member(item, text) is not None)
 
     def coverage(self, item: Item, texts: Sequence[str]) -> float | None:
         """Different members in the answers to one item, as a share of what could be at most: as many as there are
         answers, or members. None without answers."""
-        found = {self.extract(item, text) for text in texts} - {None}
+        found = {self.member(item, text) for text in texts} - {None}
         return len(found) / min(len(texts), len(item.answers)) if texts else None
 
 
@@ -61,6 +70,11 @@ def read(path: str | Path | None = None) -> Sets:
             for way, asked in enumerate(_ASKED)
         ]
     return Sets("sets", tuple(items))
+
+
+def _line(text: str) -> str:
+    """The first line with anything on it."""
+    return next((line for line in text.splitlines() if line.strip()), "")
 
 
 def _checked(values: Any, where: str) -> dict[str, Any]:
