@@ -1,9 +1,11 @@
 """The contract of a task, and how items are divided: numbers are chosen on the development split, and what they are
 worth is measured once on the held-out one."""
 
+import functools
 import hashlib
 import json
 import random
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -97,6 +99,17 @@ def digest(items: Sequence[Item]) -> str:
         for item in items
     )
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+@functools.cache
+def pattern_of(names: tuple[str, ...], before: str = r"(?<!\w)", after: str = r"(?!\w)") -> re.Pattern[str]:
+    """Finds names, its only group, between these patterns: longer ones first, capitals aside, but that a single letter
+    is found as it is written alone."""
+    longest = sorted(names, key=len, reverse=True)
+    words = "|".join(re.escape(name) for name in longest if len(name) > 1)
+    letters = "|".join(re.escape(name) for name in longest if len(name) == 1)
+    either = "|".join([*([f"(?i:{words})"] if words else []), *([letters] if letters else [])])
+    return re.compile(f"{before}({either}){after}")
 
 
 def first_words(text: str) -> str | None:

@@ -1,9 +1,7 @@
 """Plain questions: tables of facts, small sums and words that a program makes, and files of one's own."""
 
 import dataclasses
-import functools
 import hashlib
-import re
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +11,7 @@ from entropix.files import read_toml
 from entropix.lab import questions
 from entropix.lab.questions import Question
 from entropix.lab.tasks import generated
-from entropix.lab.tasks.base import DEV, Item, check_split, chosen, first_words, split_of
+from entropix.lab.tasks.base import DEV, Item, check_split, chosen, first_words, pattern_of, split_of
 from entropix.presets import shipped
 
 
@@ -45,7 +43,7 @@ class Questions:
     def _named(self, kind: str, text: str) -> Iterator[str]:
         """The answers of a kind that stand in the text, in order, each by its first accepted name."""
         names = self._names.get(kind, {})
-        for found in _pattern(tuple(names)).finditer(text) if names else ():
+        for found in pattern_of(tuple(names)).finditer(text) if names else ():
             yield names[_plain(found[0])]
 
     @cached_property
@@ -60,16 +58,6 @@ class Questions:
     def score(self, item: Item, text: str) -> float:
         """1 if an accepted answer stands in the text as words of its own; see `lab.questions`."""
         return float(_question(item).is_right(text))
-
-
-@functools.cache
-def _pattern(names: tuple[str, ...]) -> re.Pattern[str]:
-    """Finds names as words of their own, longer ones first; case counts for single letters alone."""
-    longest = sorted(names, key=len, reverse=True)
-    words = "|".join(re.escape(name) for name in longest if len(name) > 1)
-    letters = "|".join(re.escape(name) for name in longest if len(name) == 1)
-    either = "|".join([*([f"(?i:{words})"] if words else []), *([letters] if letters else [])])
-    return re.compile(rf"(?<!\w)(?:{either})(?!\w)")
 
 
 def _plain(name: str) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from entropix.files import read_toml
-from entropix.lab.tasks.base import DEV, SPLITS, Item, check_split, chosen, first_words
+from entropix.lab.tasks.base import DEV, SPLITS, Item, check_split, chosen, first_words, pattern_of
 from entropix.presets import shipped
 
 _ASKED = ("Name {}.", "Give me one example of {}.", "What is one example of {}?")
@@ -99,14 +99,10 @@ def _members(answers: tuple[str, ...]) -> dict[str, str]:
     return {_plain(name): member.split("/")[0] for member in answers for name in member.split("/")}
 
 
-@functools.cache
 def _pattern(answers: tuple[str, ...], plurals: bool) -> re.Pattern[str]:
-    """Finds the members as words of their own, longer names first. A single letter counts as a capital alone."""
-    names = sorted((name for member in answers for name in member.split("/")), key=len, reverse=True)
-    any_case = "|".join(re.escape(name) for name in names if len(name) > 1)
-    letters = "|".join(re.escape(name) for name in names if len(name) == 1)
-    either = "|".join([*([f"(?i:{any_case})"] if any_case else []), *([letters] if letters else [])])
-    return re.compile(rf"(?<![\w-])({either}){'(?:s|es|S|ES)?' if plurals else ''}(?![\w+#])")
+    """Finds the members, each by any of its names, as words of their own."""
+    names = tuple(name for member in answers for name in member.split("/"))
+    return pattern_of(names, r"(?<![\w-])", f"{'(?:s|es|S|ES)?' if plurals else ''}(?![\\w+#])")
 
 
 def _plain(name: str) -> str:
