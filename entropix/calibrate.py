@@ -20,10 +20,10 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import arg
 
@@ -43,7 +43,7 @@ _DESCRIPTION = (
     "Choose a rule's numbers for a model: by what its answers are worth (--by answers), or the thresholds of an "
     "entropix rule by how often each strategy shall be used."
 )
-_QUICK = {"items": 12, "budget": 300}  # what --quick makes of two flags
+_QUICK: dict[str, Any] = {"items": 12, "budget": 300, "opponents": "temperature"}  # what --quick asks for
 _MOST = {"items": 100_000, "seeds": 1_000, "budget": 10**9, "batch": 10_000}
 _LAST_SEED = 2**32 - 1
 TEXT, PROMPTS = "calibration.txt", "calibration-prompts.txt"  # in configs/: what is observed by default
@@ -71,7 +71,7 @@ class AnswerFlags:
         Text, flag("the largest shares of tokens that strategies may have, as clarify=0.01", "NAME=SHARE,...")
     ] = None
     batch: Annotated[int, flag("most answers to compute together", "N", None)] = 32
-    quick: Annotated[bool, flag("a ninth of it, to see how it goes")] = False
+    quick: Annotated[bool, flag("a ninth of it, beside temperature alone, to see how it goes")] = False
     ablate: Annotated[
         bool,
         flag("search nothing: say on held-out items what each part of the rule brings (--plot draws it)"),
@@ -169,12 +169,13 @@ def _by_answers(flags: Flags) -> None:
     from entropix.lab import tasks
     from entropix.lab.calibration import answers
 
-    n_items, budget = (_QUICK["items"], _QUICK["budget"]) if asked.quick else (asked.items, asked.budget)
+    if asked.quick:
+        asked = replace(asked, **_QUICK)
     plan = answers.Plan(
         tasks=[tasks.resolve(name) for name in asked.tasks.split(",")],
-        n_items=n_items,
+        n_items=asked.items,
         seeds=range(flags.seed, flags.seed + asked.seeds),
-        budget=budget,
+        budget=asked.budget,
         batch=asked.batch,
         loss=asked.loss,
         seed=flags.seed,
