@@ -1,110 +1,53 @@
 """What comes out on a mesh: what a single device gives, whatever the mesh divides or cannot divide."""
 
 import re
-from collections.abc import Mapping
 from typing import Any
 
+import apart
 import jax
 import jax.numpy as jnp
+import mesh_answers
 import meshes
 import numpy as np
 import pytest
 import toy
+from mesh_answers import EVERYTHING, LENGTH, MESHES, PROMPTS, Answers
 
 from entropix.decoding import loop, session
 from entropix.decoding.session import Session
 from entropix.decoding.state import ChunkEnd
-from entropix.generation import collect, generate, prepare, run
-from entropix.results import Result
+from entropix.generation import generate, prepare
 from entropix.tpu import hlo
 
 UNTIL = ChunkEnd(jnp.asarray(32, jnp.int32), jnp.asarray(32, jnp.int32))
 
-# Two key/value heads, which four and eight devices have twice and four times; all else is divided.
-MODEL = toy.model_of(n_heads=8, n_kv_heads=2, vocab_size=264, tied_embeddings=False)
-PROMPTS = [[1, 2, 3, 4, 5], [200, 7], [9] * 40, [8], [5, 6] * 35, [77, 78, 79], [250], [31, 4, 15, 9, 26]]
-LENGTH = 40  # tokens: more than a tail
-EVERYTHING = {"alternatives": 3, "head_entropies": True}
-
-# Of each sampler two sets of numbers, which one program serves. The toy has about 7.2 bits of entropy and 2.2 bits² of
-# varentropy, and the thresholds are such that every strategy has its turn.
-NUMBERS: dict[str, list[dict[str, Any]]] = {
-    "entropix": [
-        {"low_ent_thresh": 100.0, "low_vent_thresh": 100.0, "clarifier": "hm"},  # flow, which is greedy
-        {
-            "low_ent_thresh": 7.3, "low_vent_thresh": 1.9, "med_ent_thresh": 7.05, "high_ent_thresh": 7.1,
-            "high_vent_thresh": 2.2, "clarifier": "hm",
-        },
-    ],
-    "temperature": [{"temp": 0.05}, {"temp": 0.7}],
-}  # fmt: skip
-
-
-def answer(rows: Session, sampler: str, numbers: Mapping[str, Any]) -> list[Result]:
-    """The session's results for the first prompts, as many as it has rows."""
-    job = prepare(
-        rows._model,
-        PROMPTS[: len(rows.costs.row_passes_B)],
-        sampler=sampler,
-        sampler_config=numbers,
-        seed=5,
-        max_new_tokens=LENGTH,
-        chunk_length=7,
-        **EVERYTHING,
-    )
-    return collect(job, run(job, rows))
-
-
-@pytest.fixture(scope="module")
-def alone() -> dict[str, list[list[Result]]]:
-    """On a single device."""
-    results = {}
-    for sampler, both in NUMBERS.items():
-        rows = Session(MODEL, len(PROMPTS))
-        results[sampler] = [answer(rows, sampler, numbers) for numbers in both]
-    return results
-
-
 # ----- every mesh -------------------------------------------------------------------------------------------
 
 
-def test_the_rows_have_all_strategies(alone: dict[str, list[list[Result]]]) -> None:
+@pytest.fixture(scope="module")
+def answers() -> Answers:
+    """In a process of its own, whose sums do not depend on the processor."""
+    return apart.compute(mesh_answers.compute)
+
+
+def test_the_rows_have_all_strategies(answers: Answers) -> None:
     """Otherwise the next test would test little."""
     strategies = [
         {record["strategy"] for result in results[:3] for record in result.records}
-        for results in alone["entropix"]
+        for results in answers.alone["entropix"]
     ]
     assert strategies == [{"flow"}, {"clarify", "explore", "resample", "adaptive"}]
 
 
-# Three rows are not divided by four devices.
-@pytest.mark.parametrize(
-    ("shape", "n_rows", "sampler"),
-    [
-        ("data=2,model=4", 4, "entropix"),
-        ("model=8", 3, "entropix"),
-        ("data=4,model=2", 3, "temperature"),
-        ("data=8", 8, "temperature"),
-    ],
-)
+@pytest.mark.parametrize(("shape", "n_rows", "sampler"), MESHES)
 def test_tokens_and_records_on_a_mesh_are_those_of_one_device(
-    shape: str,
-    n_rows: int,
-    sampler: str,
-    alone: dict[str, list[list[Result]]],
-    caplog: pytest.LogCaptureFixture,
+    shape: str, n_rows: int, sampler: str, answers: Answers
 ) -> None:
     """Drawn ones and greedy ones, which are the first of a record's alternatives, of prompts of several lengths. Other
     numbers compile no step and no commit anew."""
-    rows = Session(meshes.on_mesh(MODEL, shape), n_rows)
-    compiled = []
-    for numbers, here in zip(NUMBERS[sampler], alone[sampler], strict=True):
-        caplog.clear()
-        with jax.log_compiles():
-            there = answer(rows, sampler, numbers)
+    results, compiled = answers.there[shape, n_rows, sampler]
+    for there, here in zip(results, answers.alone[sampler], strict=True):
         meshes.assert_same(there, here[:n_rows])
-        logged = " ".join(caplog.messages)
-        compiled.append([logged.count(f"Compiling jit({name})") for name in ("decode_chunk", "commit")])
     assert compiled == [[1, 1], [0, 0]]
 
 
