@@ -55,6 +55,15 @@ def write(path: str | Path, rows: Iterable[Row]) -> None:
         _write_parquet(temporary, columns)
 
 
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Columns, the first to the left and the others to the right."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return [
+        "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))])
+        for row in rows
+    ]
+
+
 def line(cells: Sequence[Any]) -> str:
     """The cells as a line of CSV."""
     written = io.StringIO()

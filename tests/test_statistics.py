@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from entropix.lab import lanes
 from entropix.lab.statistics import (
     Contrast,
     Interval,
     contrast,
     detectable,
+    halves,
     holm,
     items_needed,
     mean_interval,
@@ -155,6 +157,20 @@ def test_an_interval_of_a_share_stays_within_0_and_1() -> None:
     assert found.within(0, 1) == (found.mean, found.low, 1) and found.low is not None and found.low > 0
     assert Interval(-0.1, -0.3, 0.4).within(0, 1) == (-0.1, -0.1, 0.4)
     assert Interval(0.5, None, None).within(0, 1) == (0.5, None, None)
+
+
+def test_an_interval_need_not_reach_as_far_down_as_up() -> None:
+    """As drawn: Wilson's of one in four, and a share that ends at 1."""
+    from matplotlib.figure import Figure
+
+    found = [share_interval(1, 4), Interval(0.95, 0.3, 1.0)]
+    axes = Figure().subplots()
+    for lane, each in enumerate(found):
+        lanes.interval(axes, each, lane, is_filled=True)
+    for bar, each in zip(axes.containers, found, strict=True):
+        [segment] = bar[2][0].get_segments()
+        assert segment[:, 0] == pytest.approx([each.low, each.high])
+    assert halves(None) == halves(Interval(1.0, None, None)) == (0.0, 0.0)
 
 
 def test_measures_that_happen_to_be_0_or_1_are_no_shares() -> None:

@@ -18,12 +18,11 @@ from entropix.lab.plots import (
     Section,
     axis_title,
     bars,
-    is_apart,
     lanes,
     new_figure,
     plain,
 )
-from entropix.lab.statistics import Interval
+from entropix.lab.statistics import Interval, is_apart
 from entropix.report import looks
 
 _POINTS = 101  # of each entropy distribution

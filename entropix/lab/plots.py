@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from entropix.lab.experiments.summary import REPEATED
-from entropix.lab.statistics import Interval
+from entropix.lab.experiments.measures import REPEATED
+from entropix.lab.statistics import Interval, halves, is_apart
 from entropix.report import looks, shell
 from entropix.report.looks import Entry
 
@@ -59,9 +59,8 @@ def new_figure() -> "go.Figure":
 
 def bars(found: Sequence[Interval | None], color: str) -> dict[str, Any]:
     """plotly's error bars, up and down to the ends of each interval, nothing where there is none."""
-    above = [0.0 if each is None or each.high is None else each.high - each.mean for each in found]
-    below = [0.0 if each is None or each.low is None else each.mean - each.low for each in found]
-    ends = {"symmetric": False, "array": above, "arrayminus": below}
+    below, above = zip(*map(halves, found), strict=True) if found else ((), ())
+    ends = {"symmetric": False, "array": list(above), "arrayminus": list(below)}
     return {"type": "data", **ends, "color": color, "thickness": 1.5, "width": 3}
 
 
@@ -81,11 +80,6 @@ def add_difference(figure: Any, lane: int, found: Interval, hover: str) -> None:
 def from_zero(title: str) -> dict[str, Any]:
     """An axis of differences, with a line where there is none."""
     return {"title": title, "zeroline": True, "zerolinecolor": "var(--muted)"}
-
-
-def is_apart(change: Interval) -> bool:
-    """Whether the interval of a difference leaves zero out."""
-    return change.low is not None and change.high is not None and (change.low > 0 or change.high < 0)
 
 
 def lanes(labels: Sequence[str], below: Sequence[str] = ()) -> dict[str, Any]:

@@ -13,15 +13,15 @@ import numpy as np
 
 from entropix.lab.experiments.engine import Grid
 from entropix.lab.experiments.summary import Summary
-from entropix.lab.plots import MAPPED, UNITS, axis_title, is_apart
-from entropix.lab.statistics import Interval
+from entropix.lab.lanes import COLOR, MUTED, interval, lanes
+from entropix.lab.plots import MAPPED, UNITS, axis_title
+from entropix.lab.statistics import halves, is_apart
 from entropix.lab.sweep_figures import field_title, is_far, short, varied
 from entropix.report import figures, shell
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_COLOR, _MUTED = "#0068a3", "#888888"
 _PANEL = 2.4  # inches: the height of a panel over a number
 
 
@@ -60,36 +60,11 @@ def _means(axes: "Axes", measure: str, summaries: Sequence[Summary]) -> None:
 def _differences(axes: "Axes", measure: str, summaries: Sequence[Summary]) -> None:
     """Filled marks where the interval leaves zero out."""
     lanes(axes, [""] * len(summaries))
-    axes.axvline(0, color=_MUTED, linewidth=0.8)
+    axes.axvline(0, color=MUTED, linewidth=0.8)
     for row, found in enumerate(summaries[1:], start=1):
         change = found.differences[measure]
         interval(axes, change, row, is_filled=change is not None and is_apart(change))
     axes.set_xlabel(f"difference ({UNITS[measure]})")
-
-
-def lanes(axes: "Axes", labels: Sequence[str]) -> None:
-    """A lane for each, the first on top."""
-    axes.set_yticks(range(len(labels)), [label.replace("$", r"\$") for label in labels])
-    axes.set_ylim(len(labels) - 0.5, -0.5)
-    axes.tick_params(axis="y", length=0)
-    axes.spines["left"].set_visible(False)
-
-
-def interval(axes: "Axes", found: Interval | None, row: int, is_filled: bool) -> None:
-    """A mean with its interval in a lane."""
-    if found is None:
-        return
-    axes.errorbar(
-        [found.mean],
-        [row],
-        xerr=[[_half(found)]],
-        fmt="o",
-        markersize=4,
-        color=_COLOR,
-        markerfacecolor=_COLOR if is_filled else "white",
-        capsize=2,
-        linewidth=1,
-    )
 
 
 def _line(
@@ -105,10 +80,10 @@ def _line(
     axes.errorbar(
         steps if numeric else list(map(str, steps)),
         [math.nan if each is None else each.mean for each in found],
-        yerr=[_half(each) for each in found],
+        yerr=list(zip(*map(halves, found), strict=True)),
         fmt="o-",
         markersize=4,
-        color=_COLOR,
+        color=COLOR,
         capsize=2,
         linewidth=1,
     )
@@ -137,8 +112,3 @@ def _map(
     axes.set_yticks(np.arange(len(down)) + 0.5, list(map(str, down)))
     axes.set(xlabel=titles[1], ylabel=titles[0], title=axis_title(measure))
     axes.tick_params(length=0)
-
-
-def _half(found: Interval | None) -> float:
-    """Of an interval; nothing where there is none."""
-    return 0.0 if found is None or found.high is None else found.high - found.mean

@@ -4,8 +4,8 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from entropix.lab import plots
-from entropix.lab.experiments.summary import aligned
 from entropix.lab.statistics import Interval
+from entropix.tables import aligned
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

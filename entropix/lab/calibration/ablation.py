@@ -15,12 +15,11 @@ import jax.numpy as jnp
 from entropix.checkpoint.loading import Model
 from entropix.lab.calibration import objective
 from entropix.lab.calibration.objective import Asked, Figures
-from entropix.lab.experiments.summary import aligned
-from entropix.lab.plots import is_apart
-from entropix.lab.statistics import Contrast, contrast, holm
+from entropix.lab.statistics import Contrast, contrast, holm, is_apart
 from entropix.lab.telling import numbers
 from entropix.samplers import ResolvedSampler
 from entropix.samplers.entropix import THRESHOLDS, Strategy, act, choose
+from entropix.tables import aligned
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -160,18 +159,18 @@ def report(found: Ablation) -> Iterator[str]:
 
 def draw(found: Ablation) -> "Figure":
     """What each part brings, with intervals of 95 %."""
-    from entropix.lab import static_figures
+    from entropix.lab import lanes
     from entropix.report import figures
 
     figure = figures.new(1.2 + 0.35 * len(found.parts))
     sides = figure.subplots(1, 2)
     for axes, what in zip(sides, ("right", "coverage"), strict=True):
-        static_figures.lanes(axes, [part.name if axes is sides[0] else "" for part in found.parts])
-        axes.axvline(0, color="#888888", linewidth=0.8)
+        lanes.lanes(axes, [part.name if axes is sides[0] else "" for part in found.parts])
+        axes.axvline(0, color=lanes.MUTED, linewidth=0.8)
         for lane, part in enumerate(found.parts):
             one: Contrast | None = getattr(part, what)
             change = None if one is None else one.difference
-            static_figures.interval(axes, change, lane, is_filled=change is not None and is_apart(change))
+            lanes.interval(axes, change, lane, is_filled=change is not None and is_apart(change))
         axes.set_xlabel(f"{'right answers' if what == 'right' else what} that the part brings")
     return figure
 

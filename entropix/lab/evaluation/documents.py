@@ -9,8 +9,7 @@ from typing import Any, NamedTuple
 
 from entropix import generation, scoring, trace
 from entropix.checkpoint.loading import Model
-from entropix.lab.evaluation.policy import encoded
-from entropix.lab.evaluation.protocol import Asked, Protocol
+from entropix.lab.evaluation.protocol import Asked, Protocol, encoded
 from entropix.lab.experiments import running
 from entropix.lab.experiments.results import UNTIMED, Line
 from entropix.lab.tasks import Item

@@ -17,8 +17,7 @@ import numpy as np
 from entropix import generation, trace
 from entropix.checkpoint.loading import Model
 from entropix.lab.evaluation.forks_plan import ForksPlan
-from entropix.lab.evaluation.policy import encoded
-from entropix.lab.evaluation.protocol import Asked, Protocol
+from entropix.lab.evaluation.protocol import Asked, Protocol, encoded
 from entropix.lab.experiments import running
 from entropix.lab.experiments.results import UNTIMED, Line
 from entropix.lab.tasks import Item

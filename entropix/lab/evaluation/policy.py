@@ -15,8 +15,7 @@ from entropix import distributed, prompts, sharding
 from entropix.checkpoint.loading import Model
 from entropix.config import GenerateConfig
 from entropix.console import terminal
-from entropix.generation import encode_prompt
-from entropix.lab.evaluation.protocol import VOTES_APART, Arm, Asked, Protocol
+from entropix.lab.evaluation.protocol import VOTES_APART, Arm, Asked, Protocol, encoded
 from entropix.lab.experiments import engine, running
 from entropix.lab.experiments.engine import Grid
 from entropix.lab.experiments.results import Line
@@ -84,12 +83,6 @@ def _grid(model: Model, protocol: Protocol, arms: Sequence[Arm], max_rows: int) 
         groups=sharding.groups(model.mesh),
         most_tokens=[each.max_new_tokens for each, _ in asked],
     )
-
-
-def encoded(model: Model, protocol: Protocol, item: Item) -> list[int]:
-    """The token ids of an item. A conversation has its own beginning, and no system message before it."""
-    system = protocol.system if isinstance(item.prompt, str) else None
-    return encode_prompt(model, item.prompt, system=system)
 
 
 def _seeds(arm: Arm, seeds: Sequence[int]) -> dict[int, list[int]]:

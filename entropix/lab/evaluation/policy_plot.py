@@ -3,10 +3,9 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from entropix.lab import static_figures
+from entropix.lab import lanes
 from entropix.lab.evaluation.policy_figures import Declared, Figures
-from entropix.lab.plots import is_apart
-from entropix.lab.statistics import Interval
+from entropix.lab.statistics import Interval, is_apart
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -33,11 +32,11 @@ def draw(found: Figures) -> "Figure":
     places = figure.subplot_mosaic(layout, height_ratios=heights)
     for name, values in columns:
         axes: Any = places[name]
-        static_figures.lanes(axes, [arm.name if name == names[0] else "" for arm in arms])
+        lanes.lanes(axes, [arm.name if name == names[0] else "" for arm in arms])
         if values[0] is not None:
-            axes.axvline(values[0].mean, color="#888888", linewidth=0.8, linestyle=":")
+            axes.axvline(values[0].mean, color=lanes.MUTED, linewidth=0.8, linestyle=":")
         for lane, value in enumerate(values):
-            static_figures.interval(axes, value, lane, is_filled=True)
+            lanes.interval(axes, value, lane, is_filled=True)
         axes.set_xlabel(name)
     if declared:
         _differences(places["difference"], declared)
@@ -45,12 +44,12 @@ def draw(found: Figures) -> "Figure":
 
 
 def _differences(axes: Any, declared: Sequence[Declared]) -> None:
-    static_figures.lanes(axes, [f"{each.arm} − {each.minus}" for each in declared])
-    axes.axvline(0, color="#888888", linewidth=0.8)
+    lanes.lanes(axes, [f"{each.arm} − {each.minus}" for each in declared])
+    axes.axvline(0, color=lanes.MUTED, linewidth=0.8)
     for lane, each in enumerate(declared):
         assert each.found is not None
         if each.found.detectable is not None:
             ends = [-each.found.detectable, each.found.detectable]
             axes.plot(ends, [lane, lane], color="#dddddd", linewidth=7, solid_capstyle="butt", zorder=0)
-        static_figures.interval(axes, each.found.difference, lane, is_filled=is_apart(each.found.difference))
+        lanes.interval(axes, each.found.difference, lane, is_filled=is_apart(each.found.difference))
     axes.set_xlabel("difference of right answers")

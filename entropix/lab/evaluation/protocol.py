@@ -38,8 +38,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from entropix import config, files, samplers
+from entropix.checkpoint.loading import Model
 from entropix.config import MAX_INT32, BranchConfig, GenerateConfig
 from entropix.cot import plan
+from entropix.generation import encode_prompt
 from entropix.lab import tasks
 from entropix.lab.evaluation.forks_plan import ForksPlan
 from entropix.lab.evaluation.signal_plan import SignalPlan
@@ -162,6 +164,12 @@ def read(path: Path) -> Protocol:
     if protocol.contrasts and not any(each.task.is_closed for each in protocol.tasks):
         raise ValueError(f"{path}: contrasts are of right answers, but no task has any; add one or drop them")
     return protocol
+
+
+def encoded(model: Model, protocol: Protocol, item: Item) -> list[int]:
+    """The token ids of an item. A conversation has its own beginning, and no system message before it."""
+    system = protocol.system if isinstance(item.prompt, str) else None
+    return encode_prompt(model, item.prompt, system=system)
 
 
 def _tables(

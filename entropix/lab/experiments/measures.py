@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Hashable, Sequence
 
 Sequences = Sequence[Sequence[Hashable]]
+REPEATED = 4  # length of the n-grams whose repetition is counted
 BLEU_ORDER = 4  # longest n-gram of BLEU
 BLEU_FLOOR = 0.1  # what counts instead of no match at all
 

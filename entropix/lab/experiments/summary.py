@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from entropix import results
-from entropix.lab.experiments.measures import distinct, repetition, self_bleu
+from entropix.lab.experiments.measures import REPEATED, distinct, repetition, self_bleu
 from entropix.lab.experiments.results import Line
 from entropix.lab.statistics import Contrast, Interval, contrast, holm, mean_interval
+from entropix.tables import aligned
 
 if TYPE_CHECKING:
     from entropix.lab.experiments.engine import Variant
 
-REPEATED = 4  # length of the n-grams whose repetition is counted
 CUT_OFF = tuple(reason.name.lower() for reason in results.CUT_OFF)
 ALL_CUT_OFF = "all cut off"  # in place of an interval
 
@@ -310,12 +310,3 @@ def interval(found: Summary, name: str, first: Summary) -> str:
 def number(value: float | None, decimals: int = 3) -> str:
     """With so many decimals; a dash for none."""
     return "-" if value is None else f"{value:.{decimals}f}"
-
-
-def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Columns, the first to the left and the others to the right."""
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return [
-        "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))])
-        for row in rows
-    ]

@@ -9,7 +9,7 @@ are not independent, such as the positions of a document (Miller 2024, arXiv:241
 from entropix.lab.statistics.bootstrap import bootstrap, cluster_mean
 from entropix.lab.statistics.contrasts import Contrast, contrast, detectable, holm, items_needed
 from entropix.lab.statistics.distributions import TotalVariation, total_variation
-from entropix.lab.statistics.intervals import Interval, Numbers, mean_interval
+from entropix.lab.statistics.intervals import Interval, Numbers, halves, is_apart, mean_interval
 from entropix.lab.statistics.nested import Gain, bends, nested_gains
 from entropix.lab.statistics.prediction import auroc, auroc_difference, prr
 from entropix.lab.statistics.shares import PairedShares, paired_shares, share_interval
@@ -30,7 +30,9 @@ __all__ = [
     "cluster_mean",
     "contrast",
     "detectable",
+    "halves",
     "holm",
+    "is_apart",
     "items_needed",
     "mean_interval",
     "nested_gains",

@@ -26,6 +26,18 @@ class Interval(NamedTuple):
         return Interval(self.mean, *ends)
 
 
+def halves(found: Interval | None) -> tuple[float, float]:
+    """(below, above): how far an interval reaches from its mean, not always its middle; 0 where there is none."""
+    if found is None or found.low is None or found.high is None:
+        return 0.0, 0.0
+    return found.mean - found.low, found.high - found.mean
+
+
+def is_apart(change: Interval) -> bool:
+    """Whether the interval of a difference leaves zero out."""
+    return change.low is not None and change.high is not None and (change.low > 0 or change.high < 0)
+
+
 def mean_interval(values: Numbers) -> Interval | None:
     """The mean of the items that have a number, and Student's interval; None if none has."""
     there = present(values)
