@@ -104,11 +104,11 @@ def note(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def note_thinking(told: str, show: Show, which: str = "") -> None:
+def note_thinking(text: str, show: Show, which: str = "") -> None:
     """A dim line on stderr about thinking that is not shown, if there is any. which: what it begins with."""
-    if told:
+    if text:
         colors = coloring.color_system(show.color.when, sys.stderr, os.environ)
-        note(which + coloring.paint(told, Style(dim=True), colors))
+        note(which + coloring.paint(text, Style(dim=True), colors))
 
 
 def thinking_of(request: GenerationRequest, row: int) -> Thinking:

@@ -35,8 +35,9 @@ class Places(NamedTuple):
     rotation: tuple[Array, Array] | None  # cos and sin of `rope_table`; None in a layer without rotation
     slot_B: Array  # int32: recent slot of the first new token
     visible_BTS: Array  # bool: keys that each may see
-    position_BS: Array  # of each key
-    filled: tuple[Array, ...]  # how many slots of each part of the past are in use, at most; see `attention`
+    position_BS: Array | None  # of each key, where metrics are wanted
+    filled: tuple[Array, ...]
+    """How many slots of each part of the past are in use, at most, where scores are not wanted; see `attention`."""
 
 
 def forward(
@@ -98,8 +99,8 @@ def run_layers(
         rotation=rope_table(mask.query_BT, cfg),
         slot_B=mask.slot_B,
         visible_BTS=mask.visible_BTS,
-        position_BS=mask.position_BS,
-        filled=cache.max_lengths(),
+        position_BS=mask.position_BS if wanted == MEASURED else None,
+        filled=() if wanted == SCORED else cache.max_lengths(),
     )
     x_BTD = constrain(scaled(weights.embed_VD[tokens_BT], cfg.embedding_multiplier), DATA)
     recent_k, recent_v, seen = [], [], []
@@ -153,6 +154,7 @@ def transformer_layer(
             score_BNTS = score_BKGTS.reshape(len(x_BTD), cfg.n_heads, *score_BKGTS.shape[3:])
             found = constrain(score_BNTS, DATA, MODEL)
         elif wanted == MEASURED:
+            assert places.position_BS is not None
             output_BKGTH, found = attention.measured_attention(*keys, places.filled, places.position_BS)
         else:
             output_BKGTH = attention.blockwise_attention(*keys, places.filled)

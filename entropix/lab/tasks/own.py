@@ -2,6 +2,7 @@
 return is checked before anything is made of it."""
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -56,8 +57,8 @@ class OwnTask:
             raise self._wrong("items", "a list of Item", found)
         for item in found:
             self._check(item)
-        ids = [item.id for item in found]
-        if twice := next((name for name in ids if ids.count(name) > 1), None):
+        counts = Counter(item.id for item in found)
+        if twice := next((name for name, count in counts.items() if count > 1), None):
             raise ValueError(
                 f"{self.where}: items: two of them have the id {shown(twice)}; give each its own"
             )
