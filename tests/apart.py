@@ -1,7 +1,9 @@
-"""A process of its own in which products of matrices are added up in one order, whatever the processor.
+"""A process of its own that computes the same on every processor.
 
-jaxlib's CPU backend leaves products of several rows to a library that picks its kernels by the processor, so that the
-last bits of logits differ between machines; a low temperature magnifies them. Without it they are XLA's own.
+jaxlib's CPU backend leaves products of several rows to a library that picks its kernels by the processor, and begins an
+inverse square root with an instruction whose result each maker of processors may choose, so that the last bits of
+logits differ between machines; a low temperature magnifies them. Here products are added up in one order, and
+1/sqrt(x) is what its name says.
 """
 
 import multiprocessing
@@ -16,9 +18,9 @@ import jaxlib
 from entropix import backend
 
 # Only where the flag is known to be understood: XLA ends the process at one that it does not know.
-FLAGS = f" {backend.SUMS_FLAG}={backend.SUMS_VALUE},-individual_dot" * (
-    jaxlib.__version__ in backend.WRONG_SUMS
-)
+FLAGS = (
+    f" {backend.SUMS_FLAG}={backend.SUMS_VALUE},-individual_dot --xla_cpu_enable_platform_dependent_math=false"
+) * (jaxlib.__version__ in backend.WRONG_SUMS)
 
 
 def compute(function: Callable[..., Any], *args: Any) -> Any:
