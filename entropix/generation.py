@@ -10,7 +10,7 @@ from entropix.checkpoint.loading import Model, check_model
 from entropix.config import BATCH_ROWS, GenerateConfig
 from entropix.decoding import backtracking, branching
 from entropix.decoding.batching import ContinuousBatch
-from entropix.decoding.request import GenerationRequest, check_prompts
+from entropix.decoding.request import GenerationRequest, check_prompts, prompt_rows
 from entropix.decoding.session import Session
 from entropix.options import Options
 from entropix.prompts import Message, check_flag, listed, token_ids
@@ -72,16 +72,16 @@ def prepare(model: Model, prompts: Prompt | Sequence[Prompt], **given: Unpack[Op
         )
     _check_branching(cfg, chosen.rule)
     _check_backtracking(cfg, chosen.rule)
-    return GenerationRequest(
+    request = GenerationRequest(
         model=model,
-        prompt_ids=prompt_ids,
+        rows=prompt_rows(prompt_ids, cfg),
         sampler=chosen.on([*model.stop_ids, *model.tokenizer.special_tokens.values()]),
         sampler_config=chosen.numbers,
         config=cfg,
         sampler_source=chosen.source,
         preset=Path(chosen.label).name,
-        row_numbers=() if len(each) == 1 else tuple(one.numbers for one in each),
     )
+    return request if len(each) == 1 else request.with_each(numbers=[one.numbers for one in each])
 
 
 def _check_general(general: Mapping[str, Any]) -> None:

@@ -43,7 +43,7 @@ from entropix.decoding import loop
 from entropix.decoding.inputs import device_numbers
 from entropix.decoding.loop import RECENT_SLOTS
 from entropix.decoding.prefix_cache import PREFILL_WIDTHS, capacity_for
-from entropix.decoding.request import GenerationRequest
+from entropix.decoding.request import GenerationRequest, prompt_rows
 from entropix.decoding.session import Session
 from entropix.generation import encode_prompt
 from entropix.model import kv_cache, transformer
@@ -186,7 +186,7 @@ def chunk_case(
     prompts = [[1 + (row + i) % 200 for i in range(context + 1)] for row in range(batch)]
     cfg = GenerateConfig(max_new_tokens=budget, ignore_stop_tokens=True, chunk_length=STEPS)
     chosen = samplers.resolve(preset)
-    request = GenerationRequest(loaded, prompts, chosen.sampler, chosen.numbers, cfg)
+    request = GenerationRequest(loaded, prompt_rows(prompts, cfg), chosen.sampler, chosen.numbers, cfg)
     start = partial(session.start, request)
     return Case(name, STEPS * batch, session.advance, start, STEPS * tree_bytes(loaded.weights), ratio)
 

@@ -13,7 +13,7 @@ from entropix import samplers
 from entropix.config import BacktrackConfig, GenerateConfig
 from entropix.decoding import backtracking, loop
 from entropix.decoding.inputs import batch_inputs, device_numbers
-from entropix.decoding.request import GenerationRequest
+from entropix.decoding.request import GenerationRequest, PromptRow
 from entropix.decoding.session import Session
 from entropix.generation import collect, generate, prepare, run
 from entropix.results import FinishReason
@@ -42,7 +42,8 @@ def without_a_cache(
         jax.jit(sampler.step),
         jax.jit(lambda key, step: jax.random.fold_in(jax.random.fold_in(key, step), 0)),
     )
-    key = batch_inputs(GenerationRequest(MODEL, [prompt], sampler, cfg, GenerateConfig(seed=3))).key_B[0]
+    row = PromptRow(prompt, seed=3)
+    key = batch_inputs(GenerationRequest(MODEL, (row,), sampler, cfg, GenerateConfig())).key_B[0]
     text: list[int] = []
     injected: list[bool] = []
     states = [sampler.init(cfg, [prompt], MODEL.tokenizer.encode)]
@@ -169,7 +170,7 @@ def test_the_cache_is_that_of_the_text_that_is_left(monkeypatch: pytest.MonkeyPa
     assert cuts
     whole = [[*prompt, *result.token_ids, 0] for prompt, result in zip(PROMPTS, results, strict=True)]
     for one in (session, fresh):
-        one.start(dataclasses.replace(job, prompt_ids=whole, config=GenerateConfig(max_new_tokens=1)))
+        one.start(dataclasses.replace(job.with_each(ids=whole), config=GenerateConfig(max_new_tokens=1)))
     assert session._cache.tokens == fresh._cache.tokens
     for ours, theirs in zip(
         jax.tree.leaves(session._cache.kv), jax.tree.leaves(fresh._cache.kv), strict=True

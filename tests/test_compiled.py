@@ -12,7 +12,7 @@ import pytest
 from entropix import samplers
 from entropix.config import GenerateConfig
 from entropix.decoding import loop, prefix_cache
-from entropix.decoding.request import GenerationRequest
+from entropix.decoding.request import GenerationRequest, prompt_rows
 from entropix.decoding.session import Session
 from entropix.decoding.state import ChunkEnd
 from entropix.generation import generate
@@ -73,7 +73,10 @@ def test_growing_past_a_bucket_compiles_once_and_never_again(toy_model, monkeypa
 
 def lowered_chunk(model, prompts, shared=False):
     """The loop as `Session` runs it, and the cache it reads; in which all rows may share the first one's."""
-    request = GenerationRequest(model, prompts, samplers.get("entropix"), SamplerConfig(), GenerateConfig())
+    cfg = GenerateConfig()
+    request = GenerationRequest(
+        model, prompt_rows(prompts, cfg), samplers.get("entropix"), SamplerConfig(), cfg
+    )
     rows = Session(model, len(prompts))
     if shared:
         rows.share(prompts[0][:-1])

@@ -1,6 +1,5 @@
 """`entropix.evaluate` on the toy: what its folder holds, that nothing is lost, and what it refuses."""
 
-import dataclasses
 import json
 from collections import Counter
 from collections.abc import Callable
@@ -211,8 +210,8 @@ def test_a_quick_look_is_a_protocol_of_its_own(command: Command) -> None:
 def test_forced_tokens_can_leave_the_random_numbers_alone(toy_model: Model) -> None:
     request = generation.prepare(toy_model, [[1, 2, 3], [1, 2, 4]], sampler="temperature", occurrences=[0, 0])
     apart, alike = (
-        np.asarray(jax.random.key_data(inputs.batch_inputs(dataclasses.replace(request, unkeyed=n)).key_B))
-        for n in ((), (1, 1))
+        np.asarray(jax.random.key_data(inputs.batch_inputs(request.with_each(n_unkeyed=n)).key_B))
+        for n in ((0, 0), (1, 1))
     )
     assert not np.array_equal(apart[0], apart[1]) and np.array_equal(alike[0], alike[1])
 

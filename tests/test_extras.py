@@ -11,7 +11,7 @@ import toy
 from entropix import samplers
 from entropix.config import GenerateConfig
 from entropix.decoding import inputs, loop, sample_step
-from entropix.decoding.request import GenerationRequest
+from entropix.decoding.request import GenerationRequest, prompt_rows
 from entropix.decoding.state import Alternatives, ChunkEnd, DecodeState, Program, RecordOptions, StepRecord
 from entropix.generation import generate
 from entropix.metrics import Metrics
@@ -79,7 +79,8 @@ def test_a_vocabulary_smaller_than_the_alternatives_is_told_whole():
 def traced(model, extras: RecordOptions) -> tuple[StepRecord, str]:
     """(records, jaxpr) of a chunk; nothing is compiled."""
     cfg, numbers = model.config, samplers.resolve("top-p").numbers
-    request = GenerationRequest(model, [[1, 2], [3]], samplers.get("top-p"), numbers, GenerateConfig())
+    rows = prompt_rows([[1, 2], [3]], GenerateConfig())
+    request = GenerationRequest(model, rows, samplers.get("top-p"), numbers, GenerateConfig())
     recent = empty_recent(cfg, 2, 8, jnp.float32)
     arguments = (
         model.weights,

@@ -15,9 +15,10 @@ from entropix import generation, samplers
 from entropix.checkpoint.loading import Model
 from entropix.config import GenerateConfig
 from entropix.decoding.records import token_record
+from entropix.decoding.request import GenerationRequest, prompt_rows
 from entropix.decoding.sample_step import StepRecord
 from entropix.decoding.stream_text import StopStrings
-from entropix.generation import GenerationRequest, encode_prompt, prepare
+from entropix.generation import encode_prompt, prepare
 from entropix.metrics import Metrics
 from entropix.results import FinishReason, Result, TokenEvent, add
 from entropix.samplers import SampleInfo
@@ -223,8 +224,9 @@ def chunk(row: dict[str, float], other: float = 7.0) -> StepRecord:
 
 
 def job_of(model: Model) -> GenerationRequest:
+    cfg = GenerateConfig()
     return GenerationRequest(
-        model, [[1], [2]], samplers.SAMPLERS["entropix"], SamplerConfig(), GenerateConfig()
+        model, prompt_rows([[1], [2]], cfg), samplers.SAMPLERS["entropix"], SamplerConfig(), cfg
     )
 
 

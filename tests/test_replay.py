@@ -72,7 +72,8 @@ def conversation(model: Model, tmp_path_factory: pytest.TempPathFactory) -> Trac
         messages.append({"role": "assistant", "content": result.text})
         prompts.append(result.prompt_ids)
         results.append(result)
-    trace.write(path, dataclasses.replace(job, prompt_ids=prompts), results, turns=True)
+    whole = dataclasses.replace(job, rows=generation.prepare(model, prompts, seed=2).rows)
+    trace.write(path, whole, results, turns=True)
     return trace.read(path)
 
 

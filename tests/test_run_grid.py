@@ -192,7 +192,7 @@ def test_prompts_with_one_digest_draw_the_same_wherever_they_are(
     model: Model, grid_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Digests have 32 bits: two of 10,000 prompts have the same one in about one set of a hundred."""
-    monkeypatch.setattr(inputs, "_digests", lambda prompts: [7] * len(prompts))
+    monkeypatch.setattr(inputs, "_digest", lambda row: 7)
     whole = file.grid(file.read(grid_file), model)
     found = engine.answers(model, whole, engine.plan(whole)[0])
     lines = [line for lines, _ in found for line in lines if line["variant"] == "temperature temp=1.5"]

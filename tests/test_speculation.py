@@ -13,7 +13,7 @@ from entropix import samplers
 from entropix.checkpoint.loading import Model
 from entropix.config import NO_TOKEN, GenerateConfig
 from entropix.decoding import loop
-from entropix.decoding.request import GenerationRequest
+from entropix.decoding.request import GenerationRequest, prompt_rows
 from entropix.decoding.session import Session
 from entropix.decoding.speculation import lookup
 from entropix.generation import collect, generate, prepare, run
@@ -177,11 +177,8 @@ def test_a_conversation_goes_on_after_speculation() -> None:
         session = Session(MODEL, 1)
         text = list(PROMPTS[2])
         for turn in range(3):
-            session.start(
-                GenerationRequest(
-                    MODEL, [text], rule, cfg, GenerateConfig(max_new_tokens=37, speculate=n_draft)
-                )
-            )
+            wish = GenerateConfig(max_new_tokens=37, speculate=n_draft)
+            session.start(GenerationRequest(MODEL, prompt_rows([text], wish), rule, cfg, wish))
             while session.running:
                 records = session.advance()
                 text += records.token_B[records.live_B].tolist()

@@ -75,8 +75,8 @@ class Chat:
         if self.show.table is not None and self.turns:
             tables.write(self.show.table, tables.tokens([turn.result for turn in self.turns]))
         if self.show.trace is not None and self.turns:
-            prompt_ids = [turn.request.prompt_ids[0] for turn in self.turns]
-            whole = dataclasses.replace(self.turns[-1].request, prompt_ids=prompt_ids)
+            rows = tuple(row for turn in self.turns for row in turn.request.rows)
+            whole = dataclasses.replace(self.turns[-1].request, rows=rows)
             trace.write(self.show.trace, whole, [turn.result for turn in self.turns], turns=True)
 
     # ----- commands: each takes what follows its name, and raises a ValueError that says what is wrong --------

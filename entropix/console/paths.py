@@ -21,7 +21,6 @@ from entropix.console.thinking import told
 from entropix.cot import parallel, selection
 from entropix.cot.parallel import CotPath, CotResult
 from entropix.cot.plan import Plan
-from entropix.decoding import inputs
 from entropix.decoding.request import GenerationRequest
 from entropix.results import FinishReason, cut_off
 from entropix.trace import run_statistics
@@ -102,24 +101,12 @@ def _print(result: CotResult, row: int | None, show: Show) -> None:
 def write_trace(path: Path, results: Sequence[CotResult]) -> None:
     """Writes the trace of all paths, those of each prompt after those of the one before."""
     requests = [result.request for result in results]
-    prompt_ids = [ids for request in requests for ids in request.prompt_ids]
-    config = dataclasses.replace(
-        requests[0].config,
-        seeds=tuple(seed for request in requests for seed in request.config.seeds),
-        occurrences=(),
-    )
-    # A prompt that comes twice draws the same twice, where several rows of one request would not.
-    kept = [
-        number for request in requests for number in inputs.occurrences(request.prompt_ids, request.config)
-    ]
-    if kept != inputs.occurrences(prompt_ids, config) or requests[0].config.occurrences:
-        config = dataclasses.replace(config, occurrences=tuple(kept))
     paths: list[dict[str, Any]] = []
     for number, result in enumerate(results):
         paths += tree(result, number, len(paths))
     trace.write(
         path,
-        dataclasses.replace(requests[0], prompt_ids=prompt_ids, config=config),
+        dataclasses.replace(requests[0], rows=tuple(row for request in requests for row in request.rows)),
         [path.result for result in results for path in result.paths],
         selection=selection_header(results[0])
         | {"decided_early": any(result.decided_early for result in results)},

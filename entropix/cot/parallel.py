@@ -223,10 +223,8 @@ def _finished(found: PromptPaths, n_alternatives: int) -> CotResult:
         )
         for i, (state, path) in enumerate(zip(found.paths, seen, strict=True))
     ]
-    request = found.request.of_rows([0] * len(paths))
-    config = dataclasses.replace(
-        request.config, seeds=tuple(path.seed for path in paths), alternatives=n_alternatives
-    )
+    request = found.request.of_rows([0] * len(paths)).with_each(seed=[path.seed for path in paths])
+    config = dataclasses.replace(request.config, alternatives=n_alternatives)
     cut = any(state.result.finish == FinishReason.INTERRUPTED for state in found.paths)
     return CotResult(
         request=dataclasses.replace(request, config=config),

@@ -1,6 +1,5 @@
 """The paths of one prompt: where they part, what becomes of them, and what a selector looks at."""
 
-import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -10,9 +9,8 @@ import numpy as np
 from entropix.cot import answers, selection
 from entropix.cot.plan import EXPLORE, START, VOTE, Plan
 from entropix.cot.selection import Path
-from entropix.decoding import inputs
 from entropix.decoding.batching import Cost
-from entropix.decoding.request import GenerationRequest
+from entropix.decoding.request import GenerationRequest, PromptRow, occurrences
 from entropix.results import FinishReason, Result, TokenRecord
 
 CONFIDENCE_TOKENS = 20  # likeliest tokens whose log-probabilities make a token's confidence (Fu et al. 2025)
@@ -62,12 +60,16 @@ class PromptPaths:
     decided: bool = False  # the vote, before all paths had ended
 
     @property
+    def row(self) -> PromptRow:
+        return self.request.rows[0]
+
+    @property
     def prompt(self) -> list[int]:
-        return self.request.prompt_ids[0]
+        return self.row.ids
 
     @property
     def seed(self) -> int:
-        return self.request.config.seeds[0] if self.request.config.seeds else self.request.config.seed
+        return self.row.seed
 
     @property
     def forward_passes(self) -> int:
@@ -89,15 +91,12 @@ class PromptPaths:
     def request_of(self, branches: Sequence[Branch]) -> GenerationRequest:
         """The request that continues paths. Of one text and one seed a prompt's later paths draw otherwise."""
         texts = [[*self.prompt, *branch.ids] for branch in branches]
-        config = self.request.config
-        alone = dataclasses.replace(config, seeds=tuple(branch.seed for branch in branches), occurrences=())
-        base = config.occurrences[0] if config.occurrences else 0
-        counted = tuple(base + n for n in inputs.occurrences(texts, alone))
-        return dataclasses.replace(
-            self.request,
-            prompt_ids=texts,
-            config=dataclasses.replace(alone, occurrences=counted),
-            forced_prefix=tuple(len(branch.records) for branch in branches),
+        seeds = [branch.seed for branch in branches]
+        return self.request.of_rows([0] * len(branches)).with_each(
+            ids=texts,
+            seed=seeds,
+            occurrence=[self.row.occurrence + n for n in occurrences(texts, seeds)],
+            n_forced=[len(branch.records) for branch in branches],
         )
 
     def samples(self) -> list[Branch]:

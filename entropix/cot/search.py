@@ -4,7 +4,6 @@ A path is a row beside others: one that has ended makes room for the next, of it
 depends on its seed and its text, so that a path is the same whatever stands beside it.
 """
 
-import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -33,12 +32,16 @@ class Search:
 
     def __init__(self, request: GenerationRequest, plan: Plan, most_rows: int) -> None:
         """most_rows: of the batch, at least 1."""
-        n_prompts = len(request.prompt_ids)
+        n_prompts = len(request.rows)
         self.plan = plan
+        # A prompt that comes twice has the same paths twice, unless it was told to draw as a later one.
+        told = request.config.occurrences or [0] * n_prompts
+        request = request.with_each(occurrence=told)
         self.prompts = [PromptPaths(request.of_rows([i]), plan) for i in range(n_prompts)]
         n_rows = rows_of(request, most_rows, n_prompts * plan.paths)
-        nothing = dataclasses.replace(request, prompt_ids=[])
-        self._batch = ContinuousBatch(nothing, session=Session(request.model, n_rows, shrinks=True))
+        self._batch = ContinuousBatch(
+            request.of_rows([]), session=Session(request.model, n_rows, shrinks=True)
+        )
         self._rows: dict[int, _Row] = {}  # of answers that have not ended, by their number in the batch
         self._n_left = [0] * n_prompts  # such answers of each prompt
         for number, paths in enumerate(self.prompts):
@@ -105,8 +108,7 @@ class Search:
     def _read_first_token(self, number: int) -> None:
         """One step of the sampler tells the most likely tokens; what it draws is not used."""
         paths = self.prompts[number]
-        request = dataclasses.replace(paths.request, most_tokens=(1,))
-        [answer] = self._batch.add(request)
+        [answer] = self._batch.add(paths.request.with_each(most_tokens=[1]))
         first = PathState(Branch([], paths.seed), Result(paths.prompt))
         self._rows[answer] = _Row(number, first, tells_first=True)
         self._n_left[number] += 1

@@ -8,16 +8,15 @@ import dataclasses
 import math
 from collections import deque
 from collections.abc import Collection, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from entropix import sharding
 from entropix.config import BATCH_ROWS, GenerateConfig
-from entropix.decoding import inputs
 from entropix.decoding.prefix_cache import COPIED_TOKENS, common_prefix
 from entropix.decoding.records import token_record
-from entropix.decoding.request import GenerationRequest
+from entropix.decoding.request import GenerationRequest, PromptRow
 from entropix.decoding.session import Session
 from entropix.decoding.state import StepRecord
 from entropix.decoding.stream_text import RowText
@@ -47,12 +46,12 @@ class ContinuousBatch:
         self, request: GenerationRequest, most_rows: int = BATCH_ROWS, session: Session | None = None
     ) -> None:
         """most_rows: of the batch, at least 1. session: one whose cache is to be used, instead of a new one."""
-        n_prompts = len(request.prompt_ids)
+        n_prompts = len(request.rows)
         self._session = session or Session(request.model, rows_of(request, most_rows, n_prompts))
         self._n_rows = self._session.n_rows
         self._shrinks = self._session.shrinks or n_prompts >= _MANY * self._n_rows
         self._request = request
-        self._waiting: deque[_Prompt] = deque()
+        self._waiting: deque[_Waiting] = deque()
         self._answers: list[_Answer | None] = [None] * self._n_rows  # under way, by row
         self._n_added = self._n_computed = 0  # prompts; tokens of those that have ended
         self._earlier_passes = self._session.costs.n_passes
@@ -81,30 +80,18 @@ class ContinuousBatch:
     def add(self, request: GenerationRequest, next_up: bool = False) -> range:
         """Prompts that wait for a row, of a request that differs from the first in its prompts alone. Returns their
         numbers. next_up: they come before those that wait."""
-        prompts, cfg = request.prompt_ids, request.config
-        numbers = range(self._n_added, self._n_added + len(prompts))
+        numbers = range(self._n_added, self._n_added + len(request.rows))
         self._n_added = numbers.stop
-        none = (0,) * len(prompts)
-        added = map(
-            _Prompt,
-            numbers,
-            prompts,
-            inputs.seeds(prompts, cfg),
-            inputs.occurrences(prompts, cfg),
-            request.forced_prefix or none,
-            request.most_tokens or (cfg.max_new_tokens,) * len(prompts),
-            request.row_numbers or (None,) * len(prompts),
-            request.unkeyed or none,
-        )
+        added = [*map(_Waiting, numbers, request.rows)]
         if next_up:
-            self._waiting.extendleft(reversed([*added]))
+            self._waiting.extendleft(reversed(added))
         else:
             self._waiting.extend(added)
         return numbers
 
     def end(self, numbers: Collection[int]) -> None:
         """Ends these prompts without further events, whether they run or wait."""
-        self._waiting = deque(prompt for prompt in self._waiting if prompt.number not in numbers)
+        self._waiting = deque(one for one in self._waiting if one.number not in numbers)
         for row, answer in enumerate(self._answers):
             if answer is not None and answer.number in numbers:
                 self._note_end(row)
@@ -142,7 +129,7 @@ class ContinuousBatch:
         """Reads what all prompts begin with, such as worked examples, once for all of them, if it is much."""
         if not self._session.is_empty or self._n_rows == 1:
             return
-        prompts = [prompt.ids for prompt in self._waiting]
+        prompts = [one.row.ids for one in self._waiting]
         first, last = min(prompts), max(prompts)  # no others have less in common
         n = min(common_prefix(first, last), min(map(len, prompts)) - 1)
         if n >= (COPIED_TOKENS if first != last else 1):
@@ -150,16 +137,16 @@ class ContinuousBatch:
 
     def _seat(self, free: Sequence[int]) -> Iterator[TokenEvent]:
         """Gives rows that have ended the prompts that have waited longest."""
-        prompts = self._next(len(free))
-        rows = free[: len(prompts)]
-        self._session.refill(rows, self._request_of(prompts))
-        yield from self._open(rows, prompts)
+        seated = self._next(len(free))
+        rows = free[: len(seated)]
+        self._session.refill(rows, self._request_of(seated))
+        yield from self._open(rows, seated)
 
-    def _open(self, rows: Sequence[int], prompts: Sequence["_Prompt"]) -> Iterator[TokenEvent]:
+    def _open(self, rows: Sequence[int], seated: Sequence["_Waiting"]) -> Iterator[TokenEvent]:
         """The answers to these prompts begin; their first events are those of tokens that are given."""
-        for row, prompt in zip(rows, prompts, strict=True):
-            self._answers[row] = _Answer(prompt.number, RowText(self._request))
-        for row, prompt in zip(rows, prompts, strict=True):
+        for row, one in zip(rows, seated, strict=True):
+            self._answers[row] = _Answer(one.number, RowText(self._request))
+        for row, (_, prompt) in zip(rows, seated, strict=True):
             answer = self._answers[row]
             if prompt.n_forced and answer is not None and not answer.text.ended:
                 event = answer.open(prompt.ids[-prompt.n_forced :])
@@ -183,26 +170,13 @@ class ContinuousBatch:
         for row in ended:
             self._answers[row] = None
 
-    def _next(self, most: int) -> list["_Prompt"]:
+    def _next(self, most: int) -> list["_Waiting"]:
         """Those that have waited longest."""
         return [self._waiting.popleft() for _ in range(min(most, len(self._waiting)))]
 
-    def _request_of(self, prompts: Sequence["_Prompt"]) -> GenerationRequest:
+    def _request_of(self, seated: Sequence["_Waiting"]) -> GenerationRequest:
         """The request of these prompts alone."""
-        cfg = dataclasses.replace(
-            self._request.config,
-            seeds=tuple(prompt.seed for prompt in prompts),
-            occurrences=tuple(prompt.occurrence for prompt in prompts),
-        )
-        return dataclasses.replace(
-            self._request,
-            prompt_ids=[prompt.ids for prompt in prompts],
-            config=cfg,
-            forced_prefix=tuple(prompt.n_forced for prompt in prompts),
-            most_tokens=tuple(prompt.most for prompt in prompts),
-            row_numbers=tuple(prompt.numbers for prompt in prompts if prompt.numbers is not None),
-            unkeyed=tuple(prompt.n_unkeyed for prompt in prompts),
-        )
+        return dataclasses.replace(self._request, rows=tuple(one.row for one in seated))
 
     def _age(self) -> int:
         """Tokens of the answers under way, on average."""
@@ -221,17 +195,11 @@ def rows_of(request: GenerationRequest, most_rows: int, n_prompts: int) -> int:
     return groups * math.ceil(min(n_prompts, most_rows) / groups)
 
 
-class _Prompt(NamedTuple):
-    """One whose turn has not come."""
+class _Waiting(NamedTuple):
+    """A prompt whose turn has not come."""
 
     number: int
-    ids: list[int]
-    seed: int
-    occurrence: int
-    n_forced: int  # tokens at its end that are its answer's first ones
-    most: int  # tokens of its answer
-    numbers: Any  # of the sampler; None where all have the same
-    n_unkeyed: int  # tokens at its end that its random numbers do not depend on
+    row: PromptRow
 
 
 class _Answer:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import zlib
-from collections import Counter
 from collections.abc import Sequence
 from typing import Any, get_type_hints
 
@@ -10,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from entropix.config import NO_TOKEN, TRACED, GenerateConfig, fields_of_kind
+from entropix.config import NO_TOKEN, TRACED, fields_of_kind
 from entropix.decoding import backtracking, branching, loop
-from entropix.decoding.request import GenerationRequest
+from entropix.decoding.request import GenerationRequest, PromptRow
 from entropix.decoding.state import BatchInputs, RowState
 from entropix.results import FinishReason
 
@@ -21,11 +20,10 @@ _DTYPES: dict[type, Any] = {float: np.float32, int: np.int32, bool: np.bool_}
 
 def batch_inputs(request: GenerationRequest) -> BatchInputs:
     """What stays fixed while the batch is generated."""
-    prompts, cfg, model = request.prompt_ids, request.config, request.model
-    room = [model.config.context_length - len(prompt) for prompt in prompts]
-    most, none = request.most_tokens or [cfg.max_new_tokens] * len(prompts), [0] * len(prompts)
-    wanted = [n - n_forced for n, n_forced in zip(most, request.forced_prefix or none, strict=True)]
-    assert min(wanted) > 0, (request.forced_prefix, cfg.max_new_tokens)
+    rows, cfg, model = request.rows, request.config, request.model
+    room = [model.config.context_length - len(row.ids) for row in rows]
+    wanted = [(row.most_tokens or cfg.max_new_tokens) - row.n_forced for row in rows]
+    assert min(wanted) > 0, (wanted, cfg.max_new_tokens)
     reasons = [
         FinishReason.LENGTH if n <= left else FinishReason.CONTEXT
         for n, left in zip(wanted, room, strict=True)
@@ -33,8 +31,7 @@ def batch_inputs(request: GenerationRequest) -> BatchInputs:
     stop_ids = () if cfg.ignore_stop_tokens else model.stop_ids
     stop_E = np.full(1 << max(len(stop_ids) - 1, 7).bit_length(), NO_TOKEN, np.int32)
     stop_E[: len(stop_ids)] = stop_ids
-    keyed = [prompt[: len(prompt) - n] for prompt, n in zip(prompts, request.unkeyed or none, strict=True)]
-    of_key = (seeds(prompts, cfg), _digests(keyed), occurrences(prompts, cfg))
+    of_key = zip(*((row.seed, _digest(row), row.occurrence) for row in rows), strict=True)
     return BatchInputs(
         key_B=loop.row_keys(*(jnp.asarray(numbers, jnp.uint32) for numbers in of_key)),
         limit_B=jnp.asarray(list(map(min, wanted, room)), jnp.int32),
@@ -56,20 +53,8 @@ def first_rows(request: GenerationRequest) -> RowState:
         sampler=_first_states(request),
         branching=None if request.program.branching is None else branching.no_forks(batch),
         backtracks=backtracking.none_yet(batch) if backtracking.is_on(cfg.backtracking) else None,
-        numbers=stacked_numbers(request.row_numbers) if request.row_numbers else None,
+        numbers=stacked_numbers([row.numbers for row in request.rows]) if request.numbers_differ else None,
     )
-
-
-def occurrences(prompts: Sequence[Sequence[int]], cfg: GenerateConfig) -> Sequence[int]:
-    """How often each prompt came earlier with the same seed: repeated prompts draw from streams of their own."""
-    if cfg.occurrences:
-        return cfg.occurrences
-    seen: Counter[tuple[int, tuple[int, ...]]] = Counter()
-    found = []
-    for seed, prompt in zip(seeds(prompts, cfg), prompts, strict=True):
-        found.append(seen[seed, tuple(prompt)])
-        seen[seed, tuple(prompt)] += 1
-    return found
 
 
 def device_numbers(numbers: Any) -> Any:
@@ -87,11 +72,10 @@ def _as_arrays(numbers: Any) -> Any:
 
 def _first_states(request: GenerationRequest) -> Any:
     """The sampler's state of each row, which may be made of the row's own numbers."""
-    init, encode, prompts = request.sampler.init, request.model.tokenizer.encode, request.prompt_ids
-    if not request.row_numbers:
-        return init(request.sampler_config, prompts, encode)
-    pairs = zip(request.row_numbers, prompts, strict=True)
-    states = [init(numbers, [prompt], encode) for numbers, prompt in pairs]
+    init, encode = request.sampler.init, request.model.tokenizer.encode
+    if not request.numbers_differ:
+        return init(request.sampler_config, request.prompt_ids, encode)
+    states = [init(row.numbers, [row.ids], encode) for row in request.rows]
     return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *states)
 
 
@@ -100,10 +84,7 @@ def stacked_numbers(row_numbers: Sequence[Any]) -> Any:
     return jax.device_put(jax.tree.map(lambda *values: np.stack(values), *map(_as_arrays, row_numbers)))
 
 
-def seeds(prompts: Sequence[Sequence[int]], cfg: GenerateConfig) -> Sequence[int]:
-    """Of each prompt."""
-    return cfg.seeds or [cfg.seed] * len(prompts)
-
-
-def _digests(prompts: Sequence[Sequence[int]]) -> list[int]:
-    return [zlib.crc32(np.asarray(prompt, np.int32).tobytes()) for prompt in prompts]
+def _digest(row: PromptRow) -> int:
+    """Of the tokens that its random numbers depend on."""
+    keyed = row.ids[: len(row.ids) - row.n_unkeyed]
+    return zlib.crc32(np.asarray(keyed, np.int32).tobytes())

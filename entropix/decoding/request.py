@@ -1,9 +1,10 @@
 """One checked request, from the user's words to the device."""
 
 import dataclasses
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from entropix import own_metrics
 from entropix.checkpoint.loading import Model
@@ -14,26 +15,61 @@ from entropix.samplers import Sampler
 from entropix.samplers.rule_files import RuleFile
 
 
+class PromptRow(NamedTuple):
+    """A prompt with all that is its own; what all prompts share stands in the request."""
+
+    ids: list[int]
+    seed: int
+    occurrence: int = 0
+    """How often it came earlier with this seed: repeated prompts draw from streams of their own."""
+    most_tokens: int | None = None
+    """Tokens of its answer, where that is less than `max_new_tokens`."""
+    n_forced: int = 0
+    """How many tokens at its end are its answer's first ones, which nobody draws."""
+    n_unkeyed: int = 0
+    """How many tokens at its end its random numbers do not depend on."""
+    numbers: Any = None
+    """Of the sampler; they differ in those that are traced alone. None where all rows have the same."""
+
+
+def prompt_rows(prompts: Sequence[list[int]], cfg: GenerateConfig) -> tuple[PromptRow, ...]:
+    """Rows with the seeds and occurrences that the config names for each prompt, or implies."""
+    seeds = cfg.seeds or (cfg.seed,) * len(prompts)
+    counted = cfg.occurrences or occurrences(prompts, seeds)
+    return tuple(PromptRow(*one) for one in zip(prompts, seeds, counted, strict=True))
+
+
+def occurrences(prompts: Sequence[Sequence[int]], seeds: Sequence[int]) -> tuple[int, ...]:
+    """How often each prompt came earlier with the same seed."""
+    seen: Counter[tuple[int, tuple[int, ...]]] = Counter()
+    found = []
+    for one in zip(seeds, map(tuple, prompts), strict=True):
+        found.append(seen[one])
+        seen[one] += 1
+    return tuple(found)
+
+
 @dataclass(frozen=True)
 class GenerationRequest:
     """What to continue, by which rule, how far; checked, and nothing of it computed yet."""
 
     model: Model
-    prompt_ids: list[list[int]]
+    rows: tuple[PromptRow, ...]
     sampler: Sampler
-    sampler_config: Any  # the numbers of the sampler; of the first row where `row_numbers` has them for each
-    config: GenerateConfig
+    sampler_config: Any  # the numbers of the sampler; of the first row where each has its own
+    config: GenerateConfig  # `seeds` and `occurrences` as they were asked for; what counts are the rows'
     sampler_source: RuleFile | None = None  # of a rule in a file of somebody's own
     preset: str = ""  # how the rule with these numbers was called; "" for the rule's own name
-    forced_prefix: tuple[int, ...] = ()
-    """How many tokens at each prompt's end are its answer's first ones, which nobody draws; () for none anywhere."""
-    most_tokens: tuple[int, ...] = ()
-    """How many tokens each answer may have, where that is less than the `max_new_tokens` of all; () for no less."""
-    row_numbers: tuple[Any, ...] = ()
-    """The numbers of the sampler for each prompt, which differ in those that are traced alone; () for one set."""
 
-    unkeyed: tuple[int, ...] = ()
-    """How many tokens at each prompt's end its random numbers do not depend on; () for none anywhere."""
+    @property
+    def prompt_ids(self) -> list[list[int]]:
+        """Of each row."""
+        return [row.ids for row in self.rows]
+
+    @property
+    def numbers_differ(self) -> bool:
+        """Whether each row has numbers of its own."""
+        return any(row.numbers is not None for row in self.rows)
 
     @property
     def program(self) -> Program:
@@ -47,24 +83,17 @@ class GenerationRequest:
             branching=branching.plan(cfg.branching, self.sampler.strategies),
         )
 
-    def of_rows(self, rows: Sequence[int]) -> "GenerationRequest":
-        """The request of some of its rows, of which one may come several times, with what each has of its own."""
+    def of_rows(self, places: Sequence[int]) -> "GenerationRequest":
+        """The request of some of its rows, of which one may come several times."""
+        return dataclasses.replace(self, rows=tuple(self.rows[place] for place in places))
 
-        def chosen(column: tuple[Any, ...]) -> tuple[Any, ...]:
-            return tuple(column[row] for row in rows) if column else ()
-
-        cfg = dataclasses.replace(
-            self.config, seeds=chosen(self.config.seeds), occurrences=chosen(self.config.occurrences)
+    def with_each(self, **columns: Sequence[Any]) -> "GenerationRequest":
+        """The same with these fields of `PromptRow`, each with a value for every row."""
+        rows = tuple(
+            row._replace(**dict(zip(columns, values, strict=True)))
+            for row, *values in zip(self.rows, *columns.values(), strict=True)
         )
-        return dataclasses.replace(
-            self,
-            prompt_ids=[self.prompt_ids[row] for row in rows],
-            config=cfg,
-            forced_prefix=chosen(self.forced_prefix),
-            most_tokens=chosen(self.most_tokens),
-            row_numbers=chosen(self.row_numbers),
-            unkeyed=chosen(self.unkeyed),
-        )
+        return dataclasses.replace(self, rows=rows)
 
 
 def check_prompts(prompts: Sequence[Sequence[int]], cfg: ModelConfig) -> None:

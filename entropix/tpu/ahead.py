@@ -29,7 +29,7 @@ from entropix.decoding import loop
 from entropix.decoding.inputs import batch_inputs, device_numbers, first_rows
 from entropix.decoding.loop import RECENT_SLOTS
 from entropix.decoding.prefix_cache import PREFILL_WIDTHS, capacity_for
-from entropix.decoding.request import GenerationRequest
+from entropix.decoding.request import GenerationRequest, PromptRow
 from entropix.decoding.state import ChunkEnd, DecodeState
 from entropix.model import attention, kv_cache, weights
 
@@ -237,7 +237,7 @@ def _chunk_arguments(target: Target, recent: kv_cache.RecentKV) -> Callable[[Any
     stand_in = SimpleNamespace(config=target.model, stop_ids=(), tokenizer=encoder)
     request = GenerationRequest(
         model=cast(Model, stand_in),
-        prompt_ids=[[0]] * target.batch,
+        rows=(PromptRow([0], seed=0),) * target.batch,
         sampler=target.sampler.sampler,
         sampler_config=numbers,
         config=GenerateConfig(),

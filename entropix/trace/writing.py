@@ -17,7 +17,8 @@ from entropix import backend, distributed, own_metrics, sharding
 from entropix.checkpoint.hf_folder import read_config
 from entropix.checkpoint.loading import Model
 from entropix.checkpoint.tensors import DTYPES, stored_tensors
-from entropix.decoding.request import GenerationRequest
+from entropix.config import GenerateConfig
+from entropix.decoding.request import GenerationRequest, occurrences
 from entropix.files import check_writable, replacing
 from entropix.metric_labels import METRICS, Label
 from entropix.results import Result
@@ -123,10 +124,22 @@ def circumstances(model: Model) -> dict[str, Any]:
     }
 
 
+def _generation(request: GenerationRequest) -> GenerateConfig:
+    """The config, with the seeds and occurrences of the rows where it does not imply them."""
+    seeds = tuple(row.seed for row in request.rows)
+    counted = tuple(row.occurrence for row in request.rows)
+    implied = occurrences(request.prompt_ids, seeds)
+    return dataclasses.replace(
+        request.config,
+        seeds=() if {*seeds} <= {request.config.seed} else seeds,
+        occurrences=() if counted == implied else counted,
+    )
+
+
 def header(request: GenerationRequest, rows: str = BATCH) -> dict[str, Any]:
     """The first line of a request's trace."""
     own = own_metrics.registered()
-    if request.row_numbers:
+    if request.numbers_differ:
         raise ValueError(
             "a trace has one set of numbers, but here each row has its own; write one for each set"
         )
@@ -140,7 +153,7 @@ def header(request: GenerationRequest, rows: str = BATCH) -> dict[str, Any]:
         "strategies": list(request.sampler.strategies),
         "sampler_config": dataclasses.asdict(request.sampler_config),
         "sampler_source": None if request.sampler_source is None else request.sampler_source._asdict(),
-        "generation": dataclasses.asdict(request.config),
+        "generation": dataclasses.asdict(_generation(request)),
         "rows": rows,
         "prompts": [
             {"token_ids": ids, "text": request.model.tokenizer.decode(ids)} for ids in request.prompt_ids

@@ -4,7 +4,6 @@ A candidate answers every item with every seed. Items, seeds and with them the r
 candidates, so that they are compared item by item.
 """
 
-import dataclasses
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -96,9 +95,7 @@ def answer(
         occurrences=[0] * len(cells),
         max_new_tokens=max(one.task.max_new_tokens for one in asked),
     )
-    request = dataclasses.replace(
-        request, most_tokens=tuple(asked[i].task.max_new_tokens for _, i, _ in cells)
-    )
+    request = request.with_each(most_tokens=[asked[i].task.max_new_tokens for _, i, _ in cells])
     found: list[Any] = [[[None] * len(seeds) for _ in asked] for _ in candidates]
     texts: dict[int, list[str]] = {}
     strategies: dict[int, Counter[str]] = {}

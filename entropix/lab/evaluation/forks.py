@@ -8,7 +8,6 @@ chance, which says how many forks there are anyway.
 import random
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -103,7 +102,7 @@ def _greedy(
         alternatives=protocol.forks.tokens + len(model.stop_ids),
         occurrences=[0] * len(asked),
     )
-    request = replace(request, most_tokens=tuple(each.max_new_tokens for each, _ in asked))
+    request = request.with_each(most_tokens=[each.max_new_tokens for each, _ in asked])
     return generation.collect(request, generation.run(request, most_rows=max_rows))
 
 
@@ -173,7 +172,7 @@ def _rolled_out(
         seeds=list(range(plan.rollouts)) * plan.tokens,
         occurrences=[0] * n,
     )
-    request = replace(request, forced_prefix=(place.position + 1,) * n, unkeyed=(1,) * n)
+    request = request.with_each(n_forced=[place.position + 1] * n, n_unkeyed=[1] * n)
     rolled = generation.collect(request, generation.run(request, most_rows=max_rows))
     groups = list(_groups(rolled, plan.rollouts))
     return {

@@ -297,8 +297,9 @@ def _request(model: Model, grid: Grid, wanted: Sequence[Answer]) -> GenerationRe
         occurrences=[0] * len(wanted),
         **options,
     )
-    most = tuple(grid.most_tokens[cell.prompt] for _, cell in wanted) if grid.most_tokens else ()
-    return dataclasses.replace(request, most_tokens=most)
+    if not grid.most_tokens:
+        return request
+    return request.with_each(most_tokens=[grid.most_tokens[cell.prompt] for _, cell in wanted])
 
 
 class _Clock:
