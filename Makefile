@@ -19,7 +19,7 @@ unexport PROMPT
 run: $(VENV)/.run $(DEFAULT_MODEL)
 	@$(BIN)/python -m entropix.main --prompt="$$PROMPT_TEXT" $(ARGS)
 
-test: $(VENV)/.dev $(VENV)/.libtpu $(VENV)/.transformers $(DEFAULT_MODEL)
+test: $(VENV)/.dev $(VENV)/.libtpu $(VENV)/.transformers $(VENV)/.vocabularies $(DEFAULT_MODEL)
 	$(BIN)/python -m pytest -n auto --dist loadgroup --no-loadscope-reorder
 
 test-fast: $(VENV)/.dev $(VENV)/.libtpu
@@ -72,6 +72,12 @@ $(VENV)/.libtpu: constraints.txt | $(VENV)/.dev
 $(VENV)/.transformers: constraints.txt | $(VENV)/.dev
 	@echo "installing transformers and torch" >&2
 	@$(PIP_INSTALL) --no-deps --upgrade --target $(VENV)/transformers torch transformers sympy mpmath >&2
+	@touch $@
+
+# Packages that carry published vocabularies, which are compared with the libraries that they were written for.
+$(VENV)/.vocabularies: constraints.txt | $(VENV)/.dev
+	@echo "installing published vocabularies" >&2
+	@$(PIP_INSTALL) --no-deps --upgrade --target $(VENV)/vocabularies dashscope llama-models mistral-common >&2
 	@touch $@
 
 $(DEFAULT_MODEL): | $(VENV)/.run

@@ -66,7 +66,7 @@ def main(args: Sequence[str] | None = None, prog: str = _PROG) -> None:
 def _perform(flags: Flags) -> None:
     from entropix.checkpoint.convert import convert
     from entropix.checkpoint.convert.torch_folder import is_torch_folder
-    from entropix.checkpoint.tokenizer_files import read_vocabulary
+    from entropix.checkpoint.vocabulary.files import read_vocabulary
 
     source = flags.source
     if is_complete(source) and not is_torch_folder(source):

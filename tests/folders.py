@@ -10,7 +10,7 @@ from safetensors.numpy import load_file, save_file
 
 from entropix.checkpoint.hf_folder import read_config
 from entropix.checkpoint.tensors import tensor_shapes
-from entropix.checkpoint.tokenizer_files import CHAR_OF_BYTE
+from entropix.checkpoint.vocabulary.byte_level import CHAR_OF_BYTE
 from entropix.config import ModelConfig
 
 CONFIG: dict[str, Any] = {

@@ -11,7 +11,7 @@ import numpy as np
 import toy
 from gguf import GGMLQuantizationType as Kind
 
-from entropix.checkpoint.tokenizer_files import CHAR_OF_BYTE
+from entropix.checkpoint.vocabulary.byte_level import CHAR_OF_BYTE
 from entropix.config import ModelConfig
 
 Tensors = dict[str, np.ndarray]

@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from entropix.checkpoint.bpe import unreachable_tokens
+from entropix.checkpoint.vocabulary.bpe import unreachable_tokens
 
 
 def by_lowest_id(text: bytes, ranks: dict[bytes, int]) -> list[bytes]:

@@ -20,7 +20,7 @@ from entropix import PACKAGE_ROOT
 from entropix import download as command
 from entropix.checkpoint import download, hf_folder, load_weights
 from entropix.checkpoint.convert.tokenizer_json import TextEnds, write_tokenizer_json
-from entropix.checkpoint.tokenizer_files import read_vocabulary
+from entropix.checkpoint.vocabulary.files import read_vocabulary
 
 MEMBER = "toy_weights/toy.gguf"
 

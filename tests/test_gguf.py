@@ -17,7 +17,7 @@ from gguf.quants import dequantize
 from entropix import files
 from entropix.checkpoint import hf_folder, load_weights
 from entropix.checkpoint.convert import convert
-from entropix.checkpoint.tokenizer_files import read_vocabulary
+from entropix.checkpoint.vocabulary.files import read_vocabulary
 from entropix.config import ModelConfig, RopeScaling
 
 
@@ -204,7 +204,7 @@ def test_vocabulary_and_template_are_carried_over(tmp_path: Path) -> None:
     convert(foreign.toy_gguf(tmp_path), tmp_path / "out")
     vocabulary = read_vocabulary(tmp_path / "out")
     assert vocabulary.special == {"<|im_start|>": 257, "<|im_end|>": 258}
-    assert vocabulary.ranks[b"ab"] == 256
+    assert vocabulary.plain.ranks[b"ab"] == 256
     tokenizer_config = files.read_json(tmp_path / "out" / "tokenizer_config.json")
     assert tokenizer_config["chat_template"] == foreign.TEMPLATE
     assert (tokenizer_config["bos_token"], tokenizer_config["eos_token"]) == ("<|im_start|>", "<|im_end|>")

@@ -16,7 +16,7 @@ from entropix import convert as convert_command
 from entropix import files
 from entropix.checkpoint import hf_folder, load_weights
 from entropix.checkpoint.convert import convert, folder, meta
-from entropix.checkpoint.tokenizer_files import read_vocabulary
+from entropix.checkpoint.vocabulary.files import read_vocabulary
 from entropix.config import ModelConfig, RopeScaling
 
 

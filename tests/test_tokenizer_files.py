@@ -11,8 +11,8 @@ from tokenizers import Tokenizer as Reference
 from vocabularies import BYTES, edit, written
 
 from entropix.checkpoint.convert.tokenizer_json import TextEnds, write_tokenizer_json
-from entropix.checkpoint.patterns import GPT2_PATTERN, LLAMA3_PATTERN, SMOLLM_PATTERN
-from entropix.checkpoint.tokenizer_files import read_tokenizer_json, read_tokenizer_model, read_vocabulary
+from entropix.checkpoint.vocabulary.files import read_tokenizer_json, read_tokenizer_model, read_vocabulary
+from entropix.checkpoint.vocabulary.patterns import GPT2_PATTERN, LLAMA3_PATTERN, SMOLLM_PATTERN
 
 BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
 
@@ -50,17 +50,15 @@ def test_llama3_special_tokens_follow_the_ranks_as_published(tmp_path: Path) -> 
     vocabulary = read_tokenizer_model(tmp_path / "tokenizer.model")
     assert len(vocabulary.special) == 256
     assert {name: i - 3 for name, i in vocabulary.special.items() if name in published} == published
-    assert vocabulary.ranks == {b"a": 0, b"b": 1, b"ab": 2}
+    assert vocabulary.plain.ranks == {b"a": 0, b"b": 1, b"ab": 2}
     assert vocabulary.texts[2] == b"ab"
     assert vocabulary.texts[3 + 9] == b"<|eot_id|>"
     assert vocabulary.bos_ids == (3,)
-    assert vocabulary.pattern == LLAMA3_PATTERN
+    assert vocabulary.plain.pattern == LLAMA3_PATTERN
 
 
-def test_a_sentencepiece_model_is_refused_as_such(tmp_path: Path) -> None:
-    (tmp_path / "tokenizer.model").write_bytes(
-        b"\n\x0e\n\x05<unk>\x15\x00\x00\x00\x00\x18\x02\n\x0c\n\x03<s>"
-    )
+def test_a_model_of_neither_kind_is_refused_as_such(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.model").write_bytes(b"PK\x03\x04 an archive\n")
     with pytest.raises(ValueError, match=r"tokenizer\.model: line 1 .* SentencePiece .* is refused"):
         read_vocabulary(tmp_path)
 
@@ -97,7 +95,6 @@ def test_a_folder_without_a_tokenizer_says_what_is_missing(tmp_path: Path) -> No
     ("changes", "reason"),
     [
         ({"model": {"type": "Unigram"}}, "its model is Unigram, not BPE"),
-        ({"model": {"byte_fallback": True}}, r"a SentencePiece vocabulary \(byte_fallback\)"),
         ({"model": {"dropout": 0.1}}, r"its model has dropout 0\.1"),
         ({"model": {"continuing_subword_prefix": "##"}}, "its model has continuing_subword_prefix '##'"),
         ({"model": {"end_of_word_suffix": "</w>"}}, "its model has end_of_word_suffix '</w>'"),
@@ -111,7 +108,7 @@ def test_a_folder_without_a_tokenizer_says_what_is_missing(tmp_path: Path) -> No
         ),
         (
             {"normalizer": {"type": "Precompiled", "precompiled_charsmap": "A" * 9000}},
-            r"AAA\.\.\.\. tiktoken",
+            r"AAA\.\.\.\. entropix",
         ),
         ({"decoder": None}, "its decoder is null, not ByteLevel"),
         ({"decoder": {"type": "Metaspace"}}, 'its decoder is {"type": "Metaspace"}, not ByteLevel'),
@@ -189,17 +186,17 @@ def test_a_vocabulary_that_tiktoken_would_merge_otherwise_is_refused(tmp_path: P
     written(tmp_path, ["a b", "ab c"])
     edit(tmp_path, model={"ignore_merges": True, "merges": ["a b"]})
     with pytest.raises(
-        ValueError, match=r"tiktoken would join b'ab' and b'c', which is no listed merge\. tiktoken"
+        ValueError, match=r"tiktoken would join b'ab' and b'c', which is no listed merge\. entropix"
     ):
         read_vocabulary(tmp_path)
 
 
 def test_a_token_that_no_merge_makes_is_given_out_only_where_merges_are_ignored(tmp_path: Path) -> None:
     written(tmp_path, ["b c", "a b", "c d", "ab cd"])
-    assert b"abcd" not in read_vocabulary(tmp_path).ranks
+    assert b"abcd" not in read_vocabulary(tmp_path).plain.ranks
     assert read_vocabulary(tmp_path).texts[259] == b"abcd"
     edit(tmp_path, model={"ignore_merges": True})
-    assert read_vocabulary(tmp_path).ranks[b"abcd"] == 259
+    assert read_vocabulary(tmp_path).plain.ranks[b"abcd"] == 259
 
 
 # ----- tokenizer.json: what is read -----------------------------------------------------------------------
@@ -209,7 +206,7 @@ def test_a_token_that_no_merge_makes_is_given_out_only_where_merges_are_ignored(
     ("pre", "pattern"), [("gpt-2", GPT2_PATTERN), ("smollm", SMOLLM_PATTERN), ("llama-bpe", LLAMA3_PATTERN)]
 )
 def test_each_pre_tokenizer_has_its_pattern(tmp_path: Path, pre: str, pattern: str) -> None:
-    assert read_vocabulary(written(tmp_path, pre=pre)).pattern.startswith(pattern)
+    assert read_vocabulary(written(tmp_path, pre=pre)).plain.pattern.startswith(pattern)
 
 
 def test_byte_level_without_use_regex_means_gpt2(tmp_path: Path) -> None:
@@ -217,7 +214,7 @@ def test_byte_level_without_use_regex_means_gpt2(tmp_path: Path) -> None:
         written(tmp_path),
         pre_tokenizer={"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True},
     )
-    assert read_vocabulary(tmp_path).pattern == GPT2_PATTERN
+    assert read_vocabulary(tmp_path).plain.pattern == GPT2_PATTERN
 
 
 def test_merges_may_be_written_as_pairs(tmp_path: Path) -> None:
@@ -260,7 +257,7 @@ def test_what_is_written_reads_the_same_here_and_in_the_tokenizers_library(tmp_p
     assert vocabulary.added == {"[INST]": 260}
     assert vocabulary.bos_ids == (0,)
     assert 258 not in vocabulary.texts
-    assert vocabulary.ranks[b" ab"] == 261
+    assert vocabulary.plain.ranks[b" ab"] == 261
     assert reference.get_vocab() == {token: i for i, token in enumerate(tokens) if i != 258}
     ids = reference.encode("<|begin|>x ab[INST] a<|end|>").ids
     x, a_alone = tokens.index("x"), 257

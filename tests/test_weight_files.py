@@ -12,7 +12,7 @@ from safetensors.numpy import save_file
 from entropix.checkpoint import tensors
 from entropix.checkpoint.convert import convert
 from entropix.checkpoint.convert.pth_file import read_pth
-from entropix.checkpoint.tokenizer_files import read_vocabulary
+from entropix.checkpoint.vocabulary.files import read_vocabulary
 from entropix.checkpoint.weight_files import check_file
 
 POINTER = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 4400000000\n"

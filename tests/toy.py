@@ -8,11 +8,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tiktoken
 
 from entropix import metrics
 from entropix.checkpoint.loading import Model
 from entropix.checkpoint.tokenizer import Tokenizer
+from entropix.checkpoint.vocabulary.byte_level import BytePairs
 from entropix.config import ModelConfig, RopeScaling
 from entropix.metrics import AttentionScores, Metrics
 from entropix.model import kv_cache, transformer, weights
@@ -64,7 +64,7 @@ class ByteTokenizer(Tokenizer):
         ranks = {bytes([byte]): byte for byte in range(256)}
         special = {"<|begin|>": 256, "<|im_start|>": 257, "<|im_end|>": 258}
         super().__init__(
-            encoding=tiktoken.Encoding("bytes", pat_str=r"\s|\S", mergeable_ranks=ranks, special_tokens={}),
+            encoder=BytePairs(r"\s|\S", ranks).encoder("bytes"),
             texts=(*ranks, *(name.encode() for name in special)),
             special_tokens=special,
             added_tokens={},

@@ -12,7 +12,8 @@ from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, tra
 from tokenizers import Tokenizer as Reference
 
 from entropix.checkpoint.convert.tokenizer_json import TextEnds, write_tokenizer_json
-from entropix.checkpoint.tokenizer_files import CHAR_OF_BYTE, LLAMA3_PATTERN
+from entropix.checkpoint.vocabulary.byte_level import CHAR_OF_BYTE
+from entropix.checkpoint.vocabulary.patterns import LLAMA3_PATTERN
 
 BYTES = [CHAR_OF_BYTE[byte] for byte in range(256)]
 SPECIAL = ["<|begin|>", "<|end|>", "<|end|>of"]

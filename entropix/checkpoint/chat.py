@@ -248,10 +248,11 @@ def encode_chat(
                 "id; give the tokenizer's files their token, or take a template of this model (--chat-template)"
             )
     ids: list[int] = []
-    for _, piece in tokenizer.pieces(rendered, allow_special=True):
-        ids.extend(
-            [piece] if isinstance(piece, int) else tokenizer.encode(piece.translate(originals), plain=names)
-        )
+    for start, piece in tokenizer.pieces(rendered, allow_special=True):
+        if isinstance(piece, int):
+            ids.append(piece)
+        else:
+            ids.extend(tokenizer.encode(piece.translate(originals), plain=names, start=start))
     return _some(ids)
 
 

@@ -160,7 +160,7 @@ def download_repository(
     from entropix.checkpoint.convert.folder import check_destination, partial_folder, replace_folder
     from entropix.checkpoint.hf_folder import CONFIG, TEMPLATES, VOCABULARY, read_config
     from entropix.checkpoint.tensors import check
-    from entropix.checkpoint.tokenizer_files import read_vocabulary
+    from entropix.checkpoint.vocabulary.files import read_vocabulary
 
     check_destination(destination, force)
     partial = partial_folder(destination)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from entropix.checkpoint import values
-from entropix.checkpoint.patterns import refusal
+from entropix.checkpoint.values import refusal
 from entropix.files import is_there, read_json
 
 # The tokens that templates may name.

@@ -1,4 +1,4 @@
-"""Text to token ids and back, exactly as the checkpoint was trained, by tiktoken."""
+"""Text to token ids and back, exactly as the checkpoint was trained."""
 
 import codecs
 import re
@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-import tiktoken
-
 from entropix.checkpoint import values
 from entropix.checkpoint.special_tokens import SpecialTokens, read_special_tokens
-from entropix.checkpoint.tokenizer_files import Vocabulary, read_vocabulary
+from entropix.checkpoint.vocabulary.contents import Encoder, Vocabulary
+from entropix.checkpoint.vocabulary.files import read_vocabulary
 from entropix.prompts import token_ids
 
 # What an id without a token decodes to: models often have more rows in their embedding than there are tokens.
@@ -27,7 +26,7 @@ class Tokenizer:
     """A tokenizer; made by `load_tokenizer`.
 
     Attributes:
-        encoding: tiktoken's encoding of plain text, without any special token.
+        encoder: what makes ids of plain text, without any special token.
         texts: the bytes of every id; `REPLACEMENT` where an id has none.
         special_tokens: control tokens by name. Text becomes one only where `allow_special` is given.
         added_tokens: further tokens that text always becomes wherever it contains them.
@@ -38,9 +37,10 @@ class Tokenizer:
         ending: why the checkpoint would end every raw prompt with a token; "" where it does not.
         nfc: whether text is put into Unicode's normal form C before it is cut, as Qwen's is.
         late_tokens: names of special and added tokens that are looked for only in the normalised text.
+        begins_with_space: whether a text is encoded with a space before it, as SentencePiece does.
     """
 
-    encoding: tiktoken.Encoding
+    encoder: Encoder
     texts: tuple[bytes, ...]
     special_tokens: dict[str, int]
     added_tokens: dict[str, int]
@@ -51,6 +51,7 @@ class Tokenizer:
     ending: str = ""
     nfc: bool = False
     late_tokens: frozenset[str] = frozenset()
+    begins_with_space: bool = False
 
     @property
     def vocab_size(self) -> int:
@@ -86,22 +87,23 @@ class Tokenizer:
         return tuple(ids[: len(self.bos_ids)]) == self.bos_ids
 
     def encode(
-        self, text: str, allow_special: bool = False, plain: Collection[str] = frozenset()
+        self, text: str, allow_special: bool = False, plain: Collection[str] = frozenset(), start: int = 0
     ) -> list[int]:
         """The ids of `text`. The names of special tokens are plain text in it unless `allow_special`, those in `plain`
-        even so, and even where they are added tokens.
+        even so, and even where they are added tokens. start: where it begins in a longer text, whose other parts are
+        encoded apart.
 
         Raises:
             ValueError: a character, named with its position, has no tokens, since it contains one of
                 `missing_bytes` or is half of one in text that was not UTF-8; or white space without end.
         """
         ids: list[int] = []
-        for start, piece in self.pieces(text, allow_special, plain):
+        for at, piece in self.pieces(text, allow_special, plain):
             if isinstance(piece, int):
                 ids.append(piece)
             else:
-                self.check(piece, start)
-                ids.extend(self._encode_ordinary(piece))
+                self.check(piece, at)
+                ids.extend(self.encoder(piece, start + at == 0))
         return ids
 
     def pieces(
@@ -140,8 +142,15 @@ class Tokenizer:
         return self.texts[token_id] if 0 <= token_id < len(self.texts) else REPLACEMENT
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of `ids`, special tokens by their names; bytes that are no UTF-8 become U+FFFD."""
+        """The text of `ids`, special tokens by their names; bytes that are no UTF-8 become U+FFFD. The space that
+        `begins_with_space` puts before a text is there: the ids of an answer's tokens, which have no beginning, keep
+        theirs. `decode_text` leaves it out."""
         return b"".join(self.token_bytes(i) for i in ids).decode("utf-8", errors="replace")
+
+    def decode_text(self, ids: Iterable[int]) -> str:
+        """The text whose ids these are: what `encode` makes of it, made undone."""
+        text = self.decode(ids)
+        return text[1:] if self.begins_with_space and text.startswith(" ") else text
 
     def stream_decoder(self) -> "StreamDecoder":
         """A decoder that takes one token after the other."""
@@ -169,18 +178,6 @@ class Tokenizer:
                     f"the text has {longest} white space characters in a row; at most {LONGEST_WHITE_SPACE} "
                     "can be tokenised"
                 )
-
-    def _encode_ordinary(self, piece: str) -> list[int]:
-        try:
-            return self.encoding.encode_ordinary(piece)
-        except BaseException as error:
-            # What tiktoken's Rust gives up on is no Exception: an expression from a file may try too many ways.
-            if type(error).__name__ != "PanicException":
-                raise
-            raise ValueError(
-                f"the regular expression that cuts this model's texts into pieces gave up on a piece of {len(piece)} "
-                f"characters ({str(error)[:100]})"
-            ) from None
 
     @cached_property
     def _names(self) -> re.Pattern[str]:
@@ -219,36 +216,29 @@ class StreamDecoder:
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
-    """The tokenizer of a checkpoint folder: `tokenizer.json`, else Llama 3's `tokenizer.model`.
+    """The tokenizer of a checkpoint folder: `tokenizer.json`, else `tokenizer.model`.
 
     Where a smaller file (`special_tokens`) has `bos_token` and `add_bos_token`, they overrule the tokenizer file.
 
     Raises:
-        ValueError: there is none, it cannot be read, or tiktoken could not give exactly its ids.
+        ValueError: there is none, it cannot be read, or its ids would not be exactly those of the original.
     """
     vocabulary, small = read_vocabulary(folder), read_special_tokens(folder)
     bos_id, bos_ids = _beginning(vocabulary, small, folder)
-    try:
-        encoding = tiktoken.Encoding(
-            str(folder), pat_str=vocabulary.pattern, mergeable_ranks=vocabulary.ranks, special_tokens={}
-        )
-    except ValueError as error:
-        raise ValueError(
-            f"{folder}: tiktoken does not accept the pattern of its pre-tokenizer ({error})"
-        ) from None
     ids = range(max(vocabulary.texts) + 1)
     return Tokenizer(
-        encoding=encoding,
+        encoder=vocabulary.plain.encoder(str(folder)),
         texts=tuple(vocabulary.texts.get(i, REPLACEMENT) for i in ids),
         special_tokens=vocabulary.special,
         added_tokens=vocabulary.added,
-        missing_bytes=frozenset(b for b in range(256) if bytes([b]) not in vocabulary.ranks),
+        missing_bytes=vocabulary.plain.missing_bytes,
         bos_id=bos_id,
         bos_ids=bos_ids,
         missing_ids=tuple(i for i in ids if i not in vocabulary.texts),
         ending=_ending(vocabulary, small, folder),
         nfc=vocabulary.nfc,
         late_tokens=vocabulary.late,
+        begins_with_space=vocabulary.begins_with_space,
     )
 
 

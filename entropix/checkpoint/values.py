@@ -33,6 +33,13 @@ def as_json(value: Any) -> str:
     return text if len(text) <= 200 else f"{text[:200]}..."
 
 
+def refusal(path: Path, why: str) -> ValueError:
+    """The error of a tokenizer whose ids would not be reproduced."""
+    return ValueError(
+        f"{path}: {why}. entropix would not give exactly the ids of this tokenizer, so this checkpoint is refused"
+    )
+
+
 def wrong(where: str | Path, key: str, expected: str, value: Any) -> ValueError:
     """The error of a value that is not as expected."""
     return ValueError(f"{where}: {key} must be {expected}, got {shown(value)}")

@@ -12,7 +12,7 @@ from entropix.model.kv_cache import KVCache, RecentKV
 
 PREFILL_WIDTHS = (8, 64, 128, 512)  # tokens in one prefill call; each compiles once for each capacity
 MIN_CAPACITY = 256  # slots; `capacity_for` has the sizes to which they grow with the text
-_HALF_STEPS = 1024  # slots, from which on a size between two doublings is worth a program
+_STEPS = ((1024, 2), (2048, 4))  # (slots, steps): from so many slots on, a doubling is worth so many steps
 # Tokens that a new text has in common with a row: if so many or all, they are copied and not computed.
 COPIED_TOKENS = 64
 
@@ -176,16 +176,17 @@ class PrefixCache:
 
 
 def capacity_for(slots: int) -> int:
-    """The size of a cache with so many slots: doublings of `MIN_CAPACITY` and, of long ones, half steps between them
-    (1,024, 1,536, 2,048, 3,072, ...). Every size is a program, and a step computes empty slots as well as filled ones.
+    """The size of a cache with so many slots: doublings of `MIN_CAPACITY`, in two steps from 1,024 on, in four from
+    2,048 on (1,024, 1,536, 2,048, 2,560, ...). Every size is a program, and a step computes empty slots as well as
+    filled ones.
     """
     capacity = MIN_CAPACITY
-    while capacity < slots:
-        half_step = capacity + capacity // 2
-        if half_step >= slots and capacity >= _HALF_STEPS:
-            return half_step
+    while 2 * capacity < slots:
         capacity *= 2
-    return capacity
+    if slots <= capacity:
+        return capacity
+    step = capacity // max((n for start, n in _STEPS if capacity >= start), default=1)
+    return capacity + step * -(-(slots - capacity) // step)
 
 
 def _prefill_widths(pending: int) -> list[int]:

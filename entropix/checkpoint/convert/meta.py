@@ -16,7 +16,7 @@ from entropix.checkpoint.convert.pth_file import read_pth
 from entropix.checkpoint.convert.values import Values, named, shown
 from entropix.checkpoint.hf_folder import END_TOKENS
 from entropix.checkpoint.tensors import DTYPES, EMBED, FINAL_NORM, UNEMBED, listed, tensor_shapes
-from entropix.checkpoint.tokenizer_files import read_tokenizer_model
+from entropix.checkpoint.vocabulary.files import read_tokenizer_model
 from entropix.checkpoint.weight_files import check_file
 from entropix.config import ModelConfig, RopeScaling
 from entropix.files import read_json

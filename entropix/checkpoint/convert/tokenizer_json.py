@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from entropix.checkpoint.patterns import LLAMA3_PATTERN, QWEN2_PATTERN
+from entropix.checkpoint.vocabulary.patterns import LLAMA3_PATTERN, QWEN2_PATTERN
 
 
 class _Pre(NamedTuple):

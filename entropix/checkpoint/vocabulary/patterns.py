@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from entropix.checkpoint import values
+from entropix.checkpoint.values import refusal
 
 # GPT-2's published pattern. `tokenizers` applies the same one in its ByteLevel step.
 GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
@@ -27,13 +28,6 @@ _ESCAPE = r"\\[pP]\{[A-Z][a-z]?\}|\\[sSdDrnt]|\\[^\w\s]"
 _PORTABLE = re.compile(
     rf"(?:{_ESCAPE}|\[\^?(?:{_ESCAPE}|[^\\\[\]&])+\]|\((?!\?)|\(\?(?:i?:|!|=)|\}}(?!\+)|[^\\\[\](}}^$])*"
 )
-
-
-def refusal(path: Path, why: str) -> ValueError:
-    """The error of a tokenizer that works otherwise than tiktoken."""
-    return ValueError(
-        f"{path}: {why}. tiktoken would not give exactly the ids of this tokenizer, so this checkpoint is refused"
-    )
 
 
 def normalises(path: Path, normalizer: Any) -> bool:

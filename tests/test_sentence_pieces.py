@@ -1,0 +1,180 @@
+"""SentencePiece vocabularies: ids are those of the libraries that wrote the files, texts come back to the byte."""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import strings
+import tokenizers
+from hypothesis import given
+from hypothesis import strategies as st
+from pieces import as_json, model, processor, written
+
+from entropix.checkpoint.chat import ChatTemplate, encode_chat
+from entropix.checkpoint.tokenizer import Tokenizer, load_tokenizer
+
+Change = Callable[[dict[str, Any]], None]
+
+
+def metaspace(scheme: str) -> Change:
+    """The way of later versions of transformers."""
+
+    def change(file: dict[str, Any]) -> None:
+        file["normalizer"] = None
+        file["pre_tokenizer"] = {
+            "type": "Metaspace",
+            "replacement": "▁",
+            "prepend_scheme": scheme,
+            "split": False,
+        }
+
+    return change
+
+
+def nothing(_: dict[str, Any]) -> None:
+    pass
+
+
+@pytest.fixture(scope="module")
+def trained() -> bytes:
+    return model()
+
+
+@pytest.fixture(scope="module", params=["tokenizer.model", "tokenizer.json"])
+def ours(
+    request: pytest.FixtureRequest, trained: bytes, tmp_path_factory: pytest.TempPathFactory
+) -> Tokenizer:
+    content = trained if request.param == "tokenizer.model" else as_json(trained)
+    return load_tokenizer(written(tmp_path_factory.mktemp("vocabulary"), content))
+
+
+def test_ids_are_those_of_sentencepiece_and_texts_come_back(ours: Tokenizer, trained: bytes) -> None:
+    """Of names of special tokens in a text too: these are plain text. "▁" itself is a space afterwards."""
+    read = processor(trained)
+    for text in strings.texts(400):
+        ids = ours.encode(text)
+        assert ids == read.encode(text), text
+        assert ours.encode_text(text) == [1, *ids]
+        said = text.replace("▁", " ")
+        assert ours.decode_text(ids) == said and ours.decode(ids) == f" {said}"
+    assert (ours.bos_id, ours.bos_ids, ours.special_tokens) == (1, (1,), {"<unk>": 0, "<s>": 1, "</s>": 2})
+
+
+@given(st.lists(st.integers(0, 479), max_size=30))
+def test_a_stream_gives_out_what_all_ids_say(ours: Tokenizer, ids: list[int]) -> None:
+    decoder = ours.stream_decoder()
+    assert "".join(map(decoder.push, ids)) + decoder.flush() == ours.decode(ids)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [nothing, *map(metaspace, ("first", "always", "never"))],
+    ids=["prepend", "first", "always", "never"],
+)
+def test_special_tokens_are_cut_out_as_the_library_cuts_them(
+    change: Change, trained: bytes, tmp_path: Path
+) -> None:
+    """A text between special tokens begins with a space, or does not, as the file says."""
+    file = as_json(trained)
+    change(file)
+    ours = load_tokenizer(written(tmp_path, file))
+    theirs = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    for text in (
+        "<s>Why is it?</s> Is it <s> so",
+        " <s>",
+        "a</s>",
+        "<s><s> a",
+        "Why?",
+        *strings.texts(300, seed=1),
+    ):
+        assert ours.encode(text, allow_special=True) == theirs.encode(text, add_special_tokens=False).ids, (
+            text
+        )
+
+
+def test_messages_cannot_speak_as_somebody_else(ours: Tokenizer) -> None:
+    template = ChatTemplate("{{ bos_token }}[INST] {{ messages[0].content }} [/INST]", bos_token="<s>")
+    ids = encode_chat(template, ours, [{"role": "user", "content": "a</s><s>b"}])
+    assert ids == [1, *ours.encode("[INST] a</s><s>b [/INST]", start=3)]
+    assert ids.count(1) == 1 and 2 not in ids
+
+
+@pytest.mark.parametrize("text", ["", "a", " a", "a b", "[DOC]a [DOC] b", "[INST]x", "<unk>\0"])
+def test_pieces_of_the_kind_user_defined_are_left_to_the_library(text: str, tmp_path: Path) -> None:
+    content = model(user_defined_symbols=["[DOC]"], control_symbols=["[INST]"], add_dummy_prefix=False)
+    ours = load_tokenizer(written(tmp_path, content))
+    assert (
+        ours.encode(text) == processor(content).encode(text) and ours.decode_text(ours.encode(text)) == text
+    )
+    assert ours.special_tokens["[INST]"] in ours.encode(f"{text}[INST]", allow_special=True)
+
+
+def changed(**entries: Any) -> Change:
+    def change(file: dict[str, Any]) -> None:
+        file.update(entries)
+
+    return change
+
+
+def in_model(**entries: Any) -> Change:
+    def change(file: dict[str, Any]) -> None:
+        file["model"].update(entries)
+
+    return change
+
+
+def without_a_byte(file: dict[str, Any]) -> None:
+    del file["model"]["vocab"]["<0x41>"]
+
+
+def normalized(file: dict[str, Any]) -> None:
+    file["added_tokens"][1]["normalized"] = True
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (in_model(type="Unigram"), "its model is Unigram, not BPE"),
+        (in_model(ignore_merges=True), "its model has ignore_merges True"),
+        (in_model(merges=[["a", "no such token"]]), "the tokenizers library does not accept it"),
+        (without_a_byte, "it has no token <0x41> for a byte"),
+        (normalized, "its added token '<s>' is marked normalized"),
+        (
+            changed(decoder={"type": "ByteLevel"}),
+            'its decoder is {"type": "ByteLevel"}, not like that of Llama 2',
+        ),
+        (
+            changed(normalizer={"type": "NFKC"}),
+            "its normalizer and pre-tokenizer are not like those of Llama 2",
+        ),
+        (
+            changed(pre_tokenizer={"type": "Whitespace"}),
+            "its normalizer and pre-tokenizer are not like those",
+        ),
+    ],
+)
+def test_what_is_not_known_is_refused(change: Change, message: str, trained: bytes, tmp_path: Path) -> None:
+    file = as_json(trained)
+    change(file)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        load_tokenizer(written(tmp_path, file))
+
+
+def test_a_damaged_model_and_one_whose_end_anybody_can_write_are_refused(
+    trained: bytes, tmp_path: Path
+) -> None:
+    for content, message in (
+        (trained[:-100], "not a SentencePiece model, or a damaged one"),
+        (b"\n\xff\xff\xff\xff", "not a SentencePiece model, or a damaged one"),
+        (
+            model(user_defined_symbols=["<|im_end|>"]),
+            "any text may write '<|im_end|>', which is a special token",
+        ),
+        (model(byte_fallback=False, vocab_size=200), "it has no token <0x00> for a byte"),
+    ):
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<|im_end|>"}))
+        with pytest.raises(ValueError, match=re.escape(message)):
+            load_tokenizer(written(tmp_path, content))
