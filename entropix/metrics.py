@@ -26,6 +26,9 @@ class AttentionScores(NamedTuple):
     """bool: keys at or before the query's own position; never an empty, padded or future slot."""
     position_BS: Array
     """int32: the position of each key in its row's text; meaningful where visible."""
+    query_BT: Array | None = None
+    """int32: the position of each query, of a model with a sliding window. None where a query sees all keys up to its
+    own, whose number tells."""
 
 
 class Metrics(NamedTuple):
@@ -78,7 +81,7 @@ def measure(logits_BTV: Array, attention: AttentionScores) -> Metrics:
     """
     count_BT = count_visible(attention.visible_BTS)
     key = softmax_parts(attention.scores_LBNTS, attention.visible_BTS[:, None])
-    previous_BTS = previous_key(attention.visible_BTS, attention.position_BS, count_BT)
+    previous_BTS = previous_key(attention.visible_BTS, attention.position_BS, attention.query_BT, count_BT)
     sums = key_sums(attention.scores_LBNTS, key, attention.visible_BTS, previous_BTS)
     return Metrics(**token_metrics(logits_BTV), **attention_metrics(sums, key.total, count_BT))
 
@@ -133,9 +136,10 @@ def count_visible(visible_BTS: Array) -> Array:
     return jnp.sum(visible_BTS, axis=-1, dtype=jnp.int32)
 
 
-def previous_key(visible_BTS: Array, position_BS: Array, count_BT: Array) -> Array:
-    """[B, T, S] bool: the key at position n - 2, which is nowhere for the first position."""
-    return (position_BS[:, None] == count_BT[..., None] - 2) & visible_BTS
+def previous_key(visible_BTS: Array, position_BS: Array, query_BT: Array | None, count_BT: Array) -> Array:
+    """[B, T, S] bool: the key just before the query's own, which is nowhere for the first position."""
+    end_BT = count_BT if query_BT is None else query_BT + 1
+    return (position_BS[:, None] == end_BT[..., None] - 2) & visible_BTS
 
 
 def key_sums(score_LBNTS: Array, key: SoftmaxParts, visible_BTS: Array, previous_BTS: Array) -> KeySums:

@@ -120,6 +120,7 @@ def test_greedy_tokens_are_those_of_transformers(made: Path, name: str) -> None:
         ("qwen3", "model=3"),
         ("smollm3-one", "data=2,model=2"),
         ("granite", "model=3"),
+        ("mistral-window", "data=2,model=3"),
         ("olmo2", "data=2,model=3"),  # a norm over what lies on three devices
         ("olmo2-two", "model=4"),  # each of two key heads is there twice, and its norm
         ("olmo2-each", "model=2"),  # three heads, which two devices have whole
@@ -165,6 +166,7 @@ def test_a_llama_has_no_switch_on() -> None:
     }
 
 
+MISTRAL, WINDOWED = {"model_type": "mistral"}, "sliding_attention"
 QWEN2 = {"model_type": "qwen2"}
 SMOLLM3 = {"model_type": "smollm3"}
 GRANITE = {"model_type": "granite"}
@@ -178,6 +180,15 @@ GRANITE = {"model_type": "granite"}
         ({**QWEN2, "use_sliding_window": True, "max_window_layers": 2}, {"qkv_bias": True}),
         ({**QWEN2, "use_sliding_window": True, "layer_types": ["full_attention"] * 2}, {"qkv_bias": True}),
         ({"model_type": "qwen3"}, {"qk_norm": "head"}),
+        ({**QWEN2, "use_sliding_window": True, "max_window_layers": 0, "sliding_window": 5},
+         {"qkv_bias": True, "sliding_window": 5}),
+        ({**QWEN2, "use_sliding_window": True, "sliding_window": 9, "layer_types": [WINDOWED] * 2},
+         {"qkv_bias": True, "sliding_window": 9}),
+        ({**MISTRAL, "max_position_embeddings": 8192}, {"sliding_window": 4096}),
+        ({**MISTRAL, "sliding_window": 100}, {"sliding_window": 100}),
+        ({**MISTRAL, "sliding_window": 100, "layer_types": [WINDOWED] * 2}, {"sliding_window": 100}),
+        ({**MISTRAL, "sliding_window": 8192, "max_position_embeddings": 8192}, {}),
+        ({"rope_scaling": {"type": "linear", "factor": 4}}, {"rope_divisor": 4.0}),
         (SMOLLM3, {}),  # of two layers the fourth would be without
         ({**SMOLLM3, "no_rope_layers": [0, 1, 0]}, {"no_rope_layers": (0,)}),
         ({**SMOLLM3, "no_rope_layer_interval": 1}, {"no_rope_layers": (0, 1)}),
@@ -225,17 +236,24 @@ def test_yarn_sharpens_attention_as_transformers_has_it(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({**QWEN2, "use_sliding_window": True, "max_window_layers": 1}, "sliding_window is 4096: sliding-window"),
+        ({**QWEN2, "use_sliding_window": True, "max_window_layers": 1}, "sliding_window is 4096: only windows in all"),
+        ({**QWEN2, "use_sliding_window": True, "layer_types": ["full_attention", WINDOWED]}, "only windows in all"),
+        ({**QWEN2, "layer_types": [WINDOWED] * 2}, f"and layer_types has {WINDOWED}: this qwen2 has no such windows"),
+        ({"layer_types": [WINDOWED] * 2}, "sliding_window is None and layer_types has .*: this llama has no"),
+        ({**QWEN2, "layer_types": ["chunked_attention"] * 2}, "layer_types has chunked_attention: only"),
+        ({**MISTRAL, "sliding_window": 0}, "sliding_window must be a whole number of at least 1"),
+        ({"rope_scaling": {"type": "linear", "factor": 0.5}}, "rope_scaling has a factor of 0.5"),
+        ({"rope_scaling": {"type": "linear", "factor": 1e30}}, "rope_scaling has a factor of 1e"),
+        ({"rope_scaling": {"type": "dynamic", "factor": 2}}, "rope_scaling is of type 'dynamic': only"),
         ({**QWEN2, "use_sliding_window": True, "max_window_layers": -1}, "max_window_layers must be .*0, got -1"),
         ({**QWEN2, "use_sliding_window": "no"}, "use_sliding_window must be true or false, got 'no'"),
         ({**QWEN2, "attention_bias": 1}, "attention_bias must be true or false, got 1"),
-        ({**QWEN2, "layer_types": ["sliding_attention"] * 2}, "layer_types has sliding_attention"),
         ({**QWEN2, "layer_types": ["full_attention"]}, "layer_types has 1 kinds for 2 layers"),
         ({"model_type": "llama", "layer_types": ["full_attention"] * 3}, "layer_types has 3 kinds for 2 layers"),
         ({**GRANITE, "embedding_multiplier": 5e-324}, "embedding_multiplier must be between .* as float32 has it"),
         ({"rope_scaling": {"rope_type": "yarn", "factor": 1e30}}, "rope_scaling has a factor of 1e\\+30 for"),
         ({"model_type": "qwen3", "attention_bias": True}, "attention_bias is True: biases in attention"),
-        ({**SMOLLM3, "use_sliding_window": True, "sliding_window": 8}, "sliding_window is 8: sliding-window"),
+        ({**SMOLLM3, "use_sliding_window": True, "sliding_window": 8}, "sliding_window is 8: only windows in all"),
         ({**SMOLLM3, "no_rope_layers": [1]}, r"no_rope_layers must be a 1 for each of the 2 layers .*, got \[1\]"),
         ({**SMOLLM3, "no_rope_layers": [1, 2]}, r"no_rope_layers must be .*, got \[1, 2\]"),
         ({**SMOLLM3, "no_rope_layer_interval": 0}, "no_rope_layer_interval must be a whole number of at least 1"),
@@ -305,6 +323,8 @@ SWITCHES: dict[str, Any] = {
     "residual_multiplier": 0.5,
     "logits_divisor": 2.0,
     "yarn": YarnScaling(4.0, 128, 1.1),
+    "rope_divisor": 4.0,
+    "sliding_window": 3,
 }
 
 

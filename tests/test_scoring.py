@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import toy
 
+import entropix
 from entropix import score, scoring
 from entropix.checkpoint import loading
 from entropix.checkpoint.loading import Model
@@ -55,6 +56,24 @@ def test_every_position_has_the_numbers_that_decoding_found_there(toy_model: Mod
     for read, drawn in zip(scored.records[:-1], result.records, strict=True):
         assert (read["next_id"], read["next_text"]) == (drawn["id"], drawn["text"])
         assert_close(read, drawn)
+
+
+def test_a_window_bounds_what_is_seen_by_decoding_forks_and_scoring() -> None:
+    """The metrics of all are those of the keys in the window, the one before the query's own among them."""
+    model, window = toy.model_of(sliding_window=7, n_layers=1), 7
+    wish = {"paths": 2, "depth": 2, "entropy": 1.0}
+    [result] = generate(model, [[65, 66]], sampler="temperature", branching=wish, max_new_tokens=40, seed=3)
+    ids = [65, 66, *result.token_ids]
+    assert sum("branches" in record for record in result.records) > 5
+    [scored] = scoring.score(model, [ids])
+    for read, drawn in zip(scored.records[1:-1], result.records, strict=True):
+        assert_close(read, drawn)
+    seen = entropix.forward(model, ids)
+    n = len(ids)
+    np.testing.assert_array_equal(seen.visible_TT, np.tri(n, dtype=bool) & ~np.tri(n, k=-window, dtype=bool))
+    previous_T = np.diagonal(seen.attention(), offset=-1, axis1=2, axis2=3).mean(axis=(0, 1))
+    found = [record["previous_token_attention"] for record in scored.records]
+    np.testing.assert_allclose(found, [0, *previous_T], atol=1e-5)
 
 
 def test_a_text_scores_the_same_among_others_in_any_order(toy_model: Model, alone: list[Scored]) -> None:

@@ -141,8 +141,10 @@ def read_in_pieces(
 
 
 def visible_scores(attention: AttentionScores, row: int, query: int) -> np.ndarray:
-    """scores_LNS of one query with the keys it sees, ordered by their positions, which must be 0, 1, 2, …"""
+    """scores_LNS of one query with the keys it sees, ordered by their positions, which must be 0, 1, 2, …, or with a
+    window the last ones."""
     seen = np.asarray(attention.visible_BTS[row, query])
     position = np.asarray(attention.position_BS[row])[seen]
-    assert sorted(position) == list(range(len(position)))
+    last = len(position) if attention.query_BT is None else int(attention.query_BT[row, query]) + 1
+    assert sorted(position) == list(range(last - len(position), last))
     return np.asarray(attention.scores_LBNTS[:, row, :, query])[..., seen][..., np.argsort(position)]

@@ -30,6 +30,7 @@ LLAMA3 = {
     "original_max_position_embeddings": 64,
 }
 
+LINEAR = {"rope_type": "linear", "rope_theta": 1000.0, "factor": 2.5}
 YARN = {
     "rope_type": "yarn",
     "rope_theta": 1000.0,
@@ -41,10 +42,16 @@ YARN = {
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("Llama", {**SEVERAL, **UNTIED}),
     "llama-scaled": ("Llama", {**ONE, **TIED, "head_dim": 20, "rope_parameters": LLAMA3}),
+    "llama-linear": ("Llama", {**SEVERAL, **UNTIED, "rope_parameters": LINEAR}),
     "mistral": ("Mistral", {**SEVERAL, **UNTIED, "sliding_window": None}),
+    "mistral-window": ("Mistral", {**SEVERAL, **UNTIED, "sliding_window": 4}),
     "qwen2": ("Qwen2", {**SEVERAL, **TIED}),
     "qwen2-one": ("Qwen2", {**ONE, **UNTIED, "max_window_layers": 2, "use_sliding_window": True}),
     "qwen2-each": ("Qwen2", {**EACH, **TIED, "sliding_window": 4}),
+    "qwen2-window": (
+        "Qwen2",
+        {**ONE, **UNTIED, "max_window_layers": 0, "use_sliding_window": True, "sliding_window": 3},
+    ),
     "qwen2-yarn": ("Qwen2", {**SEVERAL, **TIED, "rope_parameters": YARN}),
     "qwen3-yarn": (
         "Qwen3",

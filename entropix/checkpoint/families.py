@@ -33,6 +33,9 @@ _NEUTRAL: dict[str, tuple[tuple[Any, ...], str]] = {
     "clip_qkv": ((None,), "clipped queries, keys and values are not supported"),
 }
 
+NO_WINDOWS, SWITCHED, IN_SOME_LAYERS, ALWAYS = "none", "switched", "in some layers", "always"
+_WINDOWED = "sliding_attention"
+
 Read = Callable[[Mapping[str, Any], int, Path], dict[str, Any]]
 
 
@@ -47,8 +50,8 @@ class Family(NamedTuple):
     read: Read | None = None
     """Further switches, of config.json, the number of layers, and the file's path, for errors."""
     ignored: tuple[str, ...] = ()  # keys that may be true or false and say nothing in this family
-    window_switch: bool = False
-    """Whether `sliding_window` counts only where `use_sliding_window` is true."""
+    windows: str = NO_WINDOWS
+    """Whether `sliding_window` is one: never, always, or where `use_sliding_window` is true, maybe in some layers."""
     windows_from: str = ""  # the key that has the first layer with a window; "" for all
     prefix: str = ""  # of its classes in transformers
     write: Callable[[ModelConfig], dict[str, Any]] | None = None  # keys that `read` reads so
@@ -95,20 +98,21 @@ FAMILIES: dict[str, Family] = {
             "sliding_window": 4096,
         },
         prefix="Mistral",
+        windows=ALWAYS,
     ),
     "qwen2": Family(
         _QWEN,
         prefix="Qwen2",
         fixed={"qkv_bias": True},
         ignored=("attention_bias",),
-        window_switch=True,
+        windows=SWITCHED,
         windows_from="max_window_layers",
     ),
     "qwen3": Family(
         {"head_dim": 128, **_QWEN},
         prefix="Qwen3",
         fixed={"qk_norm": "head"},
-        window_switch=True,
+        windows=SWITCHED,
         windows_from="max_window_layers",
     ),
     "smollm3": Family(
@@ -122,7 +126,7 @@ FAMILIES: dict[str, Family] = {
         rope_theta=2_000_000.0,
         read=_no_rope_layers,
         write=_rotated_layers,
-        window_switch=True,
+        windows=IN_SOME_LAYERS,
     ),
     "granite": Family(
         {"max_position_embeddings": 2048, "rms_norm_eps": 1e-6, **dict.fromkeys(_GRANITE, 1.0)},
@@ -159,28 +163,43 @@ def refuse(raw: Mapping[str, Any], row: Family, n_layers: int, path: Path) -> No
             values.flag(raw, key, path)
         elif raw.get(key) not in accepted:
             raise ValueError(f"{path}: {key} is {values.shown(raw[key])}: {reason}")
+
+
+def window(raw: Mapping[str, Any], row: Family, n_layers: int, path: Path) -> int:
+    """How many positions a query of every layer sees, its own among them; 0 for all.
+
+    raw: with the row's defaults. Raises a ValueError where layers differ, and where windows are not what transformers
+    would make of them.
+    """
     kinds = values.items(raw, "layer_types", path)
     for kind in kinds:
-        if kind != "full_attention":
+        if kind not in ("full_attention", _WINDOWED):
             raise ValueError(
-                f"{path}: layer_types has {values.named(kind)}: only full_attention is supported"
+                f"{path}: layer_types has {values.named(kind)}: only full_attention and {_WINDOWED} are supported"
             )
     if kinds and len(kinds) != n_layers:
         raise ValueError(
             f"{path}: layer_types has {len(kinds)} kinds for {n_layers} layers (num_hidden_layers); give one for each"
         )
-    used = not row.window_switch or values.flag(raw, "use_sliding_window", path)
-    if raw.get("sliding_window") is None or not used:
-        return
-    if row.window_switch and kinds:  # which say it layer by layer, and all have full attention
-        return
-    if row.windows_from and raw.get(row.windows_from) is not None:
-        first = values.whole(raw, row.windows_from, path, values.MOST_TOKENS, low=0)
-        if first >= n_layers:
-            return
-    raise ValueError(
-        f"{path}: sliding_window is {values.shown(raw['sliding_window'])}: sliding-window attention is not supported"
+    size = raw.get("sliding_window")
+    switched = row.windows in (SWITCHED, IN_SOME_LAYERS)
+    used = size is not None and (not switched or values.flag(raw, "use_sliding_window", path))
+    if kinds and (switched or not used):  # kinds tell a switched family's layers apart
+        n_windows = kinds.count(_WINDOWED)
+    elif used and row.windows_from and raw.get(row.windows_from) is not None:
+        n_windows = n_layers - values.whole(raw, row.windows_from, path, values.MOST_TOKENS, low=0)
+    else:
+        n_windows = n_layers * used
+    if n_windows <= 0:
+        return 0
+    said = f"{path}: sliding_window is {values.shown(size)}" + f" and layer_types has {_WINDOWED}" * bool(
+        kinds
     )
+    if not used or row.windows == NO_WINDOWS:
+        raise ValueError(f"{said}: this {raw['model_type']} has no such windows")
+    if n_windows < n_layers or (row.windows == IN_SOME_LAYERS and not kinds):
+        raise ValueError(f"{said}: only windows in all layers are supported")
+    return values.whole(raw, "sliding_window", path, values.MOST_TOKENS)
 
 
 def switches(raw: Mapping[str, Any], row: Family, n_layers: int, path: Path) -> dict[str, Any]:
@@ -191,7 +210,9 @@ def switches(raw: Mapping[str, Any], row: Family, n_layers: int, path: Path) -> 
 
 def written(row: Family, cfg: ModelConfig) -> dict[str, Any]:
     """The keys that say the same of a model as those that `switches` reads."""
+    windows = {"sliding_window": cfg.sliding_window or None} if row.windows == ALWAYS else {}
     return {
+        **windows,
         **{key: getattr(cfg, field) for key, field in row.numbers.items()},
         **(row.write(cfg) if row.write else {}),
     }

@@ -9,7 +9,7 @@
 
 A downloaded Hugging Face repository is such a folder already; `entropix.checkpoint.convert` makes one of other
 formats. `families` says which architectures there are, and what each adds to Llama. What this package would not compute
-exactly (sliding windows, other biases, most rotary scalings) is refused by name.
+exactly (windows in some layers alone, other biases, some rotary scalings) is refused by name.
 """
 
 import itertools
@@ -80,8 +80,12 @@ def config_of(raw: Mapping[str, Any], path: Path) -> ModelConfig:
         "tied_embeddings": values.flag(raw, "tie_word_embeddings", path),
         "rope_scaling": scaling if isinstance(scaling, RopeScaling) else None,
         "yarn": scaling if isinstance(scaling, YarnScaling) else None,
+        "rope_divisor": scaling.factor if isinstance(scaling, rotary.LinearScaling) else 1.0,
+        "sliding_window": families.window(raw, family, n_layers, path),
         **families.switches(raw, family, n_layers, path),
     }
+    if fields["sliding_window"] >= fields["context_length"]:  # which no text reaches
+        fields["sliding_window"] = 0
     try:
         return ModelConfig(**fields)
     except ValueError as error:

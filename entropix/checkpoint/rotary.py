@@ -3,22 +3,34 @@
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from entropix.checkpoint import values
 from entropix.checkpoint.values import positive, whole
 from entropix.config import RopeScaling, YarnScaling
 
 MOST_POSITIONS = 1 << 30
-Scaling = RopeScaling | YarnScaling | None
+_KINDS = ("default", "linear", "llama3", "yarn")
+
+
+class LinearScaling(NamedTuple):
+    """All frequencies divided by a factor (Chen et al. 2023, arXiv:2306.15595)."""
+
+    factor: float
+    original_context_length: int
+
+
+Scaling = RopeScaling | YarnScaling | LinearScaling | None
 
 
 def scaled_length(scaling: Scaling) -> int:
     """How long a text may be by the scaling alone; 0 where it does not say.
 
-    A config.json that YaRN was added to often still has the length of pre-training.
+    A config.json that a scaling was added to often still has the length of pre-training.
     """
-    return int(scaling.factor * scaling.original_context_length) if isinstance(scaling, YarnScaling) else 0
+    if not isinstance(scaling, YarnScaling | LinearScaling):
+        return 0
+    return int(scaling.factor * scaling.original_context_length)
 
 
 def read(raw: Mapping[str, Any], path: Path, theta: float) -> tuple[float, Scaling]:
@@ -55,9 +67,10 @@ def _scaling(raw: Mapping[str, Any], key: str, path: Path) -> Scaling:
             f"{path}: {key} has the rope_type {values.shown(kind)} and the type {values.shown(rope['type'])}; make "
             "them agree"
         )
-    if kind not in ("default", "llama3", "yarn"):
+    if kind not in _KINDS:
+        first = ", ".join(map(repr, _KINDS[:-1]))
         raise ValueError(
-            f"{path}: {key} is of type {values.shown(kind)}: only 'default', 'llama3' and 'yarn' are supported"
+            f"{path}: {key} is of type {values.shown(kind)}: only {first} and {_KINDS[-1]!r} are supported"
         )
     if rope.get("partial_rotary_factor", 1) != 1:
         value = values.shown(rope["partial_rotary_factor"])
@@ -73,6 +86,17 @@ def _scaling(raw: Mapping[str, Any], key: str, path: Path) -> Scaling:
         return None
     if kind == "yarn":
         return _yarn(raw, key, path)
+    if kind == "linear":
+        factor, length = (
+            positive(rope, "factor", path),
+            whole(raw, "max_position_embeddings", path, MOST_POSITIONS),
+        )
+        if not 1 <= factor <= MOST_POSITIONS / length:
+            raise ValueError(
+                f"{path}: {key} has a factor of {factor} for a length of {length} tokens; together they may be at most "
+                f"{MOST_POSITIONS} tokens, and the factor at least 1"
+            )
+        return LinearScaling(factor, length)
     numbers = {name: positive(rope, name, path) for name in ("factor", "low_freq_factor", "high_freq_factor")}
     length = whole(rope, "original_max_position_embeddings", path, MOST_POSITIONS)
     try:

@@ -62,6 +62,10 @@ class ModelConfig:
     tied_embeddings: bool = parameter(dataclasses.MISSING, "the unembedding is the embedding, transposed")
     rope_scaling: RopeScaling | None = parameter(None, "Llama 3 frequency scaling, if any")
     yarn: YarnScaling | None = parameter(None, "YaRN's frequency scaling, if any")
+    rope_divisor: float = parameter(1.0, "what rotary frequencies are divided by (linear scaling)", 1e-6)
+    sliding_window: int = parameter(
+        0, "positions that a query sees, its own among them; 0: all (Mistral 0.1)", 0
+    )
     qkv_bias: bool = parameter(False, "queries, keys and values have biases (Qwen 2)")
     qk_norm: str = choice(
         "none",
@@ -85,6 +89,8 @@ class ModelConfig:
             raise ValueError(f"n_heads ({self.n_heads}) must be a multiple of n_kv_heads ({self.n_kv_heads})")
         if self.head_dim % 2:
             raise ValueError(f"head_dim must be even for the rotary embedding, got {self.head_dim}")
+        if self.rope_divisor != 1 and (self.rope_scaling or self.yarn):
+            raise ValueError("rope_divisor takes no other scaling beside it")
         if self.yarn and (self.rope_scaling or self.rope_theta <= 1):
             raise ValueError("yarn takes a rope_theta above 1, and no other scaling beside it")
         if beyond := [layer for layer in self.no_rope_layers if layer >= self.n_layers]:

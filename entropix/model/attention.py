@@ -78,17 +78,18 @@ def measured_attention(
     newest: LayerKV,
     visible_BTS: Array,
     filled: Sequence[Array],
-    position_BS: Array,
+    positions: tuple[Array, Array | None],
 ) -> tuple[Array, dict[str, Array]]:
     """(output_BKGTH as of `blockwise_attention`, `metrics.attention_metrics` of this one layer, each [B, T]).
 
     A block of queries goes twice over the keys: first for attention itself, which keeps the block's scores; then, each
-    query's largest score and sum being known, for the sums that metrics are made of. position_BS: of each key.
+    query's largest score and sum being known, for the sums that metrics are made of. positions: position_BS of the keys
+    and query_BT, as of `metrics.AttentionScores`.
     """
     keys = [k for k, _ in (*past, newest)]
     counts = [*filled, jnp.asarray(newest[0].shape[-1], jnp.int32)]
     count_BT = metrics.count_visible(visible_BTS)
-    previous_BTS = metrics.previous_key(visible_BTS, position_BS, count_BT)
+    previous_BTS = metrics.previous_key(visible_BTS, *positions, count_BT)
 
     def of_queries(q_BKGtH: Array, visible_BtS: Array, previous_BtS: Array, count_Bt: Array) -> Any:
         softmax, scores = _no_keys(q_BKGtH), []

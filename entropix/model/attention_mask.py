@@ -31,6 +31,13 @@ def causal_mask(cache: KVCache, recent: RecentKV, n_new: int) -> AttentionMask:
     return AttentionMask(query_BT, recent.used_B, visible_BTS, position_BS)
 
 
+def within_window(mask: AttentionMask, window: int) -> AttentionMask:
+    """The same, of which a query sees the last `window` positions alone, its own among them (Beltagy et al. 2020,
+    arXiv:2004.05150)."""
+    near_BTS = mask.position_BS[:, None, :] > mask.query_BT[:, :, None] - window
+    return mask._replace(visible_BTS=mask.visible_BTS & near_BTS)
+
+
 def tree_mask(cache: KVCache, recent: RecentKV, n_shared: int, n_paths: int, depth: Array) -> AttentionMask:
     """One token of each of several paths that part after the first `used_B` recent tokens.
 

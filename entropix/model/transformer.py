@@ -21,7 +21,7 @@ from jax import Array
 from entropix.config import ModelConfig
 from entropix.metrics import AttentionScores
 from entropix.model import attention
-from entropix.model.attention_mask import AttentionMask, causal_mask
+from entropix.model.attention_mask import AttentionMask, causal_mask, within_window
 from entropix.model.kv_cache import KVCache, LayerKV, RecentKV, write_slots
 from entropix.model.weights import LayerWeights, Weights
 from entropix.sharding import DATA, MODEL, constrain
@@ -36,6 +36,7 @@ class Places(NamedTuple):
     slot_B: Array  # int32: recent slot of the first new token
     visible_BTS: Array  # bool: keys that each may see
     position_BS: Array | None  # of each key, where metrics are wanted
+    query_BT: Array | None  # position of each new token, where metrics are wanted of a model with a window
     filled: tuple[Array, ...]
     """How many slots of each part of the past are in use, at most, where scores are not wanted; see `attention`."""
 
@@ -56,10 +57,16 @@ def forward(
     """
     if mask is None:
         mask = causal_mask(cache, recent, tokens_BT.shape[1])
+    mask = seen(mask, cfg)
     x_BTD, recent, scores = run_layers(weights, tokens_BT, cache, recent, cfg, mask, SCORED)
     with jax.named_scope("unembed"):
         logits_BTV = unembed(weights, rms_norm(x_BTD, weights.norm_D, cfg), cfg)
-    return logits_BTV, recent, AttentionScores(jnp.stack(scores), mask.visible_BTS, mask.position_BS)
+    windowed = mask.query_BT if cfg.sliding_window else None
+    return (
+        logits_BTV,
+        recent,
+        AttentionScores(jnp.stack(scores), mask.visible_BTS, mask.position_BS, windowed),
+    )
 
 
 def measured_forward(
@@ -67,7 +74,7 @@ def measured_forward(
 ) -> tuple[Array, RecentKV, dict[str, Array]]:
     """As `forward` for a long text, with `metrics.attention_metrics` instead of the scores that they are made of, of
     which there are never more than those of one layer and a block of queries."""
-    mask = causal_mask(cache, recent, tokens_BT.shape[1])
+    mask = seen(causal_mask(cache, recent, tokens_BT.shape[1]), cfg)
     x_BTD, recent, layers = run_layers(weights, tokens_BT, cache, recent, cfg, mask, MEASURED)
     with jax.named_scope("unembed"):
         logits_BTV = unembed(weights, rms_norm(x_BTD, weights.norm_D, cfg), cfg)
@@ -78,8 +85,13 @@ def prefill(
     weights: Weights, tokens_BT: Array, cache: KVCache, recent: RecentKV, cfg: ModelConfig
 ) -> RecentKV:
     """The keys and values of `forward`, of tokens of whose logits and scores nothing is wanted."""
-    mask = causal_mask(cache, recent, tokens_BT.shape[1])
+    mask = seen(causal_mask(cache, recent, tokens_BT.shape[1]), cfg)
     return run_layers(weights, tokens_BT, cache, recent, cfg, mask, UNSEEN)[1]
+
+
+def seen(mask: AttentionMask, cfg: ModelConfig) -> AttentionMask:
+    """The mask with the model's window, if it has one."""
+    return within_window(mask, cfg.sliding_window) if cfg.sliding_window else mask
 
 
 def run_layers(
@@ -100,6 +112,7 @@ def run_layers(
         slot_B=mask.slot_B,
         visible_BTS=mask.visible_BTS,
         position_BS=mask.position_BS if wanted == MEASURED else None,
+        query_BT=mask.query_BT if wanted == MEASURED and cfg.sliding_window else None,
         filled=() if wanted == SCORED else cache.max_lengths(),
     )
     x_BTD = constrain(scaled(weights.embed_VD[tokens_BT], cfg.embedding_multiplier), DATA)
@@ -155,7 +168,8 @@ def transformer_layer(
             found = constrain(score_BNTS, DATA, MODEL)
         elif wanted == MEASURED:
             assert places.position_BS is not None
-            output_BKGTH, found = attention.measured_attention(*keys, places.filled, places.position_BS)
+            where = places.position_BS, places.query_BT
+            output_BKGTH, found = attention.measured_attention(*keys, places.filled, where)
         else:
             output_BKGTH = attention.blockwise_attention(*keys, places.filled)
         x_BTD = residual_sum(x_BTD, output_projection(layer, output_BKGTH), layer.attn_norm_D, cfg)
@@ -257,12 +271,13 @@ def linear(x_BTI: Array, weight: Array) -> Array:
 
 
 def rope_frequencies(cfg: ModelConfig) -> np.ndarray:
-    """Angle per position of each rotary pair, [H/2] float64: theta^(-2i/H), stretched as Llama 3 or YaRN do if told to.
+    """Angle per position of each rotary pair, [H/2] float64: theta^(-2i/H), stretched if told to: all alike (linear
+    scaling, Chen et al. 2023), or as Llama 3 or YaRN do.
 
     Llama 3 divides frequencies of wavelengths longer than original/low_freq_factor by `factor`, leaves those shorter
     than original/high_freq_factor, and interpolates between (Llama 3.1 release).
     """
-    frequency = cfg.rope_theta ** (-np.arange(0, cfg.head_dim, 2) / cfg.head_dim)
+    frequency = cfg.rope_theta ** (-np.arange(0, cfg.head_dim, 2) / cfg.head_dim) / cfg.rope_divisor
     if cfg.yarn is not None:
         return frequency * yarn_divisions(cfg)
     if (scaling := cfg.rope_scaling) is None:
