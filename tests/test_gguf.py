@@ -268,7 +268,7 @@ def test_ordinary_text_that_looks_like_an_end_does_not_stop(tmp_path: Path) -> N
             "llama.attention.head_count must be one whole number of at least 1, got 0",
         ),
         ({"llama__attention__head_count": 3}, "multiple of n_kv_heads"),
-        ({"tokenizer__ggml__model": "llama"}, "tokenizer.ggml.model is 'llama'; only byte-level BPE"),
+        ({"tokenizer__ggml__model": "llama"}, "no tokenizer.ggml.scores; the vocabulary is incomplete"),
         ({"tokenizer__ggml__model": None}, "tokenizer.ggml.model is None; only byte-level BPE"),
         ({"tokenizer__ggml__merges": None}, "no tokenizer.ggml.merges; the vocabulary is incomplete"),
         (

@@ -1,19 +1,24 @@
 """SentencePiece vocabularies: ids are those of the libraries that wrote the files, texts come back to the byte."""
 
 import json
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import folders
+import foreign
 import pytest
 import strings
 import tokenizers
+import toy
 from hypothesis import given
 from hypothesis import strategies as st
 from pieces import as_json, model, processor, written
 
 from entropix.checkpoint.chat import ChatTemplate, encode_chat
+from entropix.checkpoint.convert import convert
 from entropix.checkpoint.tokenizer import Tokenizer, load_tokenizer
 
 Change = Callable[[dict[str, Any]], None]
@@ -178,3 +183,76 @@ def test_a_damaged_model_and_one_whose_end_anybody_can_write_are_refused(
         (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<|im_end|>"}))
         with pytest.raises(ValueError, match=re.escape(message)):
             load_tokenizer(written(tmp_path, content))
+
+
+# ----- GGUF -------------------------------------------------------------------------------------------------
+
+
+def as_gguf(content: bytes, folder: Path, **changes: Any) -> Path:
+    """The toy as llama.cpp's converter writes it with this vocabulary."""
+    read = processor(content)
+    n = read.get_piece_size()
+    kinds = [
+        2 if read.is_unknown(i) else 3 if read.is_control(i) else 6 if read.is_byte(i) else 1
+        for i in range(n)
+    ]
+    cfg = toy.config(vocab_size=n)
+    vocabulary = {
+        "model": "llama",
+        "pre": "default",
+        "tokens": [read.id_to_piece(i) for i in range(n)],
+        "scores": [read.get_score(i) for i in range(n)],
+        "token_type": kinds,
+        "merges": None,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "unknown_token_id": 0,
+        "add_bos_token": None,
+        "padding_token_id": None,
+        **changes,
+    }
+    metadata = foreign.gguf_metadata(cfg) | {
+        f"tokenizer.ggml.{key}": value for key, value in vocabulary.items()
+    }
+    tensors = foreign.gguf_tensors(folders.random_tensors(cfg), cfg)
+    foreign.write_gguf(folder / "model.gguf", tensors, metadata)
+    return folder / "model.gguf"
+
+
+def test_a_gguf_file_of_one_has_the_ids_of_sentencepiece(trained: bytes, tmp_path: Path) -> None:
+    convert(as_gguf(trained, tmp_path), tmp_path / "out")
+    ours, read = load_tokenizer(tmp_path / "out"), processor(trained)
+    for text in strings.texts(400, seed=2):
+        assert ours.encode_text(text) == [1, *read.encode(text)], text
+        assert ours.decode_text(ours.encode(text)) == text.replace("▁", " ")
+    assert ours.special_tokens == {"<unk>": 0, "<s>": 1, "</s>": 2}
+
+
+def test_a_gguf_file_says_whether_texts_begin_with_a_space_and_a_token(tmp_path: Path) -> None:
+    content = model(add_dummy_prefix=False)
+    convert(as_gguf(content, tmp_path, add_space_prefix=False, add_bos_token=False), tmp_path / "out")
+    ours = load_tokenizer(tmp_path / "out")
+    assert ours.encode_text("Paris is") == processor(content).encode("Paris is")
+    assert ours.decode_text(ours.encode(" Paris")) == " Paris"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"scores": None}, "no tokenizer.ggml.scores; the vocabulary is incomplete"),
+        ({"scores": [0.0, math.nan]}, "tokenizer.ggml.scores must be a list of 480 numbers"),
+        (
+            {"model": "t5"},
+            "tokenizer.ggml.model is 't5'; only byte-level BPE, 'gpt2', and SentencePiece, 'llama'",
+        ),
+        ({"token_type": [4] * 480}, "the token '<unk>' is user-defined: where spaces are put"),
+        ({"token_type": [1] * 480}, "0 tokens are of the type unknown; expected one"),
+        ({"token_type": [2, *[9] * 479]}, "token type 9 has no meaning in a SentencePiece vocabulary"),
+    ],
+)
+def test_a_gguf_vocabulary_that_is_not_understood_is_refused(
+    changes: dict[str, Any], message: str, trained: bytes, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        convert(as_gguf(trained, tmp_path, **changes), tmp_path / "out")
+    assert not (tmp_path / "out").exists()

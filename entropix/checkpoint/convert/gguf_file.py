@@ -15,7 +15,11 @@ from gguf import GGMLQuantizationType, TokenType
 from entropix.checkpoint import families
 from entropix.checkpoint.convert.folder import Foreign, half_split, misfits, spelling, write_tokenizer_config
 from entropix.checkpoint.convert.gguf_header import GgufTensor, read_gguf
-from entropix.checkpoint.convert.tokenizer_json import TextEnds, write_tokenizer_json
+from entropix.checkpoint.convert.tokenizer_json import (
+    TextEnds,
+    write_sentence_pieces_json,
+    write_tokenizer_json,
+)
 from entropix.checkpoint.convert.values import REQUIRED, Values, named, shown
 from entropix.checkpoint.hf_folder import END_TOKENS
 from entropix.checkpoint.tensors import EMBED, FINAL_NORM, UNEMBED, listed, norm_names, tensor_shapes
@@ -87,6 +91,8 @@ _UNDERSTOOD: dict[str, Any] = {
 
 _NAMED_TOKENS = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
 _LLAMA3_PRE = ("llama3", "llama-v3", "llama-bpe")
+# What a vocabulary consists of, by `tokenizer.ggml.model`.
+_PARTS = {"gpt2": ("tokens", "merges", "token_type", "pre"), "llama": ("tokens", "scores", "token_type")}
 
 # Llama 3 was trained with this base for this many tokens. Whatever has its base and more tokens is a Llama 3.1, 3.2 or
 # 3.3, or made of one, whose frequencies are scaled.
@@ -280,28 +286,42 @@ def _vocabulary_writer(meta: Values, n_rows: int, template: str | None) -> Calla
     """
     path = meta.path
     kind = meta.text("tokenizer.ggml.model", None)
-    if kind != "gpt2":
+    if kind not in _PARTS:
         raise ValueError(
-            f"{path}: tokenizer.ggml.model is {shown(kind)}; only byte-level BPE, 'gpt2', can be carried over "
-            "exactly ('llama' are the SentencePiece vocabularies of Llama 1 and 2)"
+            f"{path}: tokenizer.ggml.model is {shown(kind)}; only byte-level BPE, 'gpt2', and SentencePiece, 'llama', "
+            "can be carried over exactly"
         )
-    for name in ("tokens", "merges", "token_type", "pre"):
+    for name in _PARTS[kind]:
         if meta.raw.get(f"tokenizer.ggml.{name}") is None:
             raise ValueError(f"{path}: no tokenizer.ggml.{name}; the vocabulary is incomplete")
-    texts, merges = meta.texts("tokenizer.ggml.tokens"), meta.texts("tokenizer.ggml.merges")
-    kinds, pre = meta.wholes("tokenizer.ggml.token_type", len(texts)), meta.text("tokenizer.ggml.pre")
+    texts = meta.texts("tokenizer.ggml.tokens")
+    kinds = meta.wholes("tokenizer.ggml.token_type", len(texts))
     if len(texts) > n_rows:
         raise ValueError(
             f"{path}: tokenizer.ggml.tokens lists {len(texts)} tokens, but the embedding has {n_rows} rows"
         )
     ids = {name: _token_id(meta, key) for name, key in _NAMED_TOKENS.items()}
-    # llama.cpp puts the first token of a text there for Llama 3 vocabularies unless the file says otherwise.
-    add_bos = meta.flag("tokenizer.ggml.add_bos_token", pre in _LLAMA3_PRE)
+    write_json: Callable[[Path, TextEnds], None]
+    if kind == "gpt2":
+        merges, pre = meta.texts("tokenizer.ggml.merges"), meta.text("tokenizer.ggml.pre")
+        add_bos = pre in _LLAMA3_PRE
+
+        def write_json(target: Path, ends: TextEnds) -> None:
+            write_tokenizer_json(target, texts, merges, kinds, pre, ends)
+    else:
+        scores = meta.floats("tokenizer.ggml.scores", len(texts))
+        with_space = meta.flag("tokenizer.ggml.add_space_prefix", True)
+        add_bos = True
+
+        def write_json(target: Path, ends: TextEnds) -> None:
+            write_sentence_pieces_json(target, texts, scores, kinds, with_space, ends)
+
+    # llama.cpp puts the first token of a text before those of Llama 1, 2 and 3 unless the file says otherwise.
+    add_bos = meta.flag("tokenizer.ggml.add_bos_token", add_bos)
 
     def write(folder: Path) -> None:
-        target, bos, eos = folder / "tokenizer.json", ids["bos_token"], ids["eos_token"]
         try:
-            write_tokenizer_json(target, texts, merges, kinds, pre, TextEnds(bos, eos, add_bos))
+            write_json(folder / "tokenizer.json", TextEnds(ids["bos_token"], ids["eos_token"], add_bos))
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
         named = {name: texts[i] for name, i in ids.items() if i is not None}

@@ -1,4 +1,4 @@
-"""Writing the `tokenizer.json` of a byte-level vocabulary that a GGUF file holds."""
+"""Writing the `tokenizer.json` of a vocabulary that a GGUF file holds, byte-level or SentencePiece."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -29,7 +29,7 @@ _PRE = {
     "dbrx": _Pre(_split(LLAMA3_PATTERN)),
     "qwen2": _Pre(_split(QWEN2_PATTERN), normalizer={"type": "NFC"}),
 }
-_NORMAL, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = 1, 3, 4, 5, 6  # gguf.TokenType
+_NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = range(1, 7)  # gguf.TokenType
 
 
 class TextEnds(NamedTuple):
@@ -65,30 +65,9 @@ def write_tokenizer_json(
     """
     if pre not in _PRE:
         raise ValueError(f"tokenizer.ggml.pre is {pre!r}; expected one of {', '.join(sorted(_PRE))}")
-    if len(token_types) != len(tokens):
-        raise ValueError(f"{len(tokens)} tokens, but {len(token_types)} token types")
     if unknown := set(token_types) - {_NORMAL, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE}:
         raise ValueError(f"token type {min(unknown)} has no meaning in a byte-level vocabulary")
-    bos_id, eos_id, add_bos = text_ends
-    ends = {"bos": bos_id, "eos": eos_id}
-    if add_bos and bos_id is None:
-        raise ValueError("add_bos is set, but there is no bos_id to add")
-    for name, i in ends.items():
-        if i is not None and not 0 <= i < len(tokens):
-            raise ValueError(f"{name}_id is {i}, but there are {len(tokens)} tokens")
-
-    vocab: dict[str, int] = {}
-    added = []
-    for i, (token, kind) in enumerate(zip(tokens, token_types, strict=True)):
-        if kind == _UNUSED:
-            continue
-        if vocab.setdefault(token, i) != i:
-            raise ValueError(f"token {token!r} has two ids, {vocab[token]} and {i}")
-        special = kind == _CONTROL or i in ends.values()
-        if special or kind == _USER_DEFINED:
-            flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
-            added.append({"id": i, "content": token, **flags, "special": special})
-
+    vocab, added = _tokens(tokens, token_types, text_ends)
     rules = _PRE[pre]
     splits = any(step["type"] == "Split" for step in rules.before)
     byte_level = {
@@ -97,31 +76,131 @@ def write_tokenizer_json(
         "trim_offsets": True,
         "use_regex": not splits,
     }
+    _write(
+        path,
+        {
+            "added_tokens": added,
+            "normalizer": rules.normalizer,
+            "pre_tokenizer": {"type": "Sequence", "pretokenizers": [*rules.before, byte_level]},
+            "post_processor": _post_processor(tokens, text_ends),
+            "decoder": byte_level,
+        },
+        {"ignore_merges": rules.ignores_merges, "vocab": vocab, "merges": list(merges)},
+    )
+
+
+def write_sentence_pieces_json(
+    path: Path,
+    tokens: Sequence[str],
+    scores: Sequence[float],
+    token_types: Sequence[int],
+    begins_with_space: bool,
+    text_ends: TextEnds,
+) -> None:
+    """Writes the `tokenizer.json` that says what a GGUF file of tokenizer model `llama`, SentencePiece's, says.
+
+    Such a file has scores instead of merges: each way to halve a token is a merge, those of the highest score first, as
+    transformers makes them of a SentencePiece model.
+
+    Args:
+        path, tokens, token_types, text_ends: as of `write_tokenizer_json`.
+        scores: of each token, the higher the sooner it is merged (`tokenizer.ggml.scores`).
+        begins_with_space: whether a space is put before a text (`tokenizer.ggml.add_space_prefix`).
+
+    Raises:
+        ValueError: an unknown token type, one that any text could write, a repeated token, no unknown token, or
+            `add_bos` without a `bos_id`.
+    """
+    if _USER_DEFINED in token_types:
+        raise ValueError(
+            f"the token {tokens[list(token_types).index(_USER_DEFINED)]!r} is user-defined: where spaces are put "
+            "beside one of these is not in the file"
+        )
+    if unknown := set(token_types) - {_NORMAL, _UNKNOWN, _CONTROL, _UNUSED, _BYTE}:
+        raise ValueError(f"token type {min(unknown)} has no meaning in a SentencePiece vocabulary")
+    if token_types.count(_UNKNOWN) != 1:
+        raise ValueError(f"{token_types.count(_UNKNOWN)} tokens are of the type unknown; expected one")
+    vocab, added = _tokens(tokens, token_types, text_ends)
+    plain = {token for token, i in vocab.items() if token_types[i] == _NORMAL}
+    halves = [
+        (-scores[vocab[token]], vocab[token[:i]], vocab[token[i:]])
+        for token in plain
+        for i in range(1, len(token))
+        if token[:i] in plain and token[i:] in plain
+    ]
+    spaces: dict[str, Any] = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
+    before = [{"type": "Prepend", "prepend": "▁"}] if begins_with_space else []
+    strips = [{"type": "Strip", "content": " ", "start": 1, "stop": 0}] if begins_with_space else []
+    back = {"type": "Replace", "pattern": {"String": "▁"}, "content": " "}
+    _write(
+        path,
+        {
+            "added_tokens": added,
+            "normalizer": {"type": "Sequence", "normalizers": [*before, spaces]},
+            "pre_tokenizer": None,
+            "post_processor": _post_processor(tokens, text_ends),
+            "decoder": {
+                "type": "Sequence",
+                "decoders": [back, {"type": "ByteFallback"}, {"type": "Fuse"}, *strips],
+            },
+        },
+        {
+            "unk_token": tokens[token_types.index(_UNKNOWN)],
+            "fuse_unk": True,
+            "byte_fallback": True,
+            "vocab": vocab,
+            "merges": [[tokens[left], tokens[right]] for _, left, right in sorted(halves)],
+        },
+    )
+
+
+def _tokens(
+    tokens: Sequence[str], token_types: Sequence[int], text_ends: TextEnds
+) -> tuple[dict[str, int], list[dict[str, Any]]]:
+    """(the ids of all tokens, the added ones as tokenizer.json lists them)."""
+    if len(token_types) != len(tokens):
+        raise ValueError(f"{len(tokens)} tokens, but {len(token_types)} token types")
+    ends = {"bos": text_ends.bos_id, "eos": text_ends.eos_id}
+    if text_ends.add_bos and text_ends.bos_id is None:
+        raise ValueError("add_bos is set, but there is no bos_id to add")
+    for name, i in ends.items():
+        if i is not None and not 0 <= i < len(tokens):
+            raise ValueError(f"{name}_id is {i}, but there are {len(tokens)} tokens")
+    vocab: dict[str, int] = {}
+    added = []
+    for i, (token, kind) in enumerate(zip(tokens, token_types, strict=True)):
+        if kind == _UNUSED:
+            continue
+        if vocab.setdefault(token, i) != i:
+            raise ValueError(f"token {token!r} has two ids, {vocab[token]} and {i}")
+        special = kind in (_UNKNOWN, _CONTROL) or i in ends.values()
+        if special or kind == _USER_DEFINED:
+            flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+            added.append({"id": i, "content": token, **flags, "special": special})
+    return vocab, added
+
+
+def _write(path: Path, parts: Mapping[str, Any], model: Mapping[str, Any]) -> None:
+    """Writes a tokenizer.json of these parts; what they leave out is off."""
+    off = dict.fromkeys(("dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix"))
+    off |= dict.fromkeys(("fuse_unk", "byte_fallback", "ignore_merges"), False)
     file = {
         "version": "1.0",
         "truncation": None,
         "padding": None,
-        "added_tokens": added,
-        "normalizer": rules.normalizer,
-        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [*rules.before, byte_level]},
-        "post_processor": _bos_processor(tokens[bos_id], bos_id) if add_bos and bos_id is not None else None,
-        "decoder": byte_level,
-        "model": {
-            "type": "BPE",
-            "dropout": None,
-            "unk_token": None,
-            "continuing_subword_prefix": None,
-            "end_of_word_suffix": None,
-            "fuse_unk": False,
-            "byte_fallback": False,
-            "ignore_merges": rules.ignores_merges,
-            "vocab": vocab,
-            "merges": list(merges),
-        },
+        **parts,
+        "model": {"type": "BPE", **off, **model},
     }
     part = path.with_name(path.name + ".part")
     part.write_text(json.dumps(file, ensure_ascii=False, indent=1), encoding="utf-8")
     part.replace(path)
+
+
+def _post_processor(tokens: Sequence[str], text_ends: TextEnds) -> dict[str, Any] | None:
+    """What puts the token that begins a text before it, if any does."""
+    if not text_ends.add_bos or text_ends.bos_id is None:
+        return None
+    return _bos_processor(tokens[text_ends.bos_id], text_ends.bos_id)
 
 
 def _bos_processor(token: str, i: int) -> dict[str, Any]:

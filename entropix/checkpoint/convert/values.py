@@ -73,6 +73,21 @@ class Values:
         )
         return value.tolist()
 
+    def floats(self, key: str, length: int) -> list[float]:
+        """A list of so many numbers, all of them finite."""
+        value = self._get(
+            key,
+            REQUIRED,
+            f"a list of {length} numbers",
+            lambda value: (
+                isinstance(value, np.ndarray)
+                and value.dtype.kind == "f"
+                and len(value) == length
+                and bool(np.isfinite(value).all())
+            ),
+        )
+        return value.tolist()
+
     def _get(
         self, key: str, default: Any, expected: str, fits: Callable[[Any], bool], kind: type = object
     ) -> Any:

@@ -130,7 +130,7 @@ def _later(path: Path, normalizer: Any, pre_tokenizer: Any) -> tuple[Any, bool]:
             step == spaces
         ):
             return None, True
-        case (step, None) | ({"type": "Sequence", "normalizers": [step]}, None) if step == spaces:
+        case ({"type": "Sequence", "normalizers": [step]}, None) | (step, None) if step == spaces:
             return None, False
         case None, {"type": "Metaspace", "replacement": "▁", **options} if not options.get("split", True):
             scheme = options.get(
