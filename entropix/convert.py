@@ -24,7 +24,11 @@ _DESCRIPTION = """Make a folder for --weights of a GGUF file, of Meta's original
   python -m entropix.convert model.gguf --out-dir weights/mine
   python -m entropix.convert Llama3.2-1B-Instruct/ --chat-template configs/chat/llama3.jinja
 
-A Hugging Face folder with safetensors is used as it is; it is only checked. Exit codes: 0 done; 1 bad input; 2 bad
+A Hugging Face folder with safetensors is used as it is; it is only checked, or gets an adapter merged into it:
+
+  python -m entropix.convert weights/1B-Instruct --adapter my-lora/ --out-dir weights/1B-mine
+
+Exit codes: 0 done; 1 bad input; 2 bad
 flags."""
 
 
@@ -54,6 +58,10 @@ class Flags:
     chat_template: Annotated[
         Path | None, flag("a jinja file to carry along, instead of the source's own template", "FILE")
     ] = None
+    adapter: Annotated[
+        Path | None,
+        flag("the folder of a LoRA adapter (PEFT) to merge into the source, a Hugging Face folder", "DIR"),
+    ] = None
     force: Annotated[bool, flag("replace weights that are there already")] = False
 
 
@@ -69,7 +77,7 @@ def _perform(flags: Flags) -> None:
     from entropix.checkpoint.vocabulary.files import read_vocabulary
 
     source = flags.source
-    if is_complete(source) and not is_torch_folder(source):
+    if flags.adapter is None and is_complete(source) and not is_torch_folder(source):
         from entropix.checkpoint.hf_folder import read_config
         from entropix.checkpoint.tensors import check
 
@@ -77,8 +85,8 @@ def _perform(flags: Flags) -> None:
         read_vocabulary(source)
         print(f"{source} is a Hugging Face folder: use it as it is, with --weights {source}")
         return
-    folder = flags.out_dir or _default_folder(source)
-    convert(source, folder, flags.dtype, flags.chat_template, flags.force)
+    folder = flags.out_dir or _default_folder(flags.adapter or source)
+    convert(source, folder, flags.dtype, flags.chat_template, flags.force, flags.adapter)
     print(f"weights in {folder}")
     try:
         read_vocabulary(folder)

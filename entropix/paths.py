@@ -103,8 +103,8 @@ def what_is_there(names: Collection[str], where: str | Path) -> str:
     convert = f"`{CONVERT} {where}` makes a folder that --weights takes"
     if "adapter_config.json" in names:
         return (
-            "this is an adapter (adapter_config.json; LoRA or the like), which is no model of its own; merge it into "
-            "its base model, with peft's merge_and_unload() and save_pretrained(), and use the folder that this makes"
+            "this is an adapter (adapter_config.json; LoRA or the like), which is no model of its own; "
+            f"`{CONVERT} BASE --adapter {where}` merges it into its base model's folder"
         )
     if "params.json" in names:
         return f"no config.json in this folder: these are Meta's original files; {convert}"

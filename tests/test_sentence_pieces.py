@@ -107,6 +107,17 @@ def test_messages_cannot_speak_as_somebody_else(ours: Tokenizer) -> None:
     assert ids.count(1) == 1 and 2 not in ids
 
 
+@pytest.mark.parametrize("scheme", ["first", "always"])
+def test_a_conversation_is_cut_as_the_library_cuts_it(scheme: str, trained: bytes, tmp_path: Path) -> None:
+    file = as_json(trained)
+    metaspace(scheme)(file)
+    ours = load_tokenizer(written(tmp_path, file))
+    template = ChatTemplate("{{ bos_token }}[INST] {{ messages[0].content }}</s>is it", bos_token="<s>")
+    theirs = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    expected = theirs.encode("<s>[INST] Why</s>is it", add_special_tokens=False).ids
+    assert encode_chat(template, ours, [{"role": "user", "content": "Why"}]) == expected
+
+
 @pytest.mark.parametrize("text", ["", "a", " a", "a b", "[DOC]a [DOC] b", "[INST]x", "<unk>\0"])
 def test_pieces_of_the_kind_user_defined_are_left_to_the_library(text: str, tmp_path: Path) -> None:
     content = model(user_defined_symbols=["[DOC]"], control_symbols=["[INST]"], add_dummy_prefix=False)

@@ -18,6 +18,7 @@ from entropix.checkpoint.tensors import (
     UNEMBED,
     StoredTensor,
     check,
+    check_tied,
     norm_names,
 )
 from entropix.config import ModelConfig
@@ -30,9 +31,6 @@ Read = Callable[[Block], np.ndarray]
 
 
 _ALIGNMENT = 64  # bytes; an array so aligned becomes a CPU device array without a copy
-
-
-_PIECE_BYTES = 2**23  # of a file that a thread maps into memory at a time
 
 
 def load(folder: Path, cfg: ModelConfig, dtype: DTypeLike, mesh: Mesh | None = None) -> Weights:
@@ -48,10 +46,7 @@ def load(folder: Path, cfg: ModelConfig, dtype: DTypeLike, mesh: Mesh | None = N
     infinite values, or that an unembedding contradicts `tied_embeddings`.
     """
     stored = check(folder, cfg)
-    if cfg.tied_embeddings and UNEMBED in stored and not _equal(stored[UNEMBED], stored[EMBED]):
-        raise ValueError(
-            f"{folder}: config.json says tie_word_embeddings, but {UNEMBED} differs from {EMBED}"
-        )
+    check_tied(folder, cfg, stored)
     shapes = abstract(sharding.widened(cfg, mesh), dtype, sharding.parts(cfg, mesh))
     leaves, structure = jax.tree.flatten(shapes)
     places = [None] * len(leaves) if mesh is None else jax.tree.leaves(sharding.lay_out(shapes, mesh))
@@ -178,7 +173,7 @@ def _read(tensor: StoredTensor, name: str, dtype: np.dtype, block: Block) -> np.
 def _copy(tensor: StoredTensor, name: str, block: Block, out: np.ndarray) -> None:
     """Fills `out` with a part of a stored tensor, piece by piece; all values must be finite in its dtype."""
     rows, *columns = block
-    step = max(1, _PIECE_BYTES * tensor.shape[0] // tensor.nbytes)
+    step = tensor.rows_at_a_time
     for start in range(rows.start, rows.stop, step):
         stop = min(start + step, rows.stop)
         piece = out[start - rows.start : stop - rows.start]
@@ -186,12 +181,6 @@ def _copy(tensor: StoredTensor, name: str, block: Block, out: np.ndarray) -> Non
             piece[...] = tensor.read(start, stop)[(slice(None), *columns)]
         if not np.isfinite(piece).all():
             raise ValueError(f"{tensor.file}: {name} has NaN or infinite values as {out.dtype.name}")
-
-
-def _equal(a: StoredTensor, b: StoredTensor) -> bool:
-    step = max(1, _PIECE_BYTES * a.shape[0] // a.nbytes)
-    starts = range(0, a.shape[0], step)
-    return all(np.array_equal(a.read(i, i + step), b.read(i, i + step)) for i in starts)
 
 
 def _empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:

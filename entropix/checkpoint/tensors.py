@@ -18,6 +18,7 @@ from entropix.paths import what_is_there
 EMBED, UNEMBED, FINAL_NORM = "model.embed_tokens.weight", "lm_head.weight", "model.norm.weight"
 _MAX_HEADER = 2**23  # bytes; 50 times what a model of 405 billion parameters has
 _MAX_FAULTS = 20  # that one error lists
+_PIECE_BYTES = 2**23  # of a file that a thread maps into memory at a time
 _DERIVED = ".rotary_emb.inv_freq"  # a buffer in old checkpoints; it follows from the config
 
 
@@ -78,6 +79,11 @@ class StoredTensor(NamedTuple):
     def nbytes(self) -> int:
         return math.prod(self.shape) * DTYPES[self.dtype].itemsize
 
+    @property
+    def rows_at_a_time(self) -> int:
+        """How many rows are worth mapping into memory at once."""
+        return max(1, _PIECE_BYTES * self.shape[0] // self.nbytes)
+
     def read(self, start: int = 0, stop: int | None = None) -> np.ndarray:
         """These rows, by default all, mapped into memory without copying."""
         stop = self.shape[0] if stop is None else min(stop, self.shape[0])
@@ -92,7 +98,7 @@ def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
     """
     tensors: dict[str, StoredTensor] = {}
     for file in _safetensors_files(folder):
-        for name, tensor in _read_header(file).items():
+        for name, tensor in read_header(file).items():
             if name in tensors:
                 raise ValueError(f"tensor {name} is both in {tensors[name].file} and in {file}")
             tensors[name] = tensor
@@ -126,7 +132,7 @@ def _indexed(index: Path, name: str) -> Path:
     return file
 
 
-def _read_header(file: Path) -> dict[str, StoredTensor]:
+def read_header(file: Path) -> dict[str, StoredTensor]:
     """Places of one file's tensors, after the safetensors library has checked the header and the file's
     length.
 
@@ -178,6 +184,18 @@ def check(folder: Path, cfg: ModelConfig) -> dict[str, StoredTensor]:
     if faults:
         raise ValueError(f"{folder}: the tensors do not fit config.json{listed(faults)}")
     return stored
+
+
+def check_tied(folder: Path, cfg: ModelConfig, stored: Mapping[str, StoredTensor]) -> None:
+    """Raises a ValueError for an unembedding that contradicts `tied_embeddings`."""
+    if not cfg.tied_embeddings or UNEMBED not in stored:
+        return
+    a, b = stored[UNEMBED], stored[EMBED]
+    step = a.rows_at_a_time
+    if not all(np.array_equal(a.read(i, i + step), b.read(i, i + step)) for i in range(0, a.shape[0], step)):
+        raise ValueError(
+            f"{folder}: config.json says tie_word_embeddings, but {UNEMBED} differs from {EMBED}"
+        )
 
 
 def listed(faults: Sequence[str]) -> str:

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from entropix.checkpoint.convert.adapter import open_adapted
 from entropix.checkpoint.convert.folder import Foreign, check_destination, write_folder
 from entropix.checkpoint.convert.gguf_file import open_gguf
 from entropix.checkpoint.convert.gguf_header import MAGIC
@@ -9,7 +10,7 @@ from entropix.checkpoint.convert.meta import open_meta
 from entropix.checkpoint.convert.torch_folder import is_torch_folder, open_torch_folder
 from entropix.checkpoint.weight_files import check_file, starts_with
 from entropix.files import read_text
-from entropix.paths import what_is_there
+from entropix.paths import is_complete, what_is_there
 
 _EXPECTED = (
     "expected a GGUF file, a folder with Meta's params.json, consolidated.*.pth and tokenizer.model, or a Hugging Face "
@@ -23,13 +24,15 @@ def convert(
     dtype: str | None = None,
     chat_template: Path | None = None,
     force: bool = False,
+    adapter: Path | None = None,
 ) -> None:
-    """Makes a checkpoint folder of a GGUF file, of one of Meta's folders, or of one with pytorch_model.bin: complete,
-    or not at all.
+    """Makes a checkpoint folder of a GGUF file, of one of Meta's folders, of one with pytorch_model.bin, or of a
+    Hugging Face folder and an adapter: complete, or not at all.
 
     `dtype` is that of the matrices, by default the narrowest that holds the source's values exactly: its
     own for float16 and bfloat16, float32 for quantised tensors. `chat_template` is a jinja file to carry
-    along instead of the source's own. Raises a ValueError that says what cannot be converted and why.
+    along instead of the source's own. `adapter` is the folder of a LoRA adapter that was trained on the source, whose
+    type the matrices keep then. Raises a ValueError that says what cannot be converted and why.
     """
     destination = destination.resolve()  # of which . has no name
     check_destination(destination, force)
@@ -39,6 +42,11 @@ def convert(
     if chat_template is not None:
         check_file(chat_template)
         template = read_text(chat_template)
+    if adapter is not None:
+        if not is_complete(source) or is_torch_folder(source):
+            raise ValueError(f"{source}: an adapter is merged into a Hugging Face folder with safetensors")
+        write_folder(open_adapted(source, adapter, template), destination, dtype, force)
+        return
     write_folder(_opened(source, template), destination, dtype, force)
 
 

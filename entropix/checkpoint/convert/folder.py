@@ -3,7 +3,7 @@
 import json
 import math
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,10 +11,11 @@ import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 
-from entropix.checkpoint.hf_folder import write_config
+from entropix.checkpoint.hf_folder import TEMPLATES, VOCABULARY, write_config
 from entropix.checkpoint.tensors import DTYPES, tensor_shapes
+from entropix.checkpoint.weight_files import check_file
 from entropix.config import ModelConfig
-from entropix.files import make_folder, write_json
+from entropix.files import make_folder, read_json, write_json
 from entropix.paths import is_complete
 
 SHARD_BYTES = 2 * 1024**3
@@ -88,6 +89,26 @@ def replace_folder(source: Path, destination: Path) -> None:
         destination.rename(former)
     source.rename(destination)
     shutil.rmtree(former, ignore_errors=True)
+
+
+def copy_texts(folder: Path, target: Path, chat_template: str | None) -> None:
+    """Copies the vocabulary's files of a Hugging Face folder, and its chat template unless another is given."""
+    for pattern in VOCABULARY if chat_template is not None else (*VOCABULARY, *TEMPLATES):
+        for file in folder.glob(pattern):
+            check_file(file)
+            copy = target / file.relative_to(folder)
+            copy.parent.mkdir(exist_ok=True)
+            shutil.copyfile(file, copy)
+    if chat_template is not None:
+        file = target / "tokenizer_config.json"
+        values = read_json(file) if file.exists() else {}
+        write_json(file, values | {"chat_template": chat_template})
+
+
+def common_dtype(dtypes: Iterable[np.dtype]) -> str:
+    """The type of all matrices, or float32 where they differ."""
+    names = {dtype.name for dtype in dtypes}
+    return names.pop() if len(names) == 1 else "float32"
 
 
 def write_tokenizer_config(

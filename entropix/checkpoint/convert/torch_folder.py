@@ -1,18 +1,17 @@
 """Hugging Face folders whose tensors are in pytorch_model.bin, opened as foreign checkpoints."""
 
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
-from entropix.checkpoint.convert.folder import Foreign, misfits
+from entropix.checkpoint.convert.folder import Foreign, common_dtype, copy_texts, misfits
 from entropix.checkpoint.convert.pth_file import read_pth
 from entropix.checkpoint.convert.values import Values
-from entropix.checkpoint.hf_folder import TEMPLATES, VOCABULARY, read_config, stop_token_ids
+from entropix.checkpoint.hf_folder import read_config, stop_token_ids
 from entropix.checkpoint.tensors import DTYPES, EMBED, UNEMBED, listed, tensor_shapes
 from entropix.checkpoint.weight_files import beside, check_file
-from entropix.files import read_json, write_json
+from entropix.files import read_json
 
 _SINGLE, _INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 _DERIVED = ".rotary_emb.inv_freq"  # a buffer in old checkpoints; it follows from the config
@@ -47,28 +46,14 @@ def open_torch_folder(folder: Path, chat_template: str | None = None) -> Foreign
         if tensors[name].dtype not in DTYPES.values():
             raise ValueError(f"{folder}: {name} is of type {tensors[name].dtype}, which is no plain weight")
     config = Values(folder / "config.json", read_json(folder / "config.json"))
-    dtypes = {tensors[name].dtype.name for name, shape in shapes.items() if len(shape) > 1}
-
-    def write_vocabulary(target: Path) -> None:
-        for pattern in VOCABULARY if chat_template is not None else (*VOCABULARY, *TEMPLATES):
-            for file in folder.glob(pattern):
-                check_file(file)
-                copy = target / file.relative_to(folder)
-                copy.parent.mkdir(exist_ok=True)
-                shutil.copyfile(file, copy)
-        if chat_template is not None:
-            file = target / "tokenizer_config.json"
-            values = read_json(file) if file.exists() else {}
-            write_json(file, values | {"chat_template": chat_template})
-
     return Foreign(
         source=folder,
         config=cfg,
-        dtype=dtypes.pop() if len(dtypes) == 1 else "float32",
+        dtype=common_dtype(tensors[name].dtype for name, shape in shapes.items() if len(shape) > 1),
         tensor=lambda name: tensors[name],
         bos_id=config.whole("bos_token_id", None, low=0, high=cfg.vocab_size - 1),
         stop_ids=stop_token_ids(folder),
-        write_vocabulary=write_vocabulary,
+        write_vocabulary=lambda target: copy_texts(folder, target, chat_template),
         config_json={key: value for key, value in config.raw.items() if key != "dtype"}
         if cfg.switches
         else None,

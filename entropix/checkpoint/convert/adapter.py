@@ -1,0 +1,156 @@
+"""LoRA adapters (Hu et al. 2021, arXiv:2106.09685) in folders of PEFT, merged into the model that they were trained on.
+
+A merged folder is a model like any other: every command takes it, and traces tell it from its base.
+"""
+
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from entropix.checkpoint import values
+from entropix.checkpoint.convert.folder import Foreign, common_dtype, copy_texts
+from entropix.checkpoint.convert.pth_file import read_pth
+from entropix.checkpoint.hf_folder import read_config, stop_token_ids
+from entropix.checkpoint.tensors import (
+    DTYPES,
+    EMBED,
+    UNEMBED,
+    check,
+    check_tied,
+    listed,
+    read_header,
+    tensor_shapes,
+)
+from entropix.files import is_there, read_json
+
+_CONFIG = "adapter_config.json"
+_TENSOR = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<part>[AB])\.weight")
+
+# Key -> accepted values (None: absent) and what any other value would mean.
+_NEUTRAL: dict[str, tuple[tuple[Any, ...], str]] = {
+    "peft_type": (("LORA",), "only LoRA is supported"),
+    "use_dora": ((False, None), "magnitude vectors (DoRA) are not supported"),
+    "bias": (("none", None), "trained biases are not supported"),
+    "lora_bias": ((False, None), "trained biases are not supported"),
+    "fan_in_fan_out": ((False, None), "transposed matrices are not supported"),
+    "modules_to_save": ((None, []), "whole modules beside the adapter are not supported"),
+    "trainable_token_indices": ((None, []), "trained tokens are not supported"),
+    "target_parameters": ((None, []), "only linear layers are supported"),
+    "layer_replication": ((None, []), "repeated layers are not supported"),
+    "megatron_config": ((None,), "only linear layers are supported"),
+    "init_lora_weights": (
+        (True, False, None, "gaussian", "orthogonal", "eva"),
+        "such an adapter belongs to a base that was changed before training",
+    ),
+}
+
+
+def open_adapted(base: Path, adapter: Path, chat_template: str | None = None) -> Foreign:
+    """The checkpoint of `base`, a Hugging Face folder with safetensors, with the adapter of another folder merged in:
+    W + scale·B·A in float32, then in the base's type.
+
+    Vocabulary and chat template are the base's. Raises a ValueError that names what is damaged, does not fit the base,
+    or is more than LoRA on plain linear layers.
+    """
+    cfg = read_config(base)
+    stored, shapes = check(base, cfg), tensor_shapes(cfg)
+    check_tied(base, cfg, stored)
+    path = adapter / _CONFIG
+    raw = read_json(path)
+    for key, (accepted, reason) in _NEUTRAL.items():
+        if raw.get(key) not in accepted:
+            raise ValueError(f"{path}: {key} is {values.shown(raw.get(key))}: {reason}")
+    pairs = _pairs(adapter)
+    faults = []
+    scale = {}
+    for module, (a_RI, b_OR) in pairs.items():
+        name = f"{module}.weight"
+        plain = name in shapes and name != EMBED and len(shapes[name]) == 2
+        if not plain:
+            tied = name == UNEMBED
+            faults.append(f"unexpected: {module} is no linear layer of the base" + ", which is tied" * tied)
+        elif (b_OR.shape[0], a_RI.shape[1]) != shapes[name] or b_OR.shape[1] != a_RI.shape[0]:
+            sizes = f"{list(b_OR.shape)} times {list(a_RI.shape)}"
+            faults.append(f"wrong shape: {module} is {sizes}, the base has {list(shapes[name])}")
+        else:
+            scale[name] = _scale(raw, module, len(a_RI), path)
+    if faults:
+        raise ValueError(f"{adapter}: the adapter does not fit {base}{listed(faults)}")
+
+    def tensor(name: str) -> np.ndarray:
+        weight: np.ndarray = stored[name].read()
+        if name not in scale:
+            return weight
+        a_RI, b_OR = (part.astype(np.float32) for part in pairs[name.removesuffix(".weight")])
+        return weight.astype(np.float32) + np.float32(scale[name]) * (b_OR @ a_RI)
+
+    config = read_json(base / "config.json")
+    return Foreign(
+        source=adapter,
+        config=cfg,
+        dtype=common_dtype(DTYPES[stored[name].dtype] for name, shape in shapes.items() if len(shape) > 1),
+        tensor=tensor,
+        bos_id=next(iter(values.token_ids(config, "bos_token_id", base / "config.json")), None),
+        stop_ids=stop_token_ids(base),
+        write_vocabulary=lambda target: copy_texts(base, target, chat_template),
+        config_json={key: value for key, value in config.items() if key != "dtype"},
+    )
+
+
+def _pairs(adapter: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """(A, B) of each module, by its name in the base."""
+    file = adapter / "adapter_model.safetensors"
+    if is_there(file):
+        places = read_header(file)
+        kinds = {name: DTYPES.get(place.dtype, place.dtype) for name, place in places.items()}
+        tensors = {name: place.read() for name, place in places.items() if place.dtype in DTYPES}
+    else:
+        file = adapter / "adapter_model.bin"
+        tensors = read_pth(file)
+        kinds = {name: array.dtype for name, array in tensors.items()}
+    if wrong := [name for name, kind in kinds.items() if kind not in DTYPES.values()]:
+        raise ValueError(f"{file}: {wrong[0]} is of type {kinds[wrong[0]]}, which is no plain weight")
+    parts: dict[str, dict[str, np.ndarray]] = {}
+    for name, array in tensors.items():
+        match = _TENSOR.fullmatch(name)
+        if match is None or array.ndim != 2:
+            raise ValueError(
+                f"{file}: {name} {list(array.shape)} is not the A or the B of LoRA on a linear layer; nothing else is "
+                "supported"
+            )
+        parts.setdefault(match["module"], {})[match["part"]] = array
+    if alone := [module for module, both in parts.items() if len(both) < 2]:
+        raise ValueError(
+            f"{file}: {alone[0]} has a lora_{next(iter(parts[alone[0]]))} alone; the file is incomplete"
+        )
+    if not parts:
+        raise ValueError(f"{file}: there is no tensor in it")
+    return {module: (both["A"], both["B"]) for module, both in parts.items()}
+
+
+def _scale(raw: Mapping[str, Any], module: str, rank: int, path: Path) -> float:
+    """alpha / r, or alpha / √r where it is rank-stabilised (Kalajdzievski 2023, arXiv:2312.03732), of this module."""
+    said = _of_module(raw, "rank_pattern", module, "r", path)
+    if said != rank:
+        raise ValueError(
+            f"{path}: {module} has the rank {said:g}, but its tensors have {rank}; make them agree"
+        )
+    alpha = _of_module(raw, "alpha_pattern", module, "lora_alpha", path)
+    return alpha / (math.sqrt(rank) if values.flag(raw, "use_rslora", path) else rank)
+
+
+def _of_module(raw: Mapping[str, Any], patterns: str, module: str, default: str, path: Path) -> float:
+    """What the first pattern that fits a module's name, or the end of it, says of it; else what is said of all."""
+    table = values.table(raw, patterns, path)
+    for pattern in table:
+        try:
+            if re.match(rf"(.*\.)?({pattern})$", module):
+                return values.positive(table, pattern, f"{path}: {patterns}")
+        except re.error as error:
+            message = f"{path}: {patterns} has {values.shown(pattern)}, which is no expression ({error})"
+            raise ValueError(message) from None
+    return values.positive(raw, default, path)

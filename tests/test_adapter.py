@@ -1,0 +1,179 @@
+"""LoRA adapters: merging them is W + scale·B·A, and what is more than that is refused."""
+
+import json
+import math
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import folders
+import ml_dtypes
+import numpy as np
+import pth_files
+import pytest
+from safetensors.numpy import save_file
+
+from entropix import convert as convert_command
+from entropix.checkpoint import hf_folder
+from entropix.checkpoint.convert import convert
+
+Tensors = dict[str, np.ndarray]
+Q, DOWN = "model.layers.0.self_attn.q_proj", "model.layers.1.mlp.down_proj"
+SHAPES = {Q: (32, 32), DOWN: (32, 64)}  # [out, in]
+RANK = 4
+
+
+def adapter_tensors() -> Tensors:
+    """A and B of two matrices."""
+    rng = np.random.default_rng(0)
+    found = {}
+    for module, (n_out, n_in) in SHAPES.items():
+        found[f"base_model.model.{module}.lora_A.weight"] = rng.standard_normal((RANK, n_in), np.float32)
+        found[f"base_model.model.{module}.lora_B.weight"] = rng.standard_normal((n_out, RANK), np.float32)
+    return found
+
+
+def write_adapter(folder: Path, tensors: Tensors | None = None, **changes: Any) -> Path:
+    """As PEFT's save_pretrained does."""
+    folder.mkdir()
+    config = {
+        "peft_type": "LORA",
+        "r": RANK,
+        "lora_alpha": 6,
+        "bias": "none",
+        "modules_to_save": None,
+        **changes,
+    }
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    save_file(adapter_tensors() if tensors is None else tensors, folder / "adapter_model.safetensors")
+    return folder
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    return folders.write_checkpoint(tmp_path / "base")
+
+
+def merged(base: Path, scales: dict[str, float]) -> Tensors:
+    """The base's tensors with scale·B·A added to these modules."""
+    parts, found = adapter_tensors(), dict(folders.read_tensors(base))
+    for module, scale in scales.items():
+        a, b = (parts[f"base_model.model.{module}.lora_{part}.weight"].astype(np.float64) for part in "AB")
+        found[f"{module}.weight"] = (found[f"{module}.weight"] + scale * b @ a).astype(np.float32)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("changes", "scales"),
+    [
+        ({}, {Q: 1.5, DOWN: 1.5}),
+        ({"use_rslora": True}, {Q: 6 / math.sqrt(4), DOWN: 6 / math.sqrt(4)}),
+        ({"alpha_pattern": {"down_proj": 8}}, {Q: 1.5, DOWN: 2.0}),
+        ({"r": 16, "rank_pattern": {"q_proj": 4, r"layers\.1\..*": 4}}, {Q: 1.5, DOWN: 1.5}),
+        ({"alpha_pattern": {r".*\.1\.mlp": 100}}, {Q: 1.5, DOWN: 1.5}),  # is no end of a name
+    ],
+    ids=[
+        "plain",
+        "rank-stabilised",
+        "an alpha of its own",
+        "ranks of their own",
+        "a pattern that fits nothing",
+    ],
+)
+def test_merging_adds_b_times_a(
+    base: Path, tmp_path: Path, changes: dict[str, Any], scales: dict[str, float]
+) -> None:
+    convert(base, tmp_path / "out", adapter=write_adapter(tmp_path / "adapter", **changes))
+    found, expected = folders.read_tensors(tmp_path / "out"), merged(base, scales)
+    assert found.keys() == expected.keys()
+    for name, array in expected.items():
+        np.testing.assert_allclose(found[name], array, rtol=1e-5, atol=1e-5, err_msg=name)
+    assert hf_folder.read_config(tmp_path / "out") == hf_folder.read_config(base)
+    assert (tmp_path / "out" / "tokenizer.json").read_bytes() == (base / "tokenizer.json").read_bytes()
+
+
+def test_the_sum_is_rounded_once_to_the_type_of_the_base(base: Path, tmp_path: Path) -> None:
+    stored = {name: array.astype(ml_dtypes.bfloat16) for name, array in folders.read_tensors(base).items()}
+    folders.write_tensors(base, stored)
+    adapter = write_adapter(tmp_path / "adapter")
+    expected = merged(base, {Q: 1.5, DOWN: 1.5})[f"{Q}.weight"]
+    for dtype in (None, "float32"):
+        convert(base, tmp_path / "out", dtype, force=True, adapter=adapter)
+        found = folders.read_tensors(tmp_path / "out")[f"{Q}.weight"]
+        assert found.dtype == (ml_dtypes.bfloat16 if dtype is None else np.float32)
+        np.testing.assert_allclose(
+            found.astype(np.float32), expected, rtol=5e-3 if dtype is None else 1e-6, atol=1e-5
+        )
+
+
+def test_the_command_merges_files_of_torch_too(
+    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    adapter = write_adapter(tmp_path / "adapter")
+    (adapter / "adapter_model.safetensors").unlink()
+    pth_files.write_pth(adapter / "adapter_model.bin", adapter_tensors())
+    convert_command.main([str(base), "--adapter", str(adapter), "--out-dir", str(tmp_path / "out")])
+    assert capsys.readouterr().out == f"weights in {tmp_path / 'out'}\n"
+    expected = merged(base, {Q: 1.5, DOWN: 1.5})[f"{DOWN}.weight"]
+    np.testing.assert_allclose(
+        folders.read_tensors(tmp_path / "out")[f"{DOWN}.weight"], expected, rtol=1e-5, atol=1e-5
+    )
+
+
+def without(part: str) -> Callable[[], Tensors]:
+    return lambda: {name: array for name, array in adapter_tensors().items() if part not in name}
+
+
+def renamed(old: str, new: str) -> Callable[[], Tensors]:
+    return lambda: {name.replace(old, new): array for name, array in adapter_tensors().items()}
+
+
+@pytest.mark.parametrize(
+    ("tensors", "changes", "message"),
+    [
+        (adapter_tensors, {"peft_type": "IA3"}, "peft_type is 'IA3': only LoRA is supported"),
+        (adapter_tensors, {"use_dora": True}, "use_dora is True: magnitude vectors"),
+        (adapter_tensors, {"bias": "all"}, "bias is 'all': trained biases"),
+        (adapter_tensors, {"modules_to_save": ["lm_head"]}, "modules_to_save is ['lm_head']: whole modules"),
+        (
+            adapter_tensors,
+            {"init_lora_weights": "pissa"},
+            "init_lora_weights is 'pissa': such an adapter belongs to",
+        ),
+        (adapter_tensors, {"r": 8}, f"{Q} has the rank 8, but its tensors have 4; make them agree"),
+        (adapter_tensors, {"lora_alpha": 0}, "lora_alpha must be a number above 0, got 0"),
+        (adapter_tensors, {"alpha_pattern": {"(": 1}}, "alpha_pattern has '(', which is no expression"),
+        (without("q_proj.lora_B"), {}, f"{Q} has a lora_A alone; the file is incomplete"),
+        (
+            renamed("lora_A", "lora_embedding_A"),
+            {},
+            "lora_embedding_A.weight [4, 32] is not the A or the B of LoRA",
+        ),
+        (
+            renamed("layers.1", "layers.7"),
+            {},
+            "unexpected: model.layers.7.mlp.down_proj is no linear layer",
+        ),
+        (renamed(Q, "lm_head"), {}, "unexpected: lm_head is no linear layer of the base, which is tied"),
+        (renamed("down_proj", "up_proj"), {}, "mlp.up_proj is [32, 4] times [4, 64], the base has [64, 32]"),
+        (
+            lambda: {name: array.astype(np.int32) for name, array in adapter_tensors().items()},
+            {},
+            "is of type I32",
+        ),
+    ],
+)
+def test_what_is_more_than_lora_on_linear_layers_is_refused_by_name(
+    base: Path, tmp_path: Path, tensors: Callable[[], Tensors], changes: dict[str, Any], message: str
+) -> None:
+    adapter = write_adapter(tmp_path / "adapter", tensors(), **changes)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        convert(base, tmp_path / "out", adapter=adapter)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_adapter_needs_a_folder_with_safetensors(tmp_path: Path) -> None:
+    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+    with pytest.raises(ValueError, match=r"model\.gguf: an adapter is merged into a Hugging Face folder"):
+        convert(tmp_path / "model.gguf", tmp_path / "out", adapter=write_adapter(tmp_path / "adapter"))
