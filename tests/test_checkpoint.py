@@ -72,8 +72,8 @@ def test_rotary_parameters_that_stand_twice_must_agree(tmp_path: Path) -> None:
         (same | {"rope_scaling": other}, different),
         ({"rope_parameters": {"rope_type": "default"}, "rope_scaling": scaling}, different),
         (
-            {"rope_parameters": scaling, "rope_scaling": {"type": "longrope"}},
-            "rope_scaling is of type 'longrope'",
+            {"rope_parameters": scaling, "rope_scaling": {"type": "ntk"}},
+            "rope_scaling is of type 'ntk'",
         ),
         (
             {"rope_theta": 1e4, "rope_parameters": scaling | {"rope_theta": 5e5}},
@@ -125,11 +125,8 @@ def test_mistral_without_sliding_window_is_a_llama(tmp_path: Path) -> None:
             {"rope_scaling": {"rope_type": "yarn", "factor": 0.5}},
             "rope_scaling: factor must be .* at least 1.0",
         ),
-        ({"rope_scaling": {"rope_type": "longrope", "factor": 4.0}}, "rope_scaling is of type 'longrope'"),
-        (
-            {"rope_parameters": {"rope_type": "dynamic", "factor": 4.0}},
-            "rope_parameters is of type 'dynamic'",
-        ),
+        ({"rope_scaling": {"rope_type": "ntk", "factor": 4.0}}, "rope_scaling is of type 'ntk'"),
+        ({"rope_parameters": {"rope_type": "dynamic"}}, "factor must be a number above 0, got None"),
         ({"rope_parameters": {"full_attention": {"rope_type": "default"}}}, "one flat object for all layers"),
         (
             {"rope_scaling": {"rope_type": "llama3", "factor": 8.0}},

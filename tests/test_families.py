@@ -167,6 +167,7 @@ def test_a_llama_has_no_switch_on() -> None:
 
 
 MISTRAL, WINDOWED = {"model_type": "mistral"}, "sliding_attention"
+PHI3 = {"model_type": "phi3"}
 QWEN2 = {"model_type": "qwen2"}
 SMOLLM3 = {"model_type": "smollm3"}
 GRANITE = {"model_type": "granite"}
@@ -188,7 +189,7 @@ GRANITE = {"model_type": "granite"}
         ({**MISTRAL, "sliding_window": 100}, {"sliding_window": 100}),
         ({**MISTRAL, "sliding_window": 100, "layer_types": [WINDOWED] * 2}, {"sliding_window": 100}),
         ({**MISTRAL, "sliding_window": 8192, "max_position_embeddings": 8192}, {}),
-        ({"rope_scaling": {"type": "linear", "factor": 4}}, {"rope_divisor": 4.0}),
+        ({"rope_scaling": {"type": "linear", "factor": 4}}, {"rope_divisors": (4.0,)}),
         (SMOLLM3, {}),  # of two layers the fourth would be without
         ({**SMOLLM3, "no_rope_layers": [0, 1, 0]}, {"no_rope_layers": (0,)}),
         ({**SMOLLM3, "no_rope_layer_interval": 1}, {"no_rope_layers": (0, 1)}),
@@ -211,6 +212,36 @@ def test_yarn_reads_texts_up_to_the_scaled_length(tmp_path: Path) -> None:
         folders.write_config(tmp_path, **QWEN2, max_position_embeddings=length, rope_scaling=yarn)
         cfg = hf_folder.read_config(tmp_path)
         assert (cfg.context_length, cfg.yarn) == (longest, YarnScaling(4.0, 32_768, 0.1 * math.log(4) + 1))
+
+
+@pytest.mark.parametrize(
+    ("kind", "longest"),
+    [
+        ({"type": "linear", "factor": 4}, 16_384),
+        ({"type": "dynamic", "factor": 4}, 4096),
+        ({"type": "dynamic", "factor": 4, "original_max_position_embeddings": 2048}, 2048),
+        ({"type": "longrope", "short_factor": [1] * 4, "original_max_position_embeddings": 1024}, 1024),
+        ({"type": "su", "short_factor": [1] * 4}, 4096),
+    ],
+)
+def test_the_longest_text_is_that_of_the_frequencies(
+    tmp_path: Path, kind: dict[str, Any], longest: int
+) -> None:
+    """Frequencies that change in longer texts would leave keys of both kinds in the cache."""
+    folders.write_config(tmp_path, **PHI3, max_position_embeddings=4096, rope_scaling=kind)
+    assert hf_folder.read_config(tmp_path).context_length == longest
+
+
+def test_longrope_sharpens_attention_by_how_much_longer_texts_may_be(tmp_path: Path) -> None:
+    rope = {"type": "longrope", "short_factor": [1, 2, 3, 4.5]}
+    for more, expected in (
+        ({}, math.sqrt(1 + math.log(4) / math.log(1024))),
+        ({"attention_factor": 1.5}, 1.5),
+    ):
+        length = {"max_position_embeddings": 4096, "original_max_position_embeddings": 1024}
+        folders.write_config(tmp_path, **PHI3, **length, rope_scaling=rope | more)
+        cfg = hf_folder.read_config(tmp_path)
+        assert (cfg.rope_divisors, cfg.rope_factor) == ((1, 2, 3, 4.5), pytest.approx(expected, rel=1e-12))
 
 
 @pytest.mark.parametrize(
@@ -244,7 +275,11 @@ def test_yarn_sharpens_attention_as_transformers_has_it(
         ({**MISTRAL, "sliding_window": 0}, "sliding_window must be a whole number of at least 1"),
         ({"rope_scaling": {"type": "linear", "factor": 0.5}}, "rope_scaling has a factor of 0.5"),
         ({"rope_scaling": {"type": "linear", "factor": 1e30}}, "rope_scaling has a factor of 1e"),
-        ({"rope_scaling": {"type": "dynamic", "factor": 2}}, "rope_scaling is of type 'dynamic': only"),
+        ({**PHI3, "rope_scaling": {"type": "longrope", "short_factor": []}}, "short_factor must be a list of numbers"),
+        ({**PHI3, "rope_scaling": {"type": "longrope", "short_factor": [1, 0]}}, "short_factor: .* above 0, got 0"),
+        ({**PHI3, "rope_scaling": {"type": "longrope", "short_factor": [1] * 3}}, "has 3 numbers for 4 rotary pairs"),
+        ({**PHI3, "partial_rotary_factor": 1.5}, r"partial_rotary_factor must be one number of at most 1, got \[1.5\]"),
+        ({**PHI3, "partial_rotary_factor": 0.4}, "rotary_dim must be even and at most head_dim, got 3"),
         ({**QWEN2, "use_sliding_window": True, "max_window_layers": -1}, "max_window_layers must be .*0, got -1"),
         ({**QWEN2, "use_sliding_window": "no"}, "use_sliding_window must be true or false, got 'no'"),
         ({**QWEN2, "attention_bias": 1}, "attention_bias must be true or false, got 1"),
@@ -276,6 +311,7 @@ def test_what_a_family_may_not_have_is_refused_by_name(
 @pytest.mark.parametrize(
     ("kind", "missing", "unexpected"),
     [
+        ("phi3", "self_attn.o_proj.weight [32, 32]", "self_attn.qkv_proj.bias [64]"),
         ("qwen2", "self_attn.v_proj.bias [16]", "self_attn.o_proj.bias [32]"),
         ("qwen3", "self_attn.q_norm.weight [128]", "self_attn.q_proj.bias [512]"),
         ("olmo2", "self_attn.k_norm.weight [32]", "input_layernorm.weight [32]"),
@@ -323,7 +359,9 @@ SWITCHES: dict[str, Any] = {
     "residual_multiplier": 0.5,
     "logits_divisor": 2.0,
     "yarn": YarnScaling(4.0, 128, 1.1),
-    "rope_divisor": 4.0,
+    "rope_divisors": (1.0, 2.0, 3.0, 4.0),
+    "rope_factor": 1.2,
+    "rotary_dim": 4,
     "sliding_window": 3,
 }
 

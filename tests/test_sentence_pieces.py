@@ -74,10 +74,16 @@ def test_a_stream_gives_out_what_all_ids_say(ours: Tokenizer, ids: list[int]) ->
     assert "".join(map(decoder.push, ids)) + decoder.flush() == ours.decode(ids)
 
 
+def stripping(file: dict[str, Any]) -> None:
+    """As Phi-3's file has it."""
+    metaspace("always")(file)
+    file["added_tokens"][2]["rstrip"] = True
+
+
 @pytest.mark.parametrize(
     "change",
-    [nothing, *map(metaspace, ("first", "always", "never"))],
-    ids=["prepend", "first", "always", "never"],
+    [nothing, stripping, *map(metaspace, ("first", "always", "never"))],
+    ids=["prepend", "stripping", "first", "always", "never"],
 )
 def test_special_tokens_are_cut_out_as_the_library_cuts_them(
     change: Change, trained: bytes, tmp_path: Path
@@ -88,6 +94,7 @@ def test_special_tokens_are_cut_out_as_the_library_cuts_them(
     ours = load_tokenizer(written(tmp_path, file))
     theirs = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
     for text in (
+        *("</s> \n\u2003\x85x</s>\u200b y</s>\x1c z", "</s></s> </s>", " </s> "),
         "<s>Why is it?</s> Is it <s> so",
         " <s>",
         "a</s>",

@@ -140,7 +140,7 @@ def test_metas_tokenizer_takes_the_names_that_the_folder_gives(tmp_path: Path) -
         ),
         (
             {"added_tokens_decoder": decoder(rstrip=True)},
-            r"its added token '<\|im_start\|>' is marked rstrip",
+            r"disagree about rstrip of '<\|im_start\|>'; make them agree",
         ),
         (
             {"bos_token": {"special": True}},

@@ -30,6 +30,14 @@ LLAMA3 = {
     "original_max_position_embeddings": 64,
 }
 
+DYNAMIC = {"rope_type": "dynamic", "rope_theta": 1000.0, "factor": 4.0}
+LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 1000.0,
+    "partial_rotary_factor": 0.5,  # of heads 12 wide
+    "short_factor": [1.0, 1.25, 3.0],
+    "long_factor": [2.0, 5.0, 9.0],
+}
 LINEAR = {"rope_type": "linear", "rope_theta": 1000.0, "factor": 2.5}
 YARN = {
     "rope_type": "yarn",
@@ -45,6 +53,13 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama-linear": ("Llama", {**SEVERAL, **UNTIED, "rope_parameters": LINEAR}),
     "mistral": ("Mistral", {**SEVERAL, **UNTIED, "sliding_window": None}),
     "mistral-window": ("Mistral", {**SEVERAL, **UNTIED, "sliding_window": 4}),
+    "llama-dynamic": ("Llama", {**ONE, **TIED, "rope_parameters": DYNAMIC}),
+    "phi3": ("Phi3", {**SEVERAL, **UNTIED, "sliding_window": 4}),
+    "phi3-each": ("Phi3", {**EACH, **UNTIED, "hidden_size": 36}),
+    "phi3-partial": (
+        "Phi3",
+        {**ONE, **TIED, "original_max_position_embeddings": 64, "rope_parameters": LONGROPE},
+    ),
     "qwen2": ("Qwen2", {**SEVERAL, **TIED}),
     "qwen2-one": ("Qwen2", {**ONE, **UNTIED, "max_window_layers": 2, "use_sliding_window": True}),
     "qwen2-each": ("Qwen2", {**EACH, **TIED, "sliding_window": 4}),
@@ -88,7 +103,7 @@ PROMPTS = (
     1,
 )  # tokens: a prompt that is read at once, a shorter one, and one whose text is stepped through
 NEW = 8  # tokens that are drawn
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "smollm3", "granite", "olmo2")
+FAMILIES = ("llama", "mistral", "phi3", "qwen2", "qwen3", "smollm3", "granite", "olmo2")
 NUMBERS = ("rms_norm_eps", "num_key_value_heads", "max_position_embeddings", "tie_word_embeddings")
 
 

@@ -18,7 +18,6 @@ _NEUTRAL: dict[str, tuple[tuple[Any, ...], str]] = {
     "attention_bias": ((False, None), "biases in attention are not supported"),
     "mlp_bias": ((False, None), "biases in feed-forward layers are not supported"),
     "quantization_config": ((None,), "quantised tensors are not supported; use the unquantised checkpoint"),
-    "partial_rotary_factor": ((1, None), "partial rotary embeddings are not supported"),
     "num_experts": ((0, None), "mixtures of experts are not supported"),
     "num_local_experts": ((0, None), "mixtures of experts are not supported"),
     "n_routed_experts": ((0, None), "mixtures of experts are not supported"),
@@ -53,6 +52,7 @@ class Family(NamedTuple):
     windows: str = NO_WINDOWS
     """Whether `sliding_window` is one: never, always, or where `use_sliding_window` is true, maybe in some layers."""
     windows_from: str = ""  # the key that has the first layer with a window; "" for all
+    partial_rotary: bool = False  # whether a part of a head may be rotated
     prefix: str = ""  # of its classes in transformers
     write: Callable[[ModelConfig], dict[str, Any]] | None = None  # keys that `read` reads so
 
@@ -114,6 +114,16 @@ FAMILIES: dict[str, Family] = {
         fixed={"qk_norm": "head"},
         windows=SWITCHED,
         windows_from="max_window_layers",
+    ),
+    "phi3": Family(
+        {
+            "max_position_embeddings": 4096,
+            "original_max_position_embeddings": 4096,
+            "rms_norm_eps": 1e-5,
+        },
+        prefix="Phi3",
+        windows=ALWAYS,
+        partial_rotary=True,
     ),
     "smollm3": Family(
         {

@@ -20,7 +20,7 @@ from typing import Any
 from entropix.checkpoint import families, rotary, special_tokens, values
 from entropix.checkpoint.special_tokens import added_token_ids
 from entropix.checkpoint.values import MOST_TOKENS, positive, whole
-from entropix.config import ModelConfig, RopeScaling, YarnScaling
+from entropix.config import ModelConfig
 from entropix.files import is_there, read_json, write_json
 
 # What is read of a folder besides its tensors; those that copy or fetch one take all of it.
@@ -74,16 +74,20 @@ def config_of(raw: Mapping[str, Any], path: Path) -> ModelConfig:
         "head_dim": whole(raw, "head_dim", path, _MOST_WIDTH, default=width // n_heads),
         "ffn_dim": whole(raw, "intermediate_size", path, _MOST_WIDTH),
         "vocab_size": whole(raw, "vocab_size", path, MOST_TOKENS),
-        "context_length": max(context_length, rotary.scaled_length(scaling)),
+        "context_length": rotary.longest(scaling, context_length),
         "rope_theta": theta,
         "norm_eps": positive(raw, "rms_norm_eps", path),
         "tied_embeddings": values.flag(raw, "tie_word_embeddings", path),
-        "rope_scaling": scaling if isinstance(scaling, RopeScaling) else None,
-        "yarn": scaling if isinstance(scaling, YarnScaling) else None,
-        "rope_divisor": scaling.factor if isinstance(scaling, rotary.LinearScaling) else 1.0,
+        **rotary.fields(scaling),
         "sliding_window": families.window(raw, family, n_layers, path),
         **families.switches(raw, family, n_layers, path),
     }
+    if (part := rotary.fraction(raw, path)) != 1:
+        if not family.partial_rotary:
+            raise ValueError(
+                f"{path}: partial_rotary_factor is {part}: partial rotary embeddings are not supported in this family"
+            )
+        fields["rotary_dim"] = int(fields["head_dim"] * part)
     if fields["sliding_window"] >= fields["context_length"]:  # which no text reaches
         fields["sliding_window"] = 0
     try:

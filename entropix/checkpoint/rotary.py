@@ -10,7 +10,7 @@ from entropix.checkpoint.values import positive, whole
 from entropix.config import RopeScaling, YarnScaling
 
 MOST_POSITIONS = 1 << 30
-_KINDS = ("default", "linear", "llama3", "yarn")
+_KINDS = ("default", "linear", "dynamic", "llama3", "longrope", "su", "yarn")  # su: LongRoPE's earlier name
 
 
 class LinearScaling(NamedTuple):
@@ -20,17 +20,62 @@ class LinearScaling(NamedTuple):
     original_context_length: int
 
 
-Scaling = RopeScaling | YarnScaling | LinearScaling | None
+class DynamicScaling(NamedTuple):
+    """A base that grows with texts longer than those of pre-training, and is the plain one for all others."""
+
+    original_context_length: int
 
 
-def scaled_length(scaling: Scaling) -> int:
-    """How long a text may be by the scaling alone; 0 where it does not say.
+class LongRope(NamedTuple):
+    """Frequencies divided one by one (Ding et al. 2024, arXiv:2402.13753), here for texts of the original length."""
 
-    A config.json that a scaling was added to often still has the length of pre-training.
+    divisors: tuple[float, ...]
+    factor: float  # of rotated queries and keys
+    original_context_length: int
+
+
+Scaling = RopeScaling | YarnScaling | LinearScaling | DynamicScaling | LongRope | None
+
+
+def longest(scaling: Scaling, length: int) -> int:
+    """How long a text may be, where config.json says `length`.
+
+    A config.json that a scaling was added to often still has the length of pre-training. Of scalings that turn other
+    frequencies where a text is longer than those of pre-training, it is that length: a cache would hold keys of both.
     """
-    if not isinstance(scaling, YarnScaling | LinearScaling):
-        return 0
-    return int(scaling.factor * scaling.original_context_length)
+    match scaling:
+        case YarnScaling() | LinearScaling():
+            return max(length, int(scaling.factor * scaling.original_context_length))
+        case DynamicScaling() | LongRope():
+            return min(length, scaling.original_context_length)
+    return length
+
+
+def fields(scaling: Scaling) -> dict[str, Any]:
+    """The fields of `ModelConfig` that say so."""
+    match scaling:
+        case RopeScaling():
+            return {"rope_scaling": scaling}
+        case YarnScaling():
+            return {"yarn": scaling}
+        case LinearScaling():
+            return {"rope_divisors": (scaling.factor,)}
+        case LongRope():
+            return {"rope_divisors": scaling.divisors, "rope_factor": scaling.factor}
+    return {}
+
+
+def fraction(raw: Mapping[str, Any], path: Path) -> float:
+    """Which part of a head is rotated (`partial_rotary_factor`)."""
+    holders = [
+        raw,
+        *(raw[key] for key in ("rope_parameters", "rope_scaling") if values.table(raw, key, path)),
+    ]
+    name = "partial_rotary_factor"
+    found = {positive(one, name, path, default=1.0) for one in holders if name in one}
+    if len(found) > 1 or any(one > 1 for one in found):
+        raise ValueError(f"{path}: {name} must be one number of at most 1, got {sorted(found)}")
+    return next(iter(found), 1.0)
 
 
 def read(raw: Mapping[str, Any], path: Path, theta: float) -> tuple[float, Scaling]:
@@ -72,11 +117,6 @@ def _scaling(raw: Mapping[str, Any], key: str, path: Path) -> Scaling:
         raise ValueError(
             f"{path}: {key} is of type {values.shown(kind)}: only {first} and {_KINDS[-1]!r} are supported"
         )
-    if rope.get("partial_rotary_factor", 1) != 1:
-        value = values.shown(rope["partial_rotary_factor"])
-        raise ValueError(
-            f"{path}: partial_rotary_factor is {value}: partial rotary embeddings are not supported"
-        )
     if kind == "default":
         if rope.get("factor", 1) not in (1, None):
             raise ValueError(
@@ -86,6 +126,11 @@ def _scaling(raw: Mapping[str, Any], key: str, path: Path) -> Scaling:
         return None
     if kind == "yarn":
         return _yarn(raw, key, path)
+    if kind in ("longrope", "su"):
+        return _longrope(raw, key, path)
+    if kind == "dynamic":
+        positive(rope, "factor", path)
+        return DynamicScaling(_original(raw, key, path))
     if kind == "linear":
         factor, length = (
             positive(rope, "factor", path),
@@ -103,6 +148,32 @@ def _scaling(raw: Mapping[str, Any], key: str, path: Path) -> Scaling:
         return RopeScaling(**numbers, original_context_length=length)
     except ValueError as error:
         raise ValueError(f"{path}: {key}: {error}") from None
+
+
+def _original(raw: Mapping[str, Any], key: str, path: Path) -> int:
+    """The length of pre-training, in the object of this key or beside it."""
+    pretrained = whole(raw, "max_position_embeddings", path, MOST_POSITIONS)
+    beside = whole(raw, "original_max_position_embeddings", path, MOST_POSITIONS, default=pretrained)
+    return whole(raw[key], "original_max_position_embeddings", path, MOST_POSITIONS, default=beside)
+
+
+def _longrope(raw: Mapping[str, Any], key: str, path: Path) -> LongRope:
+    """LongRoPE's numbers for short texts, with those that transformers takes where the object leaves one out."""
+    rope, original = raw[key], _original(raw, key, path)
+    divisors = rope.get("short_factor")
+    numbers = [{"": one} for one in divisors] if isinstance(divisors, list) else []
+    if not numbers:
+        raise values.wrong(
+            path, f"{key}.short_factor", "a list of numbers, one for each rotary pair", divisors
+        )
+    length = whole(raw, "max_position_embeddings", path, MOST_POSITIONS)
+    ratio = positive(rope, "factor", path, default=length / original)
+    usual = math.sqrt(1 + math.log(ratio) / math.log(original)) if ratio > 1 and original > 1 else 1.0
+    return LongRope(
+        divisors=tuple(positive(one, "", f"{path}: {key}.short_factor") for one in numbers),
+        factor=positive(rope, "attention_factor", path, default=usual),
+        original_context_length=original,
+    )
 
 
 def _yarn(raw: Mapping[str, Any], key: str, path: Path) -> YarnScaling:

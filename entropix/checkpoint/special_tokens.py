@@ -30,6 +30,7 @@ class AddedToken:
     id: int
     special: bool | None  # None: not said
     where: str  # file and key, as errors name them
+    rstrip: bool = False  # takes the white space behind it along
 
 
 @dataclass(frozen=True)
@@ -113,10 +114,12 @@ def added_token(text: Any, i: Any, entry: Mapping[str, Any], path: Path, key: st
             f"{path}: expected each of {key or 'its tokens'} to have a content and an id of 0 to "
             f"{values.MOST_TOKENS - 1}, got {values.shown(text)} and {values.shown(i)}"
         )
-    for flag in ("lstrip", "rstrip", "single_word"):
+    for flag in ("lstrip", "single_word"):
         if entry.get(flag):
             raise refusal(path, f"its added token {values.shown(text)} is marked {flag}")
-    return AddedToken(text, i, values.flag(entry, "special", where), where)
+    return AddedToken(
+        text, i, values.flag(entry, "special", where), where, values.flag(entry, "rstrip", where)
+    )
 
 
 def added_token_ids(folder: Path) -> dict[str, int]:
@@ -157,6 +160,18 @@ def normalised_tokens(path: Path, file: Mapping[str, Any]) -> frozenset[str]:
                 path, f"its added token {values.shown(text)} is marked normalized and may come of other text"
             )
     return frozenset(entry["content"] for entry in entries)
+
+
+def swallowing(tokens: Sequence[AddedToken]) -> frozenset[str]:
+    """The texts of those that take white space along. Raises where two files say different things of one."""
+    said: dict[str, AddedToken] = {}
+    for token in tokens:
+        first = said.setdefault(token.text, token)
+        if first.rstrip != token.rstrip:
+            raise ValueError(
+                f"{token.where} and {first.where} disagree about rstrip of {values.shown(token.text)}; make them agree"
+            )
+    return frozenset(token.text for token in tokens if token.rstrip)
 
 
 def together(tokens: Sequence[AddedToken], small: SpecialTokens) -> tuple[dict[str, int], dict[str, int]]:

@@ -165,6 +165,7 @@ def check(folder: Path, cfg: ModelConfig) -> dict[str, StoredTensor]:
     Raises one ValueError that lists every tensor that is missing, unexpected, misshapen or of a wrong dtype.
     """
     stored = {name: t for name, t in stored_tensors(folder).items() if not name.endswith(_DERIVED)}
+    stored = _divided(stored, cfg)
     if cfg.n_layers > len(stored):  # and so too many to list what is missing
         raise ValueError(
             f"{folder}: config.json implies {cfg.n_layers} layers, but there are only {len(stored)} tensors"
@@ -184,6 +185,29 @@ def check(folder: Path, cfg: ModelConfig) -> dict[str, StoredTensor]:
     if faults:
         raise ValueError(f"{folder}: the tensors do not fit config.json{listed(faults)}")
     return stored
+
+
+def _divided(stored: dict[str, StoredTensor], cfg: ModelConfig) -> dict[str, StoredTensor]:
+    """The same tensors, of which those that hold several matrices, one below the other, are these matrices (Phi-3)."""
+    N, K, F = cfg.n_heads * cfg.head_dim, cfg.n_kv_heads * cfg.head_dim, cfg.ffn_dim
+    fused = {
+        "self_attn.qkv_proj.weight": {
+            f"self_attn.{one}_proj.weight": n for one, n in (("q", N), ("k", K), ("v", K))
+        },
+        "mlp.gate_up_proj.weight": {"mlp.gate_proj.weight": F, "mlp.up_proj.weight": F},
+    }
+    found: dict[str, StoredTensor] = {}
+    for name, tensor in stored.items():
+        end = next((end for end in fused if name.endswith(f".{end}")), None)
+        if end is None or tensor.shape[:1] != (sum(fused[end].values()),) or tensor.dtype not in DTYPES:
+            found[name] = tensor
+            continue
+        offset = tensor.offset
+        for part, n_rows in fused[end].items():
+            row = tensor._replace(shape=(n_rows, *tensor.shape[1:]), offset=offset)
+            found[name.removesuffix(end) + part] = row
+            offset += row.nbytes
+    return found
 
 
 def check_tied(folder: Path, cfg: ModelConfig, stored: Mapping[str, StoredTensor]) -> None:

@@ -17,6 +17,9 @@ from entropix.prompts import token_ids
 # What an id without a token decodes to: models often have more rows in their embedding than there are tokens.
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}".encode()
 
+# What `tokenizers` takes for white space: Unicode's property White_Space.
+_WHITE_SPACE = re.compile("[\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]*")
+
 # Some hundred thousand white space characters in a row exhaust the stack of tiktoken's regex engine.
 LONGEST_WHITE_SPACE = 100_000
 
@@ -37,6 +40,7 @@ class Tokenizer:
         ending: why the checkpoint would end every raw prompt with a token; "" where it does not.
         nfc: whether text is put into Unicode's normal form C before it is cut, as Qwen's is.
         late_tokens: names of special and added tokens that are looked for only in the normalised text.
+        swallowing: names of special and added tokens that take the white space behind them along.
         begins_with_space: whether a text is encoded with a space before it, as SentencePiece does.
     """
 
@@ -51,6 +55,7 @@ class Tokenizer:
     ending: str = ""
     nfc: bool = False
     late_tokens: frozenset[str] = frozenset()
+    swallowing: frozenset[str] = frozenset()
     begins_with_space: bool = False
 
     @property
@@ -128,12 +133,16 @@ class Tokenizer:
     ) -> Iterator[tuple[int, str | int]]:
         start = 0
         for match in names.finditer(text):
+            if match.start() < start:  # within white space that the token before took along
+                continue
             if match[0] in plain or (match[0] in self.special_tokens and not allow_special):
                 continue
             if match.start() > start:
                 yield start, text[start : match.start()]
             yield match.start(), (self.added_tokens | self.special_tokens)[match[0]]
             start = match.end()
+            if match[0] in self.swallowing and (spaces := _WHITE_SPACE.match(text, start)):
+                start = spaces.end()
         if start < len(text):
             yield start, text[start:]
 
@@ -238,6 +247,7 @@ def load_tokenizer(folder: Path) -> Tokenizer:
         ending=_ending(vocabulary, small, folder),
         nfc=vocabulary.nfc,
         late_tokens=vocabulary.late,
+        swallowing=vocabulary.swallowing,
         begins_with_space=vocabulary.begins_with_space,
     )
 

@@ -22,6 +22,7 @@ NO_NAMES: Mapping[str, str] = {}
 _LISTS: dict[Any, tuple[type, str]] = {
     tuple[str, ...]: (str, "a list of strings"),
     tuple[int, ...]: (int, "a list of integers"),
+    tuple[float, ...]: (float, "a list of numbers"),
 }
 
 

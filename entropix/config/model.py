@@ -62,7 +62,13 @@ class ModelConfig:
     tied_embeddings: bool = parameter(dataclasses.MISSING, "the unembedding is the embedding, transposed")
     rope_scaling: RopeScaling | None = parameter(None, "Llama 3 frequency scaling, if any")
     yarn: YarnScaling | None = parameter(None, "YaRN's frequency scaling, if any")
-    rope_divisor: float = parameter(1.0, "what rotary frequencies are divided by (linear scaling)", 1e-6)
+    rope_divisors: tuple[float, ...] = parameter(
+        (),
+        "what rotary frequencies are divided by: one number, or one for each pair (linear, LongRoPE)",
+        1e-6,
+    )
+    rope_factor: float = parameter(1.0, "factor of rotated queries and keys (LongRoPE)", 1e-6)
+    rotary_dim: int = parameter(0, "components of a head that are rotated, the first; 0: all (Phi-4-mini)", 0)
     sliding_window: int = parameter(
         0, "positions that a query sees, its own among them; 0: all (Mistral 0.1)", 0
     )
@@ -89,8 +95,17 @@ class ModelConfig:
             raise ValueError(f"n_heads ({self.n_heads}) must be a multiple of n_kv_heads ({self.n_kv_heads})")
         if self.head_dim % 2:
             raise ValueError(f"head_dim must be even for the rotary embedding, got {self.head_dim}")
-        if self.rope_divisor != 1 and (self.rope_scaling or self.yarn):
-            raise ValueError("rope_divisor takes no other scaling beside it")
+        if (self.rope_divisors or self.rotary_dim) and (self.rope_scaling or self.yarn):
+            raise ValueError("rope_divisors and rotary_dim take no other scaling beside them")
+        if self.rotary_dim % 2 or self.rotary_dim > self.head_dim:
+            raise ValueError(f"rotary_dim must be even and at most head_dim, got {self.rotary_dim}")
+        if len(self.rope_divisors) not in (0, 1, (self.rotary_dim or self.head_dim) // 2):
+            raise ValueError(
+                f"rope_divisors has {len(self.rope_divisors)} numbers for {(self.rotary_dim or self.head_dim) // 2} "
+                "rotary pairs"
+            )
+        if self.rotary_dim and self.attention_multiplier:
+            raise ValueError("rotary_dim takes no attention_multiplier beside it")
         if self.yarn and (self.rope_scaling or self.rope_theta <= 1):
             raise ValueError("yarn takes a rope_theta above 1, and no other scaling beside it")
         if beyond := [layer for layer in self.no_rope_layers if layer >= self.n_layers]:

@@ -272,12 +272,16 @@ def linear(x_BTI: Array, weight: Array) -> Array:
 
 def rope_frequencies(cfg: ModelConfig) -> np.ndarray:
     """Angle per position of each rotary pair, [H/2] float64: theta^(-2i/H), stretched if told to: all alike (linear
-    scaling, Chen et al. 2023), or as Llama 3 or YaRN do.
+    scaling, Chen et al. 2023), each as it is told (LongRoPE, Ding et al. 2024), or as Llama 3 or YaRN do. Where only a
+    part of a head is rotated, H is its width.
 
     Llama 3 divides frequencies of wavelengths longer than original/low_freq_factor by `factor`, leaves those shorter
     than original/high_freq_factor, and interpolates between (Llama 3.1 release).
     """
-    frequency = cfg.rope_theta ** (-np.arange(0, cfg.head_dim, 2) / cfg.head_dim) / cfg.rope_divisor
+    width = cfg.rotary_dim or cfg.head_dim
+    frequency = cfg.rope_theta ** (-np.arange(0, width, 2) / width)
+    if cfg.rope_divisors:
+        return frequency / np.array(cfg.rope_divisors)
     if cfg.yarn is not None:
         return frequency * yarn_divisions(cfg)
     if (scaling := cfg.rope_scaling) is None:
@@ -309,17 +313,20 @@ def yarn_divisions(cfg: ModelConfig) -> np.ndarray:
 
 
 def rope_table(position_BT: Array, cfg: ModelConfig) -> tuple[Array, Array]:
-    """cos and sin of every angle, each [B, T, H/2] float32; times YaRN's factor of attention, if there is one."""
+    """cos and sin of every angle, each [B, T, H/2] float32; times the factor of attention of YaRN or LongRoPE."""
     frequency_11H = rope_frequencies(cfg).astype(np.float32)[None, None]
     angle = position_BT[..., None].astype(jnp.float32) * frequency_11H
-    factor = 1.0 if cfg.yarn is None else cfg.yarn.attention_factor
+    factor = cfg.rope_factor if cfg.yarn is None else cfg.yarn.attention_factor
     return scaled(jnp.cos(angle), factor), scaled(jnp.sin(angle), factor)
 
 
 def rotate(x: Array, cos: Array, sin: Array) -> Array:
     """Rotary embedding (Su 2021) of `[..., H]`, with cos and sin of the angles as `[..., H/2]`.
 
-    Component i is rotated with i + H/2, in float32; the result has x's dtype.
+    Component i is rotated with i + H/2, in float32; the result has x's dtype. Components beyond twice as many as there
+    are angles stay as they are.
     """
+    if (width := 2 * cos.shape[-1]) < x.shape[-1]:
+        return jnp.concatenate([rotate(x[..., :width], cos, sin), x[..., width:]], axis=-1)
     a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)

@@ -21,6 +21,7 @@ from entropix.checkpoint.special_tokens import (
     SpecialTokens,
     listed_tokens,
     normalised_tokens,
+    swallowing,
     together,
 )
 from entropix.checkpoint.values import refusal
@@ -144,7 +145,8 @@ def of_json(path: Path, file: Mapping[str, Any], small: SpecialTokens = NOTHING)
     nfc = patterns.normalises(path, file.get("normalizer"))
     pattern = patterns.pattern(path, file.get("pre_tokenizer"))
     vocab, merges = vocab_of(path, file), file["model"].get("merges")
-    special, added = together([*listed_tokens(path, file), *small.added], small)
+    tokens = [*listed_tokens(path, file), *small.added]
+    special, added = together(tokens, small)
     late = normalised_tokens(path, file) if nfc else frozenset()
 
     # A token spelt in other characters than the 256 is out of reach of any text.
@@ -183,7 +185,8 @@ def of_json(path: Path, file: Mapping[str, Any], small: SpecialTokens = NOTHING)
     if not texts:
         raise ValueError(f"{path}: expected tokens in model.vocab, which is empty")
     bos_ids, eos_ids = text_ends(path, file.get("post_processor"), texts)
-    return Vocabulary(BytePairs(pattern, ranks), texts, special, added, bos_ids, eos_ids, nfc, late)
+    swallows = swallowing(tokens)
+    return Vocabulary(BytePairs(pattern, ranks), texts, special, added, bos_ids, eos_ids, nfc, late, swallows)
 
 
 def _refuse_other_kinds(path: Path, file: Mapping[str, Any]) -> None:

@@ -39,6 +39,7 @@ class Vocabulary:
         bos_ids, eos_ids: tokens that the file puts in front of a text, and at its end.
         nfc: whether text between special and added tokens is put into normal form C before it is cut.
         late: names of those special and added tokens that are looked for only then.
+        swallowing: names of those that take the white space behind them along (`rstrip`).
         begins_with_space: whether a space is put before a text, which is no part of what it says.
     """
 
@@ -50,6 +51,7 @@ class Vocabulary:
     eos_ids: tuple[int, ...] = ()
     nfc: bool = False
     late: frozenset[str] = frozenset()
+    swallowing: frozenset[str] = frozenset()
     begins_with_space: bool = False
 
 

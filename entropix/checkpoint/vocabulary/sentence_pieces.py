@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from entropix.checkpoint import values
-from entropix.checkpoint.special_tokens import AddedToken, SpecialTokens, listed_tokens, together
+from entropix.checkpoint.special_tokens import AddedToken, SpecialTokens, listed_tokens, swallowing, together
 from entropix.checkpoint.values import refusal
 from entropix.checkpoint.vocabulary.contents import Encoder, Vocabulary, check_ids, text_ends, vocab_of
 
@@ -92,7 +92,8 @@ def of_json(path: Path, file: Mapping[str, Any], small: SpecialTokens) -> Vocabu
             and entry.get("content") != model.get("unk_token")
         ):
             raise refusal(path, f"its added token {values.shown(entry.get('content'))} is marked normalized")
-    special, added = together([*listed_tokens(path, file), *small.added], small)
+    tokens = [*listed_tokens(path, file), *small.added]
+    special, added = together(tokens, small)
     for token in (*small.named.values(), *small.others, model.get("unk_token")):
         if isinstance(token, str) and token in vocab and token not in added:
             special.setdefault(token, vocab[token])
@@ -118,6 +119,7 @@ def of_json(path: Path, file: Mapping[str, Any], small: SpecialTokens) -> Vocabu
         added,
         bos_ids,
         eos_ids,
+        swallowing=swallowing(tokens),
         begins_with_space=begins_with_space,
     )
 
