@@ -126,12 +126,14 @@ def write_gguf(
     metadata: Mapping[str, Any],
     kind: Kind = Kind.F32,
     architecture: str = "llama",
+    per_part: int = 0,
 ) -> None:
     """A GGUF file with its matrices in `kind` and its vectors in float32, as llama.cpp writes them.
 
-    An array of uint8 is written as it is: the bytes of a tensor of `kind`.
+    An array of uint8 is written as it is: the bytes of a tensor of `kind`. per_part: most tensors of a part of the
+    file, 0 for a whole one.
     """
-    writer = gguf.GGUFWriter(path, architecture)
+    writer = gguf.GGUFWriter(path, architecture, split_max_tensors=per_part)
     for key, value in metadata.items():
         if isinstance(value, bool):
             writer.add_bool(key, value)

@@ -242,7 +242,7 @@ def test_ordinary_text_that_looks_like_an_end_does_not_stop(tmp_path: Path) -> N
             {"architecture": "gemma"},
             "the architecture is 'gemma'; only llama, qwen2, qwen3, olmo2, smollm3 and",
         ),
-        ({"split__count": 3}, "one of 3 parts; merge them"),
+        ({"split__count": 3}, "one of 3 parts; give the first one, whose name ends with -00001-of-"),
         ({"llama__expert_count": 8}, "llama.expert_count is 8; only 0 is supported"),
         (
             {"llama__rope__scaling__type": "yarn"},
@@ -338,3 +338,38 @@ def test_a_damaged_gguf_file_is_named(tmp_path: Path, keep: int) -> None:
     path.write_bytes(path.read_bytes()[:keep])
     with pytest.raises(ValueError, match=r"model\.gguf: empty, truncated or not a GGUF file"):
         convert(path, tmp_path / "out")
+
+
+# ----- files in parts ---------------------------------------------------------------------------------------
+
+
+def write_parts(folder: Path) -> list[Path]:
+    """The toy in parts of at most nine tensors; the first has metadata alone, as some have it."""
+    cfg = toy.config()
+    tensors = foreign.gguf_tensors(folders.random_tensors(cfg), cfg)
+    foreign.write_gguf(folder / "toy.gguf", tensors, foreign.gguf_metadata(cfg), per_part=9)
+    return sorted(folder.glob("toy-*.gguf"))
+
+
+def test_a_file_in_parts_is_read_by_its_first_one(tmp_path: Path) -> None:
+    parts = write_parts(tmp_path)
+    assert [part.name for part in parts] == [f"toy-{i:05}-of-00003.gguf" for i in (1, 2, 3)]
+    convert(parts[0], tmp_path / "out")
+    folders.assert_tensors(tmp_path / "out", folders.random_tensors(toy.config()))
+
+
+def test_parts_that_do_not_belong_together_are_refused(tmp_path: Path) -> None:
+    parts = write_parts(tmp_path)
+    with pytest.raises(ValueError, match=r"-00002-of-00003\.gguf: one of 3 parts; give the first one"):
+        convert(parts[1], tmp_path / "out")
+    parts[2].rename(tmp_path / "aside")
+    with pytest.raises(
+        ValueError, match=r"-00003-of-00003\.gguf: no such file, but toy-00001-of-00003\.gguf is the"
+    ):
+        convert(parts[0], tmp_path / "out")
+    parts[2].write_bytes(parts[1].read_bytes())
+    with pytest.raises(
+        ValueError, match=r"-00003-of-00003\.gguf: it says that it is another part than 3 of 3"
+    ):
+        convert(parts[0], tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -14,7 +14,7 @@ from gguf import GGMLQuantizationType, TokenType
 
 from entropix.checkpoint import families
 from entropix.checkpoint.convert.folder import Foreign, half_split, misfits, spelling, write_tokenizer_config
-from entropix.checkpoint.convert.gguf_header import GgufTensor, read_gguf
+from entropix.checkpoint.convert.gguf_header import GgufTensor, read_parts
 from entropix.checkpoint.convert.tokenizer_json import (
     TextEnds,
     write_sentence_pieces_json,
@@ -107,7 +107,7 @@ def open_gguf(path: Path, chat_template: str | None = None) -> Foreign:
     `chat_template` replaces the file's own. Raises a ValueError for a file that is damaged, of another
     architecture, or with metadata, tensors or a vocabulary that are not understood in full.
     """
-    raw, tensors = read_gguf(path)
+    raw, tensors = read_parts(path)
     meta = Values(path, raw)
     architecture = _architecture(meta)
     interleaved = _ARCHITECTURES[architecture].interleaved
@@ -146,8 +146,6 @@ def _architecture(meta: Values) -> str:
         raise ValueError(
             f"{path}: the architecture is {shown(name)}; only {', '.join(known)} and {last} are supported"
         )
-    if (n_parts := meta.whole("split.count", 1, low=0)) > 1:
-        raise ValueError(f"{path}: one of {n_parts} parts; merge them with llama-gguf-split --merge")
     for key, value in meta.raw.items():
         if not key.startswith(f"{name}."):
             continue

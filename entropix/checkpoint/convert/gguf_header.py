@@ -5,6 +5,7 @@ costs neither memory nor time. The layout is that of the specification, versions
 """
 
 import math
+import re
 import struct
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,12 +14,14 @@ import numpy as np
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from gguf.quants import dequantize
 
+from entropix.checkpoint.convert.values import Values
 from entropix.checkpoint.weight_files import check_file
 
 MAGIC = b"GGUF"
 _VERSIONS = (2, 3)
 _ALIGNMENT = 32  # bytes, unless general.alignment says otherwise
 _MAX_DIMS = 4  # of ggml
+_FIRST_PART = re.compile(r"(?P<stem>.*)-00001-of-(?P<count>[0-9]{5})(?P<end>\.[^.]*)")
 
 # The code of each type of value. Strings and arrays are read apart.
 _SCALARS: dict[int, np.dtype] = {
@@ -104,6 +107,36 @@ def read_gguf(path: Path) -> tuple[dict[str, Any], dict[str, GgufTensor]]:
         data = reader.at(start + info.offset, info.nbytes, info.name)
         rows = math.prod(info.shape[:-1])
         tensors[info.name] = GgufTensor(info.name, info.kind, info.shape, data.reshape(rows, -1))
+    return meta, tensors
+
+
+def read_parts(path: Path) -> tuple[dict[str, Any], dict[str, GgufTensor]]:
+    """As of `read_gguf`; of a file that is the first of several parts, with the tensors of all of them.
+
+    Raises a ValueError for another part than the first, and for parts that are missing or not of one file.
+    """
+    meta, tensors = read_gguf(path)
+    n_parts = Values(path, meta).whole("split.count", 1, low=0)
+    if n_parts in (0, 1):
+        return meta, tensors
+    name = _FIRST_PART.fullmatch(path.name)
+    if meta.get("split.no", 0) != 0 or name is None or int(name["count"]) != n_parts:
+        raise ValueError(
+            f"{path}: one of {n_parts} parts; give the first one, whose name ends with -00001-of- and how many there "
+            "are, with the others beside it"
+        )
+    for number in range(1, n_parts):
+        part = path.with_name(f"{name['stem']}-{number + 1:05}-of-{name['count']}{name['end']}")
+        if not part.exists():
+            raise ValueError(f"{part}: no such file, but {path.name} is the first of {n_parts} parts")
+        said, more = read_gguf(part)
+        if (said.get("split.no"), said.get("split.count")) != (number, n_parts):
+            raise ValueError(f"{part}: it says that it is another part than {number + 1} of {n_parts}")
+        if twice := tensors.keys() & more.keys():
+            raise ValueError(f"{part}: the tensor {min(twice)} is in another part too")
+        tensors |= more
+    if (total := meta.get("split.tensors.count", len(tensors))) != len(tensors):
+        raise ValueError(f"{path}: its parts have {len(tensors)} tensors, but it counts {total!r}")
     return meta, tensors
 
 
