@@ -187,7 +187,9 @@ def lay_out(weights: Any, mesh: Mesh) -> Any:
     """The shardings of weights, given as arrays or their shapes: a pytree like them."""
 
     def sharding(path: Sequence[Any], leaf: Any) -> NamedSharding:
-        return NamedSharding(mesh, dividing(leaf.shape, WEIGHTS.get(path[-1].name, P()), mesh))
+        # Of a matrix in int8 the scales have the axes of its outputs, the first ones.
+        [spec] = [WEIGHTS[key.name] for key in path if getattr(key, "name", "") in WEIGHTS] or [P()]
+        return NamedSharding(mesh, dividing(leaf.shape, P(*spec[: len(leaf.shape)]), mesh))
 
     return jax.tree_util.tree_map_with_path(sharding, weights)
 

@@ -48,6 +48,8 @@ class Args:
     """How the chips are used, like data=2,model=4; auto is what a program on these chips would choose."""
     sampler: str = "entropix"
     """A preset."""
+    int8: bool = False
+    """Matrices in int8, as --dtype int8 has them, instead of bfloat16."""
     table: Path | None = None
     """A Markdown page that gets the result as a row of its table."""
 
@@ -171,11 +173,20 @@ def with_row(page: str, new: str) -> str:
     return BLOCK.sub(lambda block: block[1] + table + block[3], page)
 
 
+_INT8 = ", int8"  # behind the name of a model whose matrices are
+
+
 def of_row(cells: Sequence[str], args: Args) -> Args:
     """What to compile for a row of the table."""
     model, chips, mesh, batch, context = cells[:KEYS]
     return dataclasses.replace(
-        args, model=model, topology=chips.replace(" ", ":"), mesh=mesh, batch=int(batch), context=int(context)
+        args,
+        model=model.removesuffix(_INT8),
+        int8=model.endswith(_INT8),
+        topology=chips.replace(" ", ":"),
+        mesh=mesh,
+        batch=int(batch),
+        context=int(context),
     )
 
 
@@ -185,8 +196,10 @@ def of_row(cells: Sequence[str], args: Args) -> Args:
 def compile_one(args: Args) -> Report:
     """Prints the report of one configuration and puts it into the page."""
     assert args.model is not None
-    target = ahead.target(args.model, args.topology, args.mesh, args.batch, args.context, args.sampler)
-    report = roofline.measure(target, args.model, args.topology)
+    target = ahead.target(
+        args.model, args.topology, args.mesh, args.batch, args.context, args.sampler, args.int8
+    )
+    report = roofline.measure(target, args.model + _INT8 * args.int8, args.topology)
     print("\n".join(lines(report)), flush=True)
     if args.table is not None:
         partial = args.table.with_name(f".{args.table.name}.partial")

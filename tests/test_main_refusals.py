@@ -39,7 +39,10 @@ def no_loading(monkeypatch: pytest.MonkeyPatch) -> None:
         (["--prompt", "a", "--temp", "warm"], "--temp: expected a number, got 'warm'"),
         (["--prompt", "a", "--top-k", "2.5"], "--top-k: expected a whole number, got '2.5'"),
         (["--prompt", "a", "--seed", "x"], "--seed: expected a whole number, got 'x'"),
-        (["--prompt", "a", "--dtype", "int8"], "--dtype: expected float32, bfloat16 or float16, got 'int8'"),
+        (
+            ["--prompt", "a", "--dtype", "int4"],
+            "--dtype: expected float32, bfloat16, float16 or int8, got 'int4'",
+        ),
         (["--prompt", "a", "--sampler"], "missing value"),
     ],
 )

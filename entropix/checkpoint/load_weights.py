@@ -22,7 +22,7 @@ from entropix.checkpoint.tensors import (
     norm_names,
 )
 from entropix.config import ModelConfig
-from entropix.model.weights import LayerWeights, Weights, abstract
+from entropix.model.weights import Int8Matrix, LayerWeights, Weights, abstract
 
 Block = tuple[slice, ...]  # a part of an array, one slice an axis
 
@@ -30,24 +30,28 @@ Block = tuple[slice, ...]  # a part of an array, one slice an axis
 Read = Callable[[Block], np.ndarray]
 
 
+_INT8_VALUES = 2**24  # of a matrix that are float32 while they are made int8
 _ALIGNMENT = 64  # bytes; an array so aligned becomes a CPU device array without a copy
 
 
-def load(folder: Path, cfg: ModelConfig, dtype: DTypeLike, mesh: Mesh | None = None) -> Weights:
+def load(
+    folder: Path, cfg: ModelConfig, dtype: DTypeLike, mesh: Mesh | None = None, int8: bool = False
+) -> Weights:
     """The weights in a checkpoint folder, on the default device or, as `sharding` says, on those of a mesh.
 
     On a mesh with more devices along `model` than `cfg` has key/value heads, these are repeated: what comes back is
     for `sharding.widened(cfg, mesh)`.
 
     Each process reads just what its own devices hold, array by array, in pieces from memory-mapped files. Each of its
-    threads needs memory for a part of one array at a time, and on the CPU that part is the device's own.
+    threads needs memory for a part of one array at a time, and on the CPU that part is the device's own. int8: whether
+    matrices become `Int8Matrix`; of each row the largest entry is 127.
 
     Raises what `check` raises, before anything is loaded; and a ValueError that names a tensor with NaN or
     infinite values, or that an unembedding contradicts `tied_embeddings`.
     """
     stored = check(folder, cfg)
     check_tied(folder, cfg, stored)
-    shapes = abstract(sharding.widened(cfg, mesh), dtype, sharding.parts(cfg, mesh))
+    shapes = abstract(sharding.widened(cfg, mesh), dtype, sharding.parts(cfg, mesh), int8)
     leaves, structure = jax.tree.flatten(shapes)
     places = [None] * len(leaves) if mesh is None else jax.tree.leaves(sharding.lay_out(shapes, mesh))
     readers = jax.tree.leaves(_readers(stored, cfg, shapes))
@@ -77,7 +81,9 @@ def _put(leaf: jax.ShapeDtypeStruct, place: Sharding | None, read: Read) -> jax.
 
 def _readers(stored: dict[str, StoredTensor], cfg: ModelConfig, shapes: Weights) -> Weights:
     """In place of each array of these shapes a `Read`, the function that reads a part of it in the array's dtype."""
-    dtype = shapes.embed_VD.dtype
+    kept: np.dtype = shapes.embed_VD.dtype
+    int8 = isinstance(shapes.layers[0].qkv, Int8Matrix)
+    dtype = np.dtype(np.float32) if int8 else kept  # of matrices before they are made int8
     n_kv_heads, slots, H, _ = shapes.layers[0].qkv.shape
     group, repeats = slots - 2, n_kv_heads // cfg.n_kv_heads
     attn_norm, ffn_norm = norm_names(cfg)
@@ -87,7 +93,7 @@ def _readers(stored: dict[str, StoredTensor], cfg: ModelConfig, shapes: Weights)
     def vector(name: str) -> Any:
         return lambda block: _read(stored[name], name, np.dtype(np.float32), block)
 
-    def matrix(name: str) -> Any:
+    def matrix(name: str, dtype: np.dtype = dtype) -> Any:
         return lambda block: _read(stored[name], name, dtype, block)
 
     def by_head(name: str) -> Any:
@@ -155,12 +161,50 @@ def _readers(stored: dict[str, StoredTensor], cfg: ModelConfig, shapes: Weights)
             k_norm=qk_norm(name("self_attn.k_norm"), (n_kv_heads, H), repeats) if normed else None,
         )
 
-    return Weights(
-        embed_VD=matrix(EMBED),
+    whole_numbers = Weights(
+        embed_VD=matrix(EMBED, kept),
         layers=tuple(layer(i) for i in range(cfg.n_layers)),
         norm_D=vector(FINAL_NORM),
         unembed_VD=None if cfg.tied_embeddings else matrix(UNEMBED),
     )
+    return jax.tree.map(_in_int8, shapes, whole_numbers, is_leaf=_is_int8) if int8 else whole_numbers
+
+
+def _is_int8(node: Any) -> bool:
+    return isinstance(node, Int8Matrix)
+
+
+def _in_int8(shapes: Any, read: Read) -> Any:
+    """The readers of a matrix in int8, if these shapes are of one, from that of the matrix in float32."""
+    if not _is_int8(shapes):
+        return read
+    n_outputs, inputs = len(shapes.scale.shape), shapes.shape[len(shapes.scale.shape) :]
+    step = max(1, _INT8_VALUES // math.prod(shapes.shape[1:]))
+
+    def over_rows(outputs: Block, shape: tuple[int, ...], dtype: DTypeLike, make: Any) -> np.ndarray:
+        """What `make` makes of whole rows and their scales, some rows at a time."""
+        out = _empty(shape, np.dtype(dtype))
+        first = outputs[0]
+        for start in range(first.start, first.stop, step):
+            rows = slice(start, min(start + step, first.stop))
+            weight = read((rows, *outputs[1:], *(slice(0, n) for n in inputs)))
+            largest = np.abs(weight).max(axis=tuple(range(n_outputs, weight.ndim)))
+            scale = np.where(largest > 0, largest / np.float32(127), np.float32(1)).astype(np.float32)
+            out[rows.start - first.start : rows.stop - first.start] = make(weight, scale)
+        return out
+
+    def value(block: Block) -> np.ndarray:
+        def rounded(weight: np.ndarray, scale: np.ndarray) -> np.ndarray:
+            wanted = weight[(slice(None),) * n_outputs + block[n_outputs:]]
+            return np.rint(wanted / scale[(...,) + (None,) * len(inputs)])
+
+        return over_rows(block[:n_outputs], tuple(s.stop - s.start for s in block), np.int8, rounded)
+
+    def scales(block: Block) -> np.ndarray:
+        shape = tuple(s.stop - s.start for s in block)
+        return over_rows(block, shape, np.float32, lambda weight, scale: scale)
+
+    return Int8Matrix(value, scales)  # type: ignore[arg-type]
 
 
 def _read(tensor: StoredTensor, name: str, dtype: np.dtype, block: Block) -> np.ndarray:

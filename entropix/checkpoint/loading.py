@@ -21,7 +21,7 @@ from entropix.model import weights
 from entropix.paths import DEFAULT_MODEL, weights_folder
 from entropix.showing import shown
 
-DTYPES = ("float32", "bfloat16", "float16")
+DTYPES = ("float32", "bfloat16", "float16", "int8")
 
 
 @dataclass(frozen=True)
@@ -78,14 +78,20 @@ class Model:
         return (
             f"Model {self.name!r}: {cfg.n_layers} layers of {cfg.n_heads} heads ({cfg.n_kv_heads} of keys), {cfg.dim} "
             f"wide, {cfg.vocab_size} tokens, context {cfg.context_length}\n"
-            f"  {self.dtype.name}, {n_bytes / 1e6:.0f} MB on {devices} ({jax.devices()[0].device_kind})\n"
+            f"  {self.precision}, {n_bytes / 1e6:.0f} MB on {devices} ({jax.devices()[0].device_kind})\n"
             f"  from {self.folder}"
         )
 
     @property
     def dtype(self) -> jnp.dtype:
-        """Of the matrices and of the cache."""
+        """Of activations and of the cache."""
         return self.weights.embed_VD.dtype
+
+    @property
+    def precision(self) -> str:
+        """The `dtype` that `load` takes: of the matrices."""
+        is_int8 = isinstance(self.weights.layers[0].down, weights.Int8Matrix)
+        return "int8" if is_int8 else str(self.dtype.name)
 
 
 def check_model(model: object) -> None:
@@ -102,23 +108,25 @@ def load(
     """The model of a name below `weights/` or of a checkpoint folder.
 
     `dtype` is float32, bfloat16 or float16; by default float32 on the CPU, where it is the fastest, and bfloat16 on
-    accelerators. `shape` is that of the mesh of devices, by default `sharding.automatic`. Raises a ValueError that
-    says what is missing or wrong in the folder, or that the mesh takes more devices than there are.
+    accelerators. int8 is that default with matrices in int8, for accelerators into whose memory they would not fit; on
+    a CPU it is slower. `shape` is that of the mesh of devices, by default `sharding.automatic`. Raises a ValueError
+    that says what is missing or wrong in the folder, or that the mesh takes more devices than there are.
     """
     if not isinstance(shape, sharding.Shape | None):
         raise ValueError(f"shape must be a sharding.Shape, as of sharding.read_shape; got {shown(shape)}")
     backend.check_devices()
     backend.warn_of_wrong_sums()
-    if dtype is None:
-        dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-    if dtype not in DTYPES:
+    if dtype is not None and dtype not in DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
+    int8 = dtype == "int8"
+    if dtype is None or int8:
+        dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
     folder = weights_folder(name_or_folder)
     config = hf_folder.read_config(folder)
     mesh = sharding.make_mesh(shape or sharding.automatic(config, jax.device_count()))
     thread = ThreadPoolExecutor(1)  # reading weights and building a tokenizer take about as long
     try:
-        reading = thread.submit(load_weights.load, folder, config, jnp.dtype(dtype), mesh)
+        reading = thread.submit(load_weights.load, folder, config, jnp.dtype(dtype), mesh, int8)
         text = tokenizer.load_tokenizer(folder)
         check_vocabulary(folder, text, config)
         template = chat.load_chat_template(folder)

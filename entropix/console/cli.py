@@ -67,7 +67,8 @@ def _one_of(*known: str) -> tyro.constructors.PrimitiveConstructorSpec[str | Non
 
 # Text as it is typed, and the name of a type of numbers.
 Text = Annotated[str | None, _text(str, "TEXT")]
-DtypeName = Annotated[str | None, _one_of("float32", "bfloat16", "float16")]
+_DTYPES = ("float32", "bfloat16", "float16")
+DtypeName = Annotated[str | None, _one_of(*_DTYPES)]
 Weights = Annotated[
     Text, flag("a name below weights/ or a checkpoint folder", "NAME|DIR", "(default: smollm2-135m-instruct)")
 ]
@@ -83,7 +84,14 @@ TemplateArg = Annotated[
         "(repeatable)",
     ),
 ]
-Dtype = Annotated[DtypeName, flag("of the weights", hint="(default: float32 on CPU, else bfloat16)")]
+Dtype = Annotated[
+    str | None,
+    _one_of(*_DTYPES, "int8"),
+    flag(
+        "of the weights; int8: matrices so, all else as by default, half the memory on accelerators",
+        hint="(default: float32 on CPU, else bfloat16)",
+    ),
+]
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,7 @@ def page(
     timed = summary.was_timed(summaries)
     body = shell.fragment(
         "comparison.html.jinja",
-        model={"name": model.name, "dtype": model.dtype.name},
+        model={"name": model.name, "dtype": model.precision},
         variants=[variant.label for variant in grid.variants],
         compared=len(grid.variants) > 1 and len(grid.prompts) > 1,
         n_prompts=len(grid.prompts),

@@ -271,7 +271,7 @@ class Harness(TemplateLM):
         """All that answers depend on beside the requests, as JSON has it."""
         return {
             "weights": self.tokenizer_name,
-            "dtype": self.model.dtype.name,
+            "dtype": self.model.precision,
             "max_length": self.max_length,
             "max_gen_toks": self.max_gen_toks,
             "seed": self.seed,

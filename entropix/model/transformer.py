@@ -23,7 +23,7 @@ from entropix.metrics import AttentionScores
 from entropix.model import attention
 from entropix.model.attention_mask import AttentionMask, causal_mask, within_window
 from entropix.model.kv_cache import KVCache, LayerKV, RecentKV, write_slots
-from entropix.model.weights import LayerWeights, Weights
+from entropix.model.weights import Int8Matrix, LayerWeights, Matrix, Weights
 from entropix.sharding import DATA, MODEL, constrain
 
 SCORED, MEASURED, UNSEEN = "scored", "measured", "unseen"  # what is wanted of the attention
@@ -254,7 +254,10 @@ def unembed(weights: Weights, x_BTD: Array, cfg: ModelConfig) -> Array:
     Rows without a token, with which vocabularies are padded, have -inf: they count in no metric and are never drawn.
     """
     table_VD = weights.embed_VD if weights.unembed_VD is None else weights.unembed_VD
-    logits_BTV = jnp.einsum("BTD,VD->BTV", x_BTD, table_VD, preferred_element_type=jnp.float32)
+    if isinstance(table_VD, Int8Matrix):
+        logits_BTV = int8_product(x_BTD, table_VD)
+    else:
+        logits_BTV = jnp.einsum("BTD,VD->BTV", x_BTD, table_VD, preferred_element_type=jnp.float32)
     if cfg.logits_divisor != 1:
         logits_BTV /= cfg.logits_divisor
     if weights.has_token_V is not None:
@@ -262,12 +265,21 @@ def unembed(weights: Weights, x_BTD: Array, cfg: ModelConfig) -> Array:
     return constrain(logits_BTV, DATA, None, MODEL)
 
 
-def linear(x_BTI: Array, weight: Array) -> Array:
+def linear(x_BTI: Array, weight: Matrix) -> Array:
     """x·Wᵀ for a matrix stored `[out, in]`, where either may be several axes; in x and the result they are one.
 
     XLA's CPU backend takes ten times as long for a product with several.
     """
+    if isinstance(weight, Int8Matrix):
+        return int8_product(x_BTI, weight).astype(x_BTI.dtype)
     return jnp.einsum("BTI,OI->BTO", x_BTI, weight.reshape(-1, x_BTI.shape[-1]))
+
+
+def int8_product(x_BTI: Array, weight: Int8Matrix) -> Array:
+    """As `linear`, in float32: the scales multiply the sums."""
+    value_OI = weight.value.reshape(-1, x_BTI.shape[-1]).astype(x_BTI.dtype)
+    sum_BTO = jnp.einsum("BTI,OI->BTO", x_BTI, value_OI, preferred_element_type=jnp.float32)
+    return sum_BTO * weight.scale.reshape(1, 1, -1)
 
 
 def rope_frequencies(cfg: ModelConfig) -> np.ndarray:

@@ -70,6 +70,7 @@ class Target:
     batch: int
     capacity: int  # slots of the cache
     sampler: samplers.ResolvedSampler
+    int8: bool = False  # whether the matrices are
 
 
 class Compiled(NamedTuple):
@@ -84,7 +85,13 @@ class Compiled(NamedTuple):
 
 
 def target(
-    model_name: str, topology: str, mesh: str, batch: int, capacity: int, sampler: str = "entropix"
+    model_name: str,
+    topology: str,
+    mesh: str,
+    batch: int,
+    capacity: int,
+    sampler: str = "entropix",
+    int8: bool = False,
 ) -> Target:
     """What these words describe. Raises a ValueError for what does not exist or does not fit together.
 
@@ -115,7 +122,8 @@ def target(
         axis_types=(jax.sharding.AxisType.Auto,) * 2,
         devices=devices,
     )
-    return Target(chip, sharding.widened(cfg, on), on, sharding.parts(cfg, on), batch, capacity, chosen)
+    wide = sharding.widened(cfg, on)
+    return Target(chip, wide, on, sharding.parts(cfg, on), batch, capacity, chosen, int8)
 
 
 def topology_devices(topology: str) -> tuple[Chip, list[Any]]:
@@ -208,7 +216,7 @@ def _hidden_flops(target: Target, n_new: int) -> float:
 
 def abstract_weights(target: Target) -> weights.Weights:
     """The weights' shapes, with where they lie."""
-    shapes = weights.abstract(target.model, DTYPE, target.parts)
+    shapes = weights.abstract(target.model, DTYPE, target.parts, target.int8)
     return jax.tree.map(_at, shapes, sharding.lay_out(shapes, target.mesh))
 
 

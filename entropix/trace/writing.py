@@ -117,7 +117,7 @@ def circumstances(model: Model) -> dict[str, Any]:
         "model": {
             "name": model.name,
             "config": dataclasses.asdict(read_config(model.folder)),
-            "dtype": model.dtype.name,
+            "dtype": model.precision,
             "fingerprint": fingerprint(model.folder),
         },
         **({"template_args": dict(model.template_args)} if model.template_args else {}),
@@ -172,7 +172,7 @@ def metric_labels_of(headers: Sequence[Mapping[str, Any]]) -> dict[str, Label]:
 
 def comments(model: Model) -> Iterator[str]:
     """Lines of a preset that was chosen for a model: which it was."""
-    yield f"# model: {json.dumps(model.name)}, {model.dtype.name}"
+    yield f"# model: {json.dumps(model.name)}, {model.precision}"
     yield f"# fingerprint, as in a trace: {fingerprint(model.folder)}"
     if model.template_args:
         yield f"# template_args: {json.dumps(dict(model.template_args))}"

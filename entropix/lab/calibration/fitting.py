@@ -299,4 +299,4 @@ def title(result: Fit, model: Model) -> str:
         f"{source.description.split()[0]} {n:,}" for source, n in zip(result.sources, counts, strict=True)
     ]
     apart = f" ({', '.join(parts)})" if len(parts) > 1 else ""
-    return f"{model.folder.resolve().name}, {model.dtype.name}: n = {sum(counts):,} tokens{apart}"
+    return f"{model.folder.resolve().name}, {model.precision}: n = {sum(counts):,} tokens{apart}"

@@ -23,7 +23,7 @@ def about(outcome: Outcome) -> str:
     """What was run, in a sentence."""
     plan, model = outcome.plan, outcome.model
     return (
-        f"{model.name}, {model.dtype.name}. {outcome.chosen.label}: {', '.join(task.name for task in plan.tasks)}, "
+        f"{model.name}, {model.precision}. {outcome.chosen.label}: {', '.join(task.name for task in plan.tasks)}, "
         f"{len(plan.seeds)} seeds, {plan.budget} answers for each rule that was tuned."
     )
 

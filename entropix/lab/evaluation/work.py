@@ -120,7 +120,7 @@ def _write(run: Run, rows: Sequence[Row], told: Sequence[Told], title: str) -> s
         return f"no {path}: it needs plotly (pip install plotly), then the same command again"
     asked, model = run.protocol, run.model
     about = (
-        f"{model.name}, {model.dtype.name}. Protocol {asked.digest[:12]}: {len(asked.tasks)} tasks, "
+        f"{model.name}, {model.precision}. Protocol {asked.digest[:12]}: {len(asked.tasks)} tasks, "
         f"{len(asked.arms)} arms, {len(asked.seeds)} seeds."
     )
     page.write(path, title, about, told)
