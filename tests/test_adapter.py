@@ -144,6 +144,23 @@ def renamed(old: str, new: str) -> Callable[[], Tensors]:
         (adapter_tensors, {"r": 8}, f"{Q} has the rank 8, but its tensors have 4; make them agree"),
         (adapter_tensors, {"lora_alpha": 0}, "lora_alpha must be a number above 0, got 0"),
         (adapter_tensors, {"alpha_pattern": {"(": 1}}, "alpha_pattern has '(', which is no expression"),
+        (
+            adapter_tensors,
+            {"alpha_pattern": {r"(?:.|..|...)*[!?]": 4}},
+            "which is no expression (regex timed out)",
+        ),
+        (adapter_tensors, {"rank_pattern": {"a{99999999999999999999}": 4}}, "which is no expression"),
+        (adapter_tensors, {"rank_pattern": {"(" * 3000 + ")" * 3000: 4}}, "which is no expression"),
+        (
+            adapter_tensors,
+            {"alora_invocation_tokens": [1]},
+            "alora_invocation_tokens is [1]: what this changes is not",
+        ),
+        (
+            lambda: {name: array[:0] for name, array in adapter_tensors().items()},
+            {},
+            "[0, 32] is not the A or the B",
+        ),
         (without("q_proj.lora_B"), {}, f"{Q} has a lora_A alone; the file is incomplete"),
         (
             renamed("lora_A", "lora_embedding_A"),

@@ -215,20 +215,30 @@ def test_yarn_reads_texts_up_to_the_scaled_length(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "longest"),
+    ("model", "kind", "longest"),
     [
-        ({"type": "linear", "factor": 4}, 16_384),
-        ({"type": "dynamic", "factor": 4}, 4096),
-        ({"type": "dynamic", "factor": 4, "original_max_position_embeddings": 2048}, 2048),
-        ({"type": "longrope", "short_factor": [1] * 4, "original_max_position_embeddings": 1024}, 1024),
-        ({"type": "su", "short_factor": [1] * 4}, 4096),
+        ("llama", {"type": "linear", "factor": 4}, 16_384),
+        ("llama", {"type": "dynamic", "factor": 4}, 4096),
+        ("llama", {"type": "dynamic", "factor": 4, "original_max_position_embeddings": 2048}, 2048),
+        (
+            "llama",
+            {"type": "longrope", "short_factor": [1] * 4, "original_max_position_embeddings": 1024},
+            1024,
+        ),
+        (
+            "phi3",
+            {"type": "longrope", "short_factor": [1] * 4, "original_max_position_embeddings": 1024},
+            4096,
+        ),
+        ("phi3", {"type": "su", "short_factor": [1] * 4}, 4096),
     ],
 )
 def test_the_longest_text_is_that_of_the_frequencies(
-    tmp_path: Path, kind: dict[str, Any], longest: int
+    tmp_path: Path, model: str, kind: dict[str, Any], longest: int
 ) -> None:
-    """Frequencies that change in longer texts would leave keys of both kinds in the cache."""
-    folders.write_config(tmp_path, **PHI3, max_position_embeddings=4096, rope_scaling=kind)
+    """Frequencies that change in longer texts would leave keys of both kinds in the cache. A length beside the scaling
+    counts before one in it, as to transformers; Phi-3 has 4,096 there by default."""
+    folders.write_config(tmp_path, model_type=model, max_position_embeddings=4096, rope_scaling=kind)
     assert hf_folder.read_config(tmp_path).context_length == longest
 
 
@@ -279,6 +289,8 @@ def test_yarn_sharpens_attention_as_transformers_has_it(
         ({**PHI3, "rope_scaling": {"type": "longrope", "short_factor": [1, 0]}}, "short_factor: .* above 0, got 0"),
         ({**PHI3, "rope_scaling": {"type": "longrope", "short_factor": [1] * 3}}, "has 3 numbers for 4 rotary pairs"),
         ({**PHI3, "partial_rotary_factor": 1.5}, r"partial_rotary_factor must be one number of at most 1, got \[1.5\]"),
+        ({**PHI3, "partial_rotary_factor": 0.1}, "partial_rotary_factor is 0.1: nothing of a head would be rotated"),
+        ({**PHI3, "rope_scaling": {"type": "yarn", "factor": 4}}, "a phi3 scales its rotary frequencies by longrope"),
         ({**PHI3, "partial_rotary_factor": 0.4}, "rotary_dim must be even and at most head_dim, got 3"),
         ({**QWEN2, "use_sliding_window": True, "max_window_layers": -1}, "max_window_layers must be .*0, got -1"),
         ({**QWEN2, "use_sliding_window": "no"}, "use_sliding_window must be true or false, got 'no'"),
@@ -334,6 +346,16 @@ def test_tensors_that_a_family_needs_or_does_not_know_are_named(
         tensors.check(folder, cfg)
     listed = [f"missing: model.layers.1.{missing}", f"unexpected: model.layers.0.{unexpected}"]
     assert [line.strip() for line in str(raised.value).splitlines()[1:]] == listed
+
+
+def test_matrices_that_are_there_twice_are_named(tmp_path: Path) -> None:
+    folder = folders.write_checkpoint(tmp_path / "it", model_type="phi3")
+    cfg, stored = hf_folder.read_config(folder), dict(folders.read_tensors(folder))
+    name = "model.layers.0.self_attn.qkv_proj.weight"
+    stored[name] = np.zeros(((cfg.n_heads + 2 * cfg.n_kv_heads) * cfg.head_dim, cfg.dim), np.float32)
+    folders.write_tensors(folder, stored)
+    with pytest.raises(ValueError, match=f"unexpected: {name}"):
+        tensors.check(folder, cfg)
 
 
 @pytest.mark.parametrize(

@@ -367,6 +367,12 @@ def test_parts_that_do_not_belong_together_are_refused(tmp_path: Path) -> None:
         ValueError, match=r"-00003-of-00003\.gguf: no such file, but toy-00001-of-00003\.gguf is the"
     ):
         convert(parts[0], tmp_path / "out")
+    other = parts[1].read_bytes().replace(b"split.no", b"split.nO")
+    parts[2].write_bytes(other)
+    with pytest.raises(
+        ValueError, match=r"-00003-of-00003\.gguf: it says that it is another part than 3 of 3"
+    ):
+        convert(parts[0], tmp_path / "out")
     parts[2].write_bytes(parts[1].read_bytes())
     with pytest.raises(
         ValueError, match=r"-00003-of-00003\.gguf: it says that it is another part than 3 of 3"

@@ -29,6 +29,8 @@ def metaspace(scheme: str) -> Change:
 
     def change(file: dict[str, Any]) -> None:
         file["normalizer"] = None
+        if scheme == "never":
+            del file["decoder"]["decoders"][3]  # which takes a space from the beginning
         file["pre_tokenizer"] = {
             "type": "Metaspace",
             "replacement": "▁",
@@ -149,6 +151,26 @@ def in_model(**entries: Any) -> Change:
     return change
 
 
+def merging_an_end(file: dict[str, Any]) -> None:
+    """So that the text </s> is merged to the token of this name."""
+    vocab = file["model"]["vocab"]
+    for token in ("<", "/", "s", ">", "</", "s>"):
+        vocab.setdefault(token, len(vocab))
+    file["model"]["merges"] += [["<", "/"], ["s", ">"], ["</", "s>"]]
+
+
+def special_letter(file: dict[str, Any]) -> None:
+    file["added_tokens"].append(
+        {**file["added_tokens"][1], "id": file["model"]["vocab"]["e"], "content": "e"}
+    )
+
+
+def stripping_for_nothing(file: dict[str, Any]) -> None:
+    """The decoder takes a space that nothing has put there."""
+    metaspace("never")(file)
+    file["decoder"]["decoders"].append({"type": "Strip", "content": " ", "start": 1, "stop": 0})
+
+
 def without_a_byte(file: dict[str, Any]) -> None:
     del file["model"]["vocab"]["<0x41>"]
 
@@ -164,6 +186,9 @@ def normalized(file: dict[str, Any]) -> None:
         (in_model(ignore_merges=True), "its model has ignore_merges True"),
         (in_model(merges=[["a", "no such token"]]), "the tokenizers library does not accept it"),
         (without_a_byte, "it has no token <0x41> for a byte"),
+        (merging_an_end, "any text may write '</s>', which is a special token"),
+        (special_letter, "any text may write 'e', which is a special token"),
+        (stripping_for_nothing, "not like that of Llama 2"),
         (normalized, "its added token '<s>' is marked normalized"),
         (
             changed(decoder={"type": "ByteLevel"}),
@@ -184,6 +209,49 @@ def test_what_is_not_known_is_refused(change: Change, message: str, trained: byt
     change(file)
     with pytest.raises(ValueError, match=re.escape(message)):
         load_tokenizer(written(tmp_path, file))
+
+
+@pytest.mark.parametrize(
+    ("small", "message"),
+    [
+        ({"eos_token": "<0x0A>"}, "any text may write '<0x0A>', which is a special token"),
+        ({"eos_token": "e"}, "any text may write 'e', which is a special token"),
+        (
+            {"added_tokens_decoder": {"480": {"content": "<foo>", "special": True, "normalized": True}}},
+            "its added token '<foo>' is marked normalized",
+        ),
+    ],
+)
+@pytest.mark.parametrize("kind", ["tokenizer.model", "tokenizer.json"])
+def test_what_a_text_may_become_is_nothing_special(
+    kind: str, small: dict[str, Any], message: str, trained: bytes, tmp_path: Path
+) -> None:
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(small))
+    with pytest.raises(ValueError, match=re.escape(message)):
+        load_tokenizer(written(tmp_path, trained if kind == "tokenizer.model" else as_json(trained)))
+
+
+@pytest.mark.parametrize("kind", ["tokenizer.model", "tokenizer.json"])
+def test_a_token_of_the_small_files_takes_white_space_along(
+    kind: str, trained: bytes, tmp_path: Path
+) -> None:
+    entry = {"content": "<|end|>", "special": True, "rstrip": True, "normalized": False}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": {"480": entry}}))
+    ours = load_tokenizer(written(tmp_path, trained if kind == "tokenizer.model" else as_json(trained)))
+    assert ours.encode("<|end|>\n  hi", True) == [480, *processor(trained).encode("hi")]
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (b"\x08\x05", "not a SentencePiece model, or a damaged one"),  # a piece that is a number
+        (b"\x10\x05", "not a SentencePiece model, or a damaged one"),  # so for the trainer
+        (b"\n\x05\n\x01Q\x18\x07", "expected pieces of the kinds 1 to 6, got 7"),
+    ],
+)
+def test_odd_fields_are_a_damaged_model(more: bytes, message: str, trained: bytes, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        load_tokenizer(written(tmp_path, trained + more))
 
 
 def test_a_damaged_model_and_one_whose_end_anybody_can_write_are_refused(
@@ -265,6 +333,8 @@ def test_a_gguf_file_says_whether_texts_begin_with_a_space_and_a_token(tmp_path:
         ),
         ({"token_type": [4] * 480}, "the token '<unk>' is user-defined: where spaces are put"),
         ({"token_type": [1] * 480}, "0 tokens are of the type unknown; expected one"),
+        ({"scores": [-1.0] * 480}, "have one score, -1; which is merged first is not in the file"),
+        ({"tokens": [*map(str, range(479)), "a" * 257]}, "a token has 257 characters; expected at most 256"),
         ({"token_type": [2, *[9] * 479]}, "token type 9 has no meaning in a SentencePiece vocabulary"),
     ],
 )

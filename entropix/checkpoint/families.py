@@ -53,6 +53,7 @@ class Family(NamedTuple):
     """Whether `sliding_window` is one: never, always, or where `use_sliding_window` is true, maybe in some layers."""
     windows_from: str = ""  # the key that has the first layer with a window; "" for all
     partial_rotary: bool = False  # whether a part of a head may be rotated
+    longrope_alone: bool = False  # whether it scales rotary frequencies in no other way
     prefix: str = ""  # of its classes in transformers
     write: Callable[[ModelConfig], dict[str, Any]] | None = None  # keys that `read` reads so
 
@@ -124,6 +125,7 @@ FAMILIES: dict[str, Family] = {
         prefix="Phi3",
         windows=ALWAYS,
         partial_rotary=True,
+        longrope_alone=True,
     ),
     "smollm3": Family(
         {

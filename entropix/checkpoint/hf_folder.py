@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from entropix.checkpoint import families, rotary, special_tokens, values
-from entropix.checkpoint.special_tokens import added_token_ids
+from entropix.checkpoint.special_tokens import END_TOKENS, added_token_ids
 from entropix.checkpoint.values import MOST_TOKENS, positive, whole
 from entropix.config import ModelConfig
 from entropix.files import is_there, read_json, write_json
@@ -30,9 +30,6 @@ VOCABULARY = (
     *("special_tokens_map.json", "added_tokens.json"),
 )
 TEMPLATES = ("chat_template.jinja", "chat_template.json", "additional_chat_templates/*.jinja")
-
-# Added tokens that end a turn or a document whatever else a checkpoint lists: Llama 3's and ChatML's.
-END_TOKENS = ("<|end_of_text|>", "<|eot_id|>", "<|eom_id|>", "<|im_end|>")
 
 
 # ----- config.json ------------------------------------------------------------------------------------------
@@ -65,6 +62,8 @@ def config_of(raw: Mapping[str, Any], path: Path) -> ModelConfig:
             f"{path}: there is no head_dim, and hidden_size / num_attention_heads is {width}/{n_heads}"
         )
     theta, scaling = rotary.read(raw, path, family.rope_theta)
+    if family.longrope_alone and scaling is not None and not isinstance(scaling, rotary.LongRope):
+        raise ValueError(f"{path}: a {raw['model_type']} scales its rotary frequencies by longrope alone")
     context_length = whole(raw, "max_position_embeddings", path, rotary.MOST_POSITIONS)
     fields: dict[str, Any] = {
         "n_layers": n_layers,
@@ -88,6 +87,8 @@ def config_of(raw: Mapping[str, Any], path: Path) -> ModelConfig:
                 f"{path}: partial_rotary_factor is {part}: partial rotary embeddings are not supported in this family"
             )
         fields["rotary_dim"] = int(fields["head_dim"] * part)
+        if fields["rotary_dim"] < 2:
+            raise ValueError(f"{path}: partial_rotary_factor is {part}: nothing of a head would be rotated")
     if fields["sliding_window"] >= fields["context_length"]:  # which no text reaches
         fields["sliding_window"] = 0
     try:

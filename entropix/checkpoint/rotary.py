@@ -151,10 +151,13 @@ def _scaling(raw: Mapping[str, Any], key: str, path: Path) -> Scaling:
 
 
 def _original(raw: Mapping[str, Any], key: str, path: Path) -> int:
-    """The length of pre-training, in the object of this key or beside it."""
-    pretrained = whole(raw, "max_position_embeddings", path, MOST_POSITIONS)
-    beside = whole(raw, "original_max_position_embeddings", path, MOST_POSITIONS, default=pretrained)
-    return whole(raw[key], "original_max_position_embeddings", path, MOST_POSITIONS, default=beside)
+    """The length of pre-training, beside the object of this key or in it: transformers takes the former first."""
+    name, pretrained = (
+        "original_max_position_embeddings",
+        whole(raw, "max_position_embeddings", path, MOST_POSITIONS),
+    )
+    inside = whole(raw[key], name, path, MOST_POSITIONS, default=pretrained)
+    return whole(raw, name, path, MOST_POSITIONS, default=inside)
 
 
 def _longrope(raw: Mapping[str, Any], key: str, path: Path) -> LongRope:

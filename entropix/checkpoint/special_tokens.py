@@ -7,7 +7,7 @@ the vocabulary file; where two files contradict each other, which one is right i
 
 import sys
 import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,8 @@ from entropix.files import is_there, read_json
 # The tokens that templates may name.
 NAMED = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
 _SEVERAL, _EXTRA = "additional_special_tokens", "extra_special_tokens"
+# Added tokens that end a turn or a document whatever else a checkpoint lists: Llama 3's and ChatML's.
+END_TOKENS = ("<|end_of_text|>", "<|eot_id|>", "<|eom_id|>", "<|im_end|>")
 _MOST_ADDED = 1 << 18  # vocabularies of speech have some 70,000; looking for them in a text is one expression
 
 
@@ -31,6 +33,7 @@ class AddedToken:
     special: bool | None  # None: not said
     where: str  # file and key, as errors name them
     rstrip: bool = False  # takes the white space behind it along
+    normalized: bool = False  # is looked for when the text has been normalised
 
 
 @dataclass(frozen=True)
@@ -117,9 +120,8 @@ def added_token(text: Any, i: Any, entry: Mapping[str, Any], path: Path, key: st
     for flag in ("lstrip", "single_word"):
         if entry.get(flag):
             raise refusal(path, f"its added token {values.shown(text)} is marked {flag}")
-    return AddedToken(
-        text, i, values.flag(entry, "special", where), where, values.flag(entry, "rstrip", where)
-    )
+    special, *flags = (values.flag(entry, flag, where) for flag in ("special", "rstrip", "normalized"))
+    return AddedToken(text, i, special, where, *flags)
 
 
 def added_token_ids(folder: Path) -> dict[str, int]:
@@ -160,6 +162,11 @@ def normalised_tokens(path: Path, file: Mapping[str, Any]) -> frozenset[str]:
                 path, f"its added token {values.shown(text)} is marked normalized and may come of other text"
             )
     return frozenset(entry["content"] for entry in entries)
+
+
+def ends(added: Collection[str], small: SpecialTokens) -> list[str]:
+    """Of added tokens that are not special those that end a turn or a text all the same."""
+    return [token for token in (*END_TOKENS, *small.named.values()) if token in added]
 
 
 def swallowing(tokens: Sequence[AddedToken]) -> frozenset[str]:

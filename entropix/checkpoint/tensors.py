@@ -199,7 +199,13 @@ def _divided(stored: dict[str, StoredTensor], cfg: ModelConfig) -> dict[str, Sto
     found: dict[str, StoredTensor] = {}
     for name, tensor in stored.items():
         end = next((end for end in fused if name.endswith(f".{end}")), None)
-        if end is None or tensor.shape[:1] != (sum(fused[end].values()),) or tensor.dtype not in DTYPES:
+        twice = end is not None and any(name.removesuffix(end) + part in stored for part in fused[end])
+        if (
+            end is None
+            or twice
+            or tensor.shape[:1] != (sum(fused[end].values()),)
+            or tensor.dtype not in DTYPES
+        ):
             found[name] = tensor
             continue
         offset = tensor.offset

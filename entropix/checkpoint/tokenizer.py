@@ -133,8 +133,6 @@ class Tokenizer:
     ) -> Iterator[tuple[int, str | int]]:
         start = 0
         for match in names.finditer(text):
-            if match.start() < start:  # within white space that the token before took along
-                continue
             if match[0] in plain or (match[0] in self.special_tokens and not allow_special):
                 continue
             if match.start() > start:

@@ -5,11 +5,12 @@ A merged folder is a model like any other: every command takes it, and traces te
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import regex
 
 from entropix.checkpoint import values
 from entropix.checkpoint.convert.folder import Foreign, common_dtype, copy_texts
@@ -41,12 +42,30 @@ _NEUTRAL: dict[str, tuple[tuple[Any, ...], str]] = {
     "trainable_token_indices": ((None, []), "trained tokens are not supported"),
     "target_parameters": ((None, []), "only linear layers are supported"),
     "layer_replication": ((None, []), "repeated layers are not supported"),
-    "megatron_config": ((None,), "only linear layers are supported"),
     "init_lora_weights": (
         (True, False, None, "gaussian", "orthogonal", "eva"),
         "such an adapter belongs to a base that was changed before training",
     ),
 }
+
+
+# What else a configuration may say: it changes nothing of what is merged.
+_HARMLESS = frozenset(
+    (
+        *("r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "lora_dropout", "target_modules"),
+        *("exclude_modules", "layers_to_transform", "layers_pattern", "base_model_name_or_path", "revision"),
+        *(
+            "task_type",
+            "inference_mode",
+            "auto_mapping",
+            "peft_version",
+            "megatron_core",
+            "ensure_weight_tying",
+        ),
+        *("eva_config", "qalora_group_size"),
+    )
+)
+_MOST_SECONDS = 1.0  # for a pattern and a name
 
 
 def open_adapted(base: Path, adapter: Path, chat_template: str | None = None) -> Foreign:
@@ -64,6 +83,11 @@ def open_adapted(base: Path, adapter: Path, chat_template: str | None = None) ->
     for key, (accepted, reason) in _NEUTRAL.items():
         if raw.get(key) not in accepted:
             raise ValueError(f"{path}: {key} is {values.shown(raw.get(key))}: {reason}")
+    for key in raw.keys() - _NEUTRAL.keys() - _HARMLESS:
+        if raw[key]:
+            raise ValueError(
+                f"{path}: {values.named(key)} is {values.shown(raw[key])}: what this changes is not known"
+            )
     pairs = _pairs(adapter)
     faults = []
     scale = {}
@@ -86,7 +110,8 @@ def open_adapted(base: Path, adapter: Path, chat_template: str | None = None) ->
         if name not in scale:
             return weight
         a_RI, b_OR = (part.astype(np.float32) for part in pairs[name.removesuffix(".weight")])
-        return weight.astype(np.float32) + np.float32(scale[name]) * (b_OR @ a_RI)
+        with np.errstate(over="ignore", invalid="ignore"):  # whoever writes them looks for NaN and infinities
+            return weight.astype(np.float32) + np.float32(scale[name]) * (b_OR @ a_RI)
 
     config = read_json(base / "config.json")
     return Foreign(
@@ -107,6 +132,8 @@ def _pairs(adapter: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     if is_there(file):
         places = read_header(file)
         kinds = {name: DTYPES.get(place.dtype, place.dtype) for name, place in places.items()}
+        if empty := [name for name, place in places.items() if len(place.shape) != 2 or 0 in place.shape]:
+            raise _no_part(file, empty[0], places[empty[0]].shape)
         tensors = {name: place.read() for name, place in places.items() if place.dtype in DTYPES}
     else:
         file = adapter / "adapter_model.bin"
@@ -117,11 +144,8 @@ def _pairs(adapter: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     parts: dict[str, dict[str, np.ndarray]] = {}
     for name, array in tensors.items():
         match = _TENSOR.fullmatch(name)
-        if match is None or array.ndim != 2:
-            raise ValueError(
-                f"{file}: {name} {list(array.shape)} is not the A or the B of LoRA on a linear layer; nothing else is "
-                "supported"
-            )
+        if match is None or array.ndim != 2 or 0 in array.shape:
+            raise _no_part(file, name, array.shape)
         parts.setdefault(match["module"], {})[match["part"]] = array
     if alone := [module for module, both in parts.items() if len(both) < 2]:
         raise ValueError(
@@ -130,6 +154,12 @@ def _pairs(adapter: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     if not parts:
         raise ValueError(f"{file}: there is no tensor in it")
     return {module: (both["A"], both["B"]) for module, both in parts.items()}
+
+
+def _no_part(file: Path, name: str, shape: Sequence[int]) -> ValueError:
+    return ValueError(
+        f"{file}: {name} {list(shape)} is not the A or the B of LoRA on a linear layer; nothing else is supported"
+    )
 
 
 def _scale(raw: Mapping[str, Any], module: str, rank: int, path: Path) -> float:
@@ -148,9 +178,10 @@ def _of_module(raw: Mapping[str, Any], patterns: str, module: str, default: str,
     table = values.table(raw, patterns, path)
     for pattern in table:
         try:
-            if re.match(rf"(.*\.)?({pattern})$", module):
-                return values.positive(table, pattern, f"{path}: {patterns}")
-        except re.error as error:
+            fits = regex.match(rf"(.*\.)?({pattern})$", module, timeout=_MOST_SECONDS)
+        except (regex.error, OverflowError, RecursionError, TimeoutError) as error:
             message = f"{path}: {patterns} has {values.shown(pattern)}, which is no expression ({error})"
             raise ValueError(message) from None
+        if fits:
+            return values.positive(table, pattern, f"{path}: {patterns}")
     return values.positive(raw, default, path)

@@ -120,7 +120,7 @@ def read_parts(path: Path) -> tuple[dict[str, Any], dict[str, GgufTensor]]:
     if n_parts in (0, 1):
         return meta, tensors
     name = _FIRST_PART.fullmatch(path.name)
-    if meta.get("split.no", 0) != 0 or name is None or int(name["count"]) != n_parts:
+    if Values(path, meta).whole("split.no", 0, low=0) != 0 or name is None or int(name["count"]) != n_parts:
         raise ValueError(
             f"{path}: one of {n_parts} parts; give the first one, whose name ends with -00001-of- and how many there "
             "are, with the others beside it"
@@ -130,13 +130,16 @@ def read_parts(path: Path) -> tuple[dict[str, Any], dict[str, GgufTensor]]:
         if not part.exists():
             raise ValueError(f"{part}: no such file, but {path.name} is the first of {n_parts} parts")
         said, more = read_gguf(part)
-        if (said.get("split.no"), said.get("split.count")) != (number, n_parts):
+        of_part = Values(part, said)
+        told = tuple(of_part.whole(key, -1, low=0) for key in ("split.no", "split.count"))
+        architecture = meta.get("general.architecture")
+        if told != (number, n_parts) or said.get("general.architecture", architecture) != architecture:
             raise ValueError(f"{part}: it says that it is another part than {number + 1} of {n_parts}")
         if twice := tensors.keys() & more.keys():
             raise ValueError(f"{part}: the tensor {min(twice)} is in another part too")
         tensors |= more
-    if (total := meta.get("split.tensors.count", len(tensors))) != len(tensors):
-        raise ValueError(f"{path}: its parts have {len(tensors)} tensors, but it counts {total!r}")
+    if (total := Values(path, meta).whole("split.tensors.count", len(tensors), low=0)) != len(tensors):
+        raise ValueError(f"{path}: its parts have {len(tensors)} tensors, but it counts {total}")
     return meta, tensors
 
 

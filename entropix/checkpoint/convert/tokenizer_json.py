@@ -32,6 +32,12 @@ _PRE = {
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = range(1, 7)  # gguf.TokenType
 
 
+_LONGEST, _MOST_MERGES = (
+    256,
+    4_000_000,
+)  # characters of a token of SentencePiece, whose trainers stop at 16; merges
+
+
 class TextEnds(NamedTuple):
     """Which tokens begin and end a text, if any; they are special whatever their type says."""
 
@@ -122,12 +128,21 @@ def write_sentence_pieces_json(
         raise ValueError(f"{token_types.count(_UNKNOWN)} tokens are of the type unknown; expected one")
     vocab, added = _tokens(tokens, token_types, text_ends)
     plain = {token for token, i in vocab.items() if token_types[i] == _NORMAL}
-    halves = [
-        (-scores[vocab[token]], vocab[token[:i]], vocab[token[i:]])
-        for token in plain
-        for i in range(1, len(token))
-        if token[:i] in plain and token[i:] in plain
-    ]
+    if (longest := max(map(len, plain), default=0)) > _LONGEST:
+        raise ValueError(f"a token has {longest} characters; expected at most {_LONGEST}")
+    halves: list[tuple[float, int, int]] = []
+    made: dict[float, str] = {}  # a token of each score
+    for token in sorted(plain):
+        score = scores[vocab[token]]
+        both = ((token[:i], token[i:]) for i in range(1, len(token)))
+        ways = [(-score, vocab[left], vocab[right]) for left, right in both if {left, right} <= plain]
+        halves += ways
+        if ways and made.setdefault(score, token) != token:
+            raise ValueError(
+                f"{token!r} and {made[score]!r} have one score, {score:g}; which is merged first is not in the file"
+            )
+        if len(halves) > _MOST_MERGES:
+            raise ValueError(f"its tokens can be halved in more than {_MOST_MERGES} ways")
     spaces: dict[str, Any] = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
     before = [{"type": "Prepend", "prepend": "▁"}] if begins_with_space else []
     strips = [{"type": "Strip", "content": " ", "start": 1, "stop": 0}] if begins_with_space else []

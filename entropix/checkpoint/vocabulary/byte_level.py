@@ -130,7 +130,8 @@ def of_ranks(path: Path, content: bytes, small: SpecialTokens = NOTHING) -> Voca
             "token of that id; make them agree"
         )
     texts |= {i: name.encode() for name, i in (special | added).items()}
-    return Vocabulary(BytePairs(LLAMA3_PATTERN, ranks), texts, special, added, (begin,))
+    plain, swallows = BytePairs(LLAMA3_PATTERN, ranks), swallowing(small.added)
+    return Vocabulary(plain, texts, special, added, (begin,), swallowing=swallows)
 
 
 # ----- tokenizer.json -------------------------------------------------------------------------------------

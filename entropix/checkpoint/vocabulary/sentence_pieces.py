@@ -9,13 +9,20 @@ of the original. What these libraries are never given is a special token: those 
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from entropix.checkpoint import values
-from entropix.checkpoint.special_tokens import AddedToken, SpecialTokens, listed_tokens, swallowing, together
+from entropix.checkpoint.special_tokens import (
+    AddedToken,
+    SpecialTokens,
+    ends,
+    listed_tokens,
+    swallowing,
+    together,
+)
 from entropix.checkpoint.values import refusal
 from entropix.checkpoint.vocabulary.contents import Encoder, Vocabulary, check_ids, text_ends, vocab_of
 
@@ -81,23 +88,22 @@ def of_json(path: Path, file: Mapping[str, Any], small: SpecialTokens) -> Vocabu
     for option in ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "ignore_merges"):
         if model.get(option):
             raise refusal(path, f"its model has {option} {values.shown(model[option])}")
-    _check_decoder(path, file.get("decoder"))
     later, begins_with_space = _later(path, file.get("normalizer"), file.get("pre_tokenizer"))
+    _check_decoder(path, file.get("decoder"), begins_with_space)
     vocab = vocab_of(path, file)
     _check_bytes(path, vocab)
-    for entry in values.items(file, "added_tokens", path):
-        if (
-            isinstance(entry, dict)
-            and entry.get("normalized")
-            and entry.get("content") != model.get("unk_token")
-        ):
-            raise refusal(path, f"its added token {values.shown(entry.get('content'))} is marked normalized")
-    tokens = [*listed_tokens(path, file), *small.added]
+    listed = listed_tokens(path, file)
+    tokens = [*listed, *small.added]
+    _refuse_normalized([*small.added, *listed], model.get("unk_token"))
     special, added = together(tokens, small)
     for token in (*small.named.values(), *small.others, model.get("unk_token")):
         if isinstance(token, str) and token in vocab and token not in added:
             special.setdefault(token, vocab[token])
     check_ids(path, vocab, special | added, small)
+    merged = _merged(model.get("merges"))
+    for token in (*special, *ends(added, small)):
+        if token in merged or len(token) == 1 or _BYTE.fullmatch(token):
+            raise _written(path, token)
     texts = {i: _token_text(token) for token, i in vocab.items()}
     texts |= {i: token.encode() for token, i in (special | added).items()}
     bos_ids, eos_ids = text_ends(path, file.get("post_processor"), texts)
@@ -148,13 +154,38 @@ def _later(path: Path, normalizer: Any, pre_tokenizer: Any) -> tuple[Any, bool]:
     )
 
 
-def _check_decoder(path: Path, decoder: Any) -> None:
-    """Raises unless "▁" means a space and bytes are bytes."""
+def _merged(merges: Any) -> frozenset[str]:
+    """All tokens that a list of merges makes, or makes others of; what is no such list the library refuses."""
+    listed = merges if isinstance(merges, list) else []
+    pairs = [one.split(" ", 1) if isinstance(one, str) else one for one in listed]
+    whole = [
+        pair for pair in pairs if isinstance(pair, list) and len(pair) == 2 and all(map(values.is_text, pair))
+    ]
+    return frozenset(token for left, right in whole for token in (left, right, left + right))
+
+
+def _written(path: Path, token: str) -> ValueError:
+    """The error of a special token that a text can become without any being looked for."""
+    return refusal(path, f"any text may write {values.shown(token)}, which is a special token")
+
+
+def _refuse_normalized(tokens: Iterable[AddedToken], unknown: Any = None) -> None:
+    """Raises for an added token that is looked for in text whose spaces are "▁" already. Of several that say so or not
+    the last one counts; unknown: the token for what has none, which no text writes."""
+    for token in {token.text: token for token in tokens}.values():
+        if token.normalized and token.text != unknown:
+            raise refusal(
+                Path(token.where), f"its added token {values.shown(token.text)} is marked normalized"
+            )
+
+
+def _check_decoder(path: Path, decoder: Any, begins_with_space: bool) -> None:
+    """Raises unless "▁" means a space, bytes are bytes, and no space is taken that none has put there."""
     spaces = {"type": "Replace", "pattern": {"String": _SPACE}, "content": " "}
     first = {"type": "Strip", "content": " ", "start": 1, "stop": 0}
     match decoder:
         case {"type": "Sequence", "decoders": [step, {"type": "ByteFallback"}, {"type": "Fuse"}, *rest]} if (
-            step == spaces and rest in ([], [first])
+            step == spaces and rest in ([], [first] * begins_with_space)
         ):
             return
     raise refusal(path, f"its decoder is {values.as_json(decoder)}, not like that of Llama 2")
@@ -163,7 +194,8 @@ def _check_decoder(path: Path, decoder: Any) -> None:
 # ----- tokenizer.model ----------------------------------------------------------------------------------------
 
 # Kinds of pieces, as sentencepiece_model.proto numbers them.
-_NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _BYTE_PIECE = 1, 2, 3, 4, 6
+_NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE_PIECE = range(1, 7)
+_WORDS = 3  # of the kinds of models
 
 
 @dataclass(frozen=True)
@@ -210,13 +242,19 @@ def of_model(path: Path, content: bytes, small: SpecialTokens) -> Vocabulary:
         pieces = [(part[1].decode(), part.get(3, _NORMAL)) for part in _parts(fields, 1)]
         [normalizer] = _parts(fields, 3) or [{}]
         [trainer] = _parts(fields, 2) or [{}]
-    except (ValueError, KeyError, IndexError, AttributeError) as error:
+        bos = trainer.get(46, b"<s>").decode()
+    except (ValueError, KeyError, IndexError, AttributeError, TypeError) as error:
         raise ValueError(f"{path}: not a SentencePiece model, or a damaged one ({error})") from None
     tokens = {text: i for i, (text, _) in enumerate(pieces)}
     if len(tokens) < len(pieces) or len(pieces) > values.MOST_TOKENS:
         raise ValueError(f"{path}: expected at most {values.MOST_TOKENS} pieces, each of them once")
     _check_bytes(path, {text: tokens[text] for text, kind in pieces if kind == _BYTE_PIECE})
     kinds = dict(pieces)
+    if unknown := {*kinds.values()} - {*range(_NORMAL, _BYTE_PIECE + 1)}:
+        raise ValueError(f"{path}: expected pieces of the kinds 1 to 6, got {min(unknown)}")
+    if trainer.get(24, 0) or trainer.get(3, 1) == _WORDS or not normalizer.get(5, 1):
+        raise refusal(path, 'it does not write a "▁" for the space before a word')
+    _refuse_normalized(small.added)
     unwritten = [
         AddedToken(text, tokens[text], True, str(path))
         for text in tokens
@@ -227,18 +265,19 @@ def of_model(path: Path, content: bytes, small: SpecialTokens) -> Vocabulary:
         if token in tokens and token not in added:
             special.setdefault(token, tokens[token])
     check_ids(path, tokens, special | added, small)
-    # The library finds those of the kind "user defined" in any text, between whichever characters.
-    if heard := [text for text in special if kinds.get(text) in (_NORMAL, _USER_DEFINED)]:
-        raise refusal(path, f"any text may write {values.shown(heard[0])}, which is a special token")
+    # Any text may become a normal piece or one for a byte, and "user defined" ones are found in it wherever they are.
+    for token in (*special, *ends(added, small)):
+        if kinds.get(token, _CONTROL) not in (_UNKNOWN, _CONTROL, _UNUSED):
+            raise _written(path, token)
     texts = {i: _token_text(token) for token, i in tokens.items()}
     texts |= {i: token.encode() for token, i in (special | added).items()}
-    bos = trainer.get(46, b"<s>").decode()
     return Vocabulary(
         Model(content),
         texts,
         special,
         added,
         (special[bos],) if bos in special else (),
+        swallowing=swallowing(small.added),
         begins_with_space=bool(normalizer.get(3, 1)),
     )
 
