@@ -28,8 +28,7 @@ A Hugging Face folder with safetensors is used as it is; it is only checked, or 
 
   python -m entropix.convert weights/1B-Instruct --adapter my-lora/ --out-dir weights/1B-mine
 
-Exit codes: 0 done; 1 bad input; 2 bad
-flags."""
+Exit codes: 0 done; 1 bad input; 2 bad flags."""
 
 
 @dataclass(frozen=True)

@@ -161,13 +161,13 @@ def _readers(stored: dict[str, StoredTensor], cfg: ModelConfig, shapes: Weights)
             k_norm=qk_norm(name("self_attn.k_norm"), (n_kv_heads, H), repeats) if normed else None,
         )
 
-    whole_numbers = Weights(
+    readers = Weights(
         embed_VD=matrix(EMBED, kept),
         layers=tuple(layer(i) for i in range(cfg.n_layers)),
         norm_D=vector(FINAL_NORM),
         unembed_VD=None if cfg.tied_embeddings else matrix(UNEMBED),
     )
-    return jax.tree.map(_in_int8, shapes, whole_numbers, is_leaf=_is_int8) if int8 else whole_numbers
+    return jax.tree.map(_in_int8, shapes, readers, is_leaf=_is_int8) if int8 else readers
 
 
 def _is_int8(node: Any) -> bool:

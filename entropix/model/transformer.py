@@ -57,7 +57,7 @@ def forward(
     """
     if mask is None:
         mask = causal_mask(cache, recent, tokens_BT.shape[1])
-    mask = seen(mask, cfg)
+    mask = with_window(mask, cfg)
     x_BTD, recent, scores = run_layers(weights, tokens_BT, cache, recent, cfg, mask, SCORED)
     with jax.named_scope("unembed"):
         logits_BTV = unembed(weights, rms_norm(x_BTD, weights.norm_D, cfg), cfg)
@@ -74,7 +74,7 @@ def measured_forward(
 ) -> tuple[Array, RecentKV, dict[str, Array]]:
     """As `forward` for a long text, with `metrics.attention_metrics` instead of the scores that they are made of, of
     which there are never more than those of one layer and a block of queries."""
-    mask = seen(causal_mask(cache, recent, tokens_BT.shape[1]), cfg)
+    mask = with_window(causal_mask(cache, recent, tokens_BT.shape[1]), cfg)
     x_BTD, recent, layers = run_layers(weights, tokens_BT, cache, recent, cfg, mask, MEASURED)
     with jax.named_scope("unembed"):
         logits_BTV = unembed(weights, rms_norm(x_BTD, weights.norm_D, cfg), cfg)
@@ -85,11 +85,11 @@ def prefill(
     weights: Weights, tokens_BT: Array, cache: KVCache, recent: RecentKV, cfg: ModelConfig
 ) -> RecentKV:
     """The keys and values of `forward`, of tokens of whose logits and scores nothing is wanted."""
-    mask = seen(causal_mask(cache, recent, tokens_BT.shape[1]), cfg)
+    mask = with_window(causal_mask(cache, recent, tokens_BT.shape[1]), cfg)
     return run_layers(weights, tokens_BT, cache, recent, cfg, mask, UNSEEN)[1]
 
 
-def seen(mask: AttentionMask, cfg: ModelConfig) -> AttentionMask:
+def with_window(mask: AttentionMask, cfg: ModelConfig) -> AttentionMask:
     """The mask with the model's window, if it has one."""
     return within_window(mask, cfg.sliding_window) if cfg.sliding_window else mask
 

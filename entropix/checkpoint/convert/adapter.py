@@ -48,22 +48,30 @@ _NEUTRAL: dict[str, tuple[tuple[Any, ...], str]] = {
     ),
 }
 
-
 # What else a configuration may say: it changes nothing of what is merged.
 _HARMLESS = frozenset(
-    (
-        *("r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "lora_dropout", "target_modules"),
-        *("exclude_modules", "layers_to_transform", "layers_pattern", "base_model_name_or_path", "revision"),
-        *(
-            "task_type",
-            "inference_mode",
-            "auto_mapping",
-            "peft_version",
-            "megatron_core",
-            "ensure_weight_tying",
-        ),
-        *("eva_config", "qalora_group_size"),
-    )
+    [
+        "r",
+        "lora_alpha",
+        "rank_pattern",
+        "alpha_pattern",
+        "use_rslora",
+        "lora_dropout",
+        "target_modules",
+        "exclude_modules",
+        "layers_to_transform",
+        "layers_pattern",
+        "base_model_name_or_path",
+        "revision",
+        "task_type",
+        "inference_mode",
+        "auto_mapping",
+        "peft_version",
+        "megatron_core",
+        "ensure_weight_tying",
+        "eva_config",
+        "qalora_group_size",
+    ]
 )
 _MOST_SECONDS = 1.0  # for a pattern and a name
 
