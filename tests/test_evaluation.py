@@ -44,7 +44,7 @@ def test_a_protocol_says_what_is_asked_of_whom(file: Path) -> None:
         + HEAD
         + CONTRAST
         + '[[arms]]\nname = "vote"\nsampler = "min-p"\ntemp = 0.4\nvotes = 5\n'
-        + "branching = { paths = 2, entropy = 1.0 }\n"
+        + "branching = { paths = 2, entropy = 1.0 }\nbacktracking = { tokens = 3 }\n"
         + '[[arms]]\nname = "placebo"\nsampler = "placebo"\nfrequencies_of = "mine"\n'
     )
     found = protocol.read(file)
@@ -56,7 +56,7 @@ def test_a_protocol_says_what_is_asked_of_whom(file: Path) -> None:
         ("placebo", 1, True),
     ]
     vote = found.arms[2].variant
-    assert vote.branching is not None
+    assert vote.branching is not None and vote.backtracking is not None and vote.backtracking.tokens == 3
     assert (vote.sampler.numbers.temp, vote.branching.paths, vote.branching.entropy) == (0.4, 2, 1.0)
     mine, placebo = (found.arms[number].variant.sampler.numbers for number in (1, 3))
     assert (placebo.temp, placebo.top_k) == (mine.temp, mine.top_k)
@@ -93,6 +93,7 @@ def test_a_digest_is_that_of_what_is_asked_and_not_of_how_it_is_written(file: Pa
         (HEAD.replace("n = 4", "name = { a = 1 }"), "number 1: expected an entry like name = "),
         (HEAD.replace('"mine"', '"mi\\u001b[31mne"'), r"at most 100 characters, got 'mi\x1b[31mne'"),
         (HEAD + "branching = 5", "arms, number 2: branching: expected names with values, got 5"),
+        (HEAD + "backtracking = { token = 5 }", "arms, number 2: backtracking: unknown"),
         (HEAD + 'cot = 2\ncot_at = "explore"\ncot_entropy = inf', "cot_entropy must be at least 0, got inf"),
         (HEAD + "system" + ".a" * 900 + " = 1", "it has a key of more than 50 parts"),
         (HEAD + '[signal]\ntexts = ["nowhere.txt"]', "nowhere.txt: no such file"),
@@ -105,11 +106,16 @@ def test_a_bad_protocol_is_one_sentence(file: Path, text: str, message: str) -> 
     assert message in str(error.value) and str(file.parent) in str(error.value)
 
 
-@pytest.mark.parametrize("name", ["default", "quick"])
-def test_shipped_protocols_declare_contrasts_and_only_the_whole_one_asks_held_out_items(name: str) -> None:
+@pytest.mark.parametrize("name", ["default", "quick", "pauses"])
+def test_shipped_protocols_declare_contrasts_and_only_the_quick_one_spares_held_out_items(name: str) -> None:
     found = protocol.read(shipped(f"evaluation/{name}.toml"))
-    split = {"default": "held-out", "quick": "dev"}[name]
+    split = "dev" if name == "quick" else "held-out"
     assert found.contrasts and {asked.split for asked in found.tasks} == {split}
+    if name == "pauses":  # arms that shall differ in their pauses alone do
+        numbers = {arm.name: dataclasses.asdict(arm.variant.sampler.numbers) for arm in found.arms}
+        for base in ("calibrated", "fitted"):
+            assert numbers[f"{base}-chance-pauses"].items() >= numbers[base].items()
+        assert numbers["fitted-no-pauses"] == numbers["fitted-chance-pauses"] | {"pause_probability": 0.0}
     if name == "default":  # what its comment says
         singles = 1 + 2 * sum(arm.draws and arm.votes == 1 for arm in found.arms)
         n, most = (

@@ -16,6 +16,7 @@
     temp = 0.7                    # a number of the sampler's config
     votes = 5                     # the most frequent answer of five
     branching = { paths = 4 }     # fields of `BranchConfig`
+    backtracking = { tokens = 4 } # and of `BacktrackConfig`
     frequencies_of = "other"      # for placebo: strategies as often as another arm had them, and its numbers
     best_of = 8                   # also cot, self_consistency, cot_at, cot_entropy, select and extract, as in grids
 
@@ -39,13 +40,13 @@ from typing import Any, TypeVar
 
 from entropix import config, files, samplers
 from entropix.checkpoint.loading import Model
-from entropix.config import MAX_INT32, BranchConfig, GenerateConfig
+from entropix.config import MAX_INT32, GenerateConfig
 from entropix.cot import plan
 from entropix.generation import encode_prompt
 from entropix.lab import tasks
 from entropix.lab.evaluation.forks_plan import ForksPlan
 from entropix.lab.evaluation.signal_plan import SignalPlan
-from entropix.lab.experiments.engine import Variant
+from entropix.lab.experiments.engine import LOOKING, Variant
 from entropix.lab.tasks import Item, Task
 from entropix.samplers.controls import PLACEBO
 from entropix.showing import shown, suggestion, visible
@@ -237,15 +238,17 @@ def _arm(table: dict[str, Any], folder: Path, where: str) -> Arm:
         raise ValueError(f"{where}: votes must be between 1 and {MOST_VOTES}, got {shown(votes)}")
     if not isinstance(source, str | None):
         raise ValueError(f"{where}: frequencies_of must be the name of an arm, got {shown(source)}")
-    branching = table.pop("branching", None)
+    looking = {name: table.pop(name) for name in LOOKING if name in table}
     paths = {key: table.pop(key) for key in [*table] if key in plan.KINDS}
     if source is not None and table:
         raise ValueError(f"{where}: frequencies_of brings that arm's numbers too; drop {next(iter(table))}")
     try:
         resolved = samplers.resolve(sampler, folder=folder).changed(table)
         samplers.check_guard(table, resolved.numbers, "sampler config")
-        tree = None if branching is None else config.from_mapping(BranchConfig, branching, "branching")
-        variant = Variant(name, resolved, plan.read(paths), tree)
+        own: dict[str, Any] = {
+            key: config.from_mapping(LOOKING[key], value, key) for key, value in looking.items()
+        }
+        variant = Variant(name, resolved, plan.read(paths), **own)
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from None
     return Arm(variant, votes, source)

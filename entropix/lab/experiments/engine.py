@@ -24,10 +24,11 @@ from typing import Any, NamedTuple
 
 from entropix import trace
 from entropix.checkpoint.loading import Model
-from entropix.config import TRACED, BranchConfig, GenerateConfig
+from entropix.config import TRACED, BacktrackConfig, BranchConfig, GenerateConfig
 from entropix.cot import parallel
 from entropix.cot.parallel import CotResult
 from entropix.cot.plan import Plan
+from entropix.decoding import backtracking
 from entropix.decoding.batching import ContinuousBatch
 from entropix.decoding.request import GenerationRequest, check_prompts
 from entropix.generation import prepare
@@ -37,6 +38,7 @@ from entropix.samplers import ResolvedSampler
 from entropix.trace import run_statistics
 
 FORMAT, VERSION = "entropix-grid", 2
+LOOKING = {"branching": BranchConfig, "backtracking": BacktrackConfig}  # ahead and back, as a variant may
 _SEEDS = ("seed", "seeds", "occurrences")  # of `GenerateConfig`; those of a grid are its own
 _DECIMALS = 4  # of the entropies kept for every token, in bits
 _DIGITS = 5  # of an answer's means
@@ -51,6 +53,7 @@ class Variant:
     sampler: ResolvedSampler
     plan: Plan | None = None  # of several paths to each answer
     branching: BranchConfig | None = None  # instead of the grid's
+    backtracking: BacktrackConfig | None = None  # the same
 
     def described(self) -> dict[str, Any]:
         """What its answers depend on, as JSON has it."""
@@ -58,13 +61,17 @@ class Variant:
         told = {"label": self.label, "sampler": sampler.name, "config": asdict(sampler.numbers)}
         if self.plan is not None:
             told["paths"] = asdict(self.plan)
-        if self.branching is not None:
-            told["branching"] = asdict(self.branching)
+        told |= {name: asdict(own) for name, own in self.looking.items()}
         if sampler.source is None:
             return told
         # Without its folder, which differs among machines that share a grid.
         source = sampler.source._replace(file=Path(sampler.source.file).name)
         return {**told, "sampler_source": source._asdict()}
+
+    @property
+    def looking(self) -> dict[str, BranchConfig | BacktrackConfig]:
+        """How it looks ahead and back, by the field of `GenerateConfig`, where that is its own."""
+        return {name: own for name in LOOKING if (own := getattr(self, name)) is not None}
 
 
 @dataclass(frozen=True)
@@ -117,7 +124,7 @@ def check(grid: Grid, model: Model) -> None:
         raise ValueError(f"seed {grid.seeds[twice[0]]} is there twice; name each once")
     check_prompts(grid.prompts, model.config)
     for number, variant in enumerate(grid.variants):
-        if variant.branching is not None:
+        if variant.looking:
             _request(model, grid, [Answer(number, _cells(grid)[0])])
         if variant.plan is not None:
             room = grid.options.max_new_tokens, model.config.context_length
@@ -154,7 +161,7 @@ def program(variant: Variant) -> Hashable:
     """What variants of one batch have in common: all but numbers that compile nothing."""
     numbers = variant.sampler.numbers
     fixed = [getattr(numbers, f.name) for f in dataclasses.fields(numbers) if f.metadata["kind"] != TRACED]
-    return variant.sampler.sampler, variant.plan, variant.branching, *fixed
+    return variant.sampler.sampler, variant.plan, variant.branching, variant.backtracking, *fixed
 
 
 def _cells(grid: Grid) -> list[Cell]:
@@ -254,14 +261,14 @@ def _single(
 ) -> Iterator[tuple[int, Line]]:
     """(its number, its line) of each answer, as they end."""
     batch = ContinuousBatch(request, max_rows)
-    branches = request.program.branching is not None
+    costs_more = request.program.branching is not None or backtracking.is_on(request.config.backtracking)
     results = {number: Result(ids) for number, ids in enumerate(request.prompt_ids)}
     for event in batch.run():
         add(results, event)
         clock.tick(batch.n_passes, event)
         if event.finish != FinishReason.RUNNING:
             told = line(variants[event.row], results.pop(event.row))
-            if branches:
+            if costs_more:
                 cost = batch.cost(event.row)
                 told |= {"computed_tokens": cost.computed, "forward_passes": cost.passes}
             yield event.row, told
@@ -286,8 +293,7 @@ def _request(model: Model, grid: Grid, wanted: Sequence[Answer]) -> GenerationRe
     variants = [grid.variants[variant] for variant, _ in wanted]
     numbers = [variant.sampler.numbers for variant in variants]
     options = {name: value for name, value in vars(grid.options).items() if name not in _SEEDS}
-    if variants[0].branching is not None:
-        options["branching"] = variants[0].branching
+    options |= variants[0].looking
     request = prepare(
         model,
         [list(grid.prompts[cell.prompt]) for _, cell in wanted],

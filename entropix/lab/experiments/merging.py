@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from entropix import config, samplers
-from entropix.config import BranchConfig, GenerateConfig
+from entropix.config import GenerateConfig
 from entropix.cot.plan import Plan
 from entropix.lab.experiments import engine
 from entropix.lab.experiments.engine import FORMAT, Grid, Variant
@@ -78,7 +78,7 @@ def _check_manifest(manifest: Manifest, where: str) -> None:
             raise ValueError(f"{where}: expected at least one in {name!r}, got {manifest[name]}")
     for i, variant in enumerate(manifest["variants"]):
         check(variant, _VARIANT, where, f"variants[{i}].")
-        for name in ("paths", "branching", "sampler_source"):
+        for name in ("paths", *engine.LOOKING, "sampler_source"):
             check(variant, {name: "object"} if name in variant else {}, where, f"variants[{i}].")
     for i, prompt in enumerate(manifest["prompts"]):
         check(prompt, PROMPT, where, f"prompts[{i}].")
@@ -107,14 +107,18 @@ def _read_parts(
 
 
 def _variant(recorded: dict[str, Any], where: str) -> Variant:
-    plan, branching = recorded.get("paths"), recorded.get("branching")
+    plan = recorded.get("paths")
     try:
         sampler = samplers.recorded(recorded["sampler"], recorded["config"], recorded.get("sampler_source"))
         return Variant(
             recorded["label"],
             sampler,
             None if plan is None else config.from_mapping(Plan, plan, "paths"),
-            None if branching is None else config.from_mapping(BranchConfig, branching, "branching"),
+            **{
+                name: config.from_mapping(kind, recorded[name], name)
+                for name, kind in engine.LOOKING.items()
+                if recorded.get(name) is not None
+            },
         )
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from None
