@@ -38,6 +38,8 @@ class Args:
     """Rows."""
     rounds: int = 3
     """How often each way is timed."""
+    grid: bool = False
+    """Answers to a prompt differ in their temperature, as the variants of a grid do, instead of in their seed."""
 
 
 @dataclass(frozen=True)
@@ -97,12 +99,15 @@ def main(args: Args) -> None:
     backend.use_compilation_cache()
     model = loading.load(args.weights)
     texts = prompts.from_file(args.prompts, None, False)
+    numbers = range(args.seeds)
+    temperatures = [{"temp": 0.3 + 0.2 * n} for _ in texts for n in numbers]
     request = generation.prepare(
         model,
-        [text for text in texts for _ in range(args.seeds)],
-        seeds=[seed for _ in texts for seed in range(args.seeds)],
+        [text for text in texts for _ in numbers],
+        seeds=[0 if args.grid else n for _ in texts for n in numbers],
         occurrences=[0] * (len(texts) * args.seeds),
         max_new_tokens=args.max_new_tokens,
+        sampler_config=temperatures if args.grid else None,
     )
     runs: dict[str, list[Run]] = {}
     for number in range(args.rounds + 1):

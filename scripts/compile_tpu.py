@@ -43,7 +43,7 @@ class Args:
     batch: int = 8
     """Rows."""
     context: int = 8192
-    """Slots of the cache a row, a power of two."""
+    """Slots of the cache a row, one of the sizes to which it grows."""
     mesh: str = "auto"
     """How the chips are used, like data=2,model=4; auto is what a program on these chips would choose."""
     sampler: str = "entropix"
