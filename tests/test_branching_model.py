@@ -344,6 +344,27 @@ def test_passes_count_what_was_rolled_forward() -> None:
         assert session.costs.row_passes_B[row] == 40 - inside + 2 * len(forks(result))
 
 
+def test_rows_wait_for_each_other_until_they_have_lost_as_much_as_others_will() -> None:
+    request = prepare(MODEL, PROMPTS, **PLAIN, branching=EVERYWHERE | {"entropy": THRESHOLD})
+    session = Session(MODEL, len(PROMPTS))
+    session.start(request)
+    waited, running, n_waited = np.zeros(3, int), np.ones(3, bool), 0
+    while session.running:
+        step = session.advance(1)
+        assert step.paths is not None
+        forked = step.paths.forked_B[0]
+        waits = running & ~step.live_B.any(axis=0)
+        others = running & ~forked & ~waits
+        if forked.any():
+            assert not waits.any() and waited.sum() >= EVERYWHERE["depth"] * others.sum()
+        elif waits.any():
+            assert waited.sum() < EVERYWHERE["depth"] * others.sum()
+        waited = np.where(waits, waited + 1, 0)
+        n_waited += waits.sum()
+        running &= ~(step.live_B & (step.finish_B != FinishReason.RUNNING)).any(axis=0)
+    assert n_waited > 10
+
+
 def test_a_step_with_a_fork_is_one_pass_and_one_for_each_rolled_token(results: list[Result]) -> None:
     """13 forks of three tokens each, in all rows at once, and one token."""
     again, session = branched()

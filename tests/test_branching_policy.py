@@ -93,7 +93,7 @@ def forks_at(
     plan, numbers = branching.plan(cfg, STRATEGIES), branching.params(cfg)
     metrics = context_of(np.zeros((1, V))).metrics
     metrics = metrics._replace(logits_entropy=jnp.asarray([entropy]), margin=jnp.asarray([margin]))
-    forks = BranchState(jnp.asarray([count], jnp.int32), jnp.asarray([latest], jnp.int32))
+    forks = BranchState(*jnp.asarray([[count], [latest], [0]], jnp.int32))
     fields = {name: [value] for name, value in fields.items()}
     [answer] = branching.wanted(plan, numbers, forks, info(**fields), metrics, jnp.asarray([step], jnp.int32))
     return bool(answer)

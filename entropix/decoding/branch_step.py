@@ -8,6 +8,10 @@
 The paths of a row are positions of one forward pass, side by side, with the row's cache and recent tokens behind all of
 them (`attention_mask.tree_mask`): nothing is copied or computed twice.
 
+The passes of a fork are made with all rows, whoever forks. So a row that is to fork waits for others: it stands still
+and, as its step is a pure function of its state, comes to the same again in the next pass, which is made for the others
+anyway. All that wait fork as soon as they have lost as much by it as the other rows will.
+
 Letters: C path of a row, BC rows and paths as rows of their own, D token of a path, the fork's own first.
 """
 
@@ -70,9 +74,11 @@ def branch_step(
     sample: Sample,
     program: Program,
 ) -> tuple[DecodeState, StepRecord]:
-    """(state, records `[lookahead + 1, B]`): one token a row or, where it forks, those of its best path."""
+    """(state, records `[lookahead + 1, B]`): one token a row or, where it forks, those of its best path; none where it
+    waits for others to fork too."""
     plan, before = program.branching, state.rows
     assert plan is not None and before.branching is not None and inputs.branching is not None
+    waited_B = before.branching.waited_B  # 0 in rows that do not wait
 
     def forward(tokens_BT: Array, recent: RecentKV, mask: AttentionMask | None = None) -> Any:
         return transformer.forward(weights, tokens_BT, cache, recent, program.model, mask)
@@ -88,7 +94,17 @@ def branch_step(
     asked_B &= record.live_B & may_go_on_B
 
     def straight() -> _Kept:
-        return rows, recent, _padded([record], program, branching.no_paths(plan, len(asked_B)))
+        taken = record._replace(
+            live_B=record.live_B & ~asked_B, finish_B=jnp.where(asked_B, before.finish_B, record.finish_B)
+        )
+        went_on = where_row(asked_B, before, rows)
+        assert went_on.branching is not None
+        waiting = went_on.branching._replace(waited_B=jnp.where(asked_B, waited_B + 1, 0))
+        return (
+            went_on._replace(branching=waiting),
+            recent,
+            _padded([taken], program, branching.no_paths(plan, len(asked_B))),
+        )
 
     def forked() -> _Kept:
         opened = _open(inputs, drawn, sample, plan)
@@ -100,7 +116,9 @@ def branch_step(
         last = ends if plan.whole else opened.rows
         return _keep(drawn, tried, every, last, path_kv, program)
 
-    rows, recent, records = jax.lax.cond(jnp.any(asked_B), forked, straight)
+    others_B = (before.finish_B == FinishReason.RUNNING) & ~asked_B
+    due = jnp.any(asked_B) & (jnp.sum(waited_B) >= plan.depth * jnp.sum(others_B))
+    rows, recent, records = jax.lax.cond(due, forked, straight)
     used_B = state.recent.used_B + jnp.sum(records.live_B, axis=0, dtype=jnp.int32)
     return DecodeState(rows, recent._replace(used_B=used_B), state.text_BX), records
 

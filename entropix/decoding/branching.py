@@ -54,7 +54,7 @@ def params(cfg: BranchConfig) -> BranchParams:
 
 def no_forks(batch: int) -> BranchState:
     """The state of rows at their beginning."""
-    return BranchState(jnp.zeros(batch, jnp.int32), jnp.zeros(batch, jnp.int32))
+    return BranchState(*(jnp.zeros(batch, jnp.int32) for _ in BranchState._fields))
 
 
 def no_paths(plan: BranchPlan, batch: int) -> Paths:
@@ -92,9 +92,11 @@ def wanted(
 
 
 def note(forks: BranchState, forked_B: Array, step_B: Array) -> BranchState:
-    """The state after these rows have branched at these steps."""
+    """The state after these rows have branched at these steps. Nobody waits any more."""
     return BranchState(
-        forks.count_B + forked_B.astype(jnp.int32), jnp.where(forked_B, step_B, forks.latest_B)
+        count_B=forks.count_B + forked_B.astype(jnp.int32),
+        latest_B=jnp.where(forked_B, step_B, forks.latest_B),
+        waited_B=jnp.zeros_like(forks.waited_B),
     )
 
 

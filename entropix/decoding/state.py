@@ -110,6 +110,7 @@ class BranchState(NamedTuple):
 
     count_B: Array  # int32
     latest_B: Array  # int32: the step of the latest, if there is one
+    waited_B: Array  # int32: passes for which it has waited to branch beside others
 
 
 class Backtracks(NamedTuple):
