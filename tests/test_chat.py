@@ -294,6 +294,8 @@ def test_a_character_without_tokens_is_counted_from_the_start_of_its_message(tok
 
 def test_messages_that_leave_no_character_to_stand_in_are_refused(tokenizer: Tokenizer) -> None:
     private = [*range(0xE000, 0xF900), *range(0xF0000, 0xFFFFE), *range(0x100000, 0x10FFFE)]
+    encode_chat(ChatTemplate(SMOLLM2), tokenizer, [user("".join(map(chr, private)) + "<|im_end|>")])
+    private += range(0x2801, 0x2900)
     with pytest.raises(ValueError, match="the messages use every private-use character of Unicode"):
         encode_chat(ChatTemplate(SMOLLM2), tokenizer, [user("".join(map(chr, private)) + "<|im_end|>")])
 

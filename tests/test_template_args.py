@@ -11,7 +11,7 @@ import pytest
 
 import entropix
 from entropix import compare, replay, trace
-from entropix.checkpoint.chat import ChatTemplate, encode_chat
+from entropix.checkpoint.chat import ChatTemplate, encode_chat, load_chat_template
 from entropix.checkpoint.loading import Model
 from entropix.console import cli
 from entropix.generation import encode_prompt, prepare
@@ -93,6 +93,12 @@ def test_special_tokens_in_them_stay_text_unless_allowed(model: Model) -> None:
             {"style": float("nan")},
             "template_args must be names with values that JSON has, got {'style': nan}",
         ),
+        ({"tools": {}}, "expected tools to be a list of objects, as transformers takes them, got {}"),
+        (
+            {"documents": [1]},
+            "expected documents to be a list of objects, as transformers takes them, got [1]",
+        ),
+        ({"tools": [{}]}, "the chat template never reads tools; there are enable_thinking, style"),
         ({"style": "\ud800"}, "template_args must be names with values that JSON has"),
         ({"style": object}, "template_args must be names with values that JSON has"),
     ],
@@ -116,6 +122,18 @@ def test_where_no_template_is_asked_they_are_refused(model: Model, toy_folder: s
         prepare(plain, "Why?", template_args=thoughtless)
     with pytest.raises(ValueError, match="never reads style; it reads no name that could be given"):
         entropix.load(toy_folder).with_template_args({"style": 1})
+
+
+def test_tools_have_the_template_of_that_name(tmp_path: Path) -> None:
+    """Where there is one: else they are what `tools` is in the one template there is."""
+    (tmp_path / "chat_template.jinja").write_text("{{ tools }}")
+    tools = [{"name": "f"}]
+    for shown in ("[{'name': 'f'}]", "f"):
+        template = load_chat_template(tmp_path)
+        assert template.render([Message(role="user", content="")]) == "None"
+        assert template.with_arguments({"tools": tools}).render([Message(role="user", content="")]) == shown
+        (tmp_path / "additional_chat_templates").mkdir(exist_ok=True)
+        (tmp_path / "additional_chat_templates" / "tool_use.jinja").write_text("{{ tools[0].name }}")
 
 
 def test_a_broken_template_is_told_as_where_it_is_rendered() -> None:
@@ -142,6 +160,7 @@ def test_a_character_without_tokens_is_found_in_them_too(model: Model) -> None:
             {"a": 3, "b": -150.0, "c": "007", "d": "NaN", "e": "1e999"},
         ),
         (["a=", "b=x=y", 'c="q"', "d=[1]"], {"a": "", "b": "x=y", "c": '"q"', "d": "[1]"}),
+        (['tools=[{"name": "é"}]', "documents=[]"], {"tools": [{"name": "é"}], "documents": []}),
     ],
 )
 def test_values_are_json_words_and_numbers_or_else_text(words: list[str], found: dict[str, Any]) -> None:
@@ -157,6 +176,7 @@ def test_values_are_json_words_and_numbers_or_else_text(words: list[str], found:
         ),
         (["=1"], "--template-arg takes NAME=VALUE"),
         (["a=1", "a=1"], "--template-arg a is there twice; give it once"),
+        (["tools=[{"], "--template-arg tools takes a JSON list of objects, as from a file by tools="),
         (["think=False"], "--template-arg think=False would be a text; write think=false"),
     ],
 )

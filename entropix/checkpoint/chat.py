@@ -5,6 +5,7 @@ of the `transformers` library), rendered in `chat_sandbox`.
 """
 
 import contextlib
+import contextvars
 import dataclasses
 import datetime
 import functools
@@ -29,6 +30,10 @@ from entropix.files import is_there, read_json, read_text
 from entropix.prompts import Message
 from entropix.showing import suggestion
 
+_LISTS = ("tools", "documents")  # of objects; a template has None for those that are not given
+# What stands in for the first characters of special tokens in messages, while such messages are rendered.
+_STAND_INS: contextvars.ContextVar[str] = contextvars.ContextVar("_STAND_INS", default="")
+
 
 @dataclass(frozen=True)
 class ChatTemplate:
@@ -38,6 +43,7 @@ class ChatTemplate:
     arguments: further names that the template reads, with their values, such as `enable_thinking`; `with_arguments`
         checks them.
     now: the moment that a template sees which writes the date (`has_date`); None for the moment of rendering.
+    for_tools: the template that is taken instead where `tools` are given; None for the same one.
     """
 
     source: str
@@ -51,6 +57,7 @@ class ChatTemplate:
     extra: Mapping[str, str] = dataclasses.field(default_factory=dict)
     now: datetime.datetime | None = None
     arguments: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    for_tools: str | None = None
 
     @property
     def tokens(self) -> set[str]:
@@ -65,7 +72,8 @@ class ChatTemplate:
     def with_arguments(self, arguments: Mapping[str, Any]) -> "ChatTemplate":
         """The template that gets these names too, as `apply_chat_template(**arguments)` of transformers gives them.
 
-        Raises a ValueError for a name that it gets anyway, one that it never reads, and a value that is no JSON.
+        Raises a ValueError for a name that it gets anyway, one that it never reads, a value that is no JSON, and
+        `tools` or `documents` that are no lists of objects.
         """
         try:
             plain: dict[str, Any] = json.loads(json.dumps(dict(arguments), allow_nan=False))
@@ -75,22 +83,30 @@ class ChatTemplate:
             raise ValueError(
                 f"template_args must be names with values that JSON has, got {values.shown(arguments)}"
             )
+        source = self.for_tools if self.for_tools and plain.get("tools") is not None else self.source
         with _explained():
-            read, own = chat_sandbox.asked_for(self.source, *_OURS)
-        own |= self._given((), True).keys()
+            read, own = chat_sandbox.asked_for(source, *_OURS)
+        own |= self._given((), True).keys() | {*NAMED}
+        lists = {name for name in _LISTS if plain.get(name) is not None}
+        for name in lists:
+            if not (isinstance(plain[name], list) and all(isinstance(item, dict) for item in plain[name])):
+                raise ValueError(
+                    f"template_args (--template-arg): expected {name} to be a list of objects, as transformers takes "
+                    f"them, got {values.shown(plain[name])}"
+                )
         for name in plain:
-            if name in own:
+            if name in own - lists:
                 raise ValueError(
                     f"template_args (--template-arg): {values.named(name)} is given to every template already; leave "
                     "it out"
                 )
             if name not in read:
-                free = sorted(read - own)
+                free = sorted(read - (own - {*_LISTS}))
                 hint = suggestion(name, free) if free else "; it reads no name that could be given"
                 raise ValueError(
                     f"template_args (--template-arg): the chat template never reads {values.named(name)}{hint}"
                 )
-        return dataclasses.replace(self, arguments=plain)
+        return dataclasses.replace(self, source=source, arguments=plain)
 
     def _given(self, messages: Sequence[Message], add_generation_prompt: bool) -> dict[str, Any]:
         """What every template gets."""
@@ -98,10 +114,9 @@ class ChatTemplate:
             **self.extra,
             "messages": [dict(message) for message in messages],
             "add_generation_prompt": add_generation_prompt,
-            "tools": None,
-            "documents": None,
+            **dict.fromkeys(_LISTS),
             "strftime_now": functools.partial(_strftime, self.now),
-            **{name: getattr(self, name) for name in NAMED},
+            **{name: text for name in NAMED if (text := getattr(self, name))},
         }
 
     def render(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> str:
@@ -152,6 +167,7 @@ def load_chat_template(folder: Path) -> ChatTemplate | None:
         path = folder / "chat_template.json"
         config = read_json(path)
     named = named or _templates_in(config, path)
+    named = {name: source.removeprefix("\ufeff") for name, source in named.items()}
     if not named:
         return None
     source = named.get("default")
@@ -160,7 +176,7 @@ def load_chat_template(folder: Path) -> ChatTemplate | None:
         source = f"{{{{ raise_exception({json.dumps(values.shown(why)[1:-1])}) }}}}"
     small = read_special_tokens(folder)
     named_tokens: Mapping[str, Any] = small.named
-    return ChatTemplate(source.removeprefix("\ufeff"), extra=small.extra, **named_tokens)
+    return ChatTemplate(source, extra=small.extra, for_tools=named.get("tool_use"), **named_tokens)
 
 
 def _templates_in_files(folder: Path) -> dict[str, str]:
@@ -240,7 +256,11 @@ def encode_chat(
         {"role": message["role"], "content": content}
         for message, content in zip(messages, contents, strict=True)
     ]
-    rendered = template.render(guarded, add_generation_prompt)
+    token = _STAND_INS.set("".join(map(chr, originals)))
+    try:
+        rendered = template.render(guarded, add_generation_prompt)
+    finally:
+        _STAND_INS.reset(token)
     for name in lacking:
         if name in rendered:
             raise ValueError(
@@ -268,17 +288,21 @@ def _guard(said: Any, names: Collection[str], taken: str) -> tuple[Any, dict[int
     """(what is said, a JSON value, without any of the special tokens `names`, translation that puts them back).
 
     Templates trim and rearrange what they get, so where a message ends up is unknown. Instead the first character of
-    each special token in it becomes a private-use character that neither what is said nor `taken`, the template and
-    the tokens, contain: the template carries that along like any other, and it is put back after the text has been
-    cut at its special tokens.
+    each special token in it becomes a character of Braille (or of private use) that neither what is said nor `taken`,
+    the template and the tokens, contain: the template carries that along like any other, in Python's spelling of a list
+    too, and it is put back after the text has been cut at its special tokens.
     """
     in_use = set(taken).union(*_texts(said))
-    private = itertools.chain(range(0xE000, 0xF900), range(0xF0000, 0xFFFFE), range(0x100000, 0x10FFFE))
-    unused = (char for char in map(chr, private) if char not in in_use)
+    private = range(0xE000, 0xF900), range(0xF0000, 0xFFFFE), range(0x100000, 0x10FFFE)
+    unused = (
+        char for char in map(chr, itertools.chain(range(0x2801, 0x2900), *private)) if char not in in_use
+    )
     firsts = sorted({name[0] for name in names})
     stand_ins = dict(zip(firsts, unused, strict=False))
     if len(stand_ins) < len(firsts):
-        raise ValueError("the messages use every private-use character of Unicode; remove some")
+        raise ValueError(
+            "the messages use every private-use character of Unicode, and Braille's; remove some"
+        )
     # Only one character is consumed, so that a token which begins inside another one is found as well.
     alternatives = "|".join(map(re.escape, names))
     token = re.compile(f"(?={alternatives or '(?!)'}).", re.DOTALL)
@@ -349,9 +373,13 @@ def _tojson(
     sort_keys: bool = False,
 ) -> str:
     """Unlike jinja's own, without the escapes that HTML needs."""
-    return json.dumps(
+    text = json.dumps(
         value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
     )
+    for stand_in in _STAND_INS.get() if ensure_ascii else "":
+        escape = re.escape(json.dumps(stand_in)[1:-1])
+        text = re.sub(rf"(?<!\\)((?:\\\\)*){escape}", rf"\1{stand_in}", text)
+    return text
 
 
 def _raise_exception(message: str) -> NoReturn:

@@ -151,8 +151,19 @@ def template_args(words: Sequence[str]) -> dict[str, Any]:
         if text in ("True", "False", "None"):
             meant = {"True": "true", "False": "false", "None": "null"}[text]
             raise ValueError(f"--template-arg {word} would be a text; write {name}={meant}")
-        found[name] = _plain(text)
+        found[name] = _json(name, text) if name in ("tools", "documents") else _plain(text)
     return found
+
+
+def _json(name: str, text: str) -> Any:
+    """What the text says as JSON."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(
+            f'--template-arg {name} takes a JSON list of objects, as from a file by {name}="$(cat FILE)"; this is no '
+            f"JSON: {error}"
+        ) from None
 
 
 def _plain(text: str) -> bool | int | float | str | None:
