@@ -22,6 +22,25 @@ Tensors = dict[str, np.ndarray]
 Q, DOWN = "model.layers.0.self_attn.q_proj", "model.layers.1.mlp.down_proj"
 SHAPES = {Q: (32, 32), DOWN: (32, 64)}  # [out, in]
 RANK = 4
+# What PEFT 0.21 writes of a configuration of which only rank, alpha and target modules are given.
+ABSENT = """alora_invocation_tokens arrow_config corda_config eva_config exclude_modules kasa_config layer_replication
+    layers_pattern layers_to_transform lora_ga_config megatron_config modules_to_save monteclora_config revision
+    target_parameters task_type trainable_token_indices use_bdlora velora_config"""
+OFF = "ensure_weight_tying fan_in_fan_out lora_bias use_dora use_qalora use_rslora"
+PEFT_021: dict[str, Any] = {
+    **dict.fromkeys(ABSENT.split()),
+    **dict.fromkeys(OFF.split(), False),
+    **{key: {} for key in ("alpha_pattern", "loftq_config", "rank_pattern")},
+    "auto_mapping": {"base_model_class": "LlamaForCausalLM", "parent_library": "transformers.models.llama"},
+    "base_model_name_or_path": "base",
+    "inference_mode": True,
+    "init_lora_weights": True,
+    "lora_dropout": 0.0,
+    "megatron_core": "megatron.core",
+    "peft_version": "0.21.2",
+    "qalora_group_size": 16,
+    "target_modules": ["lm_head"],
+}
 
 
 def adapter_tensors() -> Tensors:
@@ -68,6 +87,7 @@ def merged(base: Path, scales: dict[str, float]) -> Tensors:
     ("changes", "scales"),
     [
         ({}, {Q: 1.5, DOWN: 1.5}),
+        ({"init_lora_weights": "mica"}, {Q: 1.5, DOWN: 1.5}),
         ({"use_rslora": True}, {Q: 6 / math.sqrt(4), DOWN: 6 / math.sqrt(4)}),
         ({"alpha_pattern": {"down_proj": 8}}, {Q: 1.5, DOWN: 2.0}),
         ({"r": 16, "rank_pattern": {"q_proj": 4, r"layers\.1\..*": 4}}, {Q: 1.5, DOWN: 1.5}),
@@ -75,6 +95,7 @@ def merged(base: Path, scales: dict[str, float]) -> Tensors:
     ],
     ids=[
         "plain",
+        "minor components",
         "rank-stabilised",
         "an alpha of its own",
         "ranks of their own",
@@ -91,6 +112,31 @@ def test_merging_adds_b_times_a(
         np.testing.assert_allclose(found[name], array, rtol=1e-5, atol=1e-5, err_msg=name)
     assert hf_folder.read_config(tmp_path / "out") == hf_folder.read_config(base)
     assert (tmp_path / "out" / "tokenizer.json").read_bytes() == (base / "tokenizer.json").read_bytes()
+
+
+def test_what_peft_writes_beside_an_adapter_of_the_logits_is_passed_over(tmp_path: Path) -> None:
+    """The base's own matrix, in the type that it was trained in, and a configuration with all of PEFT 0.21's keys."""
+    base = folders.write_checkpoint(tmp_path / "base", tie_word_embeddings=False)
+    rng, stored = np.random.default_rng(1), folders.read_tensors(base)
+    a, b = rng.standard_normal((RANK, 32), np.float32), rng.standard_normal((259, RANK), np.float32)
+    tensors = {
+        "base_model.model.lm_head.lora_A.weight": a,
+        "base_model.model.lm_head.lora_B.weight": b,
+        "base_model.model.lm_head.base_layer.weight": stored["lm_head.weight"].astype(ml_dtypes.bfloat16),
+        "base_model.model.model.embed_tokens.weight": stored["model.embed_tokens.weight"],
+    }
+    adapter = write_adapter(tmp_path / "adapter", tensors, **PEFT_021)
+    convert(base, tmp_path / "out", adapter=adapter)
+    expected = stored["lm_head.weight"] + 1.5 * b @ a
+    found = folders.read_tensors(tmp_path / "out")
+    np.testing.assert_allclose(found["lm_head.weight"], expected, rtol=1e-5, atol=1e-5)
+    assert np.array_equal(found["model.embed_tokens.weight"], stored["model.embed_tokens.weight"])
+    tensors["base_model.model.model.embed_tokens.weight"] = stored["model.embed_tokens.weight"] * 2
+    save_file(tensors, adapter / "adapter_model.safetensors")
+    with pytest.raises(
+        ValueError, match=r"model\.embed_tokens\.weight is there whole, unlike the base's: trained"
+    ):
+        convert(base, tmp_path / "out", force=True, adapter=adapter)
 
 
 def test_the_sum_is_rounded_once_to_the_type_of_the_base(base: Path, tmp_path: Path) -> None:

@@ -131,6 +131,8 @@ def test_tools_have_the_template_of_that_name(tmp_path: Path) -> None:
     for shown in ("[{'name': 'f'}]", "f"):
         template = load_chat_template(tmp_path)
         assert template.render([Message(role="user", content="")]) == "None"
+        with pytest.raises(ValueError, match="never reads tool; did you mean 'tools'"):
+            template.with_arguments({"tool": tools})
         assert template.with_arguments({"tools": tools}).render([Message(role="user", content="")]) == shown
         (tmp_path / "additional_chat_templates").mkdir(exist_ok=True)
         (tmp_path / "additional_chat_templates" / "tool_use.jinja").write_text("{{ tools[0].name }}")

@@ -30,6 +30,8 @@ from entropix.files import is_there, read_json
 
 _CONFIG = "adapter_config.json"
 _TENSOR = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<part>[AB])\.weight")
+# A matrix of the base, which PEFT saves too where a layer of embeddings or logits is adapted, or its size was changed.
+_WHOLE = re.compile(r"base_model\.model\.(?P<module>lm_head|model\.embed_tokens)(\.base_layer)?\.weight")
 
 # Key -> accepted values (None: absent) and what any other value would mean.
 _NEUTRAL: dict[str, tuple[tuple[Any, ...], str]] = {
@@ -43,7 +45,7 @@ _NEUTRAL: dict[str, tuple[tuple[Any, ...], str]] = {
     "target_parameters": ((None, []), "only linear layers are supported"),
     "layer_replication": ((None, []), "repeated layers are not supported"),
     "init_lora_weights": (
-        (True, False, None, "gaussian", "orthogonal", "eva"),
+        (True, False, None, "gaussian", "orthogonal", "eva", "mica"),
         "such an adapter belongs to a base that was changed before training",
     ),
 }
@@ -96,7 +98,13 @@ def open_adapted(base: Path, adapter: Path, chat_template: str | None = None) ->
             raise ValueError(
                 f"{path}: {values.named(key)} is {values.shown(raw[key])}: what this changes is not known"
             )
-    pairs = _pairs(adapter)
+    pairs, whole = _tensors(adapter)
+    for name, array in whole.items():
+        own = stored.get(name, stored[EMBED]).read()
+        if own.shape != array.shape or not np.array_equal(own.astype(array.dtype), array):
+            raise ValueError(
+                f"{adapter}: {name} is there whole, unlike the base's: trained embeddings are not supported"
+            )
     faults = []
     scale = {}
     for module, (a_RI, b_OR) in pairs.items():
@@ -134,8 +142,8 @@ def open_adapted(base: Path, adapter: Path, chat_template: str | None = None) ->
     )
 
 
-def _pairs(adapter: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """(A, B) of each module, by its name in the base."""
+def _tensors(adapter: Path) -> tuple[dict[str, tuple[np.ndarray, np.ndarray]], dict[str, np.ndarray]]:
+    """((A, B) of each module by its name in the base, matrices of the base that are there whole)."""
     file = adapter / "adapter_model.safetensors"
     if is_there(file):
         places = read_header(file)
@@ -150,7 +158,11 @@ def _pairs(adapter: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     if wrong := [name for name, kind in kinds.items() if kind not in DTYPES.values()]:
         raise ValueError(f"{file}: {wrong[0]} is of type {kinds[wrong[0]]}, which is no plain weight")
     parts: dict[str, dict[str, np.ndarray]] = {}
+    whole = {}
     for name, array in tensors.items():
+        if base := _WHOLE.fullmatch(name):
+            whole[f"{base['module']}.weight"] = array
+            continue
         match = _TENSOR.fullmatch(name)
         if match is None or array.ndim != 2 or 0 in array.shape:
             raise _no_part(file, name, array.shape)
@@ -161,7 +173,7 @@ def _pairs(adapter: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         )
     if not parts:
         raise ValueError(f"{file}: there is no tensor in it")
-    return {module: (both["A"], both["B"]) for module, both in parts.items()}
+    return {module: (both["A"], both["B"]) for module, both in parts.items()}, whole
 
 
 def _no_part(file: Path, name: str, shape: Sequence[int]) -> ValueError:
