@@ -1,9 +1,12 @@
 """Matrices in int8: what they stand for is near what is stored, and products are those of what they stand for."""
 
+import dataclasses
 import math
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+import branches
 import folders
 import jax
 import jax.numpy as jnp
@@ -16,9 +19,12 @@ import entropix
 from entropix import sharding, trace
 from entropix.checkpoint import load_weights, loading
 from entropix.config import ModelConfig
+from entropix.cot import parallel
+from entropix.decoding.session import Session
 from entropix.generation import collect, prepare, run
 from entropix.model.weights import Int8Matrix, Weights
 from entropix.replay import load_model
+from entropix.results import Result
 
 TOKENS = toy.random_tokens(toy.config(), 2, 12)
 
@@ -89,6 +95,45 @@ def test_a_row_of_zeros_stays_zero(tmp_path: Path) -> None:
     folders.write_tensors(folder, stored)
     down = loaded(folder, toy.config()).layers[0].down
     assert is_int8(down) and not np.asarray(down.value)[3].any() and np.asarray(down.scale)[3] == 1
+
+
+def test_drafts_forks_and_several_paths_go_on_as_what_the_matrices_stand_for(tmp_path: Path) -> None:
+    """Greedily: of each text every token is the likeliest after those before it, but for those that a fork chose."""
+    cfg = toy.config(tied_embeddings=False, n_layers=1)
+    folder = folders.write_checkpoint(tmp_path / "it", tie_word_embeddings=False, num_hidden_layers=1)
+    stored = dict(folders.read_tensors(folder))
+    # A next token follows mostly from the newest, so that drafts are often right.
+    stored["lm_head.weight"][:] = 0
+    np.add.at(stored["lm_head.weight"], np.arange(259) * 7 % 11, 2 * stored["model.embed_tokens.weight"])
+    for name in ("self_attn.o_proj", "mlp.down_proj"):
+        stored[f"model.layers.0.{name}.weight"] /= 4
+    folders.write_tensors(folder, stored)
+    weights = loaded(folder, cfg)
+    model, whole = dataclasses.replace(branches.SMALL, weights=weights), meant(weights)
+    prompts = [*branches.PROMPTS, [7, 8] * 20]
+    greedy: dict[str, Any] = {"sampler": "greedy", "max_new_tokens": 32, "alternatives": 5}
+
+    def assert_greedy(result: Result, forced: Collection[int] = ()) -> None:
+        text = [*result.prompt_ids, *result.token_ids]
+        padded = np.array([text + [0] * (80 - len(text))])
+        likeliest = np.asarray(toy.read(whole, padded, cfg, 80)[0][0]).argmax(axis=-1).tolist()
+        start = len(result.prompt_ids)
+        for step, token in enumerate(result.token_ids):
+            assert step in forced or token == likeliest[start + step - 1], step
+
+    job, session = prepare(model, prompts, **greedy, speculate=4), Session(model, len(prompts))
+    for result in collect(job, run(job, session)):
+        assert_greedy(result)
+    assert session.costs.n_passes < 30, "few drafts were right, so little was tested"
+    job = prepare(model, prompts, **greedy, branching=branches.EVERYWHERE | {"among": "all"})
+    forked = collect(job, run(job))
+    for result in forked:
+        assert_greedy(result, branches.forks(result))
+    assert sum(len(branches.forks(result)) for result in forked) > 9
+    several = parallel.decode(model, prompts[0], paths=3, extract="text", **greedy)
+    for path in several.paths:
+        assert_greedy(path.result, [0])
+    assert len({path.result.token_ids[0] for path in several.paths}) == 3
 
 
 def test_traces_say_int8_and_are_replayed_so(toy_folder: str, tmp_path: Path) -> None:
