@@ -29,6 +29,11 @@ _PRE = {
     "dbrx": _Pre(_split(LLAMA3_PATTERN)),
     "qwen2": _Pre(_split(QWEN2_PATTERN), normalizer={"type": "NFC"}),
 }
+# What the file does not say of models with these names, where llama.cpp has one rule for all of them.
+_UNSAID = {
+    "smaug-bpe": "whether merges are ignored for a piece that is a token",
+    "deepseek-r1-qwen": "whether texts are put into normal form C",
+}
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = range(1, 7)  # gguf.TokenType
 
 
@@ -70,7 +75,11 @@ def write_tokenizer_json(
         ValueError: an unknown pre-tokenizer or token type, a repeated token, or `add_bos` without a `bos_id`.
     """
     if pre not in _PRE:
-        raise ValueError(f"tokenizer.ggml.pre is {pre!r}; expected one of {', '.join(sorted(_PRE))}")
+        why = f" ({_UNSAID[pre]} is not in the file)" if pre in _UNSAID else ""
+        raise ValueError(
+            f"tokenizer.ggml.pre is {pre!r}; expected one of {', '.join(sorted(_PRE))}{why}; take this model's Hugging "
+            "Face folder, whose tokenizer.json says it all"
+        )
     if unknown := set(token_types) - {_NORMAL, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE}:
         raise ValueError(f"token type {min(unknown)} has no meaning in a byte-level vocabulary")
     vocab, added = _tokens(tokens, token_types, text_ends)
