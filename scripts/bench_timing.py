@@ -8,6 +8,7 @@ from statistics import median
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 PAUSE = 0.05  # seconds before each run: the last one's idle threads spin for a while before they sleep
 COMPILED = "/jax/core/compile/backend_compile_duration"  # JAX's event: a program was compiled
@@ -38,6 +39,17 @@ class Row(NamedTuple):
 
 # Seconds of every run of a round, by the case's name: a case that is listed several times has that many.
 Round = Mapping[str, Sequence[float]]
+
+
+def reading_cases(megabytes: int) -> list[Case]:
+    """Programs that read a large float32 matrix and do next to nothing with it."""
+    matrix = jnp.ones((megabytes * 256, 1024), jnp.float32)
+    vector = jnp.ones(1024, jnp.float32)
+    product, total = jax.jit(jnp.matmul), jax.jit(jnp.sum)
+    return [
+        Case("read: matrix-vector product", 0, partial(product, matrix, vector), read_bytes=matrix.nbytes),
+        Case("read: sum", 0, partial(total, matrix), read_bytes=matrix.nbytes),
+    ]
 
 
 def rounds(cases: Sequence[Case], repeats: int) -> list[Round]:

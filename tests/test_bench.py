@@ -19,8 +19,8 @@ from gguf import GGMLQuantizationType as Kind
 from entropix import PACKAGE_ROOT
 
 sys.path.append(str(PACKAGE_ROOT.parent / "scripts"))
-bench_decode, bench_peers, bench_timing = (
-    importlib.import_module(f"bench_{name}") for name in ("decode", "peers", "timing")
+bench_decode, bench_engines, bench_peers, bench_timing = (
+    importlib.import_module(f"bench_{name}") for name in ("decode", "engines", "peers", "timing")
 )
 Case, Row = bench_timing.Case, bench_timing.Row
 
@@ -161,9 +161,23 @@ def test_every_figure_is_on_the_last_line(
     assert report["options"]["batches"] == [1]
 
 
+def test_batches_alone_are_a_part_of_it(
+    toy_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["bench", "--weights", str(toy_folder), *TINY, "--batches-only"])
+    bench_decode.main()
+    rows = json.loads(capsys.readouterr().out.splitlines()[-1])["rows"]
+    cases = [what for what, row in rows.items() if row["unit"] == "tokens/s"]
+    assert cases == [
+        "ceiling at batch 1",
+        *(f"batch 1: {sampler}" for sampler in ("entropix", "greedy", "greedy without metrics")),
+    ]
+
+
 def test_batches_are_compared_with_the_first(toy_model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench_decode, "bare_cases", lambda *_: ())
-    cases = list(bench_decode.batch_cases(bench_decode.Args(batches=(1, 8), contexts=(100,)), toy_model))
+    args, peers = bench_decode.Args(batches=(1, 8), contexts=(100,)), bench_peers.Peers(Path(sys.executable))
+    cases = list(bench_decode.batch_cases(args, toy_model, peers))
     assert [(case.name, case.tokens, case.ratio) for case in cases] == [
         ("batch 1: entropix", bench_decode.STEPS, ("batch 1: entropix", "batch 1: entropix")),
         ("batch 1: greedy", bench_decode.STEPS, None),
@@ -208,41 +222,148 @@ def test_a_prefill_that_is_no_whole_number_of_pieces_is_refused(toy_model: Any) 
 # ----- peers ------------------------------------------------------------------------------------------------
 
 
+class Library:
+    """Stands in for a process with a library: what it is asked, and what it goes on with."""
+
+    def __init__(self, token: int) -> None:
+        self.token = token
+        self.asked: list[tuple[str, dict[str, Any]]] = []
+
+    def ask(self, what: str, **options: Any) -> Any:
+        self.asked.append((what, options))
+        if what != "prepare":
+            return options.get("n_tokens")
+        begins = [[self.token] * options["n_begin"] for _ in options["prompts"]]
+        return {"variant": "slow", "seconds": {"slow": 1.0}, "begins": begins}
+
+
+def sevens(prompts: list[list[int]]) -> list[list[int]]:
+    """Our own first tokens."""
+    return [[7, 7] for _ in prompts]
+
+
+NOTHING_INSTALLED = """
+import importlib.metadata
+
+def version(name):
+    raise importlib.metadata.PackageNotFoundError(name)
+
+importlib.metadata.version = version
+"""
+
+
 def test_peers_that_are_missing_are_named_and_left_out(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(bench_peers.importlib.util, "find_spec", lambda name: None)
-    ours, prefill = Case("answer: entropix", 8, nothing), Case("prefill 16", 16, nothing)
-    assert list(bench_peers.peer_cases(tmp_path, None, [1, 2], [], ours, prefill)) == []
-    assert capsys.readouterr().err.splitlines() == [
+    (tmp_path / "sitecustomize.py").write_text(NOTHING_INSTALLED)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    ours = Case("batch 2: entropix", 8, nothing)
+    with bench_peers.Peers(Path(sys.executable)) as peers:
+        peers.load(tmp_path, None)
+    assert peers.loaded == [] and peers.about == {}
+    assert list(peers.answers([1, 2], sevens, ours)) + list(peers.batches([[1]], sevens, ours, 4)) == []
+    assert capfd.readouterr().err.splitlines() == [
         "no transformers rows: torch is not installed",
         "no llama.cpp rows: llama-cpp-python is not installed",
     ]
 
 
-def test_peers_get_the_same_prompt_and_are_divided_by(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
-    seen: list[Any] = []
+def test_a_library_that_fails_or_dies_says_why() -> None:
+    engine = bench_peers.Engine(Path(sys.executable), "llama.cpp")
+    with pytest.raises(ValueError, match=r"^llama.cpp: rewind: KeyError: 'none'"):
+        engine.ask("rewind", key="none")
+    engine._process.kill()
+    with pytest.raises(ValueError, match=r"the process ended with -9 when asked to about"):
+        engine.ask("about")
+    engine.close()
 
-    def answer(prompt: list[int], n_tokens: int) -> list[int]:
-        seen.append((prompt, n_tokens))
-        return [7] * n_tokens
 
-    peer = bench_peers.Peer(bench_peers.LLAMA_FLOAT32, 10, answer, seen.append)
-    four_bit = bench_peers.Peer("4-bit", 3, lambda prompt, n_tokens: [8, 8][:n_tokens])
-    monkeypatch.setattr(bench_peers, "load_peers", lambda *_: iter([peer, four_bit]))
-    ours, prefill = Case("answer: entropix", 8, nothing), Case("prefill 5", 5, nothing)
-    cases = list(bench_peers.peer_cases(tmp_path, None, [1, 2], [7, 7], ours, prefill))
-    assert "4-bit begins with [8, 8] and not with [7, 7]" in capsys.readouterr().err
-    for case in cases:
-        case.run()
-    assert seen == [([1, 2], 2), ([1, 2], 8), [1, 2, 1, 2, 1]]
-    assert [(case.tokens, case.read_bytes, case.ratio) for case in cases] == [
-        (8, 80, ("answer: entropix", "answer: llama.cpp float32")),
-        (5, 0, ("prefill 5", "prefill 5: llama.cpp float32")),
-        (8, 24, ("answer: entropix", "answer: 4-bit")),
+def test_peers_get_the_same_prompts_and_are_divided_by(capsys: pytest.CaptureFixture[str]) -> None:
+    same, other = Library(7), Library(8)
+    peers = bench_peers.Peers(Path(sys.executable))
+    peers.loaded = [
+        bench_peers.Peer("same", 10, same.ask, {"attentions": True}, batches=True, prefills=True),
+        bench_peers.Peer("other", 3, other.ask),
+        bench_peers.Peer(bench_peers.OPTILLM, 5, other.ask),
     ]
+    cases = [
+        *peers.answers([1, 2], sevens, Case("answer: entropix", 8, nothing)),
+        *peers.prefills([1, 2], Case("prefill 5", 5, nothing)),
+        *peers.batches([[1, 2], [3, 4]], sevens, Case("batch 2: entropix", 8, nothing), 4),
+    ]
+    assert [line for line in capsys.readouterr().err.splitlines() if "warning" in line] == [
+        "warning: answer: other: 1 of 1 begin otherwise than entropix, with [8, 8] and not with [7, 7]: are its "
+        "weights the same?"
+    ]
+    asked = {options["key"]: options for what, options in same.asked if what == "prepare"}
+    assert asked["answer: same"]["attentions"] and asked["prefill 5: same"]["reading"]
+    assert asked["batch 2: same"]["prompts"] == [[1, 2], [3, 4]]
+    same.asked.clear()
+    for case in cases:
+        if case.before is not None:
+            case.before()
+        case.run()
+    assert same.asked == [
+        ("answer", {"key": "answer: same", "prompt": [1, 2], "n_tokens": 8}),
+        ("prefill", {"key": "prefill 5: same", "prompt": [1, 2, 1, 2, 1]}),
+        ("rewind", {"key": "batch 2: same"}),
+        ("advance", {"key": "batch 2: same", "n_steps": 4}),
+    ]
+    assert [(case.tokens, case.read_bytes, case.ratio) for case in cases] == [
+        (8, 80, ("answer: entropix", "answer: same")),
+        (8, 24, ("answer: entropix", "answer: other")),
+        (8, 40, ("answer: entropix", f"answer: {bench_peers.OPTILLM}")),
+        (5, 0, ("prefill 5", "prefill 5: same")),
+        (8, 40, ("batch 2: entropix", "batch 2: same")),
+    ]
+
+
+def test_an_answer_that_ends_early_is_not_timed() -> None:
+    peer = bench_peers.Peer(bench_peers.OPTILLM, 5, lambda what, **options: 3)
+    peers = bench_peers.Peers(Path(sys.executable))
+    peers.loaded = [peer]
+    [case] = peers.answers([1, 2], sevens, Case("answer: entropix", 8, nothing))
+    with pytest.raises(ValueError, match="made 3 tokens, not 8"):
+        case.run()
+
+
+class Counting:
+    """Rows whose next token is the length of their text; `seconds` pass on `clock` with every step."""
+
+    def __init__(self, clock: list[float], seconds: float) -> None:
+        self.clock, self.seconds, self.texts = clock, seconds, [[0]]
+
+    def read(self, texts: list[list[int]]) -> list[int]:
+        self.texts = [list(text) for text in texts]
+        return [len(text) for text in self.texts]
+
+    def step(self, tokens: list[int]) -> list[int]:
+        self.clock[0] += self.seconds
+        return self.read([[*text, token] for text, token in zip(self.texts, tokens, strict=True)])
+
+    def cut(self, length: int) -> None:
+        self.texts = [text[:length] for text in self.texts]
+
+
+def test_an_engine_keeps_its_quickest_variant_and_goes_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    engine = bench_engines.Engine()
+    rows = {"slow": Counting(clock, 2.0), "quick": Counting(clock, 1.0)}
+    engine.variants = lambda n_rows, room: iter(rows.items())
+    monkeypatch.setattr(bench_engines.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(bench_engines.time, "sleep", nothing_for)
+    found = engine.prepare("two", [[5, 6, 7], [6, 7, 8]], 10, 2)
+    n = bench_engines.TRIAL_STEPS
+    assert found == {
+        "variant": "quick",
+        "seconds": {"slow": 2.0 * n, "quick": 1.0 * n},
+        "begins": [[3, 4], [3, 4]],
+    }
+    for _ in range(2):
+        engine.rewind("two")
+        assert engine.advance("two", 3) == [[3, 4, 5], [3, 4, 5]]
+    assert rows["quick"].texts == [[5, 6, 7, 3, 4], [6, 7, 8, 3, 4]]
+    assert engine.answer("two", [9, 9], 3) == [2, 3, 4]
 
 
 def test_the_float32_file_says_in_full_what_the_quantised_one_says(tmp_path: Path) -> None:
