@@ -365,6 +365,15 @@ def test_rows_wait_for_each_other_until_they_have_lost_as_much_as_others_will() 
     assert n_waited > 10
 
 
+def test_a_chunk_ends_where_its_records_are_full_though_rows_that_waited_have_room() -> None:
+    """Rows that keep one token of each fork, and fork apart, wait so often that none has 32 tokens after 32 passes."""
+    often = {"keep": "token", "entropy": THRESHOLD - 0.2}
+    short, _ = branched(branching=often, chunk_length=4)
+    long, session = branched(branching=often, chunk_length=100)
+    assert tokens(long) == tokens(short)
+    assert session.costs.n_row_steps // len(PROMPTS) > 50  # for 40 tokens
+
+
 def test_a_step_with_a_fork_is_one_pass_and_one_for_each_rolled_token(results: list[Result]) -> None:
     """13 forks of three tokens each, in all rows at once, and one token."""
     again, session = branched()

@@ -65,8 +65,8 @@ def decode_chunk(
 ) -> tuple[DecodeState, StepRecord, Array]:
     """(state, records `[recent slots, lookahead + 1, B]`, how many of them, by the first axis, are filled).
 
-    Runs `until` its end, or until every row has ended or a row has no room for another step's recent tokens. The cache
-    is only read; `commit` the recent tokens before the next chunk if they fill their slots.
+    Runs `until` its end, or until every row has ended, a row has no room for another step's recent tokens, or the
+    records are full. The cache is only read; `commit` the recent tokens before the next chunk if they fill their slots.
 
     numbers: those of the sampler, as arrays (`inputs.device_numbers`).
     """
@@ -87,7 +87,7 @@ def decode_chunk(
         # A row that cannot go on counts as more than all that have ended: one exchange between the devices.
         batch = len(running_B)
         blocked = jnp.sum(jnp.where(running_B, jnp.where(full_B, batch, 0), 1))
-        return (done < until.n_steps) & (blocked < jnp.minimum(until.n_ended, batch))
+        return (done < jnp.minimum(until.n_steps, size)) & (blocked < jnp.minimum(until.n_ended, batch))
 
     def body(carry: tuple[Array, DecodeState, StepRecord]) -> tuple[Array, DecodeState, StepRecord]:
         done, state, records = carry
