@@ -23,7 +23,7 @@ _SHORTEST = 8  # positions; a text is padded to a power of two, so that few leng
 class Forward:
     """What a model makes of one text: T positions, V tokens in the vocabulary, L layers, N query heads.
 
-    All arrays are numpy's, in float32 but for `visible_TT`. Keys are the same T positions as queries.
+    All arrays are numpy's, in float32 but for those of who sees whom. Keys are the same T positions as queries.
     """
 
     token_ids: list[int]
@@ -33,7 +33,9 @@ class Forward:
     scores_LNTT: np.ndarray
     """Raw attention scores q·k/√H of each layer and head, by query and key; before masking and softmax."""
     visible_TT: np.ndarray
-    """bool, by query and key: whether the query sees the key, which then is not after it."""
+    """bool, by query and key: whether the query sees the key, which then is not after it, in any layer."""
+    visible_LTT: np.ndarray
+    """bool: in each layer. Layers differ in models with a window in some of them alone."""
     metrics: Metrics
     """Each `[T]`: of the distribution after each position, and of the attention from there."""
     own: Mapping[str, np.ndarray]
@@ -47,7 +49,7 @@ class Forward:
 
     def attention(self) -> np.ndarray:
         """[L, N, T, T]: the softmax of the scores over the visible keys; 0 where a key is not visible."""
-        masked = np.where(self.visible_TT, self.scores_LNTT, -np.inf)
+        masked = np.where(self.visible_LTT[:, None], self.scores_LNTT, -np.inf)
         exp = np.exp(masked - masked.max(axis=-1, keepdims=True))
         return exp / exp.sum(axis=-1, keepdims=True)
 
@@ -82,12 +84,15 @@ def forward(
     with sharding.on(model.mesh):
         found = loop.forward(model.weights, jnp.asarray(tokens_BT), cfg, own_metrics.registered())
     seen, attention = jax.device_get(found)
+    visible_TT, of_layers = attention.visible_BTS[0, :n, :n], attention.visible_LBTS
+    alike_LTT = np.broadcast_to(visible_TT, (cfg.n_layers, n, n))
     return Forward(
         token_ids=ids,
         tokens=[model.tokenizer.decode([token]) for token in ids],
         logits_TV=seen.logits_BV[0, :n],
         scores_LNTT=attention.scores_LBNTS[:, 0, :, :n, :n],
-        visible_TT=attention.visible_BTS[0, :n, :n],
+        visible_TT=visible_TT,
+        visible_LTT=alike_LTT if of_layers is None else of_layers[:, 0, :n, :n],
         metrics=jax.tree.map(lambda leaf_BT: leaf_BT[0, :n], seen.metrics),
         own={name: leaf_BT[0, :n] for name, leaf_BT in (seen.own or {}).items()},
     )

@@ -3,6 +3,7 @@
 import math
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 
@@ -23,12 +24,22 @@ class AttentionScores(NamedTuple):
     scores_LBNTS: Array
     """float32: q·k/√H of each layer and head, before masking and softmax."""
     visible_BTS: Array
-    """bool: keys at or before the query's own position; never an empty, padded or future slot."""
+    """bool: keys at or before the query's own position; never an empty, padded or future slot. Where layers see
+    different keys, those that any of them sees."""
     position_BS: Array
     """int32: the position of each key in its row's text; meaningful where visible."""
     query_BT: Array | None = None
     """int32: the position of each query, of a model with a sliding window. None where a query sees all keys up to its
     own, whose number tells."""
+    visible_LBTS: Array | None = None
+    """bool: the keys that are seen in each layer, of a model with a window in some layers alone. None where all layers
+    see what `visible_BTS` says."""
+
+    @property
+    def visible(self) -> Array:
+        """Who sees whom, with the axes of the scores, to go with these: [B, 1, T, S], or [L, B, 1, T, S] where layers
+        see different keys."""
+        return self.visible_BTS[:, None] if self.visible_LBTS is None else self.visible_LBTS[:, :, None]
 
 
 class Metrics(NamedTuple):
@@ -36,7 +47,8 @@ class Metrics(NamedTuple):
 
     Below, p is the model's distribution at temperature 1 over its whole vocabulary, and a_lhj the attention that
     head h of layer l pays to key j: the softmax of the raw scores s_lhj over the n visible keys. Entropies are in
-    bits, varentropies in bits²; 0·log 0 = 0.
+    bits, varentropies in bits²; 0·log 0 = 0. Where layers see different keys, n is a layer's own: each metric of
+    attention is the mean over layers of what it is of one.
     """
 
     logits_entropy: Array
@@ -79,11 +91,18 @@ def measure(logits_BTV: Array, attention: AttentionScores) -> Metrics:
     Shapes: logits `[B, T, V]` float32 with at least two tokens in the vocabulary; attention as `transformer.forward`
     returns it. A row with NaN logits gets NaN; its neighbours are not touched.
     """
-    count_BT = count_visible(attention.visible_BTS)
-    key = softmax_parts(attention.scores_LBNTS, attention.visible_BTS[:, None])
-    previous_BTS = previous_key(attention.visible_BTS, attention.position_BS, attention.query_BT, count_BT)
-    sums = key_sums(attention.scores_LBNTS, key, attention.visible_BTS, previous_BTS)
-    return Metrics(**token_metrics(logits_BTV), **attention_metrics(sums, key.total, count_BT))
+    if attention.visible_LBTS is None:
+        parts = attention_parts(attention)
+        return Metrics(**token_metrics(logits_BTV), **attention_metrics(*parts))
+
+    def of_layer(score_BNTS: Array, visible_BTS: Array) -> dict[str, Array]:
+        alone = AttentionScores(score_BNTS[None], visible_BTS, attention.position_BS, attention.query_BT)
+        return attention_metrics(*attention_parts(alone))
+
+    layers = jax.vmap(of_layer)(attention.scores_LBNTS, attention.visible_LBTS)
+    return Metrics(
+        **token_metrics(logits_BTV), **{name: jnp.mean(of_LBT, axis=0) for name, of_LBT in layers.items()}
+    )
 
 
 def token_metrics(logits_BTV: Array) -> dict[str, Array]:
@@ -129,6 +148,15 @@ class KeySums(NamedTuple):
     strength_LBNT: Array  # Σ |s|
     mixed_LBT: Array  # Σ ā log2 ā
     previous_LBT: Array  # ā on the key just before the query's own
+
+
+def attention_parts(attention: AttentionScores) -> tuple[KeySums, Array, Array]:
+    """What `attention_metrics` takes, of layers that all see the same keys."""
+    count_BT = count_visible(attention.visible_BTS)
+    key = softmax_parts(attention.scores_LBNTS, attention.visible)
+    previous_BTS = previous_key(attention.visible_BTS, attention.position_BS, attention.query_BT, count_BT)
+    sums = key_sums(attention.scores_LBNTS, key, attention.visible_BTS, previous_BTS)
+    return sums, key.total, count_BT
 
 
 def count_visible(visible_BTS: Array) -> Array:

@@ -140,9 +140,20 @@ def read_in_pieces(
     )
 
 
+def of_layer(attention: AttentionScores, layer: int) -> AttentionScores:
+    """What this layer alone saw."""
+    visible_LBTS = attention.visible_LBTS
+    return attention._replace(
+        scores_LBNTS=attention.scores_LBNTS[layer : layer + 1],
+        visible_BTS=attention.visible_BTS if visible_LBTS is None else visible_LBTS[layer],
+        visible_LBTS=None,
+    )
+
+
 def visible_scores(attention: AttentionScores, row: int, query: int) -> np.ndarray:
-    """scores_LNS of one query with the keys it sees, ordered by their positions, which must be 0, 1, 2, …, or with a
-    window the last ones."""
+    """scores_LNS of one query with the keys it sees, the same in all layers, ordered by their positions, which must be
+    0, 1, 2, …, or with a window the last ones."""
+    assert attention.visible_LBTS is None
     seen = np.asarray(attention.visible_BTS[row, query])
     position = np.asarray(attention.position_BS[row])[seen]
     last = len(position) if attention.query_BT is None else int(attention.query_BT[row, query]) + 1

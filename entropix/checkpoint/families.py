@@ -5,7 +5,7 @@ the family's config class in transformers, not Llama's; the switches of `ModelCo
 it is refused by name, because it would not be computed exactly. There is no code for a family anywhere else.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,10 +32,11 @@ _NEUTRAL: dict[str, tuple[tuple[Any, ...], str]] = {
     "clip_qkv": ((None,), "clipped queries, keys and values are not supported"),
 }
 
-NO_WINDOWS, SWITCHED, IN_SOME_LAYERS, ALWAYS = "none", "switched", "in some layers", "always"
+NO_WINDOWS, SWITCHED, ALWAYS = "none", "switched", "always"
 _WINDOWED = "sliding_attention"
 
 Read = Callable[[Mapping[str, Any], int, Path], dict[str, Any]]
+Layers = Callable[[Mapping[str, Any], int, Path], Sequence[int]]
 
 
 class Family(NamedTuple):
@@ -50,8 +51,10 @@ class Family(NamedTuple):
     """Further switches, of config.json, the number of layers, and the file's path, for errors."""
     ignored: tuple[str, ...] = ()  # keys that may be true or false and say nothing in this family
     windows: str = NO_WINDOWS
-    """Whether `sliding_window` is one: never, always, or where `use_sliding_window` is true, maybe in some layers."""
-    windows_from: str = ""  # the key that has the first layer with a window; "" for all
+    """Whether `sliding_window` is one: never, always, or where `use_sliding_window` is true; then `layer_types` may say
+    in which layers."""
+    windowed: Layers | None = None
+    """The layers with a window, where nothing else says so; None for all. Takes what `read` takes."""
     partial_rotary: bool = False  # whether a part of a head may be rotated
     longrope_alone: bool = False  # whether it scales rotary frequencies in no other way
     prefix: str = ""  # of its classes in transformers
@@ -69,6 +72,16 @@ def _no_rope_layers(raw: Mapping[str, Any], n_layers: int, path: Path) -> dict[s
         expected = f"a 1 for each of the {n_layers} layers that has rotary embedding and a 0 for each without"
         raise values.wrong(path, "no_rope_layers", expected, rotated)
     return {"no_rope_layers": tuple(i for i in range(n_layers) if not rotated[i])}
+
+
+def _unrotated(raw: Mapping[str, Any], n_layers: int, path: Path) -> Sequence[int]:
+    return _no_rope_layers(raw, n_layers, path)["no_rope_layers"]
+
+
+def _from_max_window_layers(raw: Mapping[str, Any], n_layers: int, path: Path) -> Sequence[int]:
+    """Qwen's layers with a window: those behind the first `max_window_layers`, which is not what the name says."""
+    first = values.whole(raw, "max_window_layers", path, values.MOST_TOKENS, default=0, low=0)
+    return range(first, n_layers)
 
 
 def _rotated_layers(cfg: ModelConfig) -> dict[str, Any]:
@@ -107,14 +120,14 @@ FAMILIES: dict[str, Family] = {
         fixed={"qkv_bias": True},
         ignored=("attention_bias",),
         windows=SWITCHED,
-        windows_from="max_window_layers",
+        windowed=_from_max_window_layers,
     ),
     "qwen3": Family(
         {"head_dim": 128, **_QWEN},
         prefix="Qwen3",
         fixed={"qk_norm": "head"},
         windows=SWITCHED,
-        windows_from="max_window_layers",
+        windowed=_from_max_window_layers,
     ),
     "phi3": Family(
         {
@@ -138,7 +151,8 @@ FAMILIES: dict[str, Family] = {
         rope_theta=2_000_000.0,
         read=_no_rope_layers,
         write=_rotated_layers,
-        windows=IN_SOME_LAYERS,
+        windows=SWITCHED,
+        windowed=_unrotated,
     ),
     "granite": Family(
         {"max_position_embeddings": 2048, "rms_norm_eps": 1e-6, **dict.fromkeys(_GRANITE, 1.0)},
@@ -177,11 +191,10 @@ def refuse(raw: Mapping[str, Any], row: Family, n_layers: int, path: Path) -> No
             raise ValueError(f"{path}: {key} is {values.shown(raw[key])}: {reason}")
 
 
-def window(raw: Mapping[str, Any], row: Family, n_layers: int, path: Path) -> int:
-    """How many positions a query of every layer sees, its own among them; 0 for all.
+def window(raw: Mapping[str, Any], row: Family, n_layers: int, path: Path) -> dict[str, Any]:
+    """The fields of `ModelConfig` that say in which layers a query sees how many positions; none where all see all.
 
-    raw: with the row's defaults. Raises a ValueError where layers differ, and where windows are not what transformers
-    would make of them.
+    raw: with the row's defaults. Raises a ValueError where windows are not what transformers would make of them.
     """
     kinds = values.items(raw, "layer_types", path)
     for kind in kinds:
@@ -194,24 +207,24 @@ def window(raw: Mapping[str, Any], row: Family, n_layers: int, path: Path) -> in
             f"{path}: layer_types has {len(kinds)} kinds for {n_layers} layers (num_hidden_layers); give one for each"
         )
     size = raw.get("sliding_window")
-    switched = row.windows in (SWITCHED, IN_SOME_LAYERS)
+    switched = row.windows == SWITCHED
     used = size is not None and (not switched or values.flag(raw, "use_sliding_window", path))
+    windowed: Sequence[int] = range(n_layers if used else 0)
     if kinds and (switched or not used):  # kinds tell a switched family's layers apart
-        n_windows = kinds.count(_WINDOWED)
-    elif used and row.windows_from and raw.get(row.windows_from) is not None:
-        n_windows = n_layers - values.whole(raw, row.windows_from, path, values.MOST_TOKENS, low=0)
-    else:
-        n_windows = n_layers * used
-    if n_windows <= 0:
-        return 0
+        windowed = [i for i, kind in enumerate(kinds) if kind == _WINDOWED]
+    elif used and row.windowed:
+        windowed = row.windowed(raw, n_layers, path)
+    if not windowed:
+        return {}
     said = f"{path}: sliding_window is {values.shown(size)}" + f" and layer_types has {_WINDOWED}" * bool(
         kinds
     )
     if not used or row.windows == NO_WINDOWS:
         raise ValueError(f"{said}: this {raw['model_type']} has no such windows")
-    if n_windows < n_layers or (row.windows == IN_SOME_LAYERS and not kinds):
-        raise ValueError(f"{said}: only windows in all layers are supported")
-    return values.whole(raw, "sliding_window", path, values.MOST_TOKENS)
+    return {
+        "sliding_window": values.whole(raw, "sliding_window", path, values.MOST_TOKENS),
+        "global_layers": tuple(i for i in range(n_layers) if i not in windowed),
+    }
 
 
 def switches(raw: Mapping[str, Any], row: Family, n_layers: int, path: Path) -> dict[str, Any]:

@@ -9,7 +9,7 @@
 
 A downloaded Hugging Face repository is such a folder already; `entropix.checkpoint.convert` makes one of other
 formats. `families` says which architectures there are, and what each adds to Llama. What this package would not compute
-exactly (windows in some layers alone, other biases, some rotary scalings) is refused by name.
+exactly (other biases, some rotary scalings) is refused by name.
 """
 
 import itertools
@@ -78,7 +78,7 @@ def config_of(raw: Mapping[str, Any], path: Path) -> ModelConfig:
         "norm_eps": positive(raw, "rms_norm_eps", path),
         "tied_embeddings": values.flag(raw, "tie_word_embeddings", path),
         **rotary.fields(scaling),
-        "sliding_window": families.window(raw, family, n_layers, path),
+        **families.window(raw, family, n_layers, path),
         **families.switches(raw, family, n_layers, path),
     }
     if (part := rotary.fraction(raw, path)) != 1:
@@ -89,8 +89,8 @@ def config_of(raw: Mapping[str, Any], path: Path) -> ModelConfig:
         fields["rotary_dim"] = int(fields["head_dim"] * part)
         if fields["rotary_dim"] < 2:
             raise ValueError(f"{path}: partial_rotary_factor is {part}: nothing of a head would be rotated")
-    if fields["sliding_window"] >= fields["context_length"]:  # which no text reaches
-        fields["sliding_window"] = 0
+    if fields.get("sliding_window", 0) >= fields["context_length"]:  # which no text reaches
+        fields |= {"sliding_window": 0, "global_layers": ()}
     try:
         return ModelConfig(**fields)
     except ValueError as error:

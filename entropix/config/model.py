@@ -72,6 +72,9 @@ class ModelConfig:
     sliding_window: int = parameter(
         0, "positions that a query sees, its own among them; 0: all (Mistral 0.1)", 0
     )
+    global_layers: tuple[int, ...] = parameter(
+        (), "layers, from 0, whose queries see all positions in spite of the window (Qwen 2)", 0
+    )
     qkv_bias: bool = parameter(False, "queries, keys and values have biases (Qwen 2)")
     qk_norm: str = choice(
         "none",
@@ -108,10 +111,11 @@ class ModelConfig:
             raise ValueError("rotary_dim takes no attention_multiplier beside it")
         if self.yarn and (self.rope_scaling or self.rope_theta <= 1):
             raise ValueError("yarn takes a rope_theta above 1, and no other scaling beside it")
-        if beyond := [layer for layer in self.no_rope_layers if layer >= self.n_layers]:
-            raise ValueError(
-                f"no_rope_layers has {beyond[0]}, but there are {self.n_layers} layers, from 0 on"
-            )
+        for name in ("no_rope_layers", "global_layers"):
+            if beyond := [layer for layer in getattr(self, name) if layer >= self.n_layers]:
+                raise ValueError(f"{name} has {beyond[0]}, but there are {self.n_layers} layers, from 0 on")
+        if self.global_layers and (not self.sliding_window or len({*self.global_layers}) == self.n_layers):
+            raise ValueError("global_layers takes a sliding_window, and a layer that has it")
 
     @property
     def switches(self) -> dict[str, Any]:

@@ -65,7 +65,9 @@ def sampler_inputs(logits_BTV: Array, attention: AttentionScores, program: Progr
     if not program.sampler.attention:
         return seen
     scores_BTLNS = attention.scores_LBNTS.transpose(1, 3, 0, 2, 4)
-    return seen._replace(attention=SeenAttention(scores_BTLNS, attention.visible_BTS))
+    layers_LBTS = attention.visible_LBTS
+    of_layers = None if layers_LBTS is None else layers_LBTS.transpose(1, 2, 0, 3)
+    return seen._replace(attention=SeenAttention(scores_BTLNS, attention.visible_BTS, of_layers))
 
 
 def measured_inputs(
@@ -185,7 +187,7 @@ def draw_logprob(candidates: Candidates, token_BA: Array) -> Array:
 
 def head_entropies(attention: AttentionScores) -> Array:
     """[T, B, L, N] in bits: what the metric `attn_entropy` is the mean of, at every query position."""
-    entropy_LBNT = entropy_bits(softmax_parts(attention.scores_LBNTS, attention.visible_BTS[:, None]))
+    entropy_LBNT = entropy_bits(softmax_parts(attention.scores_LBNTS, attention.visible))
     return jnp.transpose(entropy_LBNT, (3, 1, 0, 2))
 
 

@@ -10,6 +10,7 @@ G = N/K, H head width, F feed-forward width, V vocabulary, L layer.
 """
 
 import math
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -34,7 +35,7 @@ class Places(NamedTuple):
 
     rotation: tuple[Array, Array] | None  # cos and sin of `rope_table`; None in a layer without rotation
     slot_B: Array  # int32: recent slot of the first new token
-    visible_BTS: Array  # bool: keys that each may see
+    visible_BTS: Array  # bool: keys that each may see in this layer
     position_BS: Array | None  # of each key, where metrics are wanted
     query_BT: Array | None  # position of each new token, where metrics are wanted of a model with a window
     filled: tuple[Array, ...]
@@ -57,16 +58,19 @@ def forward(
     """
     if mask is None:
         mask = causal_mask(cache, recent, tokens_BT.shape[1])
-    mask = with_window(mask, cfg)
-    x_BTD, recent, scores = run_layers(weights, tokens_BT, cache, recent, cfg, mask, SCORED)
+    masks = layer_masks(mask, cfg)
+    x_BTD, recent, scores = run_layers(weights, tokens_BT, cache, recent, cfg, masks, SCORED)
     with jax.named_scope("unembed"):
         logits_BTV = unembed(weights, rms_norm(x_BTD, weights.norm_D, cfg), cfg)
-    windowed = mask.query_BT if cfg.sliding_window else None
-    return (
-        logits_BTV,
-        recent,
-        AttentionScores(jnp.stack(scores), mask.visible_BTS, mask.position_BS, windowed),
+    several = jnp.stack([of_layer.visible_BTS for of_layer in masks]) if cfg.global_layers else None
+    attention = AttentionScores(
+        scores_LBNTS=jnp.stack(scores),
+        visible_BTS=mask.visible_BTS if cfg.global_layers else masks[0].visible_BTS,
+        position_BS=mask.position_BS,
+        query_BT=mask.query_BT if cfg.sliding_window else None,
+        visible_LBTS=several,
     )
+    return logits_BTV, recent, attention
 
 
 def measured_forward(
@@ -74,8 +78,8 @@ def measured_forward(
 ) -> tuple[Array, RecentKV, dict[str, Array]]:
     """As `forward` for a long text, with `metrics.attention_metrics` instead of the scores that they are made of, of
     which there are never more than those of one layer and a block of queries."""
-    mask = with_window(causal_mask(cache, recent, tokens_BT.shape[1]), cfg)
-    x_BTD, recent, layers = run_layers(weights, tokens_BT, cache, recent, cfg, mask, MEASURED)
+    masks = layer_masks(causal_mask(cache, recent, tokens_BT.shape[1]), cfg)
+    x_BTD, recent, layers = run_layers(weights, tokens_BT, cache, recent, cfg, masks, MEASURED)
     with jax.named_scope("unembed"):
         logits_BTV = unembed(weights, rms_norm(x_BTD, weights.norm_D, cfg), cfg)
     return logits_BTV, recent, jax.tree.map(lambda *leaves: sum(leaves) / cfg.n_layers, *layers)
@@ -85,13 +89,16 @@ def prefill(
     weights: Weights, tokens_BT: Array, cache: KVCache, recent: RecentKV, cfg: ModelConfig
 ) -> RecentKV:
     """The keys and values of `forward`, of tokens of whose logits and scores nothing is wanted."""
-    mask = with_window(causal_mask(cache, recent, tokens_BT.shape[1]), cfg)
-    return run_layers(weights, tokens_BT, cache, recent, cfg, mask, UNSEEN)[1]
+    masks = layer_masks(causal_mask(cache, recent, tokens_BT.shape[1]), cfg)
+    return run_layers(weights, tokens_BT, cache, recent, cfg, masks, UNSEEN)[1]
 
 
-def with_window(mask: AttentionMask, cfg: ModelConfig) -> AttentionMask:
-    """The mask with the model's window, if it has one."""
-    return within_window(mask, cfg.sliding_window) if cfg.sliding_window else mask
+def layer_masks(mask: AttentionMask, cfg: ModelConfig) -> Sequence[AttentionMask]:
+    """What each layer sees: all of the mask or, where it has a window, what lies within it."""
+    if not cfg.sliding_window:
+        return (mask,) * cfg.n_layers
+    near = within_window(mask, cfg.sliding_window)
+    return [mask if i in cfg.global_layers else near for i in range(cfg.n_layers)]
 
 
 def run_layers(
@@ -100,13 +107,15 @@ def run_layers(
     cache: KVCache,
     recent: RecentKV,
     cfg: ModelConfig,
-    mask: AttentionMask,
+    masks: Sequence[AttentionMask],
     wanted: str,
 ) -> tuple[Array, RecentKV, list[Any]]:
     """(x_BTD after the last layer, the recent keys and values, what is wanted of the attention of every layer).
 
-    wanted: `SCORED` for score_BNTS, `MEASURED` for metrics of the layer, `UNSEEN` for nothing.
+    masks: of each layer, which differ in what is visible alone. wanted: `SCORED` for score_BNTS, `MEASURED` for metrics
+    of the layer, `UNSEEN` for nothing.
     """
+    mask = masks[0]
     places = Places(
         rotation=rope_table(mask.query_BT, cfg),
         slot_B=mask.slot_B,
@@ -117,15 +126,16 @@ def run_layers(
     )
     x_BTD = constrain(scaled(weights.embed_VD[tokens_BT], cfg.embedding_multiplier), DATA)
     recent_k, recent_v, seen = [], [], []
-    unrotated = places._replace(rotation=None)
-    for i, layer, past, newest in zip(
+    for i, layer, seen_by, past, newest in zip(
         range(cfg.n_layers),
         weights.layers,
+        masks,
         cache.layers(),
         zip(recent.k_LBKHR, recent.v_LBKRH, strict=True),
         strict=True,
     ):
-        at = unrotated if i in cfg.no_rope_layers else places
+        rotation = None if i in cfg.no_rope_layers else places.rotation
+        at = places._replace(rotation=rotation, visible_BTS=seen_by.visible_BTS)
         x_BTD, (k_BKHR, v_BKRH), of_layer = transformer_layer(layer, x_BTD, past, newest, at, cfg, wanted)
         recent_k.append(k_BKHR)
         recent_v.append(v_BKRH)

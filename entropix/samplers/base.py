@@ -24,11 +24,13 @@ class SeenAttention(NamedTuple):
     """The raw attention of one position, for rules that ask for it (`Sampler.attention`)."""
 
     scores_BLNS: Array  # float32: q·k/√H of each layer and head, before masking and softmax
-    visible_BS: Array  # bool: the keys that are seen
+    visible_BS: Array  # bool: the keys that are seen, in any layer
+    visible_BLS: Array | None = None  # bool: in each, where a model's layers see different keys
 
     def head_entropies(self) -> Array:
         """[B, L, N]: the attention entropy of every head, in bits."""
-        return entropy_bits(softmax_parts(self.scores_BLNS, self.visible_BS[:, None, None]))
+        visible_BLS = self.visible_BS[:, None] if self.visible_BLS is None else self.visible_BLS
+        return entropy_bits(softmax_parts(self.scores_BLNS, visible_BLS[:, :, None]))
 
 
 class SamplerInputs(NamedTuple):
