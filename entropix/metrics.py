@@ -22,7 +22,8 @@ class AttentionScores(NamedTuple):
     """What a forward pass saw: the raw scores of every layer, and the keys that they are of. S counts these keys."""
 
     scores_LBNTS: Array
-    """float32: q·k/√H of each layer and head, before masking and softmax."""
+    """float32: q·k/√H of each layer and head, before masking and softmax; in a model with another factor, or with a
+    soft-cap of scores, with these: they are what the softmax is of."""
     visible_BTS: Array
     """bool: keys at or before the query's own position; never an empty, padded or future slot. Where layers see
     different keys, those that any of them sees."""

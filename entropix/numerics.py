@@ -56,6 +56,11 @@ def contract(a: Array, b: Array) -> Array:
     return jnp.einsum("...i,...i->...", a, b, precision=jax.lax.Precision.HIGHEST)
 
 
+def softcap(x: Array, cap: float) -> Array:
+    """cap·tanh(x/cap): nearly x where it is small, and never beyond ±cap (Bello et al. 2016, arXiv:1611.09940)."""
+    return jnp.tanh(x / cap) * cap
+
+
 def total(a: Array) -> Array:
     """Σ a over the last axis."""
     return contract(a, jnp.ones_like(a))

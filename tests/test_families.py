@@ -123,6 +123,8 @@ def test_greedy_tokens_are_those_of_transformers(made: Path, name: str) -> None:
         ("granite", "model=3"),
         ("mistral-window", "data=2,model=3"),
         ("qwen3-some", "data=2,model=3"),
+        ("gemma3", "data=2,model=3"),
+        ("gemma2-one", "model=2"),
         ("olmo2", "data=2,model=3"),  # a norm over what lies on three devices
         ("olmo2-two", "model=4"),  # each of two key heads is there twice, and its norm
         ("olmo2-each", "model=2"),  # three heads, which two devices have whole
@@ -149,6 +151,9 @@ def greedy(model: Model) -> list[list[int]]:
 def test_keys_that_are_left_out_mean_what_they_mean_to_transformers(made: Path, kind: str) -> None:
     means = json.loads((made / f"bare-{kind}" / "means.json").read_text())
     cfg = hf_folder.read_config(made / f"bare-{kind}")
+    for name, value in means.pop("switches", {}).items():
+        found = getattr(cfg, name)
+        assert (list(found) if isinstance(found, tuple) else found) == value, name
     own = (cfg.norm_eps, cfg.n_kv_heads, cfg.context_length, cfg.tied_embeddings)
     assert (
         dict(zip(NUMBERS, own, strict=True)) | {"rope_theta": cfg.rope_theta, "head_dim": cfg.head_dim}
@@ -173,6 +178,7 @@ PHI3 = {"model_type": "phi3"}
 QWEN2 = {"model_type": "qwen2"}
 SMOLLM3 = {"model_type": "smollm3"}
 GRANITE = {"model_type": "granite"}
+GEMMA2, GEMMA3 = {"model_type": "gemma2"}, {"model_type": "gemma3_text"}
 
 
 @pytest.mark.parametrize(
@@ -206,6 +212,11 @@ GRANITE = {"model_type": "granite"}
         (GRANITE, {"attention_multiplier": 1.0}),
         ({**GRANITE, "logits_scaling": 8}, {"attention_multiplier": 1.0, "logits_divisor": 8.0}),
         ({"model_type": "olmo2"}, {"qk_norm": "width", "norm_after": True}),
+        ({**GEMMA3, "query_pre_attn_scalar": 4, "sliding_window": 512, "sliding_window_pattern": 2,
+          "rope_scaling": {"rope_type": "linear", "factor": 8.0}, "rope_local_base_freq": 9.0},
+         {"qk_norm": "head", "norm_around": True, "norm_offset": 1.0, "activation": "gelu_tanh",
+          "rope_divisors": (8.0,), "rope_local_theta": 9.0, "sliding_window": 512, "global_layers": (1,),
+          "attention_multiplier": 0.5, "embedding_multiplier": math.sqrt(32)}),
     ],
 )  # fmt: skip
 def test_a_family_turns_its_switches(
@@ -314,6 +325,17 @@ def test_yarn_sharpens_attention_as_transformers_has_it(
         ({**GRANITE, "residual_multiplier": 0}, "residual_multiplier must be a number above 0, got 0"),
         ({**GRANITE, "mlp_bias": True}, "mlp_bias is True"),
         ({"model_type": "olmo2", "clip_qkv": 8.0}, "clip_qkv is 8.0: clipped"),
+        ({**GEMMA2, "hidden_act": "silu"}, "hidden_act is 'silu': only gelu_pytorch_tanh"),
+        ({**GEMMA2, "hidden_activation": "gelu"}, "hidden_activation is 'gelu': only gelu_pytorch_tanh"),
+        ({**GEMMA2, "use_bidirectional_attention": True}, "use_bidirectional_attention is True: only"),
+        ({**GEMMA2, "final_logit_softcapping": 0}, "final_logit_softcapping must be a number above 0, got 0"),
+        ({**GEMMA3, "attn_logit_softcapping": 50.0}, "attn_logit_softcapping is 50.0: this family computes no"),
+        ({**GEMMA3, "rope_scaling": {"rope_type": "yarn", "factor": 2}}, "a gemma3_text scales .* by linear"),
+        ({**GEMMA3, "rope_parameters": {"rope_type": "default"}}, "rope_parameters must be an object for full"),
+        ({**GEMMA3, "rope_parameters": {"sliding_attention": {"rope_type": "linear", "factor": 2}}},
+         "rope_parameters scales the frequencies of sliding_attention"),
+        ({**GEMMA3, "rope_local_base_freq": 9.0, "rope_parameters": {"sliding_attention": {"rope_theta": 8.0}}},
+         "rope_local_base_freq 9.0 and rope_parameters.sliding_attention.rope_theta 8.0; make them agree"),
     ],
 )  # fmt: skip
 def test_what_a_family_may_not_have_is_refused_by_name(
@@ -335,6 +357,7 @@ def test_what_a_family_may_not_have_is_refused_by_name(
         ("qwen3", "self_attn.q_norm.weight [128]", "self_attn.q_proj.bias [512]"),
         ("olmo2", "self_attn.k_norm.weight [32]", "input_layernorm.weight [32]"),
         ("olmo2", "post_feedforward_layernorm.weight [32]", "self_attn.q_norm.bias [32]"),
+        ("gemma2", "pre_feedforward_layernorm.weight [32]", "self_attn.q_norm.weight [256]"),
     ],
 )
 def test_tensors_that_a_family_needs_or_does_not_know_are_named(
@@ -393,8 +416,16 @@ SWITCHES: dict[str, Any] = {
     "rotary_dim": 4,
     "sliding_window": 3,
     "global_layers": (1,),
+    "rope_local_theta": 100.0,
+    "norm_around": True,
+    "norm_offset": 1.0,
+    "activation": "gelu_tanh",
+    "attention_softcap": 30.0,
+    "logits_softcap": 30.0,
 }
-BESIDE: dict[str, Any] = {"global_layers": {"sliding_window": 3}}  # what a switch needs
+BESIDE = {
+    name: {"sliding_window": 3} for name in ("global_layers", "rope_local_theta")
+}  # what a switch needs
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,9 @@ from entropix.metrics import Metrics
 from entropix.samplers import SAMPLERS, SamplerInputs
 
 WINDOW, GLOBAL = 7, 1
-MODEL = toy.model_of(n_layers=3, sliding_window=WINDOW, global_layers=(GLOBAL,))
+MODEL = toy.model_of(  # with what else such models have in attention
+    n_layers=3, sliding_window=WINDOW, global_layers=(GLOBAL,), attention_softcap=1.5, rope_local_theta=50.0
+)
 PROMPT = [65, 66] * 12
 FORKS = {"paths": 2, "depth": 3, "entropy": 0.001, "among": "all", "distance": 3}
 

@@ -39,6 +39,10 @@ LONGROPE = {
     "long_factor": [2.0, 5.0, 9.0],
 }
 LINEAR = {"rope_type": "linear", "rope_theta": 1000.0, "factor": 2.5}
+LAYERS = {
+    "full_attention": {"rope_type": "linear", "rope_theta": 1000.0, "factor": 2.5},
+    "sliding_attention": {"rope_type": "default", "rope_theta": 50.0},
+}
 YARN = {
     "rope_type": "yarn",
     "rope_theta": 1000.0,
@@ -110,6 +114,69 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "granite": ("Granite", {**SEVERAL, **TIED, **MULTIPLIERS}),
     "granite-one": ("Granite", {**ONE, **UNTIED, **MULTIPLIERS, "embedding_multiplier": 12}),
+    "gemma3": (
+        "Gemma3",
+        {
+            **SEVERAL,
+            **TIED,
+            "head_dim": 16,
+            "num_hidden_layers": 3,
+            "sliding_window": 4,
+            "sliding_window_pattern": 2,
+            "query_pre_attn_scalar": 20,
+            "rope_parameters": LAYERS,
+        },
+    ),
+    "gemma3-one": (
+        "Gemma3",
+        {
+            **ONE,
+            **UNTIED,
+            "head_dim": 10,
+            "sliding_window": 3,
+            "layer_types": ["full_attention", "sliding_attention"],
+            "query_pre_attn_scalar": 10,
+            "final_logit_softcapping": 1.5,
+        },
+    ),
+    "gemma3-each": (  # a window that no text reaches, with a base of its own
+        "Gemma3",
+        {**EACH, **TIED, "head_dim": 16, "sliding_window": 512, "sliding_window_pattern": 2},
+    ),
+    "gemma2": (
+        "Gemma2",
+        {
+            **SEVERAL,
+            **TIED,
+            "head_dim": 16,
+            "num_hidden_layers": 3,
+            "sliding_window": 4,
+            "query_pre_attn_scalar": 9,
+            "attn_logit_softcapping": 1.5,
+            "final_logit_softcapping": 2.0,
+        },
+    ),
+    "gemma2-one": (
+        "Gemma2",
+        {
+            **ONE,
+            **UNTIED,
+            "head_dim": 10,
+            "query_pre_attn_scalar": 10,
+            "attn_logit_softcapping": None,
+            "final_logit_softcapping": None,
+        },
+    ),
+    "gemma2-each": (
+        "Gemma2",
+        {
+            **EACH,
+            **TIED,
+            "head_dim": 16,
+            "layer_types": ["full_attention", "sliding_attention"],
+            "sliding_window": 3,
+        },
+    ),
     "olmo2": ("Olmo2", {**SEVERAL, **UNTIED}),
     "olmo2-one": ("Olmo2", {**ONE, **TIED}),
     "olmo2-two": ("Olmo2", {**TWO, **TIED}),
@@ -129,7 +196,18 @@ PROMPTS = (
     1,
 )  # tokens: a prompt that is read at once, a shorter one, and one whose text is stepped through
 NEW = 8  # tokens that are drawn
-FAMILIES = ("llama", "mistral", "phi3", "qwen2", "qwen3", "smollm3", "granite", "olmo2")
+FAMILIES = (
+    "llama",
+    "mistral",
+    "phi3",
+    "qwen2",
+    "qwen3",
+    "smollm3",
+    "granite",
+    "olmo2",
+    "gemma2",
+    "gemma3_text",
+)
 NUMBERS = ("rms_norm_eps", "num_key_value_heads", "max_position_embeddings", "tie_word_embeddings")
 
 
@@ -147,7 +225,8 @@ def write(folder: Path) -> None:
     torch.manual_seed(0)
     torch.set_num_threads(1)
     for name, (prefix, told) in MODELS.items():
-        config = getattr(transformers, f"{prefix}Config")(**{**SIZES, **told})
+        kind = f"{prefix}TextConfig" if prefix == "Gemma3" else f"{prefix}Config"
+        config = getattr(transformers, kind)(**{**SIZES, **told})
         config._attn_implementation = "eager"
         model = getattr(transformers, f"{prefix}ForCausalLM")(config).eval()
         with torch.no_grad():
@@ -169,14 +248,26 @@ def write(folder: Path) -> None:
         (folder / f"bare-{kind}").mkdir()
         said = {**{key: SIZES[key] for key in SIZES if key != "max_position_embeddings"}, "model_type": kind}
         said |= {"num_attention_heads": 96, "hidden_size": 960}  # a multiple of all numbers of key heads
+        said |= {"num_hidden_layers": 13}
         said |= {"sliding_window": None} if kind == "mistral" else {}
         (folder / f"bare-{kind}" / "config.json").write_text(json.dumps(said))
         config = transformers.AutoConfig.from_pretrained(folder / f"bare-{kind}")
         means = {key: getattr(config, key) for key in NUMBERS}
+        rope = config.rope_parameters
         means |= {
-            "rope_theta": config.rope_parameters["rope_theta"],
+            "rope_theta": rope.get("full_attention", rope)["rope_theta"],
             "head_dim": getattr(config, "head_dim", None) or 10,
         }
+        if kind.startswith("gemma"):
+            layers = enumerate(config.layer_types)
+            means["switches"] = {
+                "sliding_window": config.sliding_window,
+                "global_layers": [i for i, one in layers if one == "full_attention"],
+                "rope_local_theta": rope.get("sliding_attention", {}).get("rope_theta", 0.0),
+                "attention_softcap": config.attn_logit_softcapping or 0.0,
+                "logits_softcap": config.final_logit_softcapping or 0.0,
+                "attention_multiplier": float(config.query_pre_attn_scalar - config.head_dim),  # none
+            }
         (folder / f"bare-{kind}" / "means.json").write_text(json.dumps(means))
 
 

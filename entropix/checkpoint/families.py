@@ -5,11 +5,12 @@ the family's config class in transformers, not Llama's; the switches of `ModelCo
 it is refused by name, because it would not be computed exactly. There is no code for a family anywhere else.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from entropix.checkpoint import values
+from entropix.checkpoint import rotary, values
 from entropix.config import ModelConfig
 
 # Key -> accepted values (None: absent) and what any other value would mean.
@@ -32,7 +33,7 @@ _NEUTRAL: dict[str, tuple[tuple[Any, ...], str]] = {
     "clip_qkv": ((None,), "clipped queries, keys and values are not supported"),
 }
 
-NO_WINDOWS, SWITCHED, ALWAYS = "none", "switched", "always"
+NO_WINDOWS, SWITCHED, BY_LAYER, ALWAYS = "none", "switched", "by layer", "always"
 _WINDOWED = "sliding_attention"
 
 Read = Callable[[Mapping[str, Any], int, Path], dict[str, Any]]
@@ -50,13 +51,19 @@ class Family(NamedTuple):
     read: Read | None = None
     """Further switches, of config.json, the number of layers, and the file's path, for errors."""
     ignored: tuple[str, ...] = ()  # keys that may be true or false and say nothing in this family
+    neutral: Mapping[str, tuple[tuple[Any, ...], str]] = {}
+    """What of `_NEUTRAL` is otherwise in this family, and what there is besides."""
     windows: str = NO_WINDOWS
-    """Whether `sliding_window` is one: never, always, or where `use_sliding_window` is true; then `layer_types` may say
-    in which layers."""
+    """Whether `sliding_window` is one: never; in all layers; where `use_sliding_window` is true, or in some layers: of
+    these two, `layer_types` may say in which."""
     windowed: Layers | None = None
     """The layers with a window, where nothing else says so; None for all. Takes what `read` takes."""
     partial_rotary: bool = False  # whether a part of a head may be rotated
-    longrope_alone: bool = False  # whether it scales rotary frequencies in no other way
+    scaling: tuple[str, type] | None = None
+    """The one way in which it scales rotary frequencies, with its class; None for all ways."""
+    local_theta: float = 0.0
+    """The base of rotary frequencies in layers with a window where no key has it, in a family that has one of its own
+    there. Only other layers are scaled then, and `max_position_embeddings` is the length with it."""
     prefix: str = ""  # of its classes in transformers
     write: Callable[[ModelConfig], dict[str, Any]] | None = None  # keys that `read` reads so
 
@@ -84,6 +91,32 @@ def _from_max_window_layers(raw: Mapping[str, Any], n_layers: int, path: Path) -
     return range(first, n_layers)
 
 
+def _but_every(default: int, key: str = "") -> Layers:
+    """All layers but every so many, counted from 1; a key may have another number."""
+
+    def layers(raw: Mapping[str, Any], n_layers: int, path: Path) -> Sequence[int]:
+        n = values.whole(raw, key, path, values.MOST_TOKENS, default=default)
+        return [i for i in range(n_layers) if (i + 1) % n]
+
+    return layers
+
+
+def _gemma(raw: Mapping[str, Any], n_layers: int, path: Path) -> dict[str, Any]:
+    """What numbers of Gemma's config.json mean: the embedding's factor is √D, that of scores 1/√query_pre_attn_scalar;
+    a soft-cap may be null."""
+    width = values.whole(raw, "hidden_size", path, values.MOST_TOKENS)
+    scalar = values.positive(raw, "query_pre_attn_scalar", path)
+    return {
+        "embedding_multiplier": math.sqrt(width),
+        "attention_multiplier": 0.0 if scalar == raw.get("head_dim") else 1 / math.sqrt(scalar),
+        **{
+            field: values.positive(raw, key, path)
+            for key, field in _SOFTCAPS.items()
+            if raw.get(key) is not None
+        },
+    }
+
+
 def _rotated_layers(cfg: ModelConfig) -> dict[str, Any]:
     return {"no_rope_layers": [int(layer not in cfg.no_rope_layers) for layer in range(cfg.n_layers)]}
 
@@ -94,6 +127,26 @@ _QWEN = {
     "rms_norm_eps": 1e-6,
     "sliding_window": 4096,
     "max_window_layers": 28,
+}
+_GEMMA = {
+    "num_key_value_heads": 4,
+    "head_dim": 256,
+    "rms_norm_eps": 1e-6,
+    "tie_word_embeddings": True,
+    "hidden_activation": "gelu_pytorch_tanh",
+    "query_pre_attn_scalar": 256,
+    "sliding_window": 4096,
+}
+_SOFTCAPS = {
+    "attn_logit_softcapping": "attention_softcap",
+    "final_logit_softcapping": "logits_softcap",
+}
+_GEMMA_SWITCHES = {"norm_around": True, "norm_offset": 1.0, "activation": "gelu_tanh"}
+_ONLY_GEGLU = "only gelu_pytorch_tanh is supported in this family"
+_GEMMA_NEUTRAL: dict[str, tuple[tuple[Any, ...], str]] = {
+    "hidden_act": (("gelu_pytorch_tanh", None), _ONLY_GEGLU),
+    "hidden_activation": (("gelu_pytorch_tanh",), _ONLY_GEGLU),
+    "use_bidirectional_attention": ((False, None), "only attention to what came before is supported"),
 }
 _GRANITE = {
     "embedding_multiplier": "embedding_multiplier",
@@ -138,7 +191,7 @@ FAMILIES: dict[str, Family] = {
         prefix="Phi3",
         windows=ALWAYS,
         partial_rotary=True,
-        longrope_alone=True,
+        scaling=("longrope", rotary.LongRope),
     ),
     "smollm3": Family(
         {
@@ -164,6 +217,35 @@ FAMILIES: dict[str, Family] = {
         prefix="Olmo2",
         fixed={"qk_norm": "width", "norm_after": True},
     ),
+    "gemma2": Family(
+        {
+            **_GEMMA,
+            "max_position_embeddings": 8192,
+            "attn_logit_softcapping": 50.0,
+            "final_logit_softcapping": 30.0,
+        },
+        prefix="Gemma2",
+        fixed=_GEMMA_SWITCHES,
+        read=_gemma,
+        neutral=_GEMMA_NEUTRAL,
+        windows=BY_LAYER,
+        windowed=_but_every(2),
+    ),
+    "gemma3_text": Family(
+        {**_GEMMA, "max_position_embeddings": 131_072},
+        prefix="Gemma3",
+        rope_theta=1_000_000.0,
+        fixed={**_GEMMA_SWITCHES, "qk_norm": "head"},
+        read=_gemma,
+        neutral={
+            **_GEMMA_NEUTRAL,
+            "attn_logit_softcapping": ((None,), "this family computes no soft-cap of scores"),
+        },
+        windows=BY_LAYER,
+        windowed=_but_every(6, "sliding_window_pattern"),
+        scaling=("linear", rotary.LinearScaling),
+        local_theta=10_000.0,
+    ),
 }
 
 
@@ -184,7 +266,7 @@ def refuse(raw: Mapping[str, Any], row: Family, n_layers: int, path: Path) -> No
 
     raw: with the row's defaults.
     """
-    for key, (accepted, reason) in _NEUTRAL.items():
+    for key, (accepted, reason) in {**_NEUTRAL, **row.neutral}.items():
         if key in row.ignored:
             values.flag(raw, key, path)
         elif raw.get(key) not in accepted:
@@ -208,11 +290,12 @@ def window(raw: Mapping[str, Any], row: Family, n_layers: int, path: Path) -> di
         )
     size = raw.get("sliding_window")
     switched = row.windows == SWITCHED
+    by_layer = row.windows == BY_LAYER
     used = size is not None and (not switched or values.flag(raw, "use_sliding_window", path))
     windowed: Sequence[int] = range(n_layers if used else 0)
-    if kinds and (switched or not used):  # kinds tell a switched family's layers apart
+    if kinds and (switched or by_layer or not used):  # kinds tell a switched family's layers apart
         windowed = [i for i, kind in enumerate(kinds) if kind == _WINDOWED]
-    elif used and row.windowed:
+    elif (used or by_layer) and row.windowed:
         windowed = row.windowed(raw, n_layers, path)
     if not windowed:
         return {}

@@ -61,10 +61,13 @@ def config_of(raw: Mapping[str, Any], path: Path) -> ModelConfig:
         raise ValueError(
             f"{path}: there is no head_dim, and hidden_size / num_attention_heads is {width}/{n_heads}"
         )
+    if family.local_theta:
+        raw, local_theta = rotary.of_layers(raw, path, family.local_theta)
     theta, scaling = rotary.read(raw, path, family.rope_theta)
-    if family.longrope_alone and scaling is not None and not isinstance(scaling, rotary.LongRope):
-        raise ValueError(f"{path}: a {raw['model_type']} scales its rotary frequencies by longrope alone")
-    context_length = whole(raw, "max_position_embeddings", path, rotary.MOST_POSITIONS)
+    only, its_class = family.scaling or ("", object)
+    if scaling is not None and not isinstance(scaling, its_class):
+        raise ValueError(f"{path}: a {raw['model_type']} scales its rotary frequencies by {only} alone")
+    length = whole(raw, "max_position_embeddings", path, rotary.MOST_POSITIONS)
     fields: dict[str, Any] = {
         "n_layers": n_layers,
         "dim": width,
@@ -73,7 +76,7 @@ def config_of(raw: Mapping[str, Any], path: Path) -> ModelConfig:
         "head_dim": whole(raw, "head_dim", path, _MOST_WIDTH, default=width // n_heads),
         "ffn_dim": whole(raw, "intermediate_size", path, _MOST_WIDTH),
         "vocab_size": whole(raw, "vocab_size", path, MOST_TOKENS),
-        "context_length": rotary.longest(scaling, context_length),
+        "context_length": length if family.local_theta else rotary.longest(scaling, length),
         "rope_theta": theta,
         "norm_eps": positive(raw, "rms_norm_eps", path),
         "tied_embeddings": values.flag(raw, "tie_word_embeddings", path),
@@ -89,7 +92,9 @@ def config_of(raw: Mapping[str, Any], path: Path) -> ModelConfig:
         fields["rotary_dim"] = int(fields["head_dim"] * part)
         if fields["rotary_dim"] < 2:
             raise ValueError(f"{path}: partial_rotary_factor is {part}: nothing of a head would be rotated")
-    if fields.get("sliding_window", 0) >= fields["context_length"]:  # which no text reaches
+    if "sliding_window" in fields and family.local_theta:
+        fields["rope_local_theta"] = local_theta
+    elif fields.get("sliding_window", 0) >= fields["context_length"]:  # which no text reaches
         fields |= {"sliding_window": 0, "global_layers": ()}
     try:
         return ModelConfig(**fields)

@@ -86,7 +86,6 @@ def _readers(stored: dict[str, StoredTensor], cfg: ModelConfig, shapes: Weights)
     dtype = np.dtype(np.float32) if int8 else kept  # of matrices before they are made int8
     n_kv_heads, slots, H, _ = shapes.layers[0].qkv.shape
     group, repeats = slots - 2, n_kv_heads // cfg.n_kv_heads
-    attn_norm, ffn_norm = norm_names(cfg)
     width = shapes.layers[0].gate_up.shape[2]
     whole = slice(None)
 
@@ -150,15 +149,14 @@ def _readers(stored: dict[str, StoredTensor], cfg: ModelConfig, shapes: Weights)
         three = [f"self_attn.{part}_proj" for part in "qkv"]
         normed = cfg.qk_norm != "none"
         return LayerWeights(
-            attn_norm_D=vector(name(attn_norm)),
             qkv=qkv(*map(name, three)),
             attn_out=by_head(name("self_attn.o_proj")),
-            ffn_norm_D=vector(name(ffn_norm)),
             gate_up=gate_up(name("mlp.gate_proj"), name("mlp.up_proj")),
             down=matrix(name("mlp.down_proj")),
             qkv_bias=qkv(*(name(part, "bias") for part in three)) if cfg.qkv_bias else None,
             q_norm=qk_norm(name("self_attn.q_norm"), (n_kv_heads, group, H), 1) if normed else None,
             k_norm=qk_norm(name("self_attn.k_norm"), (n_kv_heads, H), repeats) if normed else None,
+            **{field: vector(name(norm)) for field, norm in norm_names(cfg).items()},
         )
 
     readers = Weights(

@@ -78,6 +78,29 @@ def fraction(raw: Mapping[str, Any], path: Path) -> float:
     return next(iter(found), 1.0)
 
 
+def of_layers(raw: Mapping[str, Any], path: Path, theta: float) -> tuple[Mapping[str, Any], float]:
+    """(config.json with the `rope_parameters` of layers without a window, the base of the others) where these differ;
+    this theta where no place has the latter.
+
+    Raises a ValueError where the others are scaled, and for `rope_parameters` that are not those of each kind of layer.
+    """
+    key, whole_kind, local_kind = "rope_parameters", "full_attention", "sliding_attention"
+    rope = values.table(raw, key, path)
+    if not rope.keys() <= {whole_kind, local_kind}:
+        raise values.wrong(path, key, f"an object for {whole_kind} and one for {local_kind}", rope)
+    whole_layers, local = (values.table(rope, kind, f"{path}: {key}") for kind in (whole_kind, local_kind))
+    if _scaling({**raw, key: local}, key, path) is not None:
+        raise ValueError(f"{path}: {key} scales the frequencies of {local_kind}: only others may be scaled")
+    places = ((raw, "rope_local_base_freq"), (local, "rope_theta"))
+    thetas = [positive(place, name, path) for place, name in places if place.get(name) is not None]
+    if len({*thetas}) > 1:
+        raise ValueError(
+            f"{path}: it has rope_local_base_freq {thetas[0]} and {key}.{local_kind}.rope_theta {thetas[1]}; make them "
+            "agree"
+        )
+    return {**raw, key: whole_layers}, next(iter(thetas), theta)
+
+
 def read(raw: Mapping[str, Any], path: Path, theta: float) -> tuple[float, Scaling]:
     """(theta, scaling) from `rope_parameters`, `rope_scaling` and `rope_theta`; this theta where no place has one.
 

@@ -30,17 +30,15 @@ def tensor_shapes(cfg: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Name -> shape of every tensor that a folder of this architecture holds. Matrices are [out, in]."""
     D, F, V, H = cfg.dim, cfg.ffn_dim, cfg.vocab_size, cfg.head_dim
     N, K = cfg.n_heads, cfg.n_kv_heads
-    attn_norm, ffn_norm = norm_names(cfg)
     layer: dict[str, tuple[int, ...]] = {
-        f"{attn_norm}.weight": (D,),
         "self_attn.q_proj.weight": (N * H, D),
         "self_attn.k_proj.weight": (K * H, D),
         "self_attn.v_proj.weight": (K * H, D),
         "self_attn.o_proj.weight": (D, N * H),
-        f"{ffn_norm}.weight": (D,),
         "mlp.gate_proj.weight": (F, D),
         "mlp.up_proj.weight": (F, D),
         "mlp.down_proj.weight": (D, F),
+        **{f"{name}.weight": (D,) for name in norm_names(cfg).values()},
     }
     if cfg.qkv_bias:
         layer |= {
@@ -57,14 +55,19 @@ def tensor_shapes(cfg: ModelConfig) -> dict[str, tuple[int, ...]]:
     return {EMBED: (V, D), **layers, FINAL_NORM: (D,), **unembed}
 
 
-def norm_names(cfg: ModelConfig) -> tuple[str, str]:
-    """What a layer's norms are called: that of attention, that of the feed-forward layer.
+def norm_names(cfg: ModelConfig) -> dict[str, str]:
+    """What a layer's norms are called, by their fields of `LayerWeights`: those of attention, of feed-forward.
 
-    The name of the one before the feed-forward layer is that of the one after attention: it stands between them.
+    The name of the one before the feed-forward layer is that of the one after attention, where there are not both: it
+    stands between them.
     """
+    attn_output, ffn_output = "post_attention_layernorm", "post_feedforward_layernorm"
+    if cfg.norm_around:
+        before = {"attn_norm_D": "input_layernorm", "ffn_norm_D": "pre_feedforward_layernorm"}
+        return {**before, "attn_output_norm_D": attn_output, "ffn_output_norm_D": ffn_output}
     if cfg.norm_after:
-        return "post_attention_layernorm", "post_feedforward_layernorm"
-    return "input_layernorm", "post_attention_layernorm"
+        return {"attn_norm_D": attn_output, "ffn_norm_D": ffn_output}
+    return {"attn_norm_D": "input_layernorm", "ffn_norm_D": attn_output}
 
 
 class StoredTensor(NamedTuple):

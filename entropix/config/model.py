@@ -75,6 +75,11 @@ class ModelConfig:
     global_layers: tuple[int, ...] = parameter(
         (), "layers, from 0, whose queries see all positions in spite of the window (Qwen 2)", 0
     )
+    rope_local_theta: float = parameter(
+        0.0,
+        "base of the rotary frequencies, unscaled, of layers with a window; 0: as in all others (Gemma 3)",
+        0.0,
+    )
     qkv_bias: bool = parameter(False, "queries, keys and values have biases (Qwen 2)")
     qk_norm: str = choice(
         "none",
@@ -85,12 +90,25 @@ class ModelConfig:
     norm_after: bool = parameter(
         False, "norms of what attention and feed-forward give, not of what they take"
     )
+    norm_around: bool = parameter(
+        False, "norms of what attention and feed-forward take, and of what they give (Gemma)"
+    )
+    norm_offset: float = parameter(0.0, "what is added to the weight of every norm (Gemma: 1)", 0.0)
+    activation: str = choice(
+        "silu", "of the gate of feed-forward layers (Gemma: gelu_tanh)", "silu", "gelu_tanh"
+    )
     embedding_multiplier: float = parameter(1.0, "factor of the embedding (Granite)", 0.0)
     attention_multiplier: float = parameter(0.0, "factor of q·k in a score (Granite); 0 is 1/√H", 0.0)
     residual_multiplier: float = parameter(
         1.0, "factor of what attention and feed-forward add (Granite)", 0.0
     )
     logits_divisor: float = parameter(1.0, "what logits are divided by (Granite)", 1e-30)
+    attention_softcap: float = parameter(
+        0.0, "c of c·tanh(score/c), which scores of attention do not exceed; 0: none (Gemma 2)", 0.0
+    )
+    logits_softcap: float = parameter(
+        0.0, "c of c·tanh(logits/c), which logits do not exceed; 0: none (Gemma 2)", 0.0
+    )
 
     def __post_init__(self) -> None:
         check(self)
@@ -116,6 +134,10 @@ class ModelConfig:
                 raise ValueError(f"{name} has {beyond[0]}, but there are {self.n_layers} layers, from 0 on")
         if self.global_layers and (not self.sliding_window or len({*self.global_layers}) == self.n_layers):
             raise ValueError("global_layers takes a sliding_window, and a layer that has it")
+        if self.rope_local_theta and not self.sliding_window:
+            raise ValueError("rope_local_theta takes a sliding_window")
+        if self.norm_around and self.norm_after:
+            raise ValueError("norm_around and norm_after exclude each other")
 
     @property
     def switches(self) -> dict[str, Any]:

@@ -8,8 +8,8 @@ long text whose metrics are wanted, but not its scores.
 
 Keys and values come in pairs: `past`, the k_BKHS and v_BKSH of each part of the cache, and `newest`, k_BKHR and v_BKRH
 of the recent tokens. A pair without the axis B is the same for all rows: k_KHS and v_KSH. Keys are counted through all
-pairs, hence visible_BTS. Letters are those of `transformer`; in blocks, t counts the
-queries of one, s its keys, n the blocks of queries.
+pairs, hence visible_BTS. cap: of all scores, see `numerics.softcap`; 0 for none. Letters are those of `transformer`; in
+blocks, t counts the queries of one, s its keys, n the blocks of queries.
 """
 
 import math
@@ -39,21 +39,26 @@ class PartialSoftmax(NamedTuple):
 
 
 def attention_with_scores(
-    q_BKGTH: Array, past: Sequence[LayerKV], newest: LayerKV, visible_BTS: Array
+    q_BKGTH: Array, past: Sequence[LayerKV], newest: LayerKV, visible_BTS: Array, cap: float = 0.0
 ) -> tuple[Array, Array]:
     """(output_BKGTH, score_BKGTS): the values, weighed by a softmax over the visible keys; and all scores.
 
-    Scores are q·k/√H in float32, unmasked.
+    Scores are q·k/√H in float32, capped where there is a cap, unmasked.
     """
     keys, values = zip(*past, newest, strict=True)
-    score_BKGTS = jnp.concatenate([_scores(q_BKGTH, k) for k in keys], axis=-1)
+    score_BKGTS = jnp.concatenate([_scores(q_BKGTH, k, cap) for k in keys], axis=-1)
     prob_BKGTS = jax.nn.softmax(jnp.where(visible_BTS[:, None, None], score_BKGTS, -jnp.inf), axis=-1)
     output_BKGTH = reduce(operator.add, map(_weighted_values, _split(prob_BKGTS, keys), values))
     return output_BKGTH.astype(q_BKGTH.dtype), score_BKGTS
 
 
 def blockwise_attention(
-    q_BKGTH: Array, past: Sequence[LayerKV], newest: LayerKV, visible_BTS: Array, filled: Sequence[Array]
+    q_BKGTH: Array,
+    past: Sequence[LayerKV],
+    newest: LayerKV,
+    visible_BTS: Array,
+    filled: Sequence[Array],
+    cap: float = 0.0,
 ) -> Array:
     """output_BKGTH as of `attention_with_scores`, from blocks of keys one after the other (Milakov & Gimelshein 2018,
     arXiv:1805.02867; Rabe & Staats 2021, arXiv:2112.05682).
@@ -63,9 +68,9 @@ def blockwise_attention(
 
     def of_queries(q_BKGtH: Array, visible_BtS: Array) -> Array:
         *of_past, of_newest = _split(visible_BtS, [k for k, _ in (*past, newest)])
-        softmax = _partial_softmax(_visible_scores(q_BKGtH, newest[0], of_newest), newest[1])
+        softmax = _partial_softmax(_visible_scores(q_BKGtH, newest[0], of_newest, cap), newest[1])
         for kv, seen_BtS, count in zip(past, of_past, filled, strict=True):
-            softmax = _add_pair(softmax, q_BKGtH, kv, seen_BtS, count)
+            softmax = _add_pair(softmax, q_BKGtH, kv, seen_BtS, count, cap)
         return _output(softmax, q_BKGTH.dtype)
 
     output_BnKGtH = _over_queries(of_queries, (q_BKGTH, 3), (visible_BTS, 1))
@@ -79,6 +84,7 @@ def measured_attention(
     visible_BTS: Array,
     filled: Sequence[Array],
     positions: tuple[Array, Array | None],
+    cap: float = 0.0,
 ) -> tuple[Array, dict[str, Array]]:
     """(output_BKGTH as of `blockwise_attention`, `metrics.attention_metrics` of this one layer, each [B, T]).
 
@@ -94,7 +100,7 @@ def measured_attention(
     def of_queries(q_BKGtH: Array, visible_BtS: Array, previous_BtS: Array, count_Bt: Array) -> Any:
         softmax, scores = _no_keys(q_BKGtH), []
         for kv, seen_BtS, count in zip((*past, newest), _split(visible_BtS, keys), counts, strict=True):
-            softmax, score_BKGtS = _add_scored_pair(softmax, q_BKGtH, kv, seen_BtS, count)
+            softmax, score_BKGtS = _add_scored_pair(softmax, q_BKGtH, kv, seen_BtS, count, cap)
             scores.append(score_BKGtS)
         parts = zip(scores, _split(visible_BtS, keys), _split(previous_BtS, keys), counts, strict=True)
         sums = reduce(partial(jax.tree.map, operator.add), (_key_sums(softmax, *part) for part in parts))
@@ -140,32 +146,32 @@ def _over_blocks(add: Callable[[_Keys, Carry], Carry], carry: Carry, size: int, 
 
 
 def _add_block(
-    softmax: PartialSoftmax, q_BKGTH: Array, kv: LayerKV, visible_BTS: Array, block: _Keys
+    softmax: PartialSoftmax, q_BKGTH: Array, kv: LayerKV, visible_BTS: Array, block: _Keys, cap: float
 ) -> tuple[PartialSoftmax, Array]:
     """(the partial softmax with this block of keys merged in, the block's scores)."""
-    score_BKGTs = _visible_scores(q_BKGTH, block.of(kv[0]), block.of(visible_BTS))
+    score_BKGTs = _visible_scores(q_BKGTH, block.of(kv[0]), block.of(visible_BTS), cap)
     return _merge(softmax, _partial_softmax(score_BKGTs, block.of(kv[1], axis=-2))), score_BKGTs
 
 
 def _add_pair(
-    softmax: PartialSoftmax, q_BKGTH: Array, kv: LayerKV, visible_BTS: Array, count: Array
+    softmax: PartialSoftmax, q_BKGTH: Array, kv: LayerKV, visible_BTS: Array, count: Array, cap: float
 ) -> PartialSoftmax:
     """The partial softmax with a pair of keys and values merged in."""
 
     def add(block: _Keys, softmax: PartialSoftmax) -> PartialSoftmax:
-        return _add_block(softmax, q_BKGTH, kv, visible_BTS, block)[0]
+        return _add_block(softmax, q_BKGTH, kv, visible_BTS, block, cap)[0]
 
     return _over_blocks(add, softmax, visible_BTS.shape[-1], count)
 
 
 def _add_scored_pair(
-    softmax: PartialSoftmax, q_BKGTH: Array, kv: LayerKV, visible_BTS: Array, count: Array
+    softmax: PartialSoftmax, q_BKGTH: Array, kv: LayerKV, visible_BTS: Array, count: Array, cap: float
 ) -> tuple[PartialSoftmax, Array]:
     """(as of `_add_pair`, score_BKGTS: -inf where a key is not visible or not in use)."""
 
     def add(block: _Keys, carry: tuple[PartialSoftmax, Array]) -> tuple[PartialSoftmax, Array]:
         softmax, score_BKGTS = carry
-        softmax, score_BKGTs = _add_block(softmax, q_BKGTH, kv, visible_BTS, block)
+        softmax, score_BKGTs = _add_block(softmax, q_BKGTH, kv, visible_BTS, block, cap)
         return softmax, jax.lax.dynamic_update_slice_in_dim(score_BKGTS, score_BKGTs, block.start, axis=-1)
 
     blank = jnp.full((*q_BKGTH.shape[:4], visible_BTS.shape[-1]), -jnp.inf, jnp.float32)
@@ -220,10 +226,11 @@ def query_blocks(n_new: int) -> int:
     return n_new // _block(n_new, QUERIES)
 
 
-def _scores(q_BKGTH: Array, k_BKHS: Array) -> Array:
-    """q·k/√H in float32."""
+def _scores(q_BKGTH: Array, k_BKHS: Array, cap: float) -> Array:
+    """q·k/√H in float32, capped where there is a cap."""
     product = _product("BKGTH,BKHS->BKGTS", q_BKGTH, k_BKHS)
-    return product * (1 / math.sqrt(q_BKGTH.shape[-1]))
+    score_BKGTS = product * (1 / math.sqrt(q_BKGTH.shape[-1]))
+    return numerics.softcap(score_BKGTS, cap) if cap else score_BKGTS
 
 
 def _weighted_values(weight_BKGTS: Array, v_BKSH: Array) -> Array:
@@ -249,9 +256,9 @@ def _split(x_BTS: Array, keys: Sequence[Array]) -> list[Array]:
     return jnp.split(x_BTS, ends[:-1], axis=-1)
 
 
-def _visible_scores(q_BKGTH: Array, k_BKHS: Array, visible_BTS: Array) -> Array:
+def _visible_scores(q_BKGTH: Array, k_BKHS: Array, visible_BTS: Array, cap: float) -> Array:
     """score_BKGTS, -inf where a key is not visible."""
-    return jnp.where(visible_BTS[:, None, None], _scores(q_BKGTH, k_BKHS), -jnp.inf)
+    return jnp.where(visible_BTS[:, None, None], _scores(q_BKGTH, k_BKHS, cap), -jnp.inf)
 
 
 def _partial_softmax(score_BKGTS: Array, v_BKSH: Array) -> PartialSoftmax:

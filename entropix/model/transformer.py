@@ -25,6 +25,7 @@ from entropix.model import attention
 from entropix.model.attention_mask import AttentionMask, causal_mask, within_window
 from entropix.model.kv_cache import KVCache, LayerKV, RecentKV, write_slots
 from entropix.model.weights import Int8Matrix, LayerWeights, Matrix, Weights
+from entropix.numerics import softcap
 from entropix.sharding import DATA, MODEL, constrain
 
 SCORED, MEASURED, UNSEEN = "scored", "measured", "unseen"  # what is wanted of the attention
@@ -33,7 +34,9 @@ SCORED, MEASURED, UNSEEN = "scored", "measured", "unseen"  # what is wanted of t
 class Places(NamedTuple):
     """What every layer needs to know of where the new tokens stand."""
 
-    rotation: tuple[Array, Array] | None  # cos and sin of `rope_table`; None in a layer without rotation
+    rotation: (
+        tuple[Array, Array] | None
+    )  # cos and sin of this layer's `rope_table`; None where nothing is rotated
     slot_B: Array  # int32: recent slot of the first new token
     visible_BTS: Array  # bool: keys that each may see in this layer
     position_BS: Array | None  # of each key, where metrics are wanted
@@ -116,6 +119,7 @@ def run_layers(
     of the layer, `UNSEEN` for nothing.
     """
     mask = masks[0]
+    local = rope_table(mask.query_BT, cfg, local=True) if cfg.rope_local_theta else None
     places = Places(
         rotation=rope_table(mask.query_BT, cfg),
         slot_B=mask.slot_B,
@@ -134,7 +138,8 @@ def run_layers(
         zip(recent.k_LBKHR, recent.v_LBKRH, strict=True),
         strict=True,
     ):
-        rotation = None if i in cfg.no_rope_layers else places.rotation
+        rotation = places.rotation if i in cfg.global_layers or not cfg.rope_local_theta else local
+        rotation = None if i in cfg.no_rope_layers else rotation
         at = places._replace(rotation=rotation, visible_BTS=seen_by.visible_BTS)
         x_BTD, (k_BKHR, v_BKRH), of_layer = transformer_layer(layer, x_BTD, past, newest, at, cfg, wanted)
         recent_k.append(k_BKHR)
@@ -171,27 +176,30 @@ def transformer_layer(
         if x_BTD.shape[1] > 1:
             x_BTD, seen_BKRH = isolate_nonfinite(x_BTD, v_BKRH, places.visible_BTS)
         keys = q_BKGTH, past, (k_BKHR, seen_BKRH), places.visible_BTS
+        cap = cfg.attention_softcap
         found: Any = None
         if wanted == SCORED:
-            output_BKGTH, score_BKGTS = attention.attention_with_scores(*keys)
+            output_BKGTH, score_BKGTS = attention.attention_with_scores(*keys, cap)
             score_BNTS = score_BKGTS.reshape(len(x_BTD), cfg.n_heads, *score_BKGTS.shape[3:])
             found = constrain(score_BNTS, DATA, MODEL)
         elif wanted == MEASURED:
             assert places.position_BS is not None
             where = places.position_BS, places.query_BT
-            output_BKGTH, found = attention.measured_attention(*keys, places.filled, where)
+            output_BKGTH, found = attention.measured_attention(*keys, places.filled, where, cap)
         else:
-            output_BKGTH = attention.blockwise_attention(*keys, places.filled)
-        x_BTD = residual_sum(x_BTD, output_projection(layer, output_BKGTH), layer.attn_norm_D, cfg)
+            output_BKGTH = attention.blockwise_attention(*keys, places.filled, cap)
+        norm_D = layer.attn_norm_D if cfg.norm_after else layer.attn_output_norm_D
+        x_BTD = residual_sum(x_BTD, output_projection(layer, output_BKGTH), norm_D, cfg)
     with jax.named_scope("feed_forward"):
         input_BTD = x_BTD if cfg.norm_after else rms_norm(x_BTD, layer.ffn_norm_D, cfg)
-        x_BTD = residual_sum(x_BTD, feed_forward(layer, input_BTD), layer.ffn_norm_D, cfg)
+        norm_D = layer.ffn_norm_D if cfg.norm_after else layer.ffn_output_norm_D
+        x_BTD = residual_sum(x_BTD, feed_forward(layer, input_BTD, cfg), norm_D, cfg)
     return x_BTD, (k_BKHR, v_BKRH), found
 
 
-def residual_sum(x_BTD: Array, update_BTD: Array, norm_D: Array, cfg: ModelConfig) -> Array:
-    """x and the update of an attention or feed-forward layer, which is normed here where its input was not."""
-    if cfg.norm_after:
+def residual_sum(x_BTD: Array, update_BTD: Array, norm_D: Array | None, cfg: ModelConfig) -> Array:
+    """x and the update of an attention or feed-forward layer, which is normed here where there is such a norm."""
+    if norm_D is not None:
         update_BTD = rms_norm(update_BTD, norm_D, cfg)
     return constrain(x_BTD + scaled(update_BTD, cfg.residual_multiplier), DATA)
 
@@ -213,14 +221,17 @@ def isolate_nonfinite(x_BTD: Array, v_BKRH: Array, visible_BTS: Array) -> tuple[
 
 
 def rms_norm(x: Array, weight: Array, cfg: ModelConfig) -> Array:
-    """x / sqrt(mean(x²) + eps) · weight, in float32, returned in x's dtype (Zhang & Sennrich 2019).
+    """x / sqrt(mean(x²) + eps) · (weight + offset), in float32, returned in x's dtype (Zhang & Sennrich 2019).
 
     The mean is over the axes of the weight, which are the last ones of x.
     """
     x32 = x.astype(jnp.float32)
     axes = tuple(range(-weight.ndim, 0))
     scale = jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=axes, keepdims=True) + cfg.norm_eps)
-    return (x32 * scale * weight.astype(jnp.float32)[(None,) * (x.ndim - weight.ndim)]).astype(x.dtype)
+    weight32 = weight.astype(jnp.float32)
+    if cfg.norm_offset:
+        weight32 += cfg.norm_offset
+    return (x32 * scale * weight32[(None,) * (x.ndim - weight.ndim)]).astype(x.dtype)
 
 
 def qkv_projection(
@@ -251,11 +262,17 @@ def output_projection(layer: LayerWeights, output_BKGTH: Array) -> Array:
     return linear(output_BTKGH.reshape(*output_BTKGH.shape[:2], -1), layer.attn_out)
 
 
-def feed_forward(layer: LayerWeights, x_BTD: Array) -> Array:
-    """SwiGLU: (silu(x·gate) ⊙ x·up) · down (Shazeer 2020)."""
+def feed_forward(layer: LayerWeights, x_BTD: Array, cfg: ModelConfig) -> Array:
+    """SwiGLU: (silu(x·gate) ⊙ x·up) · down; or GeGLU, with the approximation of gelu by tanh (Shazeer 2020)."""
     both = linear(x_BTD, layer.gate_up).reshape(*x_BTD.shape[:2], *layer.gate_up.shape[:-1])
-    hidden = jax.nn.silu(both[:, :, :, 0]) * both[:, :, :, 1]
+    activation = jax.nn.silu if cfg.activation == "silu" else gelu_tanh
+    hidden = activation(both[:, :, :, 0]) * both[:, :, :, 1]
     return linear(hidden.reshape(*x_BTD.shape[:2], -1), layer.down)
+
+
+def gelu_tanh(x: Array) -> Array:
+    """x·Φ(x), approximated by tanh, in float32 (Hendrycks & Gimpel 2016, arXiv:1606.08415)."""
+    return jax.nn.gelu(x.astype(jnp.float32), approximate=True).astype(x.dtype)
 
 
 def unembed(weights: Weights, x_BTD: Array, cfg: ModelConfig) -> Array:
@@ -270,6 +287,8 @@ def unembed(weights: Weights, x_BTD: Array, cfg: ModelConfig) -> Array:
         logits_BTV = jnp.einsum("BTD,VD->BTV", x_BTD, table_VD, preferred_element_type=jnp.float32)
     if cfg.logits_divisor != 1:
         logits_BTV /= cfg.logits_divisor
+    if cfg.logits_softcap:
+        logits_BTV = softcap(logits_BTV, cfg.logits_softcap)
     if weights.has_token_V is not None:
         logits_BTV = jnp.where(weights.has_token_V[None, None], logits_BTV, -jnp.inf)
     return constrain(logits_BTV, DATA, None, MODEL)
@@ -292,15 +311,18 @@ def int8_product(x_BTI: Array, weight: Int8Matrix) -> Array:
     return sum_BTO * weight.scale.reshape(1, 1, -1)
 
 
-def rope_frequencies(cfg: ModelConfig) -> np.ndarray:
+def rope_frequencies(cfg: ModelConfig, local: bool = False) -> np.ndarray:
     """Angle per position of each rotary pair, [H/2] float64: theta^(-2i/H), stretched if told to: all alike (linear
     scaling, Chen et al. 2023), each as it is told (LongRoPE, Ding et al. 2024), or as Llama 3 or YaRN do. Where only a
-    part of a head is rotated, H is its width.
+    part of a head is rotated, H is its width. local: those of layers with a window, where they have a theta of their
+    own, and no scaling.
 
     Llama 3 divides frequencies of wavelengths longer than original/low_freq_factor by `factor`, leaves those shorter
     than original/high_freq_factor, and interpolates between (Llama 3.1 release).
     """
     width = cfg.rotary_dim or cfg.head_dim
+    if local:
+        return cfg.rope_local_theta ** (-np.arange(0, width, 2) / width)
     frequency = cfg.rope_theta ** (-np.arange(0, width, 2) / width)
     if cfg.rope_divisors:
         return frequency / np.array(cfg.rope_divisors)
@@ -334,11 +356,12 @@ def yarn_divisions(cfg: ModelConfig) -> np.ndarray:
     return 1 - divided + divided / yarn.factor
 
 
-def rope_table(position_BT: Array, cfg: ModelConfig) -> tuple[Array, Array]:
-    """cos and sin of every angle, each [B, T, H/2] float32; times the factor of attention of YaRN or LongRoPE."""
-    frequency_11H = rope_frequencies(cfg).astype(np.float32)[None, None]
+def rope_table(position_BT: Array, cfg: ModelConfig, local: bool = False) -> tuple[Array, Array]:
+    """cos and sin of every angle, each [B, T, H/2] float32; times the factor of attention of YaRN or LongRoPE. local:
+    as of `rope_frequencies`."""
+    frequency_11H = rope_frequencies(cfg, local).astype(np.float32)[None, None]
     angle = position_BT[..., None].astype(jnp.float32) * frequency_11H
-    factor = cfg.rope_factor if cfg.yarn is None else cfg.yarn.attention_factor
+    factor = 1.0 if local else cfg.rope_factor if cfg.yarn is None else cfg.yarn.attention_factor
     return scaled(jnp.cos(angle), factor), scaled(jnp.sin(angle), factor)
 
 

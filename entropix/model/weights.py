@@ -48,6 +48,8 @@ class LayerWeights:
     qkv_bias: jax.Array | None = None  # [K, G + 2, H]
     q_norm: jax.Array | None = None  # [H] for each head, [K, G, H] for all together
     k_norm: jax.Array | None = None  # [H] for each head, [K, H] for all together
+    attn_output_norm_D: jax.Array | None = None  # where norms are around the layers, the one behind
+    ffn_output_norm_D: jax.Array | None = None
 
 
 @flax.struct.dataclass
@@ -95,6 +97,8 @@ def abstract(cfg: ModelConfig, dtype: DTypeLike, parts: int = 1, int8: bool = Fa
         qkv_bias=leaf(K, G + 2, H) if cfg.qkv_bias else None,
         q_norm={"none": None, "head": norm(H), "width": norm(K, G, H)}[cfg.qk_norm],
         k_norm={"none": None, "head": norm(H), "width": norm(K, H)}[cfg.qk_norm],
+        attn_output_norm_D=norm(D) if cfg.norm_around else None,
+        ffn_output_norm_D=norm(D) if cfg.norm_around else None,
     )
     return Weights(
         embed_VD=leaf(V, D),
@@ -105,7 +109,7 @@ def abstract(cfg: ModelConfig, dtype: DTypeLike, parts: int = 1, int8: bool = Fa
 
 
 def init(key: jax.Array, cfg: ModelConfig, dtype: DTypeLike) -> Weights:
-    """Random weights that keep activations of order one: norms are 1, entries of `[out, in]` have variance 1/in.
+    """Random weights that keep activations of order one: norms come to 1, entries of `[out, in]` have variance 1/in.
 
     So does the embedding, with 1/D: tied, it is the unembedding too. Biases of a head have variance 1/H.
     """
@@ -115,7 +119,7 @@ def init(key: jax.Array, cfg: ModelConfig, dtype: DTypeLike) -> Weights:
     def draw(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> jax.Array:
         key = next(keys)
         if "norm" in path[-1].name:
-            return jnp.ones(leaf.shape, leaf.dtype)
+            return jnp.full(leaf.shape, 1 - cfg.norm_offset, leaf.dtype)
         scale = fan_in(path[-1].name, leaf.shape) ** -0.5
         return (jax.random.normal(key, leaf.shape, jnp.float32) * scale).astype(leaf.dtype)
 

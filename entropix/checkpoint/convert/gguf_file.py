@@ -112,7 +112,7 @@ def open_gguf(path: Path, chat_template: str | None = None) -> Foreign:
     architecture = _architecture(meta)
     interleaved = _ARCHITECTURES[architecture].interleaved
     cfg = _config(meta, tensors, architecture)
-    norms = zip(norm_names(cfg), _NORMS_AFTER if cfg.norm_after else _NORMS, strict=True)
+    norms = zip(norm_names(cfg).values(), _NORMS_AFTER if cfg.norm_after else _NORMS, strict=True)
     names = spelling(cfg, _ENDS, "blk", _LAYER_PARTS | dict(norms))
     read = [_ROPE_FACTORS] if architecture == _LLAMA else []
     shapes = {name: tensor.shape for name, tensor in tensors.items() if name not in read}
