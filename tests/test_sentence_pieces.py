@@ -41,6 +41,23 @@ def metaspace(scheme: str) -> Change:
     return change
 
 
+def gemma(file: dict[str, Any]) -> None:
+    """As Gemma's file has it: no space before a text, and line breaks and spaces among the added tokens."""
+    file["normalizer"] = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
+    file["pre_tokenizer"] = {
+        "type": "Split",
+        "pattern": {"String": " "},
+        "behavior": "MergedWithPrevious",
+        "invert": False,
+    }
+    del file["decoder"]["decoders"][3]
+    vocab = file["model"]["vocab"]
+    assert "▁▁" in vocab
+    for token in ("\n", "\n\n", "\n\n\n", "▁▁", "<table>"):
+        entry = {"content": token, "id": vocab.setdefault(token, len(vocab)), "special": False}
+        file["added_tokens"].append({**file["added_tokens"][0], **entry})
+
+
 def nothing(_: dict[str, Any]) -> None:
     pass
 
@@ -84,8 +101,8 @@ def stripping(file: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [nothing, stripping, *map(metaspace, ("first", "always", "never"))],
-    ids=["prepend", "stripping", "first", "always", "never"],
+    [nothing, stripping, gemma, *map(metaspace, ("first", "always", "never"))],
+    ids=["prepend", "stripping", "gemma", "first", "always", "never"],
 )
 def test_special_tokens_are_cut_out_as_the_library_cuts_them(
     change: Change, trained: bytes, tmp_path: Path
@@ -102,11 +119,26 @@ def test_special_tokens_are_cut_out_as_the_library_cuts_them(
         "a</s>",
         "<s><s> a",
         "Why?",
+        "a\n\n\n\nb  c\n d▁▁e<table><s>\n\n",
         *strings.texts(300, seed=1),
     ):
         assert ours.encode(text, allow_special=True) == theirs.encode(text, add_special_tokens=False).ids, (
             text
         )
+
+
+def test_a_vocabulary_as_gemma_has_it_gives_texts_back(trained: bytes, tmp_path: Path) -> None:
+    """Names of special tokens in a text are plain, as to a library that knows of none."""
+    file = as_json(trained)
+    gemma(file)
+    ours = load_tokenizer(written(tmp_path, file))
+    plain = file | {"added_tokens": [token for token in file["added_tokens"] if not token["special"]]}
+    theirs = tokenizers.Tokenizer.from_str(json.dumps(plain))
+    for text in ("def f(x):\n\n    return  x\n", " a▁▁b", *strings.texts(200, seed=2)):
+        ids = ours.encode(text)
+        assert ids == theirs.encode(text, add_special_tokens=False).ids, text
+        assert ours.decode_text(ids) == ours.decode(ids) == text.replace("▁", " "), text
+        assert ours.decode(ids) == theirs.decode(ids, skip_special_tokens=False), text
 
 
 def test_messages_cannot_speak_as_somebody_else(ours: Tokenizer) -> None:

@@ -1,5 +1,5 @@
-"""SentencePiece vocabularies, of Llama 1 and 2, TinyLlama and Mistral: text whose spaces are written "▁" is merged as
-one piece, and a character without a token is spelt by tokens of one byte each (Kudo & Richardson 2018,
+"""SentencePiece vocabularies, of Llama 1 and 2, TinyLlama, Mistral and Gemma: text whose spaces are written "▁" is
+merged as one piece, and a character without a token is spelt by tokens of one byte each (Kudo & Richardson 2018,
 arXiv:1808.06226).
 
 Read are the `tokenizer.json` that transformers makes of one, encoded by the `tokenizers` library, and the
@@ -28,6 +28,13 @@ from entropix.checkpoint.vocabulary.contents import Encoder, Vocabulary, check_i
 
 _SPACE = "▁"
 _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
+# Gemma's pre-tokenizer, which cuts nothing: no space is left where each is a "▁" already.
+_CUT_AT_SPACES = {
+    "type": "Split",
+    "pattern": {"String": " "},
+    "behavior": "MergedWithPrevious",
+    "invert": False,
+}
 _ALL_BYTES = frozenset(range(256))
 
 
@@ -105,7 +112,9 @@ def of_json(path: Path, file: Mapping[str, Any], small: SpecialTokens) -> Vocabu
         if token in merged or len(token) == 1 or _BYTE.fullmatch(token):
             raise _written(path, token)
     texts = {i: _token_text(token) for token, i in vocab.items()}
-    texts |= {i: token.encode() for token, i in (special | added).items()}
+    # Of the vocabulary's own, Gemma lists those of line breaks and of spaces, "▁▁", among the added ones.
+    own = {token for token, i in added.items() if vocab.get(token) == i}
+    texts |= {i: token.encode() for token, i in (special | added).items() if token not in own}
     bos_ids, eos_ids = text_ends(path, file.get("post_processor"), texts)
     plain: dict[str, Any] = {
         "version": "1.0",
@@ -138,8 +147,11 @@ def _later(path: Path, normalizer: Any, pre_tokenizer: Any) -> tuple[Any, bool]:
             step == spaces
         ):
             return None, True
-        case ({"type": "Sequence", "normalizers": [step]}, None) | (step, None) if step == spaces:
-            return None, False
+        case ({"type": "Sequence", "normalizers": [step]}, cut) | (step, cut) if step == spaces and cut in (
+            None,
+            _CUT_AT_SPACES,
+        ):
+            return cut, False
         case None, {"type": "Metaspace", "replacement": "▁", **options} if not options.get("split", True):
             scheme = options.get(
                 "prepend_scheme", "always" if options.get("add_prefix_space", True) else "never"
