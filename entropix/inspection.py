@@ -31,7 +31,8 @@ class Forward:
     logits_TV: np.ndarray
     """Of the token after each position: temperature 1, nothing filtered."""
     scores_LNTT: np.ndarray
-    """Raw attention scores q·k/√H of each layer and head, by query and key; before masking and softmax."""
+    """Raw attention scores q·k/√H of each layer and head, by query and key; before masking and softmax, as
+    `metrics.AttentionScores` has them."""
     visible_TT: np.ndarray
     """bool, by query and key: whether the query sees the key, which then is not after it, in any layer."""
     visible_LTT: np.ndarray

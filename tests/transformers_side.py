@@ -143,6 +143,23 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
         "Gemma3",
         {**EACH, **TIED, "head_dim": 16, "sliding_window": 512, "sliding_window_pattern": 2},
     ),
+    "gemma3-images": (
+        "Gemma3",
+        {
+            **SEVERAL,
+            **TIED,
+            "head_dim": 16,
+            "sliding_window": 4,
+            "layer_types": ["sliding_attention", "full_attention"],
+            "rope_parameters": LAYERS,
+            "vision_config": {
+                **dict.fromkeys(("hidden_size", "intermediate_size"), 16),
+                **dict.fromkeys(("num_hidden_layers", "num_attention_heads"), 1),
+                "image_size": 4,
+                "patch_size": 2,
+            },
+        },
+    ),
     "gemma2": (
         "Gemma2",
         {
@@ -226,9 +243,16 @@ def write(folder: Path) -> None:
     torch.set_num_threads(1)
     for name, (prefix, told) in MODELS.items():
         kind = f"{prefix}TextConfig" if prefix == "Gemma3" else f"{prefix}Config"
-        config = getattr(transformers, kind)(**{**SIZES, **told})
+        said = {**SIZES, **told}
+        images = said.pop("vision_config", None)
+        config = getattr(transformers, kind)(**said)
+        if images:
+            config = getattr(transformers, f"{prefix}Config")(
+                text_config=config.to_dict(), vision_config=images, mm_tokens_per_image=4
+            )
         config._attn_implementation = "eager"
-        model = getattr(transformers, f"{prefix}ForCausalLM")(config).eval()
+        head = "ConditionalGeneration" if images else "CausalLM"
+        model = getattr(transformers, f"{prefix}For{head}")(config).eval()
         with torch.no_grad():
             for key, values in model.named_parameters():
                 if "norm" in key:

@@ -129,6 +129,10 @@ _QWEN = {
     "max_window_layers": 28,
 }
 _GEMMA = {
+    "hidden_size": 2304,
+    "intermediate_size": 9216,
+    "num_hidden_layers": 26,
+    "num_attention_heads": 8,
     "num_key_value_heads": 4,
     "head_dim": 256,
     "rms_norm_eps": 1e-6,
@@ -220,6 +224,7 @@ FAMILIES: dict[str, Family] = {
     "gemma2": Family(
         {
             **_GEMMA,
+            "vocab_size": 256_000,
             "max_position_embeddings": 8192,
             "attn_logit_softcapping": 50.0,
             "final_logit_softcapping": 30.0,
@@ -232,7 +237,7 @@ FAMILIES: dict[str, Family] = {
         windowed=_but_every(2),
     ),
     "gemma3_text": Family(
-        {**_GEMMA, "max_position_embeddings": 131_072},
+        {**_GEMMA, "vocab_size": 262_208, "max_position_embeddings": 131_072},
         prefix="Gemma3",
         rope_theta=1_000_000.0,
         fixed={**_GEMMA_SWITCHES, "qk_norm": "head"},
@@ -249,11 +254,48 @@ FAMILIES: dict[str, Family] = {
 }
 
 
+# model_type of a model that also reads images -> that of its text model, which text_config describes.
+_TEXT_OF = {"gemma3": "gemma3_text"}
+
+
+def of_text(raw: Mapping[str, Any], path: Path) -> Mapping[str, Any]:
+    """The config.json of the text model alone, of one that also reads images; any other as it is.
+
+    Raises a ValueError where the whole would not be computed as such a text model is.
+    """
+    kind = raw.get("model_type")
+    if not isinstance(kind, str) or kind not in _TEXT_OF:
+        return raw
+    text, own = values.table(raw, "text_config", path), _TEXT_OF[kind]
+    tied = values.flag(raw, "tie_word_embeddings", path, default=True)
+    # transformers has the last one for text models alone.
+    for key, expected in (
+        ("model_type", own),
+        ("tie_word_embeddings", tied),
+        ("final_logit_softcapping", None),
+    ):
+        if text.get(key, expected) != expected:
+            raise ValueError(
+                f"{path}: text_config.{key} is {values.shown(text[key])}; in this {kind} it must be "
+                f"{values.shown(expected)}"
+            )
+    said = {
+        "model_type": own,
+        "architectures": [f"{FAMILIES[own].prefix}ForCausalLM"],
+        "tie_word_embeddings": tied,
+    }
+    return {
+        **text,
+        **said,
+        "quantization_config": raw.get("quantization_config", text.get("quantization_config")),
+    }
+
+
 def family(raw: Mapping[str, Any], path: Path) -> Family:
     """The row of a config.json. Raises a ValueError that names the known ones where there is none."""
     kind = raw.get("model_type")
     if not isinstance(kind, str) or kind not in FAMILIES:
-        first, *others = (repr(name) for name in FAMILIES)
+        first, *others = (repr(name) for name in (*FAMILIES, *_TEXT_OF))
         raise ValueError(
             f"{path}: model_type must be {first} or one of {', '.join(others)}; got {values.shown(kind)}, an "
             "architecture this package does not compute"

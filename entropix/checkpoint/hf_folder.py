@@ -50,6 +50,7 @@ def read_config(folder: Path) -> ModelConfig:
 
 def config_of(raw: Mapping[str, Any], path: Path) -> ModelConfig:
     """The architecture in an object such as config.json has. path: of the file, for errors; see `read_config`."""
+    raw = families.of_text(raw, path)
     family = families.family(raw, path)
     raw = {**family.defaults, **raw}
     n_layers = whole(raw, "num_hidden_layers", path, _MOST_LAYERS)

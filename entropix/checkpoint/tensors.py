@@ -19,6 +19,8 @@ EMBED, UNEMBED, FINAL_NORM = "model.embed_tokens.weight", "lm_head.weight", "mod
 _MAX_HEADER = 2**23  # bytes; 50 times what a model of 405 billion parameters has
 _MAX_FAULTS = 20  # that one error lists
 _PIECE_BYTES = 2**23  # of a file that a thread maps into memory at a time
+# In folders of models that also read images (Gemma 3): what names of the text model begin with, and those of the rest.
+_TEXT_MODEL, _IMAGES = "language_model.", ("vision_tower.", "multi_modal_projector.")
 _DERIVED = ".rotary_emb.inv_freq"  # a buffer in old checkpoints; it follows from the config
 
 
@@ -168,7 +170,7 @@ def check(folder: Path, cfg: ModelConfig) -> dict[str, StoredTensor]:
     Raises one ValueError that lists every tensor that is missing, unexpected, misshapen or of a wrong dtype.
     """
     stored = {name: t for name, t in stored_tensors(folder).items() if not name.endswith(_DERIVED)}
-    stored = _divided(stored, cfg)
+    stored = _divided(_of_text(stored), cfg)
     if cfg.n_layers > len(stored):  # and so too many to list what is missing
         raise ValueError(
             f"{folder}: config.json implies {cfg.n_layers} layers, but there are only {len(stored)} tensors"
@@ -188,6 +190,17 @@ def check(folder: Path, cfg: ModelConfig) -> dict[str, StoredTensor]:
     if faults:
         raise ValueError(f"{folder}: the tensors do not fit config.json{listed(faults)}")
     return stored
+
+
+def _of_text(stored: dict[str, StoredTensor]) -> dict[str, StoredTensor]:
+    """The same tensors or, of a model that also reads images, those of its text model, named as if these were all."""
+    if not any(name.startswith(_TEXT_MODEL) for name in stored):
+        return stored
+    return {
+        name.removeprefix(_TEXT_MODEL): tensor
+        for name, tensor in stored.items()
+        if not name.startswith(_IMAGES)
+    }
 
 
 def _divided(stored: dict[str, StoredTensor], cfg: ModelConfig) -> dict[str, StoredTensor]:

@@ -134,8 +134,8 @@ class ModelConfig:
                 raise ValueError(f"{name} has {beyond[0]}, but there are {self.n_layers} layers, from 0 on")
         if self.global_layers and (not self.sliding_window or len({*self.global_layers}) == self.n_layers):
             raise ValueError("global_layers takes a sliding_window, and a layer that has it")
-        if self.rope_local_theta and not self.sliding_window:
-            raise ValueError("rope_local_theta takes a sliding_window")
+        if self.rope_local_theta and (not self.sliding_window or self.yarn or self.rope_factor != 1):
+            raise ValueError("rope_local_theta takes a sliding_window, and no factor of attention beside it")
         if self.norm_around and self.norm_after:
             raise ValueError("norm_around and norm_after exclude each other")
 

@@ -361,7 +361,7 @@ def rope_table(position_BT: Array, cfg: ModelConfig, local: bool = False) -> tup
     as of `rope_frequencies`."""
     frequency_11H = rope_frequencies(cfg, local).astype(np.float32)[None, None]
     angle = position_BT[..., None].astype(jnp.float32) * frequency_11H
-    factor = 1.0 if local else cfg.rope_factor if cfg.yarn is None else cfg.yarn.attention_factor
+    factor = cfg.rope_factor if cfg.yarn is None else cfg.yarn.attention_factor
     return scaled(jnp.cos(angle), factor), scaled(jnp.sin(angle), factor)
 
 

@@ -15,6 +15,7 @@ import regex
 from entropix.checkpoint import values
 from entropix.checkpoint.convert.folder import Foreign, common_dtype, copy_texts
 from entropix.checkpoint.convert.pth_file import read_pth
+from entropix.checkpoint.families import of_text
 from entropix.checkpoint.hf_folder import read_config, stop_token_ids
 from entropix.checkpoint.tensors import (
     DTYPES,
@@ -129,7 +130,7 @@ def open_adapted(base: Path, adapter: Path, chat_template: str | None = None) ->
         with np.errstate(over="ignore", invalid="ignore"):  # whoever writes them looks for NaN and infinities
             return weight.astype(np.float32) + np.float32(scale[name]) * (b_OR @ a_RI)
 
-    config = read_json(base / "config.json")
+    config = of_text(read_json(base / "config.json"), base / "config.json")
     return Foreign(
         source=adapter,
         config=cfg,
