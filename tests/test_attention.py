@@ -169,3 +169,13 @@ def test_what_the_parts_add_is_rounded_once_in_bfloat16() -> None:
     assert mix_BKGTH.dtype == half
     unit = 2.0 ** (np.floor(np.log2(np.abs(expected))) - 7)
     assert np.all(np.abs(np.asarray(mix_BKGTH, np.float64) - expected) <= 0.51 * unit)
+
+
+def test_a_soft_cap_is_of_every_score() -> None:
+    """Of keys of the cache, of a prefix and of recent ones, in blocks or not."""
+    q_BKGTH, past, newest, visible_BTS, filled = inputs(8, 64, (10, 40), shared=(16, (16, 16)))
+    expected, score_BKGTS = attention.attention_with_scores(q_BKGTH, past, newest, visible_BTS, cap=0.5)
+    _, plain_BKGTS = attention.attention_with_scores(q_BKGTH, past, newest, visible_BTS)
+    np.testing.assert_allclose(score_BKGTS, 0.5 * np.tanh(plain_BKGTS / 0.5), atol=1e-6)
+    found = attention.blockwise_attention(q_BKGTH, past, newest, visible_BTS, filled, cap=0.5)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)

@@ -239,6 +239,7 @@ def test_yarn_reads_texts_up_to_the_scaled_length(tmp_path: Path) -> None:
     ("model", "kind", "longest"),
     [
         ("llama", {"type": "linear", "factor": 4}, 16_384),
+        ("gemma3_text", {"type": "linear", "factor": 4}, 4096),  # which its key has with the scaling
         ("llama", {"type": "dynamic", "factor": 4}, 4096),
         ("llama", {"type": "dynamic", "factor": 4, "original_max_position_embeddings": 2048}, 2048),
         (

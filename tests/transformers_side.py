@@ -84,6 +84,14 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "qwen3": ("Qwen3", {**SEVERAL, **TIED, "head_dim": 16}),
     "qwen3-one": ("Qwen3", {**ONE, **UNTIED, "head_dim": 10}),
+    "smollm3": ("SmolLM3", {**SEVERAL, **TIED, "no_rope_layers": [1, 0]}),
+    "smollm3-one": ("SmolLM3", {**ONE, **UNTIED, "no_rope_layer_interval": 2, "num_hidden_layers": 3}),
+    "granite": ("Granite", {**SEVERAL, **TIED, **MULTIPLIERS}),
+    "granite-one": ("Granite", {**ONE, **UNTIED, **MULTIPLIERS, "embedding_multiplier": 12}),
+    "olmo2": ("Olmo2", {**SEVERAL, **UNTIED}),
+    "olmo2-one": ("Olmo2", {**ONE, **TIED}),
+    "olmo2-two": ("Olmo2", {**TWO, **TIED}),
+    "olmo2-each": ("Olmo2", {**EACH, **UNTIED}),
     "qwen2-some": (
         "Qwen2",
         {
@@ -106,14 +114,10 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
             "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
         },
     ),
-    "smollm3": ("SmolLM3", {**SEVERAL, **TIED, "no_rope_layers": [1, 0]}),
-    "smollm3-one": ("SmolLM3", {**ONE, **UNTIED, "no_rope_layer_interval": 2, "num_hidden_layers": 3}),
     "smollm3-window": (
         "SmolLM3",
         {**ONE, **TIED, "no_rope_layers": [1, 0], "use_sliding_window": True, "sliding_window": 4},
     ),
-    "granite": ("Granite", {**SEVERAL, **TIED, **MULTIPLIERS}),
-    "granite-one": ("Granite", {**ONE, **UNTIED, **MULTIPLIERS, "embedding_multiplier": 12}),
     "gemma3": (
         "Gemma3",
         {
@@ -194,10 +198,6 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
             "sliding_window": 3,
         },
     ),
-    "olmo2": ("Olmo2", {**SEVERAL, **UNTIED}),
-    "olmo2-one": ("Olmo2", {**ONE, **TIED}),
-    "olmo2-two": ("Olmo2", {**TWO, **TIED}),
-    "olmo2-each": ("Olmo2", {**EACH, **UNTIED}),
 }
 SIZES = {
     "hidden_size": 48,
