@@ -161,6 +161,12 @@ def test_keys_that_are_left_out_mean_what_they_mean_to_transformers(made: Path, 
     )
 
 
+def test_a_window_without_a_size_is_refused_where_layers_have_one_always(tmp_path: Path) -> None:
+    raw = {**folders.CONFIG, **GEMMA2, "sliding_window": None}
+    with pytest.raises(ValueError, match="sliding_window is None: this gemma2 has no such windows"):
+        hf_folder.config_of(raw, tmp_path)
+
+
 def test_every_row_of_the_table_is_compared() -> None:
     assert set(FAMILIES) == set(ROWS)
 

@@ -32,16 +32,19 @@ def tensor_shapes(cfg: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Name -> shape of every tensor that a folder of this architecture holds. Matrices are [out, in]."""
     D, F, V, H = cfg.dim, cfg.ffn_dim, cfg.vocab_size, cfg.head_dim
     N, K = cfg.n_heads, cfg.n_kv_heads
+    norms = norm_names(cfg)
     layer: dict[str, tuple[int, ...]] = {
+        f"{norms['attn_norm_D']}.weight": (D,),
         "self_attn.q_proj.weight": (N * H, D),
         "self_attn.k_proj.weight": (K * H, D),
         "self_attn.v_proj.weight": (K * H, D),
         "self_attn.o_proj.weight": (D, N * H),
+        f"{norms['ffn_norm_D']}.weight": (D,),
         "mlp.gate_proj.weight": (F, D),
         "mlp.up_proj.weight": (F, D),
         "mlp.down_proj.weight": (D, F),
-        **{f"{name}.weight": (D,) for name in norm_names(cfg).values()},
     }
+    layer |= {f"{name}.weight": (D,) for name in norms.values()}
     if cfg.qkv_bias:
         layer |= {
             f"self_attn.{name}_proj.bias": (heads * H,) for name, heads in zip("qkv", (N, K, K), strict=True)

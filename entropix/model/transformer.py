@@ -34,9 +34,7 @@ SCORED, MEASURED, UNSEEN = "scored", "measured", "unseen"  # what is wanted of t
 class Places(NamedTuple):
     """What every layer needs to know of where the new tokens stand."""
 
-    rotation: (
-        tuple[Array, Array] | None
-    )  # cos and sin of this layer's `rope_table`; None where nothing is rotated
+    rotation: tuple[Array, Array] | None  # cos and sin of `rope_table`; None in a layer without rotation
     slot_B: Array  # int32: recent slot of the first new token
     visible_BTS: Array  # bool: keys that each may see in this layer
     position_BS: Array | None  # of each key, where metrics are wanted
