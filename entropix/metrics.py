@@ -117,7 +117,7 @@ def token_metrics(logits_BTV: Array) -> dict[str, Array]:
         "logits_entropy": entropy_bits(token),
         "logits_varentropy": varentropy_BT / math.log(2) ** 2,
         "top_prob": top_prob_BT,
-        "margin": top_prob_BT * jnp.abs(jnp.expm1(second_shift(token))),
+        "margin": top_prob_BT * jnp.abs(jnp.expm1(second_shift(logits_BTV))),
         "self_certainty": self_certainty(logits_BTV, token),
     }
 

@@ -40,11 +40,16 @@ def entropy_bits(parts: SoftmaxParts) -> Array:
     return (jnp.log(parts.total) - mean_shift(parts)) / math.log(2)
 
 
-def second_shift(parts: SoftmaxParts) -> Array:
-    """The shift of the second largest entry; 0 if it ties with the largest. Two passes, where sorting takes many."""
-    below = jnp.max(jnp.where(parts.shift < 0, parts.shift, -jnp.inf), axis=-1)
-    ties = total(jnp.where((parts.shift == 0) & (parts.exp > 0), 1.0, 0.0))
-    return jnp.where(ties > 1, 0, below)
+def second_shift(x: Array) -> Array:
+    """The second largest entry less the largest; 0 if it ties. Two passes, where sorting takes many.
+
+    Entries are compared as they are: a fusion that computes x anew may join its last operation with a subtraction, to
+    another last bit, and the largest shift is then not quite 0.
+    """
+    largest = jnp.max(x, axis=-1)
+    below = jnp.max(jnp.where(x < largest[..., None], x, -jnp.inf), axis=-1)
+    ties = total(jnp.where(x == largest[..., None], 1.0, 0.0))
+    return jnp.where(ties > 1, 0, below - largest)
 
 
 def contract(a: Array, b: Array) -> Array:

@@ -66,7 +66,7 @@ def context_of(logits_BV: Any) -> SamplerInputs:
         logits_BV,
         nothing._replace(
             logits_entropy=entropy_bits(parts),
-            margin=top_B * -jnp.expm1(second_shift(parts)),
+            margin=top_B * -jnp.expm1(second_shift(logits_BV)),
             self_certainty=self_certainty(logits_BV, parts),
         ),
     )

@@ -167,6 +167,20 @@ def test_the_command_merges_files_of_torch_too(
     )
 
 
+def test_layers_are_called_otherwise_where_a_model_reads_images_too(base: Path, tmp_path: Path) -> None:
+    names = {
+        "model.layers.0": "model.language_model.layers.0",
+        "model.layers.1": "language_model.model.layers.1",
+    }
+    tensors = {
+        re.sub(r"model\.layers\.\d", lambda layer: names[layer[0]], name): array
+        for name, array in adapter_tensors().items()
+    }
+    convert(base, tmp_path / "out", adapter=write_adapter(tmp_path / "adapter", tensors))
+    convert(base, tmp_path / "plain", adapter=write_adapter(tmp_path / "other"))
+    folders.assert_tensors(tmp_path / "out", folders.read_tensors(tmp_path / "plain"))
+
+
 def without(part: str) -> Callable[[], Tensors]:
     return lambda: {name: array for name, array in adapter_tensors().items() if part not in name}
 

@@ -10,6 +10,7 @@ from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import chex
 import folders
 import jax
 import jax.numpy as jnp
@@ -478,6 +479,17 @@ def test_a_pytorch_model_bin_keeps_the_config_of_its_family(tmp_path: Path) -> N
     convert(source, tmp_path / "out")
     assert hf_folder.read_config(tmp_path / "out") == hf_folder.read_config(source)
     folders.assert_tensors(tmp_path / "out", stored)
+
+
+def test_a_pytorch_model_bin_of_a_model_with_images_is_that_of_its_text_model(
+    made: Path, tmp_path: Path
+) -> None:
+    source, whole = tmp_path / "source", made / "gemma3-images"
+    source.mkdir()
+    (source / "config.json").write_bytes((whole / "config.json").read_bytes())
+    pth_files.write_pth(source / "pytorch_model.bin", folders.read_tensors(whole))
+    convert(source, tmp_path / "out")
+    chex.assert_trees_all_equal(load(tmp_path / "out").weights, load(whole).weights)
 
 
 def test_no_llama_is_written_of_another_family(tmp_path: Path) -> None:

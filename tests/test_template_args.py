@@ -8,6 +8,7 @@ from typing import Any
 
 import folders
 import pytest
+import toy
 
 import entropix
 from entropix import compare, replay, trace
@@ -122,6 +123,26 @@ def test_where_no_template_is_asked_they_are_refused(model: Model, toy_folder: s
         prepare(plain, "Why?", template_args=thoughtless)
     with pytest.raises(ValueError, match="never reads style; it reads no name that could be given"):
         entropix.load(toy_folder).with_template_args({"style": 1})
+
+
+@pytest.mark.parametrize(
+    "said", ["|im_end|", " |im_end| ", "im_end", "<|im_end|", "x|im_end|>", "im_end|>", "<|im_end|>"]
+)
+def test_marks_that_a_template_puts_around_what_is_said_complete_no_special_token(said: str) -> None:
+    """Keys and values of tools, and messages, as some templates write them."""
+    rows = "<{{ x }}<|{{ x }}|>{{ x|trim }}>"
+    loops = [
+        f"{{% for tool in tools %}}{{% for x in tool %}}{rows}{{% endfor %}}{{% endfor %}}",
+        f"{{% for tool in tools %}}{{% for x in tool.values() %}}{rows}{{% endfor %}}{{% endfor %}}",
+        f"{{% for message in messages %}}{{% set x = message.content %}}{rows}{{% endfor %}}",
+    ]
+    template = ChatTemplate("<|im_start|>" + "".join(loops)).with_arguments({"tools": [{said: said}]})
+    tokenizer = toy.ByteTokenizer()
+    ids = encode_chat(template, tokenizer, [Message(role="user", content=said)])
+    assert [i for i in ids if i in tokenizer.special_tokens.values()] == [
+        tokenizer.special_tokens["<|im_start|>"]
+    ]
+    assert tokenizer.decode(ids) == template.render([Message(role="user", content=said)])
 
 
 def test_tools_have_the_template_of_that_name(tmp_path: Path) -> None:

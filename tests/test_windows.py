@@ -30,6 +30,17 @@ def step(key_B: Array, state: Any, seen: SamplerInputs, cfg: Any) -> Any:
     return token_B, state, info._replace(score_B=mean_B), offered
 
 
+@pytest.mark.parametrize("scale", [{"logits_softcap": 30.0}, {"logits_divisor": 2.5}])
+def test_margins_are_those_of_logits_that_a_fusion_may_compute_again(scale: dict[str, float]) -> None:
+    """To another last bit, where it joins a factor of the logits with what is taken from them."""
+    model = toy.model_of(**scale)
+    [result] = entropix.generate(model, [PROMPT], sampler="greedy", max_new_tokens=40)
+    logits_TV = entropix.forward(model, [*PROMPT, *result.token_ids]).logits_TV.astype(np.float64)
+    p_TV = np.sort(np.exp(logits_TV) / np.exp(logits_TV).sum(axis=-1, keepdims=True))
+    expected = (p_TV[:, -1] - p_TV[:, -2])[len(PROMPT) - 1 : -1]
+    np.testing.assert_allclose([record["margin"] for record in result.records], expected, atol=1e-5)
+
+
 @pytest.fixture(scope="module")
 def text() -> list[int]:
     """What all ways make of two prompts as one, whatever the way."""

@@ -9,10 +9,9 @@ import contextvars
 import dataclasses
 import datetime
 import functools
-import itertools
 import json
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -23,6 +22,7 @@ import jinja2.nodes
 import jinja2.parser
 
 from entropix.checkpoint import chat_sandbox, values
+from entropix.checkpoint.chat_guard import guard, texts
 from entropix.checkpoint.hf_folder import END_TOKENS
 from entropix.checkpoint.special_tokens import NAMED, read_special_tokens, read_tokenizer_config
 from entropix.checkpoint.tokenizer import Tokenizer
@@ -67,7 +67,13 @@ class ChatTemplate:
     @property
     def has_date(self) -> bool:
         """Whether what the template writes may depend on when it does so."""
-        return "strftime_now" in self.source
+        return "strftime_now" in self.used
+
+    @property
+    def used(self) -> str:
+        """What renders: where tools are given, the template for them."""
+        with_tools = self.arguments.get("tools") is not None
+        return self.for_tools if with_tools and self.for_tools else self.source
 
     def with_arguments(self, arguments: Mapping[str, Any]) -> "ChatTemplate":
         """The template that gets these names too, as `apply_chat_template(**arguments)` of transformers gives them.
@@ -83,9 +89,9 @@ class ChatTemplate:
             raise ValueError(
                 f"template_args must be names with values that JSON has, got {values.shown(arguments)}"
             )
-        source = self.for_tools if self.for_tools and plain.get("tools") is not None else self.source
+        given = dataclasses.replace(self, arguments=plain)
         with _explained():
-            read, own = chat_sandbox.asked_for(source, *_OURS)
+            read, own = chat_sandbox.asked_for(given.used, *_OURS)
         own |= self._given((), True).keys() | {*NAMED}
         lists = {name for name in _LISTS if plain.get(name) is not None}
         for name in lists:
@@ -106,7 +112,7 @@ class ChatTemplate:
                 raise ValueError(
                     f"template_args (--template-arg): the chat template never reads {values.named(name)}{hint}"
                 )
-        return dataclasses.replace(self, source=source, arguments=plain)
+        return given
 
     def _given(self, messages: Sequence[Message], add_generation_prompt: bool) -> dict[str, Any]:
         """What every template gets."""
@@ -132,10 +138,10 @@ class ChatTemplate:
         """
         _check(messages)
         n_characters = sum(64 + len(message["role"]) + len(message["content"]) for message in messages)
-        n_characters += sum(map(len, _texts(self.arguments)))
+        n_characters += sum(map(len, texts(self.arguments)))
         given = self._given(messages, add_generation_prompt) | dict(self.arguments)
         with _explained():
-            return chat_sandbox.render(_compile(self.source), given, n_characters)
+            return chat_sandbox.render(_compile(self.used), given, n_characters)
 
 
 @contextlib.contextmanager
@@ -244,13 +250,13 @@ def encode_chat(
         return _some(tokenizer.encode(template.render(messages, add_generation_prompt), allow_special=True))
     _check(messages)
     said = [message["content"] for message in messages], [*template.arguments.values()]
-    for text in _texts(said):
+    for text in texts(said):
         tokenizer.check(text)
     ends = (template.tokens | {*END_TOKENS}).intersection(tokenizer.added_tokens)
     lacking = [name for name in template.tokens if not tokenizer.has_token(name)]
     names = {*tokenizer.special_tokens, *ends, *lacking}
-    taken = "".join([template.source, *names, *tokenizer.added_tokens])
-    (contents, given), originals = _guard(said, names, taken)
+    taken = "".join([template.used, *names, *tokenizer.added_tokens])
+    (contents, given), originals = guard(said, names, taken)
     template = dataclasses.replace(template, arguments=dict(zip(template.arguments, given, strict=True)))
     guarded: list[Message] = [
         {"role": message["role"], "content": content}
@@ -282,50 +288,6 @@ def _some(ids: list[int]) -> list[int]:
             "the chat template makes no text of this conversation; give it a text instead (--raw)"
         )
     return ids
-
-
-def _guard(said: Any, names: Collection[str], taken: str) -> tuple[Any, dict[int, str]]:
-    """(what is said, a JSON value, without any of the special tokens `names`, translation that puts them back).
-
-    Templates trim and rearrange what they get, so where a message ends up is unknown. Instead the first character of
-    each special token in it becomes a character of Braille (or of private use) that neither what is said nor `taken`,
-    the template and the tokens, contain: the template carries that along like any other, in Python's spelling of a list
-    too, and it is put back after the text has been cut at its special tokens.
-    """
-    in_use = set(taken).union(*_texts(said))
-    private = range(0xE000, 0xF900), range(0xF0000, 0xFFFFE), range(0x100000, 0x10FFFE)
-    unused = (
-        char for char in map(chr, itertools.chain(range(0x2801, 0x2900), *private)) if char not in in_use
-    )
-    firsts = sorted({name[0] for name in names})
-    stand_ins = dict(zip(firsts, unused, strict=False))
-    if len(stand_ins) < len(firsts):
-        raise ValueError(
-            "the messages use every private-use character of Unicode, and Braille's; remove some"
-        )
-    # Only one character is consumed, so that a token which begins inside another one is found as well.
-    alternatives = "|".join(map(re.escape, names))
-    token = re.compile(f"(?={alternatives or '(?!)'}).", re.DOTALL)
-
-    def guarded(value: Any) -> Any:
-        if isinstance(value, str):
-            return token.sub(lambda m: stand_ins[m[0]], value)
-        if isinstance(value, dict):
-            return {guarded(key): guarded(item) for key, item in value.items()}
-        return [*map(guarded, value)] if isinstance(value, list | tuple) else value
-
-    return guarded(said), {ord(stand_in): char for char, stand_in in stand_ins.items()}
-
-
-def _texts(value: Any) -> Iterator[str]:
-    """Every text in a JSON value, names included."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping):
-        yield from _texts([*value.items()])
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from _texts(item)
 
 
 def _check(messages: Sequence[Message]) -> None:

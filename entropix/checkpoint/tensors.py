@@ -4,7 +4,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import ml_dtypes
 import numpy as np
@@ -23,6 +23,8 @@ _PIECE_BYTES = 2**23  # of a file that a thread maps into memory at a time
 _TEXT_MODEL, _IMAGES = "language_model.", ("vision_tower.", "multi_modal_projector.")
 _DERIVED = ".rotary_emb.inv_freq"  # a buffer in old checkpoints; it follows from the config
 
+
+Tensor = TypeVar("Tensor")
 
 # As safetensors spells them. Nothing else is a plain floating-point weight.
 DTYPES = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(ml_dtypes.bfloat16)}
@@ -173,7 +175,7 @@ def check(folder: Path, cfg: ModelConfig) -> dict[str, StoredTensor]:
     Raises one ValueError that lists every tensor that is missing, unexpected, misshapen or of a wrong dtype.
     """
     stored = {name: t for name, t in stored_tensors(folder).items() if not name.endswith(_DERIVED)}
-    stored = _divided(_of_text(stored), cfg)
+    stored = _divided(of_text_model(stored), cfg)
     if cfg.n_layers > len(stored):  # and so too many to list what is missing
         raise ValueError(
             f"{folder}: config.json implies {cfg.n_layers} layers, but there are only {len(stored)} tensors"
@@ -195,7 +197,7 @@ def check(folder: Path, cfg: ModelConfig) -> dict[str, StoredTensor]:
     return stored
 
 
-def _of_text(stored: dict[str, StoredTensor]) -> dict[str, StoredTensor]:
+def of_text_model(stored: dict[str, Tensor]) -> dict[str, Tensor]:
     """The same tensors or, of a model that also reads images, those of its text model, named as if these were all."""
     if not any(name.startswith(_TEXT_MODEL) for name in stored):
         return stored

@@ -77,8 +77,8 @@ def branch_step(
     """(state, records `[lookahead + 1, B]`): one token a row or, where it forks, those of its best path; none where it
     waits for others to fork too."""
     plan, before = program.branching, state.rows
-    assert plan is not None and before.branching is not None and inputs.branching is not None
-    waited_B = before.branching.waited_B  # 0 in rows that do not wait
+    forks = before.branching
+    assert plan is not None and forks is not None and inputs.branching is not None
 
     def forward(tokens_BT: Array, recent: RecentKV, mask: AttentionMask | None = None) -> Any:
         return transformer.forward(weights, tokens_BT, cache, recent, program.model, mask)
@@ -88,23 +88,20 @@ def branch_step(
     rows, record, offered = sample(inputs, before, seen)
     drawn = _Drawn(before, rows, record, offered, seen, recent)
     may_go_on_B = (rows.finish_B == FinishReason.RUNNING) | (rows.finish_B == FinishReason.STOP_TOKEN)
-    asked_B = branching.wanted(
-        plan, inputs.branching, before.branching, record.info, seen.metrics, before.step_B
-    )
+    asked_B = branching.wanted(plan, inputs.branching, forks, record.info, seen.metrics, before.step_B)
     asked_B &= record.live_B & may_go_on_B
+    others_B = (before.finish_B == FinishReason.RUNNING) & ~asked_B
+    waited_B = jnp.where(asked_B, forks.waited_B, 0)
+    due = jnp.any(asked_B) & (jnp.sum(waited_B) >= plan.depth * jnp.sum(others_B))
 
     def straight() -> _Kept:
         taken = record._replace(
             live_B=record.live_B & ~asked_B, finish_B=jnp.where(asked_B, before.finish_B, record.finish_B)
         )
-        went_on = where_row(asked_B, before, rows)
-        assert went_on.branching is not None
-        waiting = went_on.branching._replace(waited_B=jnp.where(asked_B, waited_B + 1, 0))
-        return (
-            went_on._replace(branching=waiting),
-            recent,
-            _padded([taken], program, branching.no_paths(plan, len(asked_B))),
-        )
+        after = where_row(asked_B, before, rows)
+        waiting = forks._replace(waited_B=jnp.where(asked_B, waited_B + 1, 0))
+        records = _padded([taken], program, branching.no_paths(plan, len(asked_B)))
+        return after._replace(branching=waiting), recent, records
 
     def forked() -> _Kept:
         opened = _open(inputs, drawn, sample, plan)
@@ -116,8 +113,6 @@ def branch_step(
         last = ends if plan.whole else opened.rows
         return _keep(drawn, tried, every, last, path_kv, program)
 
-    others_B = (before.finish_B == FinishReason.RUNNING) & ~asked_B
-    due = jnp.any(asked_B) & (jnp.sum(waited_B) >= plan.depth * jnp.sum(others_B))
     rows, recent, records = jax.lax.cond(due, forked, straight)
     used_B = state.recent.used_B + jnp.sum(records.live_B, axis=0, dtype=jnp.int32)
     return DecodeState(rows, recent._replace(used_B=used_B), state.text_BX), records

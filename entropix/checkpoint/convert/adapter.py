@@ -31,6 +31,8 @@ from entropix.files import is_there, read_json
 
 _CONFIG = "adapter_config.json"
 _TENSOR = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<part>[AB])\.weight")
+# What layers of a model that also reads images begin with (Gemma 3).
+_TEXT_MODEL = re.compile(r"^(model\.language_model|language_model\.model)\.")
 # A matrix of the base, which PEFT saves too where a layer of embeddings or logits is adapted, or its size was changed.
 _WHOLE = re.compile(r"base_model\.model\.(?P<module>lm_head|model\.embed_tokens)(\.base_layer)?\.weight")
 
@@ -107,9 +109,9 @@ def open_adapted(base: Path, adapter: Path, chat_template: str | None = None) ->
                 f"{adapter}: {name} is there whole, unlike the base's: trained embeddings are not supported"
             )
     faults = []
-    scale = {}
+    merged: dict[str, tuple[float, np.ndarray, np.ndarray]] = {}
     for module, (a_RI, b_OR) in pairs.items():
-        name = f"{module}.weight"
+        name = f"{_TEXT_MODEL.sub('model.', module)}.weight"
         plain = name in shapes and name != EMBED and len(shapes[name]) == 2
         if not plain:
             tied = name == UNEMBED
@@ -118,17 +120,21 @@ def open_adapted(base: Path, adapter: Path, chat_template: str | None = None) ->
             sizes = f"{list(b_OR.shape)} times {list(a_RI.shape)}"
             faults.append(f"wrong shape: {module} is {sizes}, the base has {list(shapes[name])}")
         else:
-            scale[name] = _scale(raw, module, len(a_RI), path)
+            merged[name] = (
+                _scale(raw, module, len(a_RI), path),
+                a_RI.astype(np.float32),
+                b_OR.astype(np.float32),
+            )
     if faults:
         raise ValueError(f"{adapter}: the adapter does not fit {base}{listed(faults)}")
 
     def tensor(name: str) -> np.ndarray:
         weight: np.ndarray = stored[name].read()
-        if name not in scale:
+        if name not in merged:
             return weight
-        a_RI, b_OR = (part.astype(np.float32) for part in pairs[name.removesuffix(".weight")])
+        scale, a_RI, b_OR = merged[name]
         with np.errstate(over="ignore", invalid="ignore"):  # whoever writes them looks for NaN and infinities
-            return weight.astype(np.float32) + np.float32(scale[name]) * (b_OR @ a_RI)
+            return weight.astype(np.float32) + np.float32(scale) * (b_OR @ a_RI)
 
     config = of_text(read_json(base / "config.json"), base / "config.json")
     return Foreign(

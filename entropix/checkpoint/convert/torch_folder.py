@@ -8,8 +8,9 @@ import numpy as np
 from entropix.checkpoint.convert.folder import Foreign, common_dtype, copy_texts, misfits
 from entropix.checkpoint.convert.pth_file import read_pth
 from entropix.checkpoint.convert.values import Values
+from entropix.checkpoint.families import of_text
 from entropix.checkpoint.hf_folder import read_config, stop_token_ids
-from entropix.checkpoint.tensors import DTYPES, EMBED, UNEMBED, listed, tensor_shapes
+from entropix.checkpoint.tensors import DTYPES, EMBED, UNEMBED, listed, of_text_model, tensor_shapes
 from entropix.checkpoint.weight_files import beside, check_file
 from entropix.files import read_json
 
@@ -27,7 +28,8 @@ def open_torch_folder(folder: Path, chat_template: str | None = None) -> Foreign
     """The checkpoint in such a folder. Raises a ValueError for one that is incomplete, damaged, or of no family
     that is known."""
     cfg = read_config(folder)
-    tensors = {name: array for name, array in _tensors(folder).items() if not name.endswith(_DERIVED)}
+    tensors = of_text_model(_tensors(folder))
+    tensors = {name: array for name, array in tensors.items() if not name.endswith(_DERIVED)}
     if cfg.n_layers > len(tensors):  # and so too many to list what is missing
         raise ValueError(
             f"{folder}: config.json implies {cfg.n_layers} layers, but there are only {len(tensors)} tensors"
@@ -45,7 +47,8 @@ def open_torch_folder(folder: Path, chat_template: str | None = None) -> Foreign
     for name in shapes:
         if tensors[name].dtype not in DTYPES.values():
             raise ValueError(f"{folder}: {name} is of type {tensors[name].dtype}, which is no plain weight")
-    config = Values(folder / "config.json", read_json(folder / "config.json"))
+    path = folder / "config.json"
+    config = Values(path, of_text(read_json(path), path))
     return Foreign(
         source=folder,
         config=cfg,
