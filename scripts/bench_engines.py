@@ -6,6 +6,7 @@ It needs nothing of entropix, and of the libraries only the one it is started fo
 and all can live in an environment that has no JAX.
 """
 
+import abc
 import ctypes
 import importlib
 import importlib.util
@@ -61,7 +62,7 @@ class Batch:
         return [list(row) for row in zip(*steps, strict=True)]
 
 
-class Engine:
+class Engine(abc.ABC):
     """What can be asked, whatever the library. Batches are kept by the name that they were prepared under."""
 
     packages: tuple[str, ...] = ()
@@ -69,9 +70,9 @@ class Engine:
     def __init__(self) -> None:
         self._batches: dict[str, Batch] = {}
 
+    @abc.abstractmethod
     def variants(self, n_rows: int, room: int, **options: Any) -> Iterator[tuple[str, Rows]]:
         """The ways in which the library can hold so many rows with room for so many tokens each."""
-        raise NotImplementedError
 
     def about(self) -> dict[str, str]:
         """The versions of what is installed here."""

@@ -63,7 +63,7 @@ COMPILED_ANEW = {
     *("test_compiled", "test_cuda", "test_hlo", "test_tpu"),
     *("test_device_flags", "test_golden", "test_prefix", "test_replay", "test_run_grid", "test_trace"),
     *("test_sharding", "test_sharding_loading", "test_sharding_output", "test_sharding_sessions"),
-    "test_families",
+    *("test_families", "test_family_configs"),
 }
 
 # What takes longest, in its order, so that no worker is left with one of these when the others are done.

@@ -347,9 +347,13 @@ class Counting:
 
 def test_an_engine_keeps_its_quickest_variant_and_goes_back(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [0.0]
-    engine = bench_engines.Engine()
     rows = {"slow": Counting(clock, 2.0), "quick": Counting(clock, 1.0)}
-    engine.variants = lambda n_rows, room: iter(rows.items())
+
+    class Two(bench_engines.Engine):
+        def variants(self, n_rows: int, room: int, **options: Any) -> Any:
+            return iter(rows.items())
+
+    engine = Two()
     monkeypatch.setattr(bench_engines.time, "perf_counter", lambda: clock[0])
     monkeypatch.setattr(bench_engines.time, "sleep", nothing_for)
     found = engine.prepare("two", [[5, 6, 7], [6, 7, 8]], 10, 2)

@@ -2,27 +2,19 @@
 
 import dataclasses
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import chat_side
 import pytest
-from test_families import MISSING, PLACES
+import transformers_process
 
 from entropix.checkpoint.chat import encode_chat, load_chat_template
 from entropix.checkpoint.tokenizer import load_tokenizer
 
 
-@pytest.mark.skipif(bool(MISSING) and not os.environ.get("CI"), reason=f"no {' and no '.join(MISSING)}")
 def test_texts_and_ids_are_those_of_transformers(tmp_path: Path) -> None:
     """Also of messages that spell out special tokens or jinja, and of tools, documents and other arguments."""
-    places = [*PLACES[:1], *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
-    clean = {**os.environ, "PYTHONPATH": os.pathsep.join(places), "HF_HUB_OFFLINE": "1", "USE_TORCH": "0"}
-    command = [sys.executable, "-W", "ignore", chat_side.__file__, str(tmp_path)]
-    ran = subprocess.run(command, env=clean, capture_output=True, text=True, timeout=300)
-    assert ran.returncode == 0, ran.stderr
+    transformers_process.run(chat_side.__file__, tmp_path)
     expected = json.loads((tmp_path / "rendered.json").read_text())
     tokenizers = {name: load_tokenizer(tmp_path / name) for name in chat_side.TEMPLATES}
     refused = 0
