@@ -66,7 +66,14 @@ class AnswerFlags:
     opponents: Annotated[str, flag("rules that are tuned too, with commas between", "NAMES", None)] = (
         "temperature,min-p,top-p"
     )
-    free: Annotated[Text, flag("the numbers to choose (default: all but those of the guard)", "NAMES")] = None
+    free: Annotated[
+        Text,
+        flag(
+            "what to choose: numbers of the rule, branching.paths, .depth or .entropy, backtracking.tokens, or all of "
+            "numbers, branching, backtracking (default: numbers, which are the rule's but those of the guard)",
+            "NAMES",
+        ),
+    ] = None
     at_most: Annotated[
         Text, flag("the largest shares of tokens that strategies may have, as clarify=0.01", "NAME=SHARE,...")
     ] = None

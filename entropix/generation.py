@@ -49,7 +49,7 @@ def prepare(model: Model, prompts: Prompt | Sequence[Prompt], **given: Unpack[Op
     chosen = samplers.common(each)
     if isinstance(stop := generation.get("stop"), str):
         generation["stop"] = (stop,)
-    cfg = config.from_mapping(GenerateConfig, generation, "generation")
+    cfg = config.from_mapping(GenerateConfig, chosen.looking | generation, "generation")
     if "" in cfg.stop:
         raise ValueError("generation: a stop string must not be empty")
     several = _several(prompts)

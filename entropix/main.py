@@ -10,7 +10,7 @@ after signal n (130 for Ctrl-C), once what there was is printed.
 
 import dataclasses
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -57,6 +57,14 @@ class Command(NamedTuple):
     generation: GenerateConfig
     plan: Plan | None  # of several paths
     color: coloring.Choice
+
+    def as_toml(self) -> Iterator[str]:
+        """The lines of a preset that does the same without flags."""
+        asked = {name: getattr(self.generation, name) for name in config.LOOKING}
+        looking: dict[str, Any] = {
+            name: None if own == config.LOOKING[name]() else own for name, own in asked.items()
+        }
+        return dataclasses.replace(self.sampler, **looking).as_toml()
 
     def note_default(self, note: Callable[[str], None]) -> None:
         """A line about numbers that were chosen for the model, where nobody has named any."""
@@ -106,8 +114,7 @@ def main(args: Sequence[str] | None = None, prog: str = _PROG) -> None:
     )
     distributed.from_first(lambda: _check_outputs(flags))
     if flags.dump_config is not None:
-        lines = (f"{line}\n" for line in command.sampler.as_toml())
-        files.write_text(flags.dump_config, lines, "a preset")
+        files.write_text(flags.dump_config, [f"{line}\n" for line in command.as_toml()], "a preset")
     model = terminal.load(flags.weights, flags.dtype, flags.devices, arguments)
     command.note_default(terminal.note)
     if flags.chat:
@@ -205,7 +212,7 @@ def parse(args: Sequence[str], prog: str = _PROG) -> Command:
         flags=flags,
         sampler=sampler,
         given=tuple(of_rules),
-        generation=_generation(flags),
+        generation=_generation(flags, sampler),
         plan=plan,
         color=coloring.read_choice(flags.color),
     )
@@ -241,13 +248,13 @@ def _describe_samplers() -> str:
     return "\n".join([*lines, "", "Formulas, numbers and sources: docs/samplers.md"])
 
 
-def _generation(flags: Any) -> GenerateConfig:
+def _generation(flags: Any, sampler: ResolvedSampler) -> GenerateConfig:
     """What the flags say about generation; those named like its fields, and the groups that are its parts."""
     named = [f.name for f in dataclasses.fields(GenerateConfig) if hasattr(flags, f.name)]
     values = {name: getattr(flags, name) for name in named}
     parts = {
-        "branching": read_branching(flags.branches),
-        "backtracking": read_backtracking(flags.backtracks),
+        "branching": read_branching(flags.branches, sampler.branching),
+        "backtracking": read_backtracking(flags.backtracks, sampler.backtracking),
     }
     return config.from_mapping(GenerateConfig, values | parts, "flags")
 

@@ -10,11 +10,12 @@ import pytest
 import entropix
 from entropix import samplers
 from entropix.checkpoint.loading import Model
+from entropix.config import BacktrackConfig, BranchConfig
 from entropix.lab.calibration import ablation, answers, front, objective, search
 from entropix.lab.calibration.answers import Arm, Outcome
 from entropix.lab.calibration.objective import Answer, Asked, Figures, answer, figures
 from entropix.lab.calibration.search import GENERATION, LEFT, Journal, Search, Trial
-from entropix.lab.calibration.space import Range, ranges
+from entropix.lab.calibration.space import Range, ranges, values, with_values
 from entropix.lab.statistics import contrast
 from entropix.lab.tasks import Item, resolve
 from entropix.report import figures as figures_of_page
@@ -85,13 +86,40 @@ def test_ranges_come_from_the_rule_and_from_what_its_numbers_are() -> None:
     assert found["low_ent_thresh"] == Range("low_ent_thresh", 0.05, 12.0, is_log=True)
     assert found["high_vent_thresh"].high == 20.0 and found["top_p"] == Range("top_p", 0.0, 1.0)
     assert found["top_k"] == Range("top_k", 1.0, 128, is_int=True, is_log=True)
-    assert not {"repetition_penalty", "n_adaptive_samples", "clarifier"} & found.keys()
+    assert found["n_adaptive_samples"] == Range("n_adaptive_samples", 1.0, 10.0, is_int=True, is_log=True)
+    assert not {"repetition_penalty", "max_top_k", "clarifier", "branching.paths"} & found.keys()
     [guard] = ranges(samplers.resolve("greedy"), ["repetition_penalty"])
     assert (guard.low, guard.high) == (0.01, 2.0)
     with pytest.raises(ValueError, match="greedy has no number to choose"):
         ranges(samplers.resolve("greedy"))
     with pytest.raises(ValueError, match="--free tempo: min-p has no such number"):
         ranges(samplers.resolve("min-p"), ["tempo"])
+    with pytest.raises(ValueError, match="--free backtracking: min-p never does resample"):
+        ranges(samplers.resolve("min-p"), ["backtracking"])
+
+
+def test_looking_ahead_and_back_is_searched_where_that_is_asked_for() -> None:
+    rule = samplers.resolve("entropix")
+    space = ranges(rule, ["numbers", "branching", "backtracking.tokens", "temp"])
+    assert [one.name for one in space] == [
+        *(one.name for one in ranges(rule)),
+        *("branching.paths", "branching.depth", "branching.entropy", "backtracking.tokens"),
+    ]
+    usual = values(rule, space)
+    assert (usual["branching.paths"], usual["branching.entropy"], usual["backtracking.tokens"]) == (
+        1,
+        12.0,
+        0,
+    )
+    assert with_values(rule, space, usual) == rule  # what is off is what was not there
+
+    tried = usual | {"branching.paths": 3.0, "branching.entropy": 2.5, "backtracking.tokens": 2.0}
+    found = with_values(rule, space, tried)
+    assert found.branching == BranchConfig(paths=3, depth=4, entropy=2.5)
+    assert found.backtracking == BacktrackConfig(tokens=2) and found.numbers == rule.numbers
+    assert values(found, space) == tried
+    off = with_values(found, space, tried | {"branching.paths": 1.0})
+    assert off.branching == BranchConfig()  # not None, which would leave the file's own
 
 
 def test_a_race_asks_the_better_ones_more_and_the_search_comes_near(asked_of: list[tuple[int, int]]) -> None:
@@ -184,9 +212,13 @@ def test_candidates_side_by_side_are_those_alone(toy_model: Model) -> None:
     several = [plain.changed({"temp": temp}) for temp in (0.3, 1.0, 3.0)]
     text = [Asked(resolve("open"), Item(str(i), [i + 1, 7])) for i in range(3)]  # type: ignore[arg-type]
     short = [one._replace(task=dataclasses.replace(one.task, max_new_tokens=5)) for one in text]  # type: ignore[type-var]
+    forking = dataclasses.replace(several[1], branching=BranchConfig(paths=2, depth=2, entropy=0.01))
+    several.insert(1, forking)  # of another program, between those of one
     together = answer(toy_model, several, short, [0, 1], 4)
     assert together == [answer(toy_model, [one], short, [0, 1], 4)[0] for one in several]
     assert len({given.text for of_one in together for of_item in of_one for given in of_item}) > 6
+    computed = [figures(short, of_one).computed for of_one in together]
+    assert computed[0] == computed[2] == 5.0 < computed[1]
 
 
 def test_a_preset_says_what_it_is_worth(toy_folder: str) -> None:

@@ -12,7 +12,9 @@ import jax
 import pytest
 
 from entropix import PACKAGE_ROOT, config, files, presets, samplers
-from entropix.config import GenerateConfig, ModelConfig, RopeScaling
+from entropix.checkpoint.loading import Model
+from entropix.config import BacktrackConfig, BranchConfig, GenerateConfig, ModelConfig, RopeScaling
+from entropix.generation import prepare
 from entropix.samplers.entropix import SamplerConfig
 
 TOY = files.read_toml(PACKAGE_ROOT.parent / "configs" / "models" / "toy.toml")
@@ -107,6 +109,36 @@ def test_a_file_replaces_single_numbers_of_its_rules_own_preset(tmp_path: Path) 
     expected = dataclasses.replace(own, top_p=0.5)
     found = samplers.resolve(str(file))
     assert (found.name, found.numbers) == ("top-p", expected)
+
+
+def test_a_file_says_how_to_look_ahead_and_back_where_nobody_else_does(
+    tmp_path: Path, toy_model: Model
+) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text(
+        'sampler = "entropix"\ntop_p = 0.5\n[branching]\npaths = 3\nentropy = 2\n[backtracking]\ntokens = 2\n'
+    )
+    found = samplers.resolve(str(file))
+    assert found.branching == BranchConfig(paths=3, entropy=2.0)
+    assert found.backtracking == BacktrackConfig(tokens=2)
+
+    def looking(**asked: Any) -> tuple[BranchConfig, BacktrackConfig]:
+        cfg = prepare(toy_model, "Why?", sampler=found, **asked).config
+        return cfg.branching, cfg.backtracking
+
+    assert looking() == looking(temp=0.5) == (found.branching, found.backtracking)
+    other = BranchConfig(paths=2)
+    assert looking(branching=other) == looking(branching={"paths": 2}) == (other, found.backtracking)
+    assert looking(branching={}, backtracking={}) == (BranchConfig(), BacktrackConfig())
+
+    again = tmp_path / "again.toml"
+    again.write_text("\n".join(found.changed({"temp": 0.5}).as_toml()))
+    read = samplers.resolve(str(again))
+    assert (read.numbers.temp, read.branching, read.backtracking) == (
+        0.5,
+        found.branching,
+        found.backtracking,
+    )
 
 
 def test_every_field_of_the_sampler_and_of_generation_explains_itself() -> None:
@@ -244,6 +276,15 @@ def test_the_architecture_is_checked_however_it_is_made() -> None:
         (b"temp = 1.0\n", 'expected an entry like sampler = "entropix", got None'),
         (b"sampler = 3\n", 'expected an entry like sampler = "entropix", got 3'),
         (b'sampler = "entropix"\ntmp = 1.0\n', "unknown field 'tmp'; did you mean 'temp'?"),
+        (b'sampler = "entropix"\nbranching = 4\n', "branching: expected names with values, got 4"),
+        (
+            b'sampler = "entropix"\n[branching]\npath = 2\n',
+            "branching: unknown field 'path'; did you mean 'paths'",
+        ),
+        (
+            b'sampler = "entropix"\n[backtracking]\ntokens = 99\n',
+            "backtracking: tokens must be between 0 and 16",
+        ),
     ],
 )
 def test_an_unusable_preset_file_is_refused_by_its_name(

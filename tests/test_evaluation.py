@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from entropix.config import BacktrackConfig, BranchConfig
 from entropix.lab.evaluation import forks_told, policy_figures, policy_told, protocol, signal_figures
 from entropix.lab.evaluation.forks import RANDOM, STRATIFIED, Place, choose
 from entropix.lab.evaluation.forks_plan import ForksPlan
@@ -56,8 +57,8 @@ def test_a_protocol_says_what_is_asked_of_whom(file: Path) -> None:
         ("placebo", 1, True),
     ]
     vote = found.arms[2].variant
-    assert vote.branching is not None and vote.backtracking is not None and vote.backtracking.tokens == 3
-    assert (vote.sampler.numbers.temp, vote.branching.paths, vote.branching.entropy) == (0.4, 2, 1.0)
+    assert vote.sampler.branching == BranchConfig(paths=2, entropy=1.0)
+    assert (vote.sampler.backtracking, vote.sampler.numbers.temp) == (BacktrackConfig(tokens=3), 0.4)
     mine, placebo = (found.arms[number].variant.sampler.numbers for number in (1, 3))
     assert (placebo.temp, placebo.top_k) == (mine.temp, mine.top_k)
 

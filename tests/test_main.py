@@ -86,6 +86,36 @@ def test_without_flags_there_is_neither_branching_nor_backtracking() -> None:
     assert read_backtracking(flags.backtracks) == BacktrackConfig()
 
 
+def test_the_flags_of_branching_and_backtracking_begin_with_the_presets(tmp_path: Path) -> None:
+    """As those of numbers do; what is in force is a preset that gives the same."""
+    path = tmp_path / "mine.toml"
+    path.write_text(
+        'sampler = "entropix"\n[branching]\npaths = 3\nentropy = 2.5\n[backtracking]\ntokens = 2\n'
+    )
+
+    def looking(*flags: str) -> tuple[BranchConfig, BacktrackConfig]:
+        command = parse(["--prompt", "x", "--sampler", str(path), *flags])
+        dumped = tmp_path / "dumped.toml"
+        dumped.write_text("\n".join(command.as_toml()))
+        read = samplers.resolve(str(dumped))
+        asked = command.generation.branching, command.generation.backtracking
+        assert asked == (read.branching or BranchConfig(), read.backtracking or BacktrackConfig())
+        return asked
+
+    own, back = BranchConfig(paths=3, entropy=2.5), BacktrackConfig(tokens=2)
+    assert looking() == (own, back)
+    assert looking("--branch-depth", "2", "--backtrack", "3") == (
+        dataclasses.replace(own, depth=2),
+        BacktrackConfig(tokens=3),
+    )
+    off = looking("--branch", "1", "--backtrack", "0")
+    assert off == (dataclasses.replace(own, paths=1), BacktrackConfig())
+    with pytest.raises(ValueError, match="--branch changes nothing without branching"):
+        looking("--branch", "1", "--branch-depth", "2")
+    with pytest.raises(ValueError, match="flags of --backtrack change nothing"):
+        looking("--backtrack", "0", "--backtrack-budget", "2")
+
+
 def test_without_a_preset_it_is_the_one_that_was_chosen_for_the_weights() -> None:
     assert parse(["--chat", "--weights", "some/model"]).sampler == samplers.resolve("entropix")
     for weights in ([], ["--weights", "weights/smollm2-135m-instruct/"]):

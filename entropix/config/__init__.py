@@ -26,9 +26,11 @@ from entropix.config.fields import (
 )
 from entropix.config.generation import (
     BATCH_ROWS,
+    LOOKING,
     BacktrackConfig,
     BranchConfig,
     GenerateConfig,
+    read_looking,
 )
 from entropix.config.model import (
     ModelConfig,
@@ -39,6 +41,7 @@ from entropix.config.model import (
 __all__ = [
     "BATCH_ROWS",
     "HOST",
+    "LOOKING",
     "MAX_INT32",
     "NO_NAMES",
     "NO_TOKEN",
@@ -56,5 +59,6 @@ __all__ = [
     "fields_of_kind",
     "from_mapping",
     "parameter",
+    "read_looking",
     "rule_config",
 ]

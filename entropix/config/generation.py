@@ -1,8 +1,10 @@
 """How far an answer goes, by which random numbers, and what is optional on the way."""
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
-from entropix.config.fields import MAX_INT32, choice, parameter
+from entropix.config.fields import MAX_INT32, choice, from_mapping, parameter
 
 BATCH_ROWS = 32  # prompts that are answered together, unless told otherwise
 
@@ -38,6 +40,17 @@ class BacktrackConfig:
     tokens: int = parameter(0, "newest tokens to take back; 0 is no backtracking", 0, 16, "tokens")
     strategies: tuple[str, ...] = parameter(("resample",), "strategies of the sampler that ask for it")
     budget: int = parameter(8, "how often in one answer", 0, MAX_INT32)
+
+
+# How a generation looks ahead and back, by the field of `GenerateConfig`.
+LOOKING: dict[str, type] = {"branching": BranchConfig, "backtracking": BacktrackConfig}
+
+
+def read_looking(tables: Mapping[str, Any], source: str = "") -> dict[str, Any]:
+    """The configurations in tables of these names. Raises a ValueError that begins with the source and the table's name
+    for what is wrong."""
+    where = f"{source}: " if source else ""
+    return {name: from_mapping(LOOKING[name], table, f"{where}{name}") for name, table in tables.items()}
 
 
 @dataclasses.dataclass(frozen=True)

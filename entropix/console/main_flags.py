@@ -2,6 +2,7 @@
 
 import dataclasses
 import secrets
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Annotated, Any, get_type_hints
@@ -14,7 +15,7 @@ from entropix.config import GenerateConfig
 from entropix.console import cli, words
 from entropix.console.cli import DeviceFlags, Dtype, TemplateArg, Text, Weights, flag
 from entropix.console.path_flags import PathFlags
-from entropix.console.search_flags import BacktrackFlags, BranchFlags
+from entropix.console.search_flags import BacktrackFlags, BranchFlags, backtrack_flags, branch_flags
 from entropix.samplers import ResolvedSampler
 
 _SOURCE = tyro.conf.create_mutex_group(required=True, title="what is asked")
@@ -178,8 +179,8 @@ def flat(flags: Any) -> Any:
 
 
 def all_flags(chosen: ResolvedSampler, brief: bool) -> type:
-    """`Flags` with the preset and one flag for each number of the rule behind what is asked; brief: for a help without
-    the later groups."""
+    """`Flags` with the preset and one flag for each number of the rule behind what is asked, whose defaults are the
+    preset's, as are those of branching and backtracking; brief: for a help without the later groups."""
     fields, hints = samplers.parameters(chosen.rule.config), get_type_hints(chosen.rule.config)
     if taken := [field.name for field in fields if cli.spelled(field.name) in GENERAL]:
         raise ValueError(
@@ -200,11 +201,15 @@ def all_flags(chosen: ResolvedSampler, brief: bool) -> type:
     )
     kinds: Any = get_type_hints(Flags, include_extras=True)
     hidden: Any = tyro.conf.Suppress
+    looking: dict[str, Callable[[], Any]] = {
+        "branches": lambda: branch_flags(chosen.branching),
+        "backtracks": lambda: backtrack_flags(chosen.backtracking),
+    }
     groups: list[Any] = [
         (
             own.name,
             hidden[kinds[own.name]] if brief and own.name in _LATER else kinds[own.name],
-            field(default_factory=own.default_factory),
+            field(default_factory=looking.get(own.name, own.default_factory)),
         )
         for own in dataclasses.fields(Flags)
     ]

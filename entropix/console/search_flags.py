@@ -32,13 +32,25 @@ class BranchFlags:
     branch_among: Annotated[Text, flag(_help("among"), "kept|all", None)] = BranchConfig.among
 
 
-def read_branching(flags: BranchFlags) -> BranchConfig:
-    """What the flags say about branching. Raises a ValueError for bad values, and for flags that change nothing."""
-    own = {"branch": "paths", "branch_on": "strategies"}
-    fields = {name: own.get(name, name.removeprefix("branch_")) for name in vars(flags)}
-    wish = _read(BranchConfig, flags, fields)
-    given = [name for name, value in vars(flags).items() if value != getattr(BranchFlags, name)]
-    if given and (wish.paths == 1 or wish.depth == 0):
+_OWN = {"branch": "paths", "branch_on": "strategies"}
+_BRANCH = {name: _OWN.get(name, name.removeprefix("branch_")) for name in BranchFlags.__dataclass_fields__}
+
+
+def branch_flags(wish: BranchConfig | None) -> BranchFlags:
+    """The flags that a preset's branching amounts to, which are their defaults where it is chosen."""
+    return BranchFlags(**{name: getattr(wish or BranchConfig(), field) for name, field in _BRANCH.items()})
+
+
+def read_branching(flags: BranchFlags, preset: BranchConfig | None = None) -> BranchConfig:
+    """What the flags say about branching. Raises a ValueError for bad values, and for flags that change nothing.
+
+    preset: what the chosen preset says of it. `--branch 1` switches that off.
+    """
+    wish = _read(BranchConfig, flags, _BRANCH)
+    usual = branch_flags(preset)
+    given = [name for name, value in vars(flags).items() if value != getattr(usual, name)]
+    switched_off = usual.branch > 1 and given in (["branch"], ["branch_depth"])
+    if given and (wish.paths == 1 or wish.depth == 0) and not switched_off:
         raise ValueError(
             f"{cli.spelled(given[0])} changes nothing without branching, which takes --branch C with C of at "
             "least 2 and a depth of at least 1"
@@ -59,11 +71,25 @@ class BacktrackFlags:
     )
 
 
-def read_backtracking(flags: BacktrackFlags) -> BacktrackConfig:
-    """What the flags say about backtracking. Raises a ValueError for bad values, and for flags that change nothing."""
-    fields = {"backtrack": "tokens", "backtrack_on": "strategies", "backtrack_budget": "budget"}
-    wish = _read(BacktrackConfig, flags, fields)
-    if wish.tokens == 0 and wish != BacktrackConfig():
+_BACKTRACK = {"backtrack": "tokens", "backtrack_on": "strategies", "backtrack_budget": "budget"}
+
+
+def backtrack_flags(wish: BacktrackConfig | None) -> BacktrackFlags:
+    """The flags that a preset's backtracking amounts to."""
+    return BacktrackFlags(
+        **{name: getattr(wish or BacktrackConfig(), field) for name, field in _BACKTRACK.items()}
+    )
+
+
+def read_backtracking(flags: BacktrackFlags, preset: BacktrackConfig | None = None) -> BacktrackConfig:
+    """What the flags say about backtracking. Raises a ValueError for bad values, and for flags that change nothing.
+
+    preset: what the chosen preset says of it. `--backtrack 0` switches that off.
+    """
+    wish = _read(BacktrackConfig, flags, _BACKTRACK)
+    usual = backtrack_flags(preset)
+    given = [name for name, value in vars(flags).items() if value != getattr(usual, name)]
+    if wish.tokens == 0 and given and not (usual.backtrack and given == ["backtrack"]):
         raise ValueError(
             "flags of --backtrack change nothing without it; give --backtrack M too, M at least 1"
         )

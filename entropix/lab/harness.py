@@ -278,6 +278,7 @@ class Harness(TemplateLM):
             "template_args": dict(self.model.template_args),
             "sampler": self.sampler.name,
             "numbers": dataclasses.asdict(self.sampler.numbers),
+            **{name: dataclasses.asdict(own) for name, own in self.sampler.looking.items()},
             "source": None if self.sampler.source is None else self.sampler.source.sha256,
         }
 

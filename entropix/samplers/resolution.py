@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from entropix import config, presets
+from entropix.config import LOOKING, TRACED, BacktrackConfig, BranchConfig
 from entropix.files import read_toml
 from entropix.samplers import registry, rule_files
 from entropix.samplers.base import Sampler
@@ -24,6 +25,8 @@ class ResolvedSampler:
     rule: Sampler
     numbers: Any  # of the rule: a `rule.config`
     source: RuleFile | None = None  # of a rule in a file of somebody's own
+    branching: BranchConfig | None = None  # how it looks ahead, of a preset that says so
+    backtracking: BacktrackConfig | None = None  # and back
 
     @property
     def name(self) -> str:
@@ -42,12 +45,28 @@ class ResolvedSampler:
         ids = tuple(sorted(set(special)))
         return guarded(self.rule, ids) if ids else guarded(self.rule)
 
+    @property
+    def looking(self) -> dict[str, Any]:
+        """How it looks ahead and back, by the field of `GenerateConfig`, where that is its own."""
+        return {name: own for name in LOOKING if (own := getattr(self, name)) is not None}
+
+    @property
+    def fixed(self) -> tuple[Any, ...]:
+        """What the rows of one batch have in common: all but numbers that compile nothing."""
+        numbers = [(f.name, f.metadata["kind"]) for f in dataclasses.fields(self.numbers)]
+        static = [getattr(self.numbers, name) for name, kind in numbers if kind != TRACED]
+        return self.sampler, self.branching, self.backtracking, *static
+
     def as_toml(self) -> Iterator[str]:
         """The lines of a preset with all its numbers, which gives the same tokens."""
         named = self.name if self.source is None else f"{self.source.file}:{self.source.object}"
         yield f"sampler = {json.dumps(named)}"
         for name, value in dataclasses.asdict(self.numbers).items():
             yield f"{name} = {json.dumps(value, ensure_ascii=False)}"
+        for name, own in self.looking.items():
+            yield f"[{name}]"
+            for field, value in dataclasses.asdict(own).items():
+                yield f"{field} = {json.dumps(value, ensure_ascii=False)}"
 
     def changed(self, changes: Mapping[str, Any], where: str = "sampler config") -> "ResolvedSampler":
         """The same with some numbers replaced. Raises a ValueError that begins with `where` for what is wrong."""
@@ -64,7 +83,8 @@ def resolve(
     """The rule and the numbers that are meant by
 
     - the name of a preset in configs/samplers or of a rule, whose numbers then are the usual ones;
-    - a `.toml` file, whose entry `sampler` names the rule and whose other entries are numbers of it;
+    - a `.toml` file, whose entry `sampler` names the rule and whose other entries are numbers of it; tables `branching`
+      and `backtracking`, if there are, say how it looks ahead and back;
     - a rule in a Python file, `my_rule.py:RULE`;
     - a rule itself, or what was resolved already.
 
@@ -92,7 +112,7 @@ def common(several: Sequence[ResolvedSampler]) -> ResolvedSampler:
             raise ValueError(f"rows of one batch have one rule, got {first.name} and {one.name}")
         for field in dataclasses.fields(one.numbers):
             name = field.name
-            if field.metadata["kind"] == config.TRACED:
+            if field.metadata["kind"] == TRACED:
                 continue
             values = getattr(first.numbers, name), getattr(one.numbers, name)
             if values[0] != values[1]:
@@ -171,11 +191,12 @@ def _from_toml(label: str, path: Path) -> ResolvedSampler:
             raise ValueError(f"{path}: {error}") from None
         found = ResolvedSampler(label, rule, rule.config())
     usual = found.numbers
+    looking = {name: values.pop(name) for name in LOOKING if name in values}
     values = {name: value for name, value in values.items() if not _is_idle(name, value, found.rule)}
     found = dataclasses.replace(found.changed(values, str(path)), label=label)
     given = [name for name in values if getattr(found.numbers, name) != getattr(usual, name)]
     registry.check_guard(given, found.numbers, str(path))
-    return found
+    return dataclasses.replace(found, **config.read_looking(looking, str(path)))
 
 
 def _is_idle(name: str, value: Any, rule: Sampler) -> bool:

@@ -13,7 +13,7 @@ from entropix.checkpoint.loading import Model
 from entropix.lab.calibration import objective
 from entropix.lab.calibration.objective import Asked, Figures
 from entropix.lab.calibration.search import GENERATION, Journal, Search, Trial, generation_answers
-from entropix.lab.calibration.space import ranges
+from entropix.lab.calibration.space import ranges, values
 from entropix.lab.statistics import Contrast, contrast, mean_interval
 from entropix.lab.tasks import DEV, HELD_OUT, Task, digest
 from entropix.samplers import ResolvedSampler
@@ -42,10 +42,11 @@ class Plan:
         """What a journal depends on."""
         return {
             "format": "entropix-calibration",
-            "version": 3,
+            "version": 4,
             **trace.circumstances(model),
             "sampler": sampler.name,
             "numbers": asdict(sampler.numbers),
+            **{name: asdict(own) for name, own in sampler.looking.items()},
             "items": {split: digest_of(self.items(split)) for split in (DEV, HELD_OUT)},
             "seeds": list(self.seeds),
             "loss": self.loss,
@@ -165,7 +166,7 @@ def calibrate(
         measured(label, found, n)
     measured(f"{Path(sampler.label).name}, as it was", sampler)
     found, n = tuned(sampler, is_opponent=False)
-    if found.numbers == sampler.numbers:  # nothing better was found, and what this is worth is known
+    if found == sampler:  # nothing better was found, and what this is worth is known
         outcome.arms.append(outcome.arms[-1]._replace(label=f"{sampler.name}, calibrated", n_candidates=n))
         advance((len(dev) + len(held_out)) * len(plan.seeds), sampler.name)
     else:
@@ -193,7 +194,7 @@ def _run(
     sampler = search.sampler
     if journal is not None:
         search.trials += journal.trials.get(sampler.name, [])
-    usual = {one.name: one.clipped(getattr(sampler.numbers, one.name)) for one in search.space}
+    usual = values(sampler, search.space)
     for number in range(len(search.trials) // GENERATION, n_generations):
         trials = search.race([] if number else [usual], advance)
         if journal is not None:
@@ -226,8 +227,8 @@ def report(outcome: Outcome) -> Iterator[str]:
     width = max(len(arm.label) for arm in outcome.arms)
     n = [len(plan.items(split)) for split in (DEV, HELD_OUT)]
     yield f"{n[0]} development and {n[1]} held-out items, {len(plan.seeds)} answers each"
-    yield f"{'':{width}}  tried   right           coverage        valid     cut off"
-    yield f"{'':{width}}          dev  held-out   dev  held-out  held-out  held-out"
+    yield f"{'':{width}}  tried   right           coverage        valid     cut off   computed"
+    yield f"{'':{width}}          dev  held-out   dev  held-out  held-out  held-out  tokens"
     for arm in outcome.arms:
         figures = [
             arm.dev.share_right,
@@ -239,7 +240,7 @@ def report(outcome: Outcome) -> Iterator[str]:
         yield (
             f"{arm.label:{width}}  {arm.n_candidates or '-':>5}  "
             + "  ".join(f"{shown(value):>6}" for value in figures)
-            + f"  {arm.held_out.cut_off:7.3f}"
+            + f"  {arm.held_out.cut_off:7.3f}  {arm.held_out.computed:8.1f}"
         )
     yield ""
     yield from findings(outcome)
@@ -256,7 +257,7 @@ def findings(outcome: Outcome) -> Iterator[str]:
         for what, found in zip(("Share of right answers", "Coverage"), against(outcome, label), strict=True):
             if found is not None:
                 yield f"{what} less that of {label}: {_difference(found)}"
-    if outcome.chosen.sampler.numbers == outcome.arms[-2].sampler.numbers:
+    if outcome.chosen.sampler == outcome.arms[-2].sampler:
         yield "The search found nothing better than the numbers that it began with."
     yield from verdict(outcome)
 
@@ -305,6 +306,7 @@ def rows(outcome: Outcome) -> Iterator[dict[str, Any]]:
             "held_out_coverage": _plain(arm.held_out.mean_coverage),
             "held_out_cut_off": arm.held_out.cut_off,
             "held_out_tokens": arm.held_out.tokens,
+            "held_out_computed": arm.held_out.computed,
         }
 
 

@@ -5,7 +5,7 @@ candidates, so that they are compared item by item.
 """
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -36,6 +36,7 @@ class Answer(NamedTuple):
     new_tokens: int
     finish: FinishReason
     strategies: Mapping[str, int] = {}  # how many of the tokens came by each
+    computed: int = 0  # tokens, those among them that are not in the text
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ class Figures:
     cut_off: float  # share of the answers
     tokens: float  # of an answer, on average
     strategies: Mapping[str, float] = field(default_factory=dict)  # shares of the tokens that came by each
+    computed: float = 0.0  # tokens of an answer, discarded ones among them, on average
 
     @property
     def share_right(self) -> float:
@@ -79,11 +81,33 @@ def answer(
     batch: int,
     advance: Callable[[int], None] = lambda n: None,
 ) -> list[list[list[Answer]]]:
-    """The answers by candidate, item and seed: all candidates, which are of one rule, side by side in one batch of so
-    many rows.
+    """The answers by candidate, item and seed: candidates that share a program, all of them where they differ in
+    numbers that compile nothing, side by side in one batch of so many rows.
 
     advance: is told how many more answers have ended.
     """
+    together: dict[Hashable, list[int]] = {}
+    for place, candidate in enumerate(candidates):
+        together.setdefault(candidate.fixed, []).append(place)
+    found: list[Any] = [None] * len(candidates)
+    for places in together.values():
+        several = [candidates[place] for place in places]
+        for place, given in zip(
+            places, _side_by_side(model, several, asked, seeds, batch, advance), strict=True
+        ):
+            found[place] = given
+    return found
+
+
+def _side_by_side(
+    model: Model,
+    candidates: Sequence[ResolvedSampler],
+    asked: Sequence[Asked],
+    seeds: Sequence[int],
+    batch: int,
+    advance: Callable[[int], None],
+) -> list[list[list[Answer]]]:
+    """The answers of candidates that share a program."""
     cells = [(c, i, s) for i in range(len(asked)) for s in range(len(seeds)) for c in range(len(candidates))]
     numbers = [candidate.numbers for candidate in candidates]
     request = prepare(
@@ -99,7 +123,8 @@ def answer(
     found: list[Any] = [[[None] * len(seeds) for _ in asked] for _ in candidates]
     texts: dict[int, list[str]] = {}
     strategies: dict[int, Counter[str]] = {}
-    for event in ContinuousBatch(request, batch).run():
+    rows = ContinuousBatch(request, batch)
+    for event in rows.run():
         texts.setdefault(event.row, []).append(event.text)
         counts = strategies.setdefault(event.row, Counter())
         if event.record is not None:
@@ -107,7 +132,8 @@ def answer(
         if event.finish != FinishReason.RUNNING:
             c, i, s = cells[event.row]
             text, counts = "".join(texts.pop(event.row)), strategies.pop(event.row)
-            found[c][i][s] = Answer(text, counts.total(), event.finish, counts)
+            computed = rows.cost(event.row).computed
+            found[c][i][s] = Answer(text, counts.total(), event.finish, counts, computed)
             advance(1)
     return found
 
@@ -132,6 +158,7 @@ def figures(asked: Sequence[Asked], answers: Sequence[Sequence[Answer]]) -> Figu
         coverage=coverage,
         cut_off=float(np.mean([one.finish in CUT_OFF for one in each])),
         tokens=float(np.mean([one.new_tokens for one in each])),
+        computed=float(np.mean([one.computed for one in each])),
         strategies={name: n / counts.total() for name, n in counts.items()},
     )
 

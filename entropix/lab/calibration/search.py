@@ -19,7 +19,7 @@ from entropix.checkpoint.loading import Model
 from entropix.files import is_there, read_text, write_text
 from entropix.lab.calibration.objective import Asked, Figures, figures
 from entropix.lab.calibration.objective import answer as answered
-from entropix.lab.calibration.space import Range
+from entropix.lab.calibration.space import Range, with_values
 from entropix.samplers import ResolvedSampler
 from entropix.trace.schema import check
 
@@ -67,8 +67,7 @@ class Search:
 
     def with_params(self, params: Mapping[str, float]) -> ResolvedSampler:
         """The rule with these numbers."""
-        ints = {one.name for one in self.space if one.is_int}
-        return self.sampler.changed({n: int(v) if n in ints else v for n, v in params.items()})
+        return with_values(self.sampler, self.space, params)
 
     def race(
         self, first: Sequence[Mapping[str, float]] = (), advance: Callable[[int], None] = lambda n: None

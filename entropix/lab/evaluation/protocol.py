@@ -46,7 +46,7 @@ from entropix.generation import encode_prompt
 from entropix.lab import tasks
 from entropix.lab.evaluation.forks_plan import ForksPlan
 from entropix.lab.evaluation.signal_plan import SignalPlan
-from entropix.lab.experiments.engine import LOOKING, Variant
+from entropix.lab.experiments.engine import Variant
 from entropix.lab.tasks import Item, Task
 from entropix.samplers.controls import PLACEBO
 from entropix.showing import shown, suggestion, visible
@@ -238,17 +238,15 @@ def _arm(table: dict[str, Any], folder: Path, where: str) -> Arm:
         raise ValueError(f"{where}: votes must be between 1 and {MOST_VOTES}, got {shown(votes)}")
     if not isinstance(source, str | None):
         raise ValueError(f"{where}: frequencies_of must be the name of an arm, got {shown(source)}")
-    looking = {name: table.pop(name) for name in LOOKING if name in table}
+    looking = {key: table.pop(key) for key in config.LOOKING if key in table}
     paths = {key: table.pop(key) for key in [*table] if key in plan.KINDS}
     if source is not None and table:
         raise ValueError(f"{where}: frequencies_of brings that arm's numbers too; drop {next(iter(table))}")
     try:
         resolved = samplers.resolve(sampler, folder=folder).changed(table)
         samplers.check_guard(table, resolved.numbers, "sampler config")
-        own: dict[str, Any] = {
-            key: config.from_mapping(LOOKING[key], value, key) for key, value in looking.items()
-        }
-        variant = Variant(name, resolved, plan.read(paths), **own)
+        resolved = dataclasses.replace(resolved, **config.read_looking(looking))
+        variant = Variant(name, resolved, plan.read(paths))
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from None
     return Arm(variant, votes, source)

@@ -13,7 +13,6 @@ Random numbers are common to all variants: the key of a row is made of its seed 
 from the same candidates with the same probabilities, they draw the same token.
 """
 
-import dataclasses
 import math
 import time
 from collections import Counter
@@ -24,7 +23,7 @@ from typing import Any, NamedTuple
 
 from entropix import trace
 from entropix.checkpoint.loading import Model
-from entropix.config import TRACED, BacktrackConfig, BranchConfig, GenerateConfig
+from entropix.config import GenerateConfig
 from entropix.cot import parallel
 from entropix.cot.parallel import CotResult
 from entropix.cot.plan import Plan
@@ -38,7 +37,6 @@ from entropix.samplers import ResolvedSampler
 from entropix.trace import run_statistics
 
 FORMAT, VERSION = "entropix-grid", 2
-LOOKING = {"branching": BranchConfig, "backtracking": BacktrackConfig}  # ahead and back, as a variant may
 _SEEDS = ("seed", "seeds", "occurrences")  # of `GenerateConfig`; those of a grid are its own
 _DECIMALS = 4  # of the entropies kept for every token, in bits
 _DIGITS = 5  # of an answer's means
@@ -52,8 +50,6 @@ class Variant:
     label: str
     sampler: ResolvedSampler
     plan: Plan | None = None  # of several paths to each answer
-    branching: BranchConfig | None = None  # instead of the grid's
-    backtracking: BacktrackConfig | None = None  # the same
 
     def described(self) -> dict[str, Any]:
         """What its answers depend on, as JSON has it."""
@@ -61,17 +57,12 @@ class Variant:
         told = {"label": self.label, "sampler": sampler.name, "config": asdict(sampler.numbers)}
         if self.plan is not None:
             told["paths"] = asdict(self.plan)
-        told |= {name: asdict(own) for name, own in self.looking.items()}
+        told |= {name: asdict(own) for name, own in sampler.looking.items()}
         if sampler.source is None:
             return told
         # Without its folder, which differs among machines that share a grid.
         source = sampler.source._replace(file=Path(sampler.source.file).name)
         return {**told, "sampler_source": source._asdict()}
-
-    @property
-    def looking(self) -> dict[str, BranchConfig | BacktrackConfig]:
-        """How it looks ahead and back, by the field of `GenerateConfig`, where that is its own."""
-        return {name: own for name in LOOKING if (own := getattr(self, name)) is not None}
 
 
 @dataclass(frozen=True)
@@ -124,7 +115,7 @@ def check(grid: Grid, model: Model) -> None:
         raise ValueError(f"seed {grid.seeds[twice[0]]} is there twice; name each once")
     check_prompts(grid.prompts, model.config)
     for number, variant in enumerate(grid.variants):
-        if variant.looking:
+        if variant.sampler.looking:
             _request(model, grid, [Answer(number, _cells(grid)[0])])
         if variant.plan is not None:
             room = grid.options.max_new_tokens, model.config.context_length
@@ -159,9 +150,7 @@ def plan(grid: Grid) -> list[list[Answer]]:
 
 def program(variant: Variant) -> Hashable:
     """What variants of one batch have in common: all but numbers that compile nothing."""
-    numbers = variant.sampler.numbers
-    fixed = [getattr(numbers, f.name) for f in dataclasses.fields(numbers) if f.metadata["kind"] != TRACED]
-    return variant.sampler.sampler, variant.plan, variant.branching, variant.backtracking, *fixed
+    return variant.plan, *variant.sampler.fixed
 
 
 def _cells(grid: Grid) -> list[Cell]:
@@ -293,7 +282,7 @@ def _request(model: Model, grid: Grid, wanted: Sequence[Answer]) -> GenerationRe
     variants = [grid.variants[variant] for variant, _ in wanted]
     numbers = [variant.sampler.numbers for variant in variants]
     options = {name: value for name, value in vars(grid.options).items() if name not in _SEEDS}
-    options |= variants[0].looking
+    options |= variants[0].sampler.looking
     request = prepare(
         model,
         [list(grid.prompts[cell.prompt]) for _, cell in wanted],

@@ -1,5 +1,6 @@
 """The parts of a grid, computed by machines that know nothing of each other, made one."""
 
+import dataclasses
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -78,7 +79,7 @@ def _check_manifest(manifest: Manifest, where: str) -> None:
             raise ValueError(f"{where}: expected at least one in {name!r}, got {manifest[name]}")
     for i, variant in enumerate(manifest["variants"]):
         check(variant, _VARIANT, where, f"variants[{i}].")
-        for name in ("paths", *engine.LOOKING, "sampler_source"):
+        for name in ("paths", *config.LOOKING, "sampler_source"):
             check(variant, {name: "object"} if name in variant else {}, where, f"variants[{i}].")
     for i, prompt in enumerate(manifest["prompts"]):
         check(prompt, PROMPT, where, f"prompts[{i}].")
@@ -110,15 +111,11 @@ def _variant(recorded: dict[str, Any], where: str) -> Variant:
     plan = recorded.get("paths")
     try:
         sampler = samplers.recorded(recorded["sampler"], recorded["config"], recorded.get("sampler_source"))
+        looking = {name: recorded[name] for name in config.LOOKING if recorded.get(name) is not None}
         return Variant(
             recorded["label"],
-            sampler,
+            dataclasses.replace(sampler, **config.read_looking(looking)),
             None if plan is None else config.from_mapping(Plan, plan, "paths"),
-            **{
-                name: config.from_mapping(kind, recorded[name], name)
-                for name, kind in engine.LOOKING.items()
-                if recorded.get(name) is not None
-            },
         )
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from None
