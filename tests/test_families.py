@@ -1,6 +1,8 @@
 """Every family against transformers: small models that it made, and the numbers that it computes from them."""
 
 import json
+import math
+import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -93,6 +95,24 @@ def test_greedy_tokens_are_those_of_transformers(made: Path, name: str) -> None:
     """A ragged batch: a prompt that is read at once, a shorter one, and one whose text is stepped through."""
     found = greedy(load(made / name))
     assert found == reference(made, name).drawn.tolist()
+
+
+def test_longrope_reads_long_texts_where_the_config_says_that_all_are(made: Path, tmp_path: Path) -> None:
+    """As docs/models.md tells: transformers turns the frequencies of a text by its length, here the config does."""
+    expected = reference(made, "phi3-long")
+    config = json.loads((made / "phi3-long" / "config.json").read_text())
+    rope, longest = config["rope_parameters"], config["max_position_embeddings"]
+    original = config["original_max_position_embeddings"]
+    with pytest.raises(ValueError, match="prompt 1 has 13 tokens, but the model's context holds 8"):
+        greedy(load(made / "phi3-long"))
+    rope["short_factor"] = rope["long_factor"]
+    rope["attention_factor"] = math.sqrt(1 + math.log(longest / original) / math.log(original))
+    config["original_max_position_embeddings"] = rope["original_max_position_embeddings"] = longest
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    os.link(made / "phi3-long" / "model.safetensors", tmp_path / "model.safetensors")
+    model = load(tmp_path)
+    assert_same_logits(toy.read(model.weights, TEXT, model.config)[0][0], expected.logits_TV)
+    assert greedy(model)[0] == expected.drawn[0].tolist()
 
 
 @pytest.mark.parametrize(

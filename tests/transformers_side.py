@@ -199,6 +199,8 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
 }
+# A model whose first prompt is longer than the texts that it was trained on.
+LONG = {"phi3-long": ("Phi3", MODELS["phi3-partial"][1] | {"original_max_position_embeddings": 8})}
 SIZES = {
     "hidden_size": 48,
     "intermediate_size": 96,
@@ -241,7 +243,7 @@ def write(folder: Path) -> None:
 
     torch.manual_seed(0)
     torch.set_num_threads(1)
-    for name, (prefix, told) in MODELS.items():
+    for name, (prefix, told) in {**MODELS, **LONG}.items():
         kind = f"{prefix}TextConfig" if prefix == "Gemma3" else f"{prefix}Config"
         said = {**SIZES, **told}
         images = said.pop("vision_config", None)
