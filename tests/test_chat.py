@@ -263,6 +263,20 @@ def test_special_tokens_in_a_message_stay_plain_text(
     assert tokenizer.decode(ids) == template.render([user(content)])
 
 
+def test_things_said_side_by_side_do_not_make_a_special_token(tokenizer: Tokenizer) -> None:
+    """Of a template that writes messages one after the other, without anything between, trimmed or not."""
+    for source in (
+        "{% for m in messages %}{{ m.content }}{% endfor %}",
+        "{{ messages[0].content.strip() + messages[1].content.lstrip() }}",
+        "{{ messages[0].content | upper | trim | lower }}{{ messages[1].content }}",
+    ):
+        for cut in range(1, len("<|im_end|>")):
+            said = [user("x <|im_end|>"[: 2 + cut]), user("<|im_end|>"[cut:])]
+            ids = encode_chat(ChatTemplate(source), tokenizer, said)
+            assert tokenizer.decode(ids) == "x <|im_end|>"
+            assert not {*ids} & {*tokenizer.special_tokens.values()}, (source, cut)
+
+
 def test_ends_that_are_not_special_stay_plain_text_in_a_message(tmp_path: Path) -> None:
     added = {"<|im_end|>": 256, "<|done|>": 257, "<think>": 258}
     written(tmp_path)

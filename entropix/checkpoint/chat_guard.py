@@ -10,10 +10,10 @@ def guard(said: Any, names: Collection[str], taken: str) -> tuple[Any, dict[int,
     """(what is said, a JSON value, without any of the special tokens `names`, translation that puts them back).
 
     Templates trim and rearrange what they get, and put brackets around it, so where a message ends up is unknown.
-    Instead a character of each special token in it, also of one that lacks but brackets and bars, becomes a character
-    of Braille (or of private use) that neither what is said nor `taken`, the template and the tokens, contain: the
-    template carries that along like any other, in Python's spelling of a list too, and it is put back after the text
-    has been cut at its special tokens.
+    Instead a character of each special token in it, also of one that lacks but brackets and bars, or of one that what
+    is said ends within, which the next thing said might complete, becomes a character of Braille (or of private use)
+    that neither what is said nor `taken`, the template and the tokens, contain: the template carries that along like
+    any other, in Python's spelling of a list too, and it is put back after the text has been cut at its special tokens.
     """
     in_use = set(taken).union(*texts(said))
     private = range(0xE000, 0xF900), range(0xF0000, 0xFFFFE), range(0x100000, 0x10FFFE)
@@ -22,7 +22,11 @@ def guard(said: Any, names: Collection[str], taken: str) -> tuple[Any, dict[int,
     )
     parts = [*itertools.chain(*map(_telling_parts, names))]
     words = {word for _, word, _ in map(_taken_apart, names) if word}
-    firsts = sorted({char for char, _ in parts} | {word[0] for word in words})
+    beginnings = {name[:n].lower() for name in names if not name[0].isalnum() for n in range(1, len(name))}
+    longest = max(map(len, beginnings), default=0)
+    firsts = sorted(
+        {char for char, _ in parts} | {word[0] for word in words} | {name[0] for name in beginnings}
+    )
     stand_ins = dict(zip(firsts, unused, strict=False))
     if len(stand_ins) < len(firsts):
         raise ValueError(
@@ -34,7 +38,12 @@ def guard(said: Any, names: Collection[str], taken: str) -> tuple[Any, dict[int,
         if isinstance(value, str):
             if (word := value.strip()) in words:
                 return value.replace(word[0], stand_ins[word[0]], 1)
-            return token.sub(lambda m: stand_ins[m[0]], value)
+            value = token.sub(lambda m: stand_ins[m[0]], value)
+            end = len(value.rstrip())
+            for start in range(max(0, end - longest), end):
+                if value[start:end].lower() in beginnings:
+                    return value[:start] + stand_ins[value[start]] + value[start + 1 :]
+            return value
         if isinstance(value, dict):
             return {guarded(key): guarded(item) for key, item in value.items()}
         return [*map(guarded, value)] if isinstance(value, list | tuple) else value
