@@ -152,6 +152,7 @@ def test_what_a_reader_needs_of_a_path_must_be_in_the_header(traced: Path, tmp_p
         (("--cot", "5", "--cot-at", "explore", "--cot-entropy", "1.5"), Plan(5, "explore", entropy=1.5)),
         (("--best-of", "4"), Plan(4, "none", "borda")),
         (("--best-of", "4", "--select", "mean-logprob"), Plan(4, "none", "mean-logprob")),
+        (("--best-of", "4", "--sample-above", "2.5"), Plan(4, "none", "borda", above=2.5)),
         (("--self-consistency", "7", "--extract", "phrase:so"), Plan(7, "none", "majority", "phrase:so")),
     ],
 )

@@ -1,5 +1,6 @@
 """Several paths for each of many prompts: batches that are full, answers that are those of each prompt alone."""
 
+import dataclasses
 import json
 from typing import Any
 
@@ -73,6 +74,25 @@ def test_each_prompt_has_the_paths_that_it_has_alone_whatever_the_batch(model: M
             ]
             continue
         assert list(map(told, together)) == list(map(told, alone))
+
+
+def test_more_samples_are_drawn_where_the_first_was_unsure_and_nowhere_else(model: Model) -> None:
+    """The same samples as without that; alone and in one batch."""
+    plan = PLANS["best of"]
+    always = [parallel.run(prepare(model, prompt, **OPTIONS), plan) for prompt in PROMPTS]
+    most = [max(r["logits_entropy"] for r in result.paths[0].result.records) for result in always]
+    above = (max(most) + min(most)) / 2
+    some = dataclasses.replace(plan, above=above)
+    alone = [parallel.run(prepare(model, prompt, **OPTIONS), some) for prompt in PROMPTS]
+    assert list(map(told, parallel.answer_all(model, PROMPTS, some, most_rows=5, **OPTIONS))) == list(
+        map(told, alone)
+    )
+    for bits, result, whole in zip(most, alone, always, strict=True):
+        n = plan.paths if bits > above else 1
+        assert told(result)[3:] == told(whole)[3 : 3 + n]
+        first, *others = (path.forward_passes for path in result.paths)
+        assert result.forward_passes == first + max(others, default=0)
+    assert {len(result.paths) for result in alone} == {1, plan.paths}
 
 
 def test_what_all_prompts_begin_with_is_read_once(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:

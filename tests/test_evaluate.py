@@ -61,6 +61,12 @@ name = "vote"
 sampler = "temperature"
 votes = 3
 
+[[arms]]
+name = "vote if unsure"
+sampler = "temperature"
+votes = 3
+votes_above = 7.36
+
 [[contrasts]]
 arm = "published"
 minus = "greedy"
@@ -118,7 +124,8 @@ def _rows(out: Path, part: str) -> list[dict[str, Any]]:
 
 def test_every_answer_is_a_row_with_its_score_its_cost_and_the_protocols_digest(done: Path) -> None:
     rows = _rows(done, "policy")
-    assert Counter(row["arm"] for row in rows) == {"greedy": 4, "published": 8, "vote": 8}
+    wanted = {"greedy": 4, "published": 8, "vote": 8, "vote if unsure": 8}
+    assert Counter(row["arm"] for row in rows) == wanted
     digest = json.loads((done / "manifest.json").read_text())["digest"]
     assert {row["protocol"] for row in rows} == {digest}
     for row in rows:
@@ -130,12 +137,12 @@ def test_every_answer_is_a_row_with_its_score_its_cost_and_the_protocols_digest(
             assert len(row["scores_by_votes"]) == 3 and row["scores_by_votes"][-1] == row["score"]
             passes = row["passes_by_votes"]
             assert 0 < passes[0] < passes[1] < passes[2] == row["forward_passes"]
-        else:
+        elif "votes" not in row:
             assert row["computed_tokens"] == row["new_tokens"] == len(row["token_ids"])
     summary = json.loads((done / "summary.json").read_text())
     assert summary["protocol"] == digest
     greedy = summary["policy"]["arms"][0]
-    [*_, vote] = summary["policy"]["arms"]
+    [*_, vote, _] = summary["policy"]["arms"]
     assert [each["n"] for each in vote["votes"]] == [1, 2, 3] and not greedy["votes"]
     assert vote["votes"][-1]["right"]["mean"] == vote["right"]["mean"]
     assert vote["votes"][-1]["passes"] == vote["passes"]
@@ -145,6 +152,26 @@ def test_every_answer_is_a_row_with_its_score_its_cost_and_the_protocols_digest(
 def test_a_vote_has_the_answer_of_the_seed_itself_among_its_voters(done: Path) -> None:
     lines = [json.loads(line) for line in (done / "policy/votes-3/results.jsonl").read_text().splitlines()]
     assert {line["seed"] for line in lines} == {s + v * VOTES_APART for s in (3, 5) for v in range(3)}
+
+
+def test_a_vote_for_want_of_certainty_is_the_vote_or_the_first_answer_alone(done: Path) -> None:
+    """Of answers that two arms have in common, which are generated once."""
+    lines = [json.loads(line) for line in (done / "policy/votes-3/results.jsonl").read_text().splitlines()]
+    assert {line["variant"] for line in lines} == {"vote"}
+    rows = _rows(done, "policy")
+    vote, unsure = ([row for row in rows if row["arm"] == name] for name in ("vote", "vote if unsure"))
+    n_sure = 0
+    for whole, some in zip(vote, unsure, strict=True):
+        [first] = [
+            line for line in lines if (str(line["prompt"]), line["seed"]) == (whole["item"], whole["seed"])
+        ]
+        if max(first["logits_entropy"]) > 7.36:
+            assert some == whole | {"arm": "vote if unsure"}
+            continue
+        n_sure += 1
+        assert (some["text"], some["forward_passes"]) == (first["text"], first["new_tokens"])
+        assert some["passes_by_votes"] == [first["new_tokens"]] * 3 and len(some["votes"]) == 1
+    assert 0 < n_sure < len(vote)
 
 
 def test_what_was_lost_is_made_again_and_what_is_there_is_not(done: Path, command: Command) -> None:

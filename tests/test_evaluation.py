@@ -83,6 +83,7 @@ def test_a_digest_is_that_of_what_is_asked_and_not_of_how_it_is_written(file: Pa
         (HEAD.replace('"mine"', '"greedy"'), "two arms are called 'greedy'; give one of them another name"),
         (HEAD + "tempo = 1", "arms, number 2: sampler config: unknown field 'tempo'; did you mean"),
         (HEAD + "votes = 0", "arms, number 2: votes must be between 1 and 64, got 0"),
+        (HEAD + "votes_above = 2.0", "votes_above must be bits of entropy, at least 0, beside votes of at least 2"),
         (HEAD + 'frequencies_of = "greedy"', "arm 'mine': frequencies_of is for the sampler placebo, not for entropix"),
         (HEAD + CONTRAST.replace('"mine"', '"main"'), "number 1: there is no arm 'main'; did you mean 'mine'?"),
         (HEAD + CONTRAST.replace('"mine"', '"greedy"'), "'greedy' minus itself is nothing; name two arms"),

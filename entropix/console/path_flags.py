@@ -36,6 +36,15 @@ class PathFlags:
         int | None,
         flag(f"as --best-of with --select majority; ends when the vote is decided {_RANGE}", "N"),
     ] = None
+    sample_above: Annotated[
+        float | None,
+        flag(
+            "for these two: draw more than the first sample only where one of its tokens had more entropy than this "
+            "[bits, at least 0]",
+            "BITS",
+            "(default: 0, always)",
+        ),
+    ] = None
     select: Annotated[
         Text,
         flag(

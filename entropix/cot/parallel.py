@@ -5,7 +5,8 @@ Where the paths part is the plan's `fork`:
     start      at the first token: the C most likely ones begin a path each (Wang & Zhou 2024, arXiv:2402.10200)
     explore    where a first pass was uncertain: at its first C - 1 such positions a path goes on with the most likely
                token that was not chosen; the first pass is path 0
-    none       nowhere in particular: C independent samples, as for best-of-N and self-consistency
+    none       nowhere in particular: C independent samples, as for best-of-N and self-consistency; with `above`, more
+               than the first only where it was unsure somewhere
 
 The prompt is prefilled once and its cache copied; a path that ends makes room for the next. A path is what its first
 tokens, up to and with the one at which it departs, are continued with alone: `generate` of the prompt with these
@@ -105,19 +106,36 @@ def decode(
 
 
 def best_of(
-    model: Model, prompt: Prompt, n: int, *, select: str = "borda", extract: str = "number", **options: Any
+    model: Model,
+    prompt: Prompt,
+    n: int,
+    *,
+    select: str = "borda",
+    extract: str = "number",
+    above: float = 0.0,
+    **options: Any,
 ) -> CotResult:
-    """`n` independent samples, and the one that `select` chooses. The first is that of `generate`."""
-    return run(generation.prepare(model, prompt, **options), Plan(n, NONE, select, extract))
+    """`n` independent samples, and the one that `select` chooses. The first is that of `generate`.
+
+    above: bits; where no token of the first had more entropy than this, it is the only one.
+    """
+    return run(generation.prepare(model, prompt, **options), Plan(n, NONE, select, extract, above=above))
 
 
 def self_consistency(
-    model: Model, prompt: Prompt, n: int, *, extract: str = "number", stop_early: bool = True, **options: Any
+    model: Model,
+    prompt: Prompt,
+    n: int,
+    *,
+    extract: str = "number",
+    above: float = 0.0,
+    stop_early: bool = True,
+    **options: Any,
 ) -> CotResult:
-    """`n` independent samples, and a majority vote over their answers, ended as soon as it is decided."""
-    return run(
-        generation.prepare(model, prompt, **options), Plan(n, NONE, VOTE, extract, stop_early=stop_early)
-    )
+    """`n` independent samples, and a majority vote over their answers, ended as soon as it is decided. above: as for
+    `best_of`."""
+    plan = Plan(n, NONE, VOTE, extract, above=above, stop_early=stop_early)
+    return run(generation.prepare(model, prompt, **options), plan)
 
 
 def answer_all(

@@ -20,6 +20,7 @@ KINDS: dict[str, type] = {
     "cot_entropy": float,
     "best_of": int,
     "self_consistency": int,
+    "sample_above": float,
     "select": str,
     "extract": str,
 }
@@ -39,6 +40,9 @@ class Plan:
     select: str = "answer-margin"  # a name in `selection.SELECTORS`
     extract: str = "number"  # as `answers.extractor` reads it
     entropy: float = 2.0  # bits above which `explore` forks, for samplers that have no strategy of that name
+    above: float = (
+        0.0  # bits: of independent samples, more than one only where the first had a token of more entropy
+    )
     stop_early: bool = True  # end paths that can no longer change a majority vote; see `selection.is_decided`
 
     def __post_init__(self) -> None:
@@ -49,8 +53,15 @@ class Plan:
             raise ValueError(f"paths fork at {START}, {EXPLORE} or {NONE}, got {self.fork!r}")
         if not self.entropy >= 0:
             raise ValueError(f"the entropy to fork above must be at least 0 bits, got {self.entropy}")
+        if not self.above >= 0:
+            raise ValueError(f"the entropy to sample more above must be at least 0 bits, got {self.above}")
         selection.selector(self.select)
         answers.extractor(self.extract)
+
+    @property
+    def grows(self) -> bool:
+        """Whether what the first path was like decides which others there are."""
+        return self.fork == EXPLORE or (self.fork == NONE and self.above > 0)
 
 
 def read(asked: Mapping[str, Any], spelled: Callable[[str], str] = str) -> Plan | None:
@@ -87,6 +98,11 @@ def read(asked: Mapping[str, Any], spelled: Callable[[str], str] = str) -> Plan 
         raise ValueError(f"{spelled('cot_at')} must be {START} or {EXPLORE}, got {fork!r}")
     if "cot_entropy" in asked and fork != EXPLORE:
         raise ValueError(f"{spelled('cot_entropy')} is for {spelled('cot_at')} {EXPLORE}; give that too")
+    if name == "cot" and "sample_above" in asked:
+        raise ValueError(
+            f"{spelled('sample_above')} is for independent samples; give {spelled('best_of')} or "
+            f"{spelled('self_consistency')} instead of {spelled(name)}"
+        )
     if name == "self_consistency" and asked.get("select", VOTE) != VOTE:
         raise ValueError(
             f"{spelled(name)} is a majority vote; {spelled('select')} {asked['select']} goes with "
@@ -94,8 +110,10 @@ def read(asked: Mapping[str, Any], spelled: Callable[[str], str] = str) -> Plan 
         )
     if not 1 <= asked[name] <= MAX_PATHS:
         raise ValueError(f"{spelled(name)} must be between 1 and {MAX_PATHS}, got {asked[name]}")
-    if not 0 <= entropy < math.inf:
-        raise ValueError(f"{spelled('cot_entropy')} must be at least 0, got {entropy}")
+    above = asked.get("sample_above", Plan.above)
+    for key, bits in (("cot_entropy", entropy), ("sample_above", above)):
+        if not 0 <= bits < math.inf:
+            raise ValueError(f"{spelled(key)} must be at least 0, got {bits}")
     default = {"cot": Plan.select, "best_of": "borda", "self_consistency": VOTE}[name]
     return Plan(
         paths=asked[name],
@@ -103,4 +121,5 @@ def read(asked: Mapping[str, Any], spelled: Callable[[str], str] = str) -> Plan 
         select=asked.get("select", default),
         extract=asked.get("extract", Plan.extract),
         entropy=float(entropy),
+        above=float(above),
     )

@@ -75,7 +75,7 @@ class PromptPaths:
     def forward_passes(self) -> int:
         """Of decoding, where all paths run side by side as soon as they can."""
         first, *others = [path.passes for path in self.paths]
-        if self.plan.fork == EXPLORE:
+        if self.plan.grows:
             return first + max(others, default=0)
         return max(first, *others, 0) + (self.plan.fork == START)
 
@@ -99,11 +99,23 @@ class PromptPaths:
             n_forced=[len(branch.records) for branch in branches],
         )
 
-    def samples(self) -> list[Branch]:
+    def beginnings(self) -> list[Branch]:
+        """The paths that there are from the beginning, where that is not a first token."""
+        return self._samples()[: 1 if self.plan.grows else None]
+
+    def further(self) -> list[Branch]:
+        """The paths that the first one, which has ended, asks for."""
+        if self.plan.fork == EXPLORE:
+            return self._forks()
+        bits = [record["logits_entropy"] for record in self.paths[0].result.records]
+        is_unsure = any(one is not None and one > self.plan.above for one in bits)
+        return self._samples()[1:] if is_unsure else []
+
+    def _samples(self) -> list[Branch]:
         """Independent paths."""
         return [Branch([], path_seed(self.seed, i)) for i in range(self.plan.paths)]
 
-    def forks(self) -> list[Branch]:
+    def _forks(self) -> list[Branch]:
         """Paths from the first uncertain positions of the first one."""
         first = self.paths[0].result
         left = self.request.model.config.context_length - len(self.prompt)

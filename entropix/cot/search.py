@@ -7,7 +7,7 @@ depends on its seed and its text, so that a path is the same whatever stands bes
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from entropix.cot.plan import EXPLORE, NONE, START, Plan
+from entropix.cot.plan import START, Plan
 from entropix.cot.prompt_paths import Branch, PathState, PromptPaths
 from entropix.decoding.batching import ContinuousBatch, rows_of
 from entropix.decoding.request import GenerationRequest
@@ -48,10 +48,9 @@ class Search:
             if plan.fork == START:
                 self._read_first_token(number)
             else:
-                branches = paths.samples() if plan.fork == NONE else [Branch([], paths.seed)]
-                self._continue(number, branches)
+                self._continue(number, paths.beginnings())
         # Until its first path, or its first token, is there, a prompt has more paths to add.
-        self._n_growing = 0 if plan.fork == NONE else n_prompts
+        self._n_growing = n_prompts if plan.grows or plan.fork == START else 0
         self._batch.complete = self._n_growing == 0
 
     @property
@@ -94,9 +93,9 @@ class Search:
                 self._continue(number, branches, next_up=True)
             else:
                 paths.paths.append(path)
-        elif self.plan.fork == EXPLORE and path is paths.paths[0]:
+        elif self.plan.grows and path is paths.paths[0]:
             self._n_growing -= 1
-            self._continue(number, paths.forks(), next_up=True)
+            self._continue(number, paths.further(), next_up=True)
         elif paths.may_stop():
             paths.decided = True
             rest = [answer for answer, row in self._rows.items() if row.prompt == number]

@@ -36,21 +36,29 @@ def run(model: Model, protocol: Protocol, folder: Path, max_rows: int, kept: boo
     groups = _groups(protocol)
     for number, (name, group) in enumerate(groups.items(), start=1):
         arms = [_with_frequencies(arm, lines) for arm in group]
-        grid = _grid(model, protocol, arms, max_rows)
+        first = [next(other for other in arms if _same(arm, other)) for arm in arms]
+        grid = _grid(
+            model, protocol, [arm for arm, other in zip(arms, first, strict=True) if arm is other], max_rows
+        )
         engine.check(grid, model)
         terminal.note(f"{number} of {len(groups)} groups of arms: {', '.join(arm.name for arm in arms)}")
         place = str(folder / POLICY / name)
         with running.opened(place, grid, model) as store:
             running.generate(model, grid, store, place if kept else None)
             found = getattr(store, "lines", [])
-        for arm in arms:
-            lines[arm.name] = [line for line in found if line["variant"] == arm.name]
+        for arm, other in zip(arms, first, strict=True):
+            lines[arm.name] = [line for line in found if line["variant"] == other.name]
     return [
         {"part": POLICY, "protocol": protocol.digest, **row}
         for asked in protocol.tasks
         for arm in protocol.arms
         for row in _rows(arm, asked, protocol, lines.get(arm.name, ()))
     ]
+
+
+def _same(arm: Arm, other: Arm) -> bool:
+    """Whether two arms of a group have the same answers, of which they make something else."""
+    return arm.variant == dataclasses.replace(other.variant, label=arm.name)
 
 
 def _groups(protocol: Protocol) -> dict[str, list[Arm]]:
@@ -121,7 +129,14 @@ def _rows(arm: Arm, asked: Asked, protocol: Protocol, lines: Sequence[Line]) -> 
 
 
 def _row(arm: Arm, asked: Asked, item: Item, seed: int, voters: Sequence[Line]) -> Row:
-    """The answer that most of the voters have, of equally many the first; costs are those of all of them."""
+    """The answer that most of the voters have, of equally many the first; costs are those of all of them.
+
+    Where an arm asks for more votes only if the first answer was unsure, those that it would not have asked for, which
+    were drawn independently of that, have neither a say nor a cost.
+    """
+    n_votes = len(voters)
+    if _is_sure(arm, voters[0]):
+        voters = voters[:1]
     answers = [asked.task.extract(item, voter["text"]) for voter in voters]
     passes: list[Any] = [voter.get("forward_passes", voter["new_tokens"]) for voter in voters]
     place = _winner(answers)
@@ -143,15 +158,21 @@ def _row(arm: Arm, asked: Asked, item: Item, seed: int, voters: Sequence[Line]) 
         "strategies": line["strategies"],
         "token_ids": line["token_ids"],
     }
-    if len(voters) == 1:
+    if n_votes == 1:
         return row
-    firsts = [voters[_winner(answers[:n])]["text"] for n in range(1, len(voters) + 1)]
+    firsts = [voters[_winner(answers[:n])]["text"] for n in range(1, n_votes + 1)]
     return row | {
         "votes": answers,
         # Of the first vote, the first two, ...
         "scores_by_votes": [asked.task.score(item, text) for text in firsts],
-        "passes_by_votes": [sum(passes[:n]) for n in range(1, len(voters) + 1)],
+        "passes_by_votes": [sum(passes[:n]) for n in range(1, n_votes + 1)],
     }
+
+
+def _is_sure(arm: Arm, line: Line) -> bool:
+    """Whether no token of an arm's first answer was unsure enough to ask for more votes."""
+    bits = [one for one in line["logits_entropy"] if one is not None]
+    return arm.votes_above > 0 and max(bits, default=0.0) <= arm.votes_above
 
 
 def _winner(answers: Sequence[str | None]) -> int:

@@ -15,6 +15,7 @@
     sampler = "min-p"             # a preset, a .toml file, or a rule of yours: "my_rule.py:RULE"
     temp = 0.7                    # a number of the sampler's config
     votes = 5                     # the most frequent answer of five
+    votes_above = 3.0             # but only where a token of the first had more bits of entropy; else the first alone
     branching = { paths = 4 }     # fields of `BranchConfig`
     backtracking = { tokens = 4 } # and of `BacktrackConfig`
     frequencies_of = "other"      # for placebo: strategies as often as another arm had them, and its numbers
@@ -33,6 +34,7 @@ Files are looked for beside the protocol's own.
 import dataclasses
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -79,6 +81,7 @@ class Arm:
     variant: Variant
     votes: int = 1
     frequencies_of: str | None = None
+    votes_above: float = 0.0  # bits: a vote only where a token of the first answer had more; 0 is always
 
     @property
     def name(self) -> str:
@@ -92,7 +95,8 @@ class Arm:
 
     def described(self) -> dict[str, Any]:
         """What its answers depend on, as JSON has it."""
-        return {**self.variant.described(), "votes": self.votes, "frequencies_of": self.frequencies_of}
+        told = {**self.variant.described(), "votes": self.votes, "frequencies_of": self.frequencies_of}
+        return told | ({"votes_above": self.votes_above} if self.votes_above else {})
 
 
 @dataclass(frozen=True)
@@ -236,6 +240,11 @@ def _arm(table: dict[str, Any], folder: Path, where: str) -> Arm:
     votes, source = table.pop("votes", 1), table.pop("frequencies_of", None)
     if type(votes) is not int or not 1 <= votes <= MOST_VOTES:
         raise ValueError(f"{where}: votes must be between 1 and {MOST_VOTES}, got {shown(votes)}")
+    above = table.pop("votes_above", 0.0)
+    if type(above) not in (int, float) or not 0 <= above < math.inf or (above and votes == 1):
+        raise ValueError(
+            f"{where}: votes_above must be bits of entropy, at least 0, beside votes of at least 2; got {shown(above)}"
+        )
     if not isinstance(source, str | None):
         raise ValueError(f"{where}: frequencies_of must be the name of an arm, got {shown(source)}")
     looking = {key: table.pop(key) for key in config.LOOKING if key in table}
@@ -249,7 +258,7 @@ def _arm(table: dict[str, Any], folder: Path, where: str) -> Arm:
         variant = Variant(name, resolved, plan.read(paths))
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from None
-    return Arm(variant, votes, source)
+    return Arm(variant, votes, source, float(above))
 
 
 def _contrast(table: dict[str, Any], arms: list[str], where: str) -> tuple[str, str]:
