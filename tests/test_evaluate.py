@@ -67,6 +67,11 @@ sampler = "temperature"
 votes = 3
 votes_above = 7.36
 
+[[arms]]
+name = "vote of two"
+sampler = "temperature"
+votes = 2
+
 [[contrasts]]
 arm = "published"
 minus = "greedy"
@@ -124,7 +129,7 @@ def _rows(out: Path, part: str) -> list[dict[str, Any]]:
 
 def test_every_answer_is_a_row_with_its_score_its_cost_and_the_protocols_digest(done: Path) -> None:
     rows = _rows(done, "policy")
-    wanted = {"greedy": 4, "published": 8, "vote": 8, "vote if unsure": 8}
+    wanted = {"greedy": 4, "published": 8, "vote": 8, "vote if unsure": 8, "vote of two": 8}
     assert Counter(row["arm"] for row in rows) == wanted
     digest = json.loads((done / "manifest.json").read_text())["digest"]
     assert {row["protocol"] for row in rows} == {digest}
@@ -142,7 +147,7 @@ def test_every_answer_is_a_row_with_its_score_its_cost_and_the_protocols_digest(
     summary = json.loads((done / "summary.json").read_text())
     assert summary["protocol"] == digest
     greedy = summary["policy"]["arms"][0]
-    [*_, vote, _] = summary["policy"]["arms"]
+    [*_, vote, _, _] = summary["policy"]["arms"]
     assert [each["n"] for each in vote["votes"]] == [1, 2, 3] and not greedy["votes"]
     assert vote["votes"][-1]["right"]["mean"] == vote["right"]["mean"]
     assert vote["votes"][-1]["passes"] == vote["passes"]
@@ -155,11 +160,17 @@ def test_a_vote_has_the_answer_of_the_seed_itself_among_its_voters(done: Path) -
 
 
 def test_a_vote_for_want_of_certainty_is_the_vote_or_the_first_answer_alone(done: Path) -> None:
-    """Of answers that two arms have in common, which are generated once."""
+    """Of answers that arms have in common, which are generated once."""
     lines = [json.loads(line) for line in (done / "policy/votes-3/results.jsonl").read_text().splitlines()]
     assert {line["variant"] for line in lines} == {"vote"}
     rows = _rows(done, "policy")
-    vote, unsure = ([row for row in rows if row["arm"] == name] for name in ("vote", "vote if unsure"))
+    names = ("vote", "vote if unsure", "vote of two")
+    vote, unsure, two = ([row for row in rows if row["arm"] == name] for name in names)
+    for whole, fewer in zip(vote, two, strict=True):
+        assert (fewer["votes"], fewer["passes_by_votes"]) == (
+            whole["votes"][:2],
+            whole["passes_by_votes"][:2],
+        )
     n_sure = 0
     for whole, some in zip(vote, unsure, strict=True):
         [first] = [

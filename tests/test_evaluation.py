@@ -108,7 +108,7 @@ def test_a_bad_protocol_is_one_sentence(file: Path, text: str, message: str) -> 
     assert message in str(error.value) and str(file.parent) in str(error.value)
 
 
-@pytest.mark.parametrize("name", ["default", "quick", "pauses", "branching"])
+@pytest.mark.parametrize("name", ["default", "quick", "pauses", "branching", "paths"])
 def test_shipped_protocols_declare_contrasts_and_only_the_quick_one_spares_held_out_items(name: str) -> None:
     found = protocol.read(shipped(f"evaluation/{name}.toml"))
     split = "dev" if name == "quick" else "held-out"

@@ -62,11 +62,12 @@ def _same(arm: Arm, other: Arm) -> bool:
 
 
 def _groups(protocol: Protocol) -> dict[str, list[Arm]]:
-    """Arms by the folder of their grid: those of a grid have the same seeds, and need nothing of grids that come
-    later."""
+    """Arms by the folder of their grid: those of a grid have the same seeds, or some of them, and need nothing of grids
+    that come later."""
     groups: dict[str, list[Arm]] = {}
     for arm in protocol.arms:
-        votes = f"votes-{arm.votes}" if arm.votes > 1 else "single"
+        most = max((other.votes for other in protocol.arms if _same(arm, other)), default=1)
+        votes = f"votes-{most}" if arm.votes > 1 else "single"
         name = votes if arm.draws else "once"
         groups.setdefault(name if arm.frequencies_of is None else f"{name}-placebo", []).append(arm)
     return dict(sorted(groups.items(), key=lambda pair: pair[0].endswith("-placebo")))
@@ -78,14 +79,15 @@ def _tasks(arm: Arm, protocol: Protocol) -> list[Asked]:
 
 
 def _grid(model: Model, protocol: Protocol, arms: Sequence[Arm], max_rows: int) -> Grid:
-    """What these arms, whose seeds and tasks are alike, have to answer."""
+    """What these arms, whose tasks are alike, have to answer: with the seeds of those that have the most votes."""
+    seeds = _seeds(max(arms, key=lambda arm: arm.votes), protocol.seeds)
     asked = [(each, item) for each in _tasks(arms[0], protocol) for item in each.items]
     most = max(each.max_new_tokens for each in protocol.tasks)
     return Grid(
         variants=[arm.variant for arm in arms],
         prompts=[encoded(model, protocol, item) for _, item in asked],
         texts=[prompts.shown(item.prompt) for _, item in asked],
-        seeds=[seed for seeds in _seeds(arms[0], protocol.seeds).values() for seed in seeds],
+        seeds=[seed for voters in seeds.values() for seed in voters],
         options=GenerateConfig(max_new_tokens=most, chunk_length=CHUNK),
         max_rows=max_rows,
         groups=sharding.groups(model.mesh),
