@@ -38,7 +38,9 @@ class Args:
     seeds: Annotated[int, flag("answers to each question", "N", None)] = 3
     max_new_tokens: Annotated[int, flag("most tokens of an answer", "N", None)] = 32
     batch: Annotated[int, flag("answers to generate together", "N", None)] = 32
-    branch: Annotated[int, flag("paths to try where explore forks", "N", None)] = 1
+    branch: Annotated[
+        int | None, flag("paths to try where explore forks", "N", "(default: what the sampler says)")
+    ] = None
     show: Annotated[bool, flag("print every answer, as a JSON object a line")] = False
 
 
@@ -48,6 +50,7 @@ def answers(model: Model, sampler: ResolvedSampler, asked: list[Question], args:
     from entropix.decoding import batching
 
     cells = [(question, seed) for question in asked for seed in range(args.seeds)]
+    looking: Any = {} if args.branch is None else {"branching": {"paths": args.branch}}
     request = generation.prepare(
         model,
         [question.prompt for question, _ in cells],
@@ -55,7 +58,7 @@ def answers(model: Model, sampler: ResolvedSampler, asked: list[Question], args:
         seeds=[seed for _, seed in cells],
         occurrences=[0] * len(cells),
         max_new_tokens=args.max_new_tokens,
-        branching={"paths": args.branch},
+        **looking,
     )
     found = [Result(ids) for ids in request.prompt_ids]
     for event in batching.ContinuousBatch(request, args.batch).run():

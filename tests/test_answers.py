@@ -96,6 +96,12 @@ def test_ranges_come_from_the_rule_and_from_what_its_numbers_are() -> None:
         ranges(samplers.resolve("min-p"), ["tempo"])
     with pytest.raises(ValueError, match="--free backtracking: min-p never does resample"):
         ranges(samplers.resolve("min-p"), ["backtracking"])
+    with pytest.raises(
+        ValueError, match=r"--free branching\.paths: min-p never does explore, where it would fork"
+    ):
+        ranges(samplers.resolve("min-p"), ["branching.paths"])
+    with pytest.raises(ValueError, match=r"--free branching\.depth changes nothing without branching"):
+        ranges(samplers.resolve("entropix"), ["branching.depth"])
 
 
 def test_looking_ahead_and_back_is_searched_where_that_is_asked_for() -> None:
@@ -118,6 +124,15 @@ def test_looking_ahead_and_back_is_searched_where_that_is_asked_for() -> None:
     assert found.branching == BranchConfig(paths=3, depth=4, entropy=2.5)
     assert found.backtracking == BacktrackConfig(tokens=2) and found.numbers == rule.numbers
     assert values(found, space) == tried
+    for table in (
+        {"paths": 4},
+        {"paths": 3, "depth": 2, "entropy": 1.5},
+        {"paths": 2, "strategies": ("flow",)},
+    ):
+        preset = dataclasses.replace(rule, branching=BranchConfig(**table))
+        assert with_values(preset, space, values(preset, space)) == preset
+    never = dataclasses.replace(rule, branching=BranchConfig(paths=4, depth=0))
+    assert with_values(never, space, values(never, space)).branching == BranchConfig()
     off = with_values(found, space, tried | {"branching.paths": 1.0})
     assert off.branching == BranchConfig()  # not None, which would leave the file's own
 

@@ -92,6 +92,8 @@ def test_more_samples_are_drawn_where_the_first_was_unsure_and_nowhere_else(mode
         assert told(result)[3:] == told(whole)[3 : 3 + n]
         first, *others = (path.forward_passes for path in result.paths)
         assert result.forward_passes == first + max(others, default=0)
+        said = "so it is the only one" in " ".join(output.notes(result, 7))
+        assert said == (n == 1) and output.selection_header(result)["above"] == above
     assert {len(result.paths) for result in alone} == {1, plan.paths}
 
 

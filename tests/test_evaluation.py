@@ -59,6 +59,10 @@ def test_a_protocol_says_what_is_asked_of_whom(file: Path) -> None:
     vote = found.arms[2].variant
     assert vote.sampler.branching == BranchConfig(paths=2, entropy=1.0)
     assert (vote.sampler.backtracking, vote.sampler.numbers.temp) == (BacktrackConfig(tokens=3), 0.4)
+    forking = file.read_text().replace('name = "mine"\n', 'name = "mine"\nbranching = { paths = 3 }\n')
+    file.write_text(forking)
+    mine, placebo = (protocol.read(file).arms[number].variant.sampler for number in (1, 3))
+    assert placebo.branching == mine.branching == BranchConfig(paths=3)
     mine, placebo = (found.arms[number].variant.sampler.numbers for number in (1, 3))
     assert (placebo.temp, placebo.top_k) == (mine.temp, mine.top_k)
 

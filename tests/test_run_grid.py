@@ -18,6 +18,7 @@ from grid_files import HEAD, SAMPLED, TAIL, lines_of, tokens_of
 
 from entropix import distributed, samplers
 from entropix.checkpoint.loading import Model, load
+from entropix.config import BacktrackConfig, BranchConfig
 from entropix.decoding import inputs
 from entropix.generation import generate
 from entropix.lab.experiments import engine, file, running
@@ -55,7 +56,9 @@ def test_a_file_says_what_is_generated(grid_file: Path) -> None:
     (grid_file.parent / "prompts.jsonl").write_text(
         '{"prompt": "Why?"}\n{"messages": [{"role": "user", "content": "How?"}]}\n'
     )
-    (grid_file.parent / "mine.toml").write_text('sampler = "min-p"\nmin_p = 0.2\n')
+    (grid_file.parent / "mine.toml").write_text(
+        'sampler = "min-p"\nmin_p = 0.2\n[branching]\npaths = 4\nentropy = 1\n[backtracking]\nbudget = 3\n'
+    )
     grid_file.write_text("""
 prompts = "prompts.jsonl"
 seeds = 3
@@ -85,6 +88,8 @@ temp = 0.7
         *((f"min-p temp={temp} min_p={min_p}", "min-p") for temp in (1, 2) for min_p in (0.1, 0.3)),
         ("mine.toml temp=0.7", "min-p"),
     ]
+    looking = found.variants[4].sampler.looking  # as the grid says, and where it does not as the preset does
+    assert looking == {"branching": BranchConfig(paths=2), "backtracking": BacktrackConfig(budget=3)}
     preset = samplers.resolve("min-p").numbers
     assert found.variants[1].sampler.numbers == dataclasses.replace(preset, temp=1.0, min_p=0.3)
     assert found.variants[4].sampler.numbers == dataclasses.replace(preset, temp=0.7, min_p=0.2)

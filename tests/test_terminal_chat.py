@@ -1,5 +1,6 @@
 """Ctrl-C and conversations on the command line."""
 
+import dataclasses
 import json
 import os
 import re
@@ -14,9 +15,11 @@ import pytest
 from commands import STOPPED, Command, interrupt_after, type_in
 
 import entropix
-from entropix import generation, trace
+from entropix import generation, samplers, trace
 from entropix.checkpoint.loading import Model
+from entropix.config import BranchConfig
 from entropix.console import terminal
+from entropix.console.chat import Chat
 from entropix.decoding import loop
 from entropix.results import FinishReason
 
@@ -221,6 +224,26 @@ def test_lines_with_a_slash_are_commands(
         assert told in ended.err
     assert "error: no sampler preset 'gredy'; did you mean 'greedy'?" in ended.err
     assert f"{saved}: 2 turns\n" in ended.err and "/retry    answers the last turn again" in ended.err
+
+
+def test_another_sampler_in_a_chat_brings_its_own_branching_unless_the_flags_said_otherwise(
+    model: Model, tmp_path: Path
+) -> None:
+    forking = tmp_path / "forking.toml"
+    forking.write_text('sampler = "entropix"\n[branching]\npaths = 3\n')
+    own, asked = BranchConfig(paths=3), BranchConfig(paths=2)
+    for first, told, after in ((own, own, own), (None, BranchConfig(), own), (own, asked, asked)):
+        options = {
+            "sampler": dataclasses.replace(samplers.resolve("entropix"), branching=first),
+            "branching": told,
+        }
+        conversation = Chat(model, options, terminal.Show())
+        conversation.set_sampler(str(forking))
+        assert generation.prepare(model, "Hi", **conversation.options).config.branching == after
+        conversation.set_sampler("min-p")
+        assert conversation.options.get("branching", BranchConfig()) == (
+            asked if told == asked else BranchConfig()
+        )
 
 
 def test_a_trace_keeps_to_one_seed_and_one_sampler(

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from entropix import files, samplers, tables, trace
+from entropix import config, files, samplers, tables, trace
 from entropix.checkpoint.loading import Model
 from entropix.console import signals, terminal
 from entropix.console.terminal import Show, note
@@ -119,7 +119,13 @@ class Chat:
         self._untraced("sampler")
         if not words:
             raise ValueError("/sampler needs a name; `--sampler help` lists them")
-        self.options["sampler"] = samplers.resolve(words)
+        chosen = samplers.resolve(words)
+        before = self.options["sampler"]
+        for name, kind in config.LOOKING.items():
+            # What the flags did not say otherwise goes with the preset that said it.
+            if name in self.options and self.options[name] == (getattr(before, name) or kind()):
+                del self.options[name]
+        self.options["sampler"] = chosen
 
     def _last(self) -> Turn:
         if not self.turns:

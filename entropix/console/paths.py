@@ -20,7 +20,7 @@ from entropix.console.terminal import Show
 from entropix.console.thinking import told
 from entropix.cot import parallel, selection
 from entropix.cot.parallel import CotPath, CotResult
-from entropix.cot.plan import Plan
+from entropix.cot.plan import NONE, Plan
 from entropix.decoding.request import GenerationRequest
 from entropix.results import FinishReason, cut_off
 from entropix.trace import run_statistics
@@ -154,6 +154,7 @@ def selection_header(result: CotResult) -> dict[str, Any]:
         "fork": plan.fork,
         "select": plan.select,
         "extract": plan.extract,
+        **({"above": plan.above} if plan.above else {}),
         "decided_early": result.decided_early,
     }
 
@@ -225,7 +226,11 @@ def notes(result: CotResult, n_scores: int) -> Iterator[str]:
         f"{result.computed_tokens} tokens"
     )
     if len(result.paths) < result.plan.paths and finish not in (FinishReason.NAN, FinishReason.INTERRUPTED):
-        yield f"the first answer had no more than {len(result.paths) - 1} places to fork at"
+        yield (
+            f"no token of the first sample had more than {result.plan.above:g} bits of entropy, so it is the only one"
+            if result.plan.fork == NONE
+            else f"the first answer had no more than {len(result.paths) - 1} places to fork at"
+        )
     if (n_cut := cut_off([path.result for path in result.paths])) and finish != FinishReason.INTERRUPTED:
         yield f"{n_cut} of {len(result.paths)} paths were cut off by max_new_tokens or a full context"
     if all(path.answer is None for path in result.paths):

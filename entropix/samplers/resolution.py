@@ -63,6 +63,10 @@ class ResolvedSampler:
         yield f"sampler = {json.dumps(named)}"
         for name, value in dataclasses.asdict(self.numbers).items():
             yield f"{name} = {json.dumps(value, ensure_ascii=False)}"
+        yield from self.looking_as_toml()
+
+    def looking_as_toml(self) -> Iterator[str]:
+        """The tables at the end of a preset that say how it looks ahead and back."""
         for name, own in self.looking.items():
             yield f"[{name}]"
             for field, value in dataclasses.asdict(own).items():

@@ -107,6 +107,11 @@ def target(
     if capacity > cfg.context_length:
         raise ValueError(f"context: {model_name} was trained for {cfg.context_length} tokens, got {capacity}")
     chosen = samplers.resolve(sampler)
+    if chosen.looking:
+        raise ValueError(
+            f"sampler: {sampler} has a table {next(iter(chosen.looking))}, which what is compiled here leaves out; "
+            "give a preset without it"
+        )
     chip, devices = topology_devices(topology)
     shape = sharding.read_shape(mesh) or sharding.widest(cfg, len(devices))
     if shape.n_devices != len(devices):

@@ -190,6 +190,7 @@ def preset(result: Fit, model: Model) -> Iterator[str]:
     for name, value in dataclasses.asdict(result.after).items():
         if name in Thresholds._fields or value != getattr(usual, name):
             yield f"{name} = {json.dumps(value, ensure_ascii=False)}"
+    yield from sampler.looking_as_toml()
 
 
 def _thresholds(cfg: LogitsConfig) -> dict[str, float]:

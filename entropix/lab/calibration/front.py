@@ -61,7 +61,10 @@ def told(outcome: Outcome) -> Told:
 
 
 def _table(outcome: Outcome) -> Table:
-    heads = ["", "tried", "right, dev", "right, held-out", "coverage, dev", "coverage, held-out", "cut off"]
+    heads = [
+        *("", "tried", "right, dev", "right, held-out"),
+        *("coverage, dev", "coverage, held-out", "cut off", "computed tokens"),
+    ]
     rows = [
         [
             arm.label,
@@ -71,6 +74,7 @@ def _table(outcome: Outcome) -> Table:
             shown(arm.dev.mean_coverage),
             numbers(mean_interval(arm.held_out.coverage)),
             shown(arm.held_out.cut_off),
+            f"{arm.held_out.computed:.1f}",
         ]
         for arm in outcome.arms
     ]

@@ -5,7 +5,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, get_type_hints
 
-from entropix.config import LOOKING, STATIC, TRACED, BacktrackConfig
+from entropix.config import LOOKING, STATIC, TRACED, BacktrackConfig, BranchConfig
 from entropix.samplers import ResolvedSampler, RuleConfig
 
 _GUARD = frozenset(field.name for field in dataclasses.fields(RuleConfig))
@@ -35,7 +35,7 @@ class Range(NamedTuple):
 
 
 # What is searched of looking ahead and back, where it is asked for. Each number of paths and each depth is a program of
-# its own, so there are few. Above the largest entropy of the range nothing forks but by strategy.
+# its own, so there are few. The largest entropy stands for 0, at which nothing forks but by strategy.
 _LOOKING = {
     "branching": (
         Range("branching.paths", 1, 4, is_int=True),
@@ -44,9 +44,6 @@ _LOOKING = {
     ),
     "backtracking": (Range("backtracking.tokens", 0, 4, is_int=True),),
 }
-
-
-_OFF = {"branching": ("paths", 1), "backtracking": ("tokens", 0)}
 
 
 def ranges(sampler: ResolvedSampler, free: Sequence[str] = ()) -> list[Range]:
@@ -68,16 +65,32 @@ def ranges(sampler: ResolvedSampler, free: Sequence[str] = ()) -> list[Range]:
         )
     if not names:
         raise ValueError(f"{sampler.name} has no number to choose")
-    asked = (sampler.backtracking or BacktrackConfig()).strategies
-    if "backtracking.tokens" in names and not {*asked} & {*sampler.rule.strategies}:
-        raise ValueError(
-            f"--free backtracking: {sampler.name} never does {' or '.join(asked)}, where tokens would be taken back; "
-            "leave it out"
-        )
+    _check_looking(sampler, names)
     return [
         looking[name] if name in looking else _range(name, fields[name].metadata, kinds[name], sampler)
         for name in names
     ]
+
+
+def _check_looking(sampler: ResolvedSampler, names: Sequence[str]) -> None:
+    """Raises a ValueError where looking ahead or back would never happen, whatever the numbers."""
+    ahead = sampler.branching or BranchConfig()
+    back = sampler.backtracking or BacktrackConfig()
+    own = {*sampler.rule.strategies}
+    if "backtracking.tokens" in names and not own & {*back.strategies}:
+        raise ValueError(
+            f"--free backtracking: {sampler.name} never does {' or '.join(back.strategies)}, where tokens would be "
+            "taken back; leave it out"
+        )
+    branching = [name for name in names if name.startswith("branching.")]
+    if branching and "branching.paths" not in names and _is_off(ahead):
+        raise ValueError(f"--free {branching[0]} changes nothing without branching; add branching.paths")
+    somewhere = ahead.entropy or ahead.margin or own & {*ahead.strategies} or "branching.entropy" in names
+    if branching and not somewhere:
+        raise ValueError(
+            f"--free {branching[0]}: {sampler.name} never does {' or '.join(ahead.strategies)}, where it would fork; "
+            "add branching.entropy"
+        )
 
 
 def values(sampler: ResolvedSampler, space: Sequence[Range]) -> dict[str, float]:
@@ -87,8 +100,9 @@ def values(sampler: ResolvedSampler, space: Sequence[Range]) -> dict[str, float]
         group, _, name = one.name.rpartition(".")
         own = (getattr(sampler, group) or LOOKING[group]()) if group else sampler.numbers
         value = getattr(own, name)
-        # An entropy of 0 is none to fork above.
-        found[one.name] = one.high if group and name == "entropy" and not value else one.clipped(value)
+        if one.name == "branching.paths" and _is_off(own):
+            value = 1
+        found[one.name] = one.high if one.name == "branching.entropy" and not value else one.clipped(value)
     return found
 
 
@@ -99,14 +113,21 @@ def with_values(
     ints = {one.name for one in space if one.is_int}
     whole: dict[str, Any] = {name: int(value) if name in ints else value for name, value in found.items()}
     looking: dict[str, Any] = {}
-    for group, (name, off) in _OFF.items():
+    for group, usual in ((name, kind()) for name, kind in LOOKING.items()):
         own = {key.partition(".")[2]: whole.pop(key) for key in [*whole] if key.startswith(f"{group}.")}
+        if own.get("entropy") == _MOST["bits"]:
+            own["entropy"] = 0.0
         if own:
-            cfg = dataclasses.replace(getattr(sampler, group) or LOOKING[group](), **own)
+            cfg = dataclasses.replace(getattr(sampler, group) or usual, **own)
             # What is off is spelled in one way, so that it shares a batch.
-            spelled = None if getattr(sampler, group) is None else LOOKING[group]()
-            looking[group] = spelled if getattr(cfg, name) == off else cfg
+            spelled = None if getattr(sampler, group) is None else usual
+            looking[group] = spelled if _is_off(cfg) else cfg
     return dataclasses.replace(sampler.changed(whole), **looking)
+
+
+def _is_off(cfg: Any) -> bool:
+    """Whether this way of looking ahead, or back, never looks."""
+    return cfg.tokens == 0 if isinstance(cfg, BacktrackConfig) else cfg.paths == 1 or cfg.depth == 0
 
 
 def _is_free(field: "dataclasses.Field[Any]", kind: type) -> bool:

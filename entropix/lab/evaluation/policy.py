@@ -47,7 +47,7 @@ def run(model: Model, protocol: Protocol, folder: Path, max_rows: int, kept: boo
             running.generate(model, grid, store, place if kept else None)
             found = getattr(store, "lines", [])
         for arm, other in zip(arms, first, strict=True):
-            lines[arm.name] = [line for line in found if line["variant"] == other.name]
+            lines[arm.name] = _own(arm, protocol, [line for line in found if line["variant"] == other.name])
     return [
         {"part": POLICY, "protocol": protocol.digest, **row}
         for asked in protocol.tasks
@@ -59,6 +59,20 @@ def run(model: Model, protocol: Protocol, folder: Path, max_rows: int, kept: boo
 def _same(arm: Arm, other: Arm) -> bool:
     """Whether two arms of a group have the same answers, of which they make something else."""
     return arm.variant == dataclasses.replace(other.variant, label=arm.name)
+
+
+def _own(arm: Arm, protocol: Protocol, lines: Sequence[Line]) -> list[Line]:
+    """The lines, of an arm or of several that share them, that this one would have asked for alone: where its votes are
+    only for want of certainty, not those behind a first answer that was sure. They were drawn independently of that."""
+    seeds = _seeds(arm, protocol.seeds)
+    own = {each for voters in seeds.values() for each in voters}
+    sure = {
+        (line["prompt"], seed)
+        for line in lines
+        for seed in seeds.get(line["seed"], [])[1:]
+        if _is_sure(arm, line)
+    }
+    return [line for line in lines if line["seed"] in own and (line["prompt"], line["seed"]) not in sure]
 
 
 def _groups(protocol: Protocol) -> dict[str, list[Arm]]:
@@ -131,14 +145,7 @@ def _rows(arm: Arm, asked: Asked, protocol: Protocol, lines: Sequence[Line]) -> 
 
 
 def _row(arm: Arm, asked: Asked, item: Item, seed: int, voters: Sequence[Line]) -> Row:
-    """The answer that most of the voters have, of equally many the first; costs are those of all of them.
-
-    Where an arm asks for more votes only if the first answer was unsure, those that it would not have asked for, which
-    were drawn independently of that, have neither a say nor a cost.
-    """
-    n_votes = len(voters)
-    if _is_sure(arm, voters[0]):
-        voters = voters[:1]
+    """The answer that most of the voters have, of equally many the first; costs are those of all of them."""
     answers = [asked.task.extract(item, voter["text"]) for voter in voters]
     passes: list[Any] = [voter.get("forward_passes", voter["new_tokens"]) for voter in voters]
     place = _winner(answers)
@@ -160,14 +167,14 @@ def _row(arm: Arm, asked: Asked, item: Item, seed: int, voters: Sequence[Line]) 
         "strategies": line["strategies"],
         "token_ids": line["token_ids"],
     }
-    if n_votes == 1:
+    if arm.votes == 1:
         return row
-    firsts = [voters[_winner(answers[:n])]["text"] for n in range(1, n_votes + 1)]
+    firsts = [voters[_winner(answers[:n])]["text"] for n in range(1, arm.votes + 1)]
     return row | {
         "votes": answers,
         # Of the first vote, the first two, ...
         "scores_by_votes": [asked.task.score(item, text) for text in firsts],
-        "passes_by_votes": [sum(passes[:n]) for n in range(1, n_votes + 1)],
+        "passes_by_votes": [sum(passes[:n]) for n in range(1, arm.votes + 1)],
     }
 
 

@@ -19,7 +19,7 @@
     branching = { paths = 4 }     # fields of `BranchConfig`
     backtracking = { tokens = 4 } # and of `BacktrackConfig`
     frequencies_of = "other"      # for placebo: strategies as often as another arm had them, and its numbers
-    best_of = 8                   # also cot, self_consistency, cot_at, cot_entropy, select and extract, as in grids
+    best_of = 8                   # also cot, self_consistency and the others, as in grids
 
     [[contrasts]]                 # Holm's correction is over these; everything else is exploratory
     arm = "mine"
@@ -302,16 +302,16 @@ def _check_frequencies(protocol: Protocol, path: Path) -> None:
 
 
 def _with_numbers(arm: Arm, protocol: Protocol) -> Arm:
-    """A placebo of an arm does what it does with that arm's numbers."""
+    """A placebo of an arm does what it does with that arm's numbers, and looks ahead and back as that arm does."""
     if arm.frequencies_of is None:
         return arm
     [source] = [other for other in protocol.arms if other.name == arm.frequencies_of]
     sampler, theirs = arm.variant.sampler, source.variant.sampler.numbers
     own = {entry.name for entry in dataclasses.fields(sampler.numbers)}
     numbers = {name: value for name, value in dataclasses.asdict(theirs).items() if name in own}
-    return dataclasses.replace(
-        arm, variant=dataclasses.replace(arm.variant, sampler=sampler.changed(numbers))
-    )
+    looking: Any = source.variant.sampler.looking | sampler.looking
+    sampler = dataclasses.replace(sampler.changed(numbers), **looking)
+    return dataclasses.replace(arm, variant=dataclasses.replace(arm.variant, sampler=sampler))
 
 
 def _check_keys(values: Mapping[str, Any], known: tuple[str, ...], where: str) -> None:

@@ -56,7 +56,9 @@ class Variant:
         sampler = self.sampler
         told = {"label": self.label, "sampler": sampler.name, "config": asdict(sampler.numbers)}
         if self.plan is not None:
-            told["paths"] = asdict(self.plan)
+            told["paths"] = {
+                name: value for name, value in asdict(self.plan).items() if name != "above" or value
+            }
         told |= {name: asdict(own) for name, own in sampler.looking.items()}
         if sampler.source is None:
             return told
@@ -114,9 +116,10 @@ def check(grid: Grid, model: Model) -> None:
     if twice := _first_twice(grid.seeds):
         raise ValueError(f"seed {grid.seeds[twice[0]]} is there twice; name each once")
     check_prompts(grid.prompts, model.config)
-    for number, variant in enumerate(grid.variants):
-        if variant.sampler.looking:
-            _request(model, grid, [Answer(number, _cells(grid)[0])])
+    cell = Cell(0, grid.seeds[0])
+    for number in {program(v): n for n, v in enumerate(grid.variants) if v.sampler.looking}.values():
+        _request(model, grid, [Answer(number, cell)])
+    for variant in grid.variants:
         if variant.plan is not None:
             room = grid.options.max_new_tokens, model.config.context_length
             parallel.check_room(variant.plan, grid.prompts, *room)

@@ -12,7 +12,7 @@
     temp = 0.6                    # a number of the sampler's config
     high_ent_thresh = [3.0, 5.0]  # several: every combination is a variant of its own
     cot = 4                       # each answer chosen from several paths: also best_of = 8 or self_consistency = 5,
-    select = "borda"              # and cot_at, cot_entropy, select and extract, as the flags of entropix.main
+    select = "borda"              # and cot_at, cot_entropy, sample_above, select, extract, as flags of entropix.main
 
 Only `prompts` and `samplers` must be there. Files are looked for beside the grid's own.
 """
@@ -80,7 +80,7 @@ def read(path: Path) -> GridFile:
         system=system,
         raw=raw,
         template_args=arguments,
-        variants=_variants(values["samplers"], path),
+        variants=[_looking(variant, values, options) for variant in _variants(values["samplers"], path)],
     )
 
 
@@ -147,6 +147,12 @@ def _variants(value: Any, path: Path) -> list[Variant]:
             dataclasses.replace(variant, label=f"{name} {variant.label}".rstrip()) for variant in found
         ]
     return variants
+
+
+def _looking(variant: Variant, values: Mapping[str, Any], options: GenerateConfig) -> Variant:
+    """The variant, whose preset says how to look ahead and back where the file does not say it for all."""
+    told = {name: getattr(options, name) for name in variant.sampler.looking if name in values}
+    return dataclasses.replace(variant, sampler=dataclasses.replace(variant.sampler, **told))
 
 
 def _check_keys(values: Iterable[str], known: tuple[str, ...], where: str) -> None:

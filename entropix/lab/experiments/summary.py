@@ -202,7 +202,8 @@ def tables(summaries: Sequence[Summary]) -> list[str]:
     first, *others = summaries
     timed = was_timed(summaries)
     with_paths = any(found.paths is not None for found in summaries)
-    costs = ["paths", "computed"] if with_paths else []
+    with_costs = with_paths or any(found.computed_tokens != found.tokens for found in summaries)
+    costs = ["paths"] * with_paths + ["computed"] * with_costs
     shown = ["answers", "tokens", "cut off", *costs, *["tokens/s"] * timed]
     rows = [["", *shown, "length", "± sd", *list(MEASURES)[1:]]]
     rows += [
@@ -211,7 +212,8 @@ def tables(summaries: Sequence[Summary]) -> list[str]:
             str(found.answers),
             str(found.tokens),
             str(found.cut_off),
-            *[number(found.paths, 1), str(found.computed_tokens)] * with_paths,
+            *[number(found.paths, 1)] * with_paths,
+            *[str(found.computed_tokens)] * with_costs,
             *[number(found.tokens_per_second, 1)] * timed,
             number(found.means["length"], 1),
             number(found.length_sd, 1),
