@@ -29,7 +29,7 @@ from tyro.conf import arg
 
 from entropix import config, distributed, files, presets, prompts, samplers, tables
 from entropix.console import cli
-from entropix.console.cli import DeviceFlags, Dtype, TableFile, TemplateArg, Text, Weights, flag
+from entropix.console.cli import Adapter, DeviceFlags, Dtype, TableFile, TemplateArg, Text, Weights, flag
 from entropix.lab.calibration.targets import Targets, check_targets, check_thresholds
 from entropix.showing import suggestion
 
@@ -100,6 +100,7 @@ class Flags:
     by: Annotated[str, flag("what numbers are chosen by", "frequencies|answers", None)] = "frequencies"
     answers: Annotated[AnswerFlags, arg(name="by answers")] = field(default_factory=AnswerFlags)
     weights: Weights = None
+    adapter: Adapter = None
     dtype: Dtype = None
     devices: Annotated[DeviceFlags, arg(name="devices")] = field(default_factory=DeviceFlags)
     text: Annotated[Text, flag("observe the model reading this text, and nothing else", "FILE")] = None
@@ -143,7 +144,8 @@ def main(args: Sequence[str] | None = None, prog: str = _PROG) -> None:
 def _load(flags: Flags) -> "Model":
     from entropix.console import terminal
 
-    return terminal.load(flags.weights, flags.dtype, flags.devices, cli.template_args(flags.template_arg))
+    arguments = cli.template_args(flags.template_arg)
+    return terminal.load(flags.weights, flags.dtype, flags.devices, arguments, flags.adapter)
 
 
 def _by_answers(flags: Flags) -> None:

@@ -23,7 +23,7 @@ from tyro.conf import UseAppendAction, arg
 
 from entropix import distributed, presets, tables
 from entropix.console import cli
-from entropix.console.cli import DeviceFlags, Dtype, TableFile, TemplateArg, Text, Weights, flag
+from entropix.console.cli import Adapter, DeviceFlags, Dtype, TableFile, TemplateArg, Text, Weights, flag
 
 _PROG = "python -m entropix.evaluate"
 
@@ -45,6 +45,7 @@ class Flags:
     ] = ()
     batch: Annotated[int, flag("most answers to generate together", "N", None)] = 32
     weights: Weights = None
+    adapter: Adapter = None
     dtype: Dtype = None
     devices: Annotated[DeviceFlags, arg(name="devices")] = field(default_factory=DeviceFlags)
     template_arg: TemplateArg = ()
@@ -72,7 +73,9 @@ def main(args: Sequence[str] | None = None, prog: str = _PROG) -> None:
     path = flags.protocol or presets.shipped(f"evaluation/{name}.toml")
     asked = protocol.read(path)
     backend.use_compilation_cache()
-    model = running.dated(terminal.load(flags.weights, flags.dtype, flags.devices, arguments), flags.out)
+    model = running.dated(
+        terminal.load(flags.weights, flags.dtype, flags.devices, arguments, flags.adapter), flags.out
+    )
     with contextlib.ExitStack() as stack:
         folder = Path(flags.out or stack.enter_context(tempfile.TemporaryDirectory()))
         run = work.Run(model, asked, folder, flags.batch, flags.out is not None)

@@ -115,7 +115,7 @@ def main(args: Sequence[str] | None = None, prog: str = _PROG) -> None:
     distributed.from_first(lambda: _check_outputs(flags))
     if flags.dump_config is not None:
         files.write_text(flags.dump_config, [f"{line}\n" for line in command.as_toml()], "a preset")
-    model = terminal.load(flags.weights, flags.dtype, flags.devices, arguments)
+    model = terminal.load(flags.weights, flags.dtype, flags.devices, arguments, flags.adapter)
     command.note_default(terminal.note)
     if flags.chat:
         chat.chat(model, flags.system, options, show)

@@ -104,7 +104,7 @@ def what_is_there(names: Collection[str], where: str | Path) -> str:
     if "adapter_config.json" in names:
         return (
             "this is an adapter (adapter_config.json; LoRA or the like), which is no model of its own; "
-            f"`{CONVERT} BASE --adapter {where}` merges it into its base model's folder"
+            "give its base model to --weights, and this folder to --adapter"
         )
     if "params.json" in names:
         return f"no config.json in this folder: these are Meta's original files; {convert}"

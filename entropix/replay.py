@@ -61,6 +61,7 @@ class Flags:
             help_behavior_hint="(default: the name in the trace)",
         ),
     ] = None
+    adapter: cli.Adapter = None
 
 
 def main(args: Sequence[str] | None = None, prog: str = "python -m entropix.replay") -> None:
@@ -77,7 +78,7 @@ def main(args: Sequence[str] | None = None, prog: str = "python -m entropix.repl
     except ValueError as error:
         raise ValueError(f"{flags.trace}: {error}") from None
     backend.use_compilation_cache()
-    model = load_model(recorded, flags.weights)
+    model = load_model(recorded, flags.weights, flags.adapter)
     if difference := first_difference(model, recorded):
         raise ValueError(f"{flags.trace}: {difference}{_elsewhere(recorded, model)}")
     n_tokens = sum(len(result.records) for result in recorded.results)
@@ -85,14 +86,25 @@ def main(args: Sequence[str] | None = None, prog: str = "python -m entropix.repl
     print(f"{flags.trace}: equal, {' in '.join(counts)}")
 
 
-def load_model(recorded: Trace, weights: str | None = None) -> Model:
-    """The model that a trace was made with; a ValueError if the weights are others."""
+def load_model(recorded: Trace, weights: str | None = None, adapter: str | None = None) -> Model:
+    """The model that a trace was made with; a ValueError if the weights, or the adapter, are others."""
     wanted = recorded.header["model"]
-    model = loading.load(wanted["name"] if weights is None else weights, wanted["dtype"])
+    merged = wanted.get("adapter")
+    if merged is not None and adapter is None:
+        raise ValueError(
+            f"the model of the trace has the adapter {merged['name']!r} merged in; give its folder with --adapter"
+        )
+    model = loading.load(wanted["name"] if weights is None else weights, wanted["dtype"], adapter=adapter)
     if trace.fingerprint(model.folder) != wanted["fingerprint"]:
         raise ValueError(
             f"{model.folder}: not the weights of the trace ({wanted['name']}, fingerprint "
             f"{wanted['fingerprint'][:12]}); give theirs with --weights"
+        )
+    if merged is None and adapter is not None:
+        raise ValueError("the model of the trace has no adapter; leave --adapter out")
+    if merged is not None and merged["fingerprint"] != trace.adapter_of(model)["adapter"]["fingerprint"]:
+        raise ValueError(
+            f"{adapter}: not the adapter of the trace ({merged['name']}, fingerprint {merged['fingerprint'][:12]})"
         )
     return model
 

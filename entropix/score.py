@@ -18,7 +18,7 @@ from tyro.conf import arg
 
 from entropix import distributed, metric_labels, prompts, tables
 from entropix.console import cli, coloring, signals
-from entropix.console.cli import DeviceFlags, Dtype, TableFile, Weights, flag
+from entropix.console.cli import Adapter, DeviceFlags, Dtype, TableFile, Weights, flag
 
 if TYPE_CHECKING:
     from entropix.checkpoint.loading import Model
@@ -54,6 +54,7 @@ class Flags:
         ),
     ]
     weights: Weights = None
+    adapter: Adapter = None
     dtype: Dtype = None
     devices: Annotated[DeviceFlags, arg(name="devices")] = field(default_factory=DeviceFlags)
     format: Annotated[
@@ -81,7 +82,7 @@ def main(args: Sequence[str] | None = None, prog: str = _PROG) -> None:
 
     texts = distributed.from_first(lambda: prompts.texts_from_files(flags.text))
     backend.use_compilation_cache()
-    model = terminal.load(flags.weights, flags.dtype, flags.devices)
+    model = terminal.load(flags.weights, flags.dtype, flags.devices, adapter=flags.adapter)
     if flags.allow_special:
         terminal.note_beginning(model, texts)
     printed = Printed(flags.format, scoring.encode(model, texts, flags.allow_special))

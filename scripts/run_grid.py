@@ -21,7 +21,7 @@ import tyro
 from tyro.conf import arg
 
 from entropix.console import cli
-from entropix.console.cli import DeviceFlags, Dtype, Weights, flag
+from entropix.console.cli import Adapter, DeviceFlags, Dtype, Weights, flag
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +38,7 @@ class Args:
     part: Annotated[str, flag("compute the I-th of N parts of the grid", "I/N", None)] = "1/1"
     merge: Annotated[tuple[str, ...], flag("compute nothing: put these parts together", "DIR...")] = ()
     weights: Weights = None
+    adapter: Adapter = None
     dtype: Dtype = None
     devices: Annotated[DeviceFlags, arg(name="devices")] = dataclasses.field(default_factory=DeviceFlags)
     report: Annotated[bool, flag("write report.html as well: plots, and all answers side by side")] = False
@@ -63,7 +64,7 @@ def main(words: Sequence[str] | None = None) -> None:
     asked = file.read(args.grid)
     backend.use_compilation_cache()
     model = running.dated(
-        terminal.load(args.weights, args.dtype, args.devices, asked.template_args), args.out
+        terminal.load(args.weights, args.dtype, args.devices, asked.template_args, args.adapter), args.out
     )
     whole = file.grid(asked, model, args.batch, part)
     page = Path(args.out) / command.PAGE if args.report else None

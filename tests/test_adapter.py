@@ -7,17 +7,22 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import chex
 import folders
+import meshes
 import ml_dtypes
 import numpy as np
 import pth_files
 import pytest
 from safetensors.numpy import save_file
 
+import entropix
 from entropix import convert as convert_command
-from entropix.checkpoint import hf_folder
+from entropix import main, replay, sharding, trace
+from entropix.checkpoint import hf_folder, loading
 from entropix.checkpoint.convert import convert
 
+Command = Callable[..., tuple[int, str, str]]
 Tensors = dict[str, np.ndarray]
 Q, DOWN = "model.layers.0.self_attn.q_proj", "model.layers.1.mlp.down_proj"
 SHAPES = {Q: (32, 32), DOWN: (32, 64)}  # [out, in]
@@ -254,3 +259,47 @@ def test_an_adapter_needs_a_folder_with_safetensors(tmp_path: Path) -> None:
     (tmp_path / "model.gguf").write_bytes(b"GGUF")
     with pytest.raises(ValueError, match=r"model\.gguf: an adapter is merged into a Hugging Face folder"):
         convert(tmp_path / "model.gguf", tmp_path / "out", adapter=write_adapter(tmp_path / "adapter"))
+
+
+# ----- merged as the weights are loaded -------------------------------------------------------------------------
+
+
+def test_weights_that_are_loaded_with_an_adapter_are_those_of_the_merged_folder(
+    base: Path, tmp_path: Path
+) -> None:
+    """On a mesh too, of which each device has a part of the sum; matrices that lie in one tensor are no exception."""
+    adapter = write_adapter(tmp_path / "adapter")
+    convert(base, tmp_path / "out", adapter=adapter)
+    whole = entropix.load(tmp_path / "out")
+    for shape in (None, sharding.Shape(data=1, model=2)):
+        found = loading.load(base, shape=shape, adapter=adapter)
+        assert str(found.adapter) == str(adapter) and f"{base} with {adapter}" in repr(found)
+        expected = loading.load(tmp_path / "out", shape=shape)
+        chex.assert_trees_all_close(found.weights, expected.weights, rtol=1e-6, atol=1e-6)
+        assert meshes.tokens(entropix.generate(found, "Why?", max_new_tokens=8, seed=1)) == meshes.tokens(
+            entropix.generate(whole, "Why?", max_new_tokens=8, seed=1)
+        )
+    assert entropix.load(base).adapter is None
+    with pytest.raises(ValueError, match=re.escape(f"{base}/adapter_config.json: no such file")):
+        entropix.load(base, adapter=base)
+
+
+def test_a_trace_names_the_adapter_and_is_repeated_with_it_alone(
+    base: Path, tmp_path: Path, run_command: Command
+) -> None:
+    adapter, kept = write_adapter(tmp_path / "adapter"), tmp_path / "t.jsonl"
+    other = write_adapter(tmp_path / "other", lora_alpha=8)
+    told = ("--weights", str(base), "--adapter", str(adapter))
+    asked = ("--prompt", "Why?", "--max-new-tokens", "6", "--seed", "1", "--trace", str(kept))
+    assert run_command(main.main, *told, *asked)[0] == 0
+    assert trace.read(kept).header["model"]["adapter"]["name"] == "adapter"
+    assert run_command(replay.main, str(kept), *told)[0] == 0
+    for words, message in (
+        (told[:2], "has the adapter 'adapter' merged in; give its folder with --adapter"),
+        ((*told[:3], str(other)), "other: not the adapter of the trace (adapter, fingerprint"),
+    ):
+        code, _, notes = run_command(replay.main, str(kept), *words)
+        assert code == 1 and message in notes
+    assert run_command(main.main, *told[:2], *asked)[0] == 0
+    code, _, notes = run_command(replay.main, str(kept), *told)
+    assert code == 1 and "has no adapter; leave --adapter out" in notes

@@ -6,7 +6,7 @@ import numpy as np
 import pth_files
 import pytest
 
-from entropix.checkpoint.convert.pth_file import read_pth
+from entropix.checkpoint.pth_file import read_pth
 
 VALUES = np.arange(6, dtype=np.float32).reshape(2, 3)
 STORED = pth_files.storage("FloatStorage", "0", 6)

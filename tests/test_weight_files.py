@@ -11,7 +11,7 @@ from safetensors.numpy import save_file
 
 from entropix.checkpoint import tensors
 from entropix.checkpoint.convert import convert
-from entropix.checkpoint.convert.pth_file import read_pth
+from entropix.checkpoint.pth_file import read_pth
 from entropix.checkpoint.vocabulary.files import read_vocabulary
 from entropix.checkpoint.weight_files import check_file
 

@@ -1,7 +1,7 @@
 """The weights of a checkpoint folder, array by array, in pieces, each on the devices where it belongs."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from jax.sharding import Mesh, Sharding
 from jax.typing import DTypeLike
 
 from entropix import sharding
+from entropix.checkpoint.adapter import AdaptedTensor, adapted
 from entropix.checkpoint.tensors import (
     EMBED,
     FINAL_NORM,
@@ -28,6 +29,7 @@ Block = tuple[slice, ...]  # a part of an array, one slice an axis
 
 
 Read = Callable[[Block], np.ndarray]
+Stored = Mapping[str, StoredTensor | AdaptedTensor]
 
 
 _INT8_VALUES = 2**24  # of a matrix that are float32 while they are made int8
@@ -35,7 +37,12 @@ _ALIGNMENT = 64  # bytes; an array so aligned becomes a CPU device array without
 
 
 def load(
-    folder: Path, cfg: ModelConfig, dtype: DTypeLike, mesh: Mesh | None = None, int8: bool = False
+    folder: Path,
+    cfg: ModelConfig,
+    dtype: DTypeLike,
+    mesh: Mesh | None = None,
+    int8: bool = False,
+    adapter: Path | None = None,
 ) -> Weights:
     """The weights in a checkpoint folder, on the default device or, as `sharding` says, on those of a mesh.
 
@@ -44,17 +51,19 @@ def load(
 
     Each process reads just what its own devices hold, array by array, in pieces from memory-mapped files. Each of its
     threads needs memory for a part of one array at a time, and on the CPU that part is the device's own. int8: whether
-    matrices become `Int8Matrix`; of each row the largest entry is 127.
+    matrices become `Int8Matrix`; of each row the largest entry is 127. adapter: a folder whose LoRA adapter is merged
+    into what is read, in float32.
 
-    Raises what `check` raises, before anything is loaded; and a ValueError that names a tensor with NaN or
+    Raises what `check` and `adapted` raise, before anything is loaded; and a ValueError that names a tensor with NaN or
     infinite values, or that an unembedding contradicts `tied_embeddings`.
     """
     stored = check(folder, cfg)
     check_tied(folder, cfg, stored)
+    merged: Stored = stored if adapter is None else adapted(folder, cfg, stored, adapter)
     shapes = abstract(sharding.widened(cfg, mesh), dtype, sharding.parts(cfg, mesh), int8)
     leaves, structure = jax.tree.flatten(shapes)
     places = [None] * len(leaves) if mesh is None else jax.tree.leaves(sharding.lay_out(shapes, mesh))
-    readers = jax.tree.leaves(_readers(stored, cfg, shapes))
+    readers = jax.tree.leaves(_readers(merged, cfg, shapes))
     with ThreadPoolExecutor() as pool:  # numpy copies and checks without the GIL
         return jax.tree.unflatten(structure, pool.map(_put, leaves, places, readers))
 
@@ -79,7 +88,7 @@ def _put(leaf: jax.ShapeDtypeStruct, place: Sharding | None, read: Read) -> jax.
     return jax.make_array_from_single_device_arrays(leaf.shape, place, parts)
 
 
-def _readers(stored: dict[str, StoredTensor], cfg: ModelConfig, shapes: Weights) -> Weights:
+def _readers(stored: Stored, cfg: ModelConfig, shapes: Weights) -> Weights:
     """In place of each array of these shapes a `Read`, the function that reads a part of it in the array's dtype."""
     kept: np.dtype = shapes.embed_VD.dtype
     int8 = isinstance(shapes.layers[0].qkv, Int8Matrix)
@@ -205,14 +214,14 @@ def _in_int8(shapes: Any, read: Read) -> Any:
     return Int8Matrix(value, scales)  # type: ignore[arg-type]
 
 
-def _read(tensor: StoredTensor, name: str, dtype: np.dtype, block: Block) -> np.ndarray:
+def _read(tensor: StoredTensor | AdaptedTensor, name: str, dtype: np.dtype, block: Block) -> np.ndarray:
     """A part of a stored tensor, in memory that a CPU device can take over."""
     out = _empty(tuple(axis.stop - axis.start for axis in block), dtype)
     _copy(tensor, name, block, out)
     return out
 
 
-def _copy(tensor: StoredTensor, name: str, block: Block, out: np.ndarray) -> None:
+def _copy(tensor: StoredTensor | AdaptedTensor, name: str, block: Block, out: np.ndarray) -> None:
     """Fills `out` with a part of a stored tensor, piece by piece; all values must be finite in its dtype."""
     rows, *columns = block
     step = tensor.rows_at_a_time

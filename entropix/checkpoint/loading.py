@@ -35,6 +35,7 @@ class Model:
     chat_template: chat.ChatTemplate | None
     stop_ids: tuple[int, ...]
     mesh: Mesh | None = None  # of the devices that hold it; None for a single one
+    adapter: Path | None = None  # the folder of the one that was merged in
 
     @cached_property
     def missing_ids(self) -> tuple[int, ...]:
@@ -79,7 +80,7 @@ class Model:
             f"Model {self.name!r}: {cfg.n_layers} layers of {cfg.n_heads} heads ({cfg.n_kv_heads} of keys), {cfg.dim} "
             f"wide, {cfg.vocab_size} tokens, context {cfg.context_length}\n"
             f"  {self.precision}, {n_bytes / 1e6:.0f} MB on {devices} ({jax.devices()[0].device_kind})\n"
-            f"  from {self.folder}"
+            f"  from {self.folder}" + (f" with {self.adapter}" if self.adapter else "")
         )
 
     @property
@@ -104,13 +105,15 @@ def load(
     name_or_folder: str | Path = DEFAULT_MODEL,
     dtype: str | None = None,
     shape: sharding.Shape | None = None,
+    adapter: str | Path | None = None,
 ) -> Model:
     """The model of a name below `weights/` or of a checkpoint folder.
 
     `dtype` is float32, bfloat16 or float16; by default float32 on the CPU, where it is the fastest, and bfloat16 on
     accelerators. int8 is that default with matrices in int8, for accelerators into whose memory they would not fit; on
-    a CPU it is slower. `shape` is that of the mesh of devices, by default `sharding.automatic`. Raises a ValueError
-    that says what is missing or wrong in the folder, or that the mesh takes more devices than there are.
+    a CPU it is slower. `shape` is that of the mesh of devices, by default `sharding.automatic`. `adapter` is the folder
+    of a LoRA adapter (PEFT) that was trained on this model, and is merged into its matrices as they are read. Raises a
+    ValueError that says what is missing or wrong in a folder, or that the mesh takes more devices than there are.
     """
     if not isinstance(shape, sharding.Shape | None):
         raise ValueError(f"shape must be a sharding.Shape, as of sharding.read_shape; got {shown(shape)}")
@@ -122,11 +125,12 @@ def load(
     if dtype is None or int8:
         dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
     folder = weights_folder(name_or_folder)
+    merged = None if adapter is None else Path(adapter)
     config = hf_folder.read_config(folder)
     mesh = sharding.make_mesh(shape or sharding.automatic(config, jax.device_count()))
     thread = ThreadPoolExecutor(1)  # reading weights and building a tokenizer take about as long
     try:
-        reading = thread.submit(load_weights.load, folder, config, jnp.dtype(dtype), mesh, int8)
+        reading = thread.submit(load_weights.load, folder, config, jnp.dtype(dtype), mesh, int8, merged)
         text = tokenizer.load_tokenizer(folder)
         check_vocabulary(folder, text, config)
         template = chat.load_chat_template(folder)
@@ -145,6 +149,7 @@ def load(
             stop_ids=tuple(sorted(stop_ids)),
             weights=reading.result(),
             mesh=mesh,
+            adapter=merged,
         )
     finally:
         thread.shutdown(wait=False)  # a signal, or a fault of the tokenizer, does not wait for the weights

@@ -72,6 +72,10 @@ DtypeName = Annotated[str | None, _one_of(*_DTYPES)]
 Weights = Annotated[
     Text, flag("a name below weights/ or a checkpoint folder", "NAME|DIR", "(default: smollm2-135m-instruct)")
 ]
+Adapter = Annotated[
+    Text,
+    flag("the folder of a LoRA adapter (PEFT) that is merged into the weights as they are loaded", "DIR"),
+]
 TableFile = Annotated[
     Text, flag("write the rows as a table here too, CSV or Parquet by the ending", "FILE.csv|FILE.parquet")
 ]

@@ -13,7 +13,7 @@ from tyro.conf import UseAppendAction, arg
 from entropix import config, presets, samplers
 from entropix.config import GenerateConfig
 from entropix.console import cli, words
-from entropix.console.cli import DeviceFlags, Dtype, TemplateArg, Text, Weights, flag
+from entropix.console.cli import Adapter, DeviceFlags, Dtype, TemplateArg, Text, Weights, flag
 from entropix.console.path_flags import PathFlags
 from entropix.console.search_flags import BacktrackFlags, BranchFlags, backtrack_flags, branch_flags
 from entropix.samplers import ResolvedSampler
@@ -144,6 +144,7 @@ class ModelFlags:
     """Which model, and how it is run."""
 
     weights: Weights = None
+    adapter: Adapter = None
     dtype: Dtype = None
     speculate: Annotated[int, flag(_help("speculate"), "K", None)] = GenerateConfig.speculate
     profile: Annotated[

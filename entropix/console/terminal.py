@@ -147,6 +147,7 @@ def load(
     dtype: str | None,
     devices: DeviceFlags,
     template_args: Mapping[str, Any] = MappingProxyType({}),
+    adapter: str | None = None,
 ) -> Model:
     """The model that a command's flags ask for.
 
@@ -157,7 +158,7 @@ def load(
     if weights is None and not distributed.is_joined():
         _offer_default()
     with status("loading the weights"):
-        model = loading.load(loading.DEFAULT_MODEL if weights is None else weights, dtype, shape)
+        model = loading.load(loading.DEFAULT_MODEL if weights is None else weights, dtype, shape, adapter)
     return model.with_template_args(template_args)
 
 

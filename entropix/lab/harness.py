@@ -17,7 +17,7 @@ import lm_eval.utils
 from lm_eval.api.model import CachingLM, TemplateLM
 from tqdm import tqdm
 
-from entropix import generation, scoring
+from entropix import generation, scoring, trace
 from entropix.checkpoint import loading
 from entropix.config import BATCH_ROWS
 from entropix.decoding.batching import ContinuousBatch
@@ -86,8 +86,8 @@ def _whole(name: str, value: Any) -> int:
 class Harness(TemplateLM):
     """What `--model entropix` is.
 
-    weights, dtype: see `checkpoint.loading.load`. sampler: a preset, a TOML file, or a rule of one's own; by default
-        the preset for the model. sampler_config: a TOML file with numbers of the rule, or a mapping.
+    weights, dtype, adapter: see `checkpoint.loading.load`. sampler: a preset, a TOML file, or a rule of one's own; by
+        default the preset for the model. sampler_config: a TOML file with numbers of the rule, or a mapping.
     seed: answers are those of (seed, task, document, repetition), whatever is asked beside them.
     told: what `Limits` has, and numbers of the rule, such as temp; one that it does not have is refused.
     """
@@ -96,13 +96,14 @@ class Harness(TemplateLM):
         self,
         weights: str = loading.DEFAULT_MODEL,
         dtype: str | None = None,
+        adapter: str | None = None,
         sampler: str | None = None,
         sampler_config: str | Mapping[str, Any] | None = None,
         seed: int = 0,
         **told: Any,
     ) -> None:
         super().__init__()
-        self.model = loading.load(weights, dtype)
+        self.model = loading.load(weights, dtype, adapter=adapter)
         if isinstance(sampler_config, str):
             sampler_config = read_toml(Path(sampler_config))
         own = [field.name for field in dataclasses.fields(Limits)]
@@ -271,6 +272,7 @@ class Harness(TemplateLM):
         """All that answers depend on beside the requests, as JSON has it."""
         return {
             "weights": self.tokenizer_name,
+            **trace.adapter_of(self.model),
             "dtype": self.model.precision,
             "max_length": self.max_length,
             "max_gen_toks": self.max_gen_toks,

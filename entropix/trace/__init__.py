@@ -16,6 +16,7 @@ records say. What is made of a trace lives elsewhere: `replay` repeats it, `repo
 from entropix.trace.reading import Trace, read
 from entropix.trace.writing import (
     Writer,
+    adapter_of,
     circumstances,
     comments,
     fingerprint,
@@ -27,6 +28,7 @@ from entropix.trace.writing import (
 __all__ = [
     "Trace",
     "Writer",
+    "adapter_of",
     "circumstances",
     "comments",
     "fingerprint",

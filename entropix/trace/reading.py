@@ -14,6 +14,7 @@ from entropix.files import read_text
 from entropix.metrics import Metrics
 from entropix.results import FinishReason, Result
 from entropix.trace.schema import (
+    ADAPTER,
     ALTERNATIVE,
     BATCH,
     BRANCH,
@@ -102,6 +103,9 @@ def _check_header(head: dict[str, Any], where: str) -> None:
         )
     check(head, HEADER, where)
     check(head["model"], MODEL, where, "model.")
+    if "adapter" in head["model"]:
+        check(head["model"], {"adapter": "object"}, where, "model.")
+        check(head["model"]["adapter"], ADAPTER, where, "model.adapter.")
     head.setdefault("template_args", {})
     head.setdefault("preset", head["sampler"])
     if head.setdefault("sampler_source", None) is not None:

@@ -45,6 +45,7 @@ HEADER = {
 METRIC = {"name": "string", "title": "string", "unit": "string", "meaning": "string"}
 
 
+ADAPTER = {"name": "string", "fingerprint": "string"}  # of a model, if it has one
 MODEL = {"name": "string", "config": "object", "dtype": "string", "fingerprint": "string"}
 
 

@@ -14,6 +14,7 @@ import jax
 
 import entropix
 from entropix import backend, distributed, own_metrics, sharding
+from entropix.checkpoint import adapter
 from entropix.checkpoint.hf_folder import read_config
 from entropix.checkpoint.loading import Model
 from entropix.checkpoint.tensors import DTYPES, stored_tensors
@@ -119,6 +120,7 @@ def circumstances(model: Model) -> dict[str, Any]:
             "config": dataclasses.asdict(read_config(model.folder)),
             "dtype": model.precision,
             "fingerprint": fingerprint(model.folder),
+            **adapter_of(model),
         },
         **({"template_args": dict(model.template_args)} if model.template_args else {}),
     }
@@ -174,8 +176,17 @@ def comments(model: Model) -> Iterator[str]:
     """Lines of a preset that was chosen for a model: which it was."""
     yield f"# model: {json.dumps(model.name)}, {model.precision}"
     yield f"# fingerprint, as in a trace: {fingerprint(model.folder)}"
+    yield from (f"# adapter: {json.dumps(told)}" for told in adapter_of(model).values())
     if model.template_args:
         yield f"# template_args: {json.dumps(dict(model.template_args))}"
+
+
+def adapter_of(model: Model) -> dict[str, dict[str, str]]:
+    """The name and the fingerprint of the adapter that was merged into a model, if there is one."""
+    if model.adapter is None:
+        return {}
+    told = {"name": model.adapter.resolve().name, "fingerprint": adapter.fingerprint(model.adapter)}
+    return {"adapter": told}
 
 
 def fingerprint(folder: Path) -> str:

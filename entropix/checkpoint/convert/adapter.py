@@ -1,214 +1,35 @@
-"""LoRA adapters (Hu et al. 2021, arXiv:2106.09685) in folders of PEFT, merged into the model that they were trained on.
+"""A Hugging Face folder with a LoRA adapter merged in: a model like any other, which traces tell from its base."""
 
-A merged folder is a model like any other: every command takes it, and traces tell it from its base.
-"""
-
-import math
-import re
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-import regex
 
 from entropix.checkpoint import values
+from entropix.checkpoint.adapter import adapted
 from entropix.checkpoint.convert.folder import Foreign, common_dtype, copy_texts
-from entropix.checkpoint.convert.pth_file import read_pth
 from entropix.checkpoint.families import of_text
 from entropix.checkpoint.hf_folder import read_config, stop_token_ids
-from entropix.checkpoint.tensors import (
-    DTYPES,
-    EMBED,
-    UNEMBED,
-    check,
-    check_tied,
-    listed,
-    read_header,
-    tensor_shapes,
-)
-from entropix.files import is_there, read_json
-
-_CONFIG = "adapter_config.json"
-_TENSOR = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<part>[AB])\.weight")
-# What layers of a model that also reads images begin with (Gemma 3).
-_TEXT_MODEL = re.compile(r"^(model\.language_model|language_model\.model)\.")
-# A matrix of the base, which PEFT saves too where a layer of embeddings or logits is adapted, or its size was changed.
-_WHOLE = re.compile(r"base_model\.model\.(?P<module>lm_head|model\.embed_tokens)(\.base_layer)?\.weight")
-
-# Key -> accepted values (None: absent) and what any other value would mean.
-_NEUTRAL: dict[str, tuple[tuple[Any, ...], str]] = {
-    "peft_type": (("LORA",), "only LoRA is supported"),
-    "use_dora": ((False, None), "magnitude vectors (DoRA) are not supported"),
-    "bias": (("none", None), "trained biases are not supported"),
-    "lora_bias": ((False, None), "trained biases are not supported"),
-    "fan_in_fan_out": ((False, None), "transposed matrices are not supported"),
-    "modules_to_save": ((None, []), "whole modules beside the adapter are not supported"),
-    "trainable_token_indices": ((None, []), "trained tokens are not supported"),
-    "target_parameters": ((None, []), "only linear layers are supported"),
-    "layer_replication": ((None, []), "repeated layers are not supported"),
-    "init_lora_weights": (
-        (True, False, None, "gaussian", "orthogonal", "eva", "mica"),
-        "such an adapter belongs to a base that was changed before training",
-    ),
-}
-
-# What else a configuration may say: it changes nothing of what is merged.
-_HARMLESS = frozenset(
-    [
-        "r",
-        "lora_alpha",
-        "rank_pattern",
-        "alpha_pattern",
-        "use_rslora",
-        "lora_dropout",
-        "target_modules",
-        "exclude_modules",
-        "layers_to_transform",
-        "layers_pattern",
-        "base_model_name_or_path",
-        "revision",
-        "task_type",
-        "inference_mode",
-        "auto_mapping",
-        "peft_version",
-        "megatron_core",
-        "ensure_weight_tying",
-        "eva_config",
-        "qalora_group_size",
-    ]
-)
-_MOST_SECONDS = 1.0  # for a pattern and a name
+from entropix.checkpoint.tensors import DTYPES, check, check_tied, tensor_shapes
+from entropix.files import read_json
 
 
 def open_adapted(base: Path, adapter: Path, chat_template: str | None = None) -> Foreign:
-    """The checkpoint of `base`, a Hugging Face folder with safetensors, with the adapter of another folder merged in:
-    W + scale·B·A in float32, then in the base's type.
+    """The checkpoint of `base`, a folder with safetensors, with the adapter of another folder merged in, in the base's
+    type. Vocabulary and chat template are the base's.
 
-    Vocabulary and chat template are the base's. Raises a ValueError that names what is damaged, does not fit the base,
-    or is more than LoRA on plain linear layers.
+    Raises a ValueError as `adapted` does.
     """
     cfg = read_config(base)
-    stored, shapes = check(base, cfg), tensor_shapes(cfg)
+    stored = check(base, cfg)
     check_tied(base, cfg, stored)
-    path = adapter / _CONFIG
-    raw = read_json(path)
-    for key, (accepted, reason) in _NEUTRAL.items():
-        if raw.get(key) not in accepted:
-            raise ValueError(f"{path}: {key} is {values.shown(raw.get(key))}: {reason}")
-    for key in raw.keys() - _NEUTRAL.keys() - _HARMLESS:
-        if raw[key]:
-            raise ValueError(
-                f"{path}: {values.named(key)} is {values.shown(raw[key])}: what this changes is not known"
-            )
-    pairs, whole = _tensors(adapter)
-    for name, array in whole.items():
-        own = stored.get(name, stored[EMBED]).read()
-        if own.shape != array.shape or not np.array_equal(own.astype(array.dtype), array):
-            raise ValueError(
-                f"{adapter}: {name} is there whole, unlike the base's: trained embeddings are not supported"
-            )
-    faults = []
-    merged: dict[str, tuple[float, np.ndarray, np.ndarray]] = {}
-    for module, (a_RI, b_OR) in pairs.items():
-        name = f"{_TEXT_MODEL.sub('model.', module)}.weight"
-        plain = name in shapes and name != EMBED and len(shapes[name]) == 2
-        if not plain:
-            tied = name == UNEMBED
-            faults.append(f"unexpected: {module} is no linear layer of the base" + ", which is tied" * tied)
-        elif (b_OR.shape[0], a_RI.shape[1]) != shapes[name] or b_OR.shape[1] != a_RI.shape[0]:
-            sizes = f"{list(b_OR.shape)} times {list(a_RI.shape)}"
-            faults.append(f"wrong shape: {module} is {sizes}, the base has {list(shapes[name])}")
-        else:
-            merged[name] = (
-                _scale(raw, module, len(a_RI), path),
-                a_RI.astype(np.float32),
-                b_OR.astype(np.float32),
-            )
-    if faults:
-        raise ValueError(f"{adapter}: the adapter does not fit {base}{listed(faults)}")
-
-    def tensor(name: str) -> np.ndarray:
-        weight: np.ndarray = stored[name].read()
-        if name not in merged:
-            return weight
-        scale, a_RI, b_OR = merged[name]
-        with np.errstate(over="ignore", invalid="ignore"):  # whoever writes them looks for NaN and infinities
-            return weight.astype(np.float32) + np.float32(scale) * (b_OR @ a_RI)
-
+    merged = adapted(base, cfg, stored, adapter)
+    matrices = [name for name, shape in tensor_shapes(cfg).items() if len(shape) > 1]
     config = of_text(read_json(base / "config.json"), base / "config.json")
     return Foreign(
         source=adapter,
         config=cfg,
-        dtype=common_dtype(DTYPES[stored[name].dtype] for name, shape in shapes.items() if len(shape) > 1),
-        tensor=tensor,
+        dtype=common_dtype(DTYPES[stored[name].dtype] for name in matrices),
+        tensor=lambda name: merged[name].read(),
         bos_id=next(iter(values.token_ids(config, "bos_token_id", base / "config.json")), None),
         stop_ids=stop_token_ids(base),
         write_vocabulary=lambda target: copy_texts(base, target, chat_template),
         config_json={key: value for key, value in config.items() if key != "dtype"},
     )
-
-
-def _tensors(adapter: Path) -> tuple[dict[str, tuple[np.ndarray, np.ndarray]], dict[str, np.ndarray]]:
-    """((A, B) of each module by its name in the base, matrices of the base that are there whole)."""
-    file = adapter / "adapter_model.safetensors"
-    if is_there(file):
-        places = read_header(file)
-        kinds = {name: DTYPES.get(place.dtype, place.dtype) for name, place in places.items()}
-        if empty := [name for name, place in places.items() if len(place.shape) != 2 or 0 in place.shape]:
-            raise _no_part(file, empty[0], places[empty[0]].shape)
-        tensors = {name: place.read() for name, place in places.items() if place.dtype in DTYPES}
-    else:
-        file = adapter / "adapter_model.bin"
-        tensors = read_pth(file)
-        kinds = {name: array.dtype for name, array in tensors.items()}
-    if wrong := [name for name, kind in kinds.items() if kind not in DTYPES.values()]:
-        raise ValueError(f"{file}: {wrong[0]} is of type {kinds[wrong[0]]}, which is no plain weight")
-    parts: dict[str, dict[str, np.ndarray]] = {}
-    whole = {}
-    for name, array in tensors.items():
-        if base := _WHOLE.fullmatch(name):
-            whole[f"{base['module']}.weight"] = array
-            continue
-        match = _TENSOR.fullmatch(name)
-        if match is None or array.ndim != 2 or 0 in array.shape:
-            raise _no_part(file, name, array.shape)
-        parts.setdefault(match["module"], {})[match["part"]] = array
-    if alone := [module for module, both in parts.items() if len(both) < 2]:
-        raise ValueError(
-            f"{file}: {alone[0]} has a lora_{next(iter(parts[alone[0]]))} alone; the file is incomplete"
-        )
-    if not parts:
-        raise ValueError(f"{file}: there is no tensor in it")
-    return {module: (both["A"], both["B"]) for module, both in parts.items()}, whole
-
-
-def _no_part(file: Path, name: str, shape: Sequence[int]) -> ValueError:
-    return ValueError(
-        f"{file}: {name} {list(shape)} is not the A or the B of LoRA on a linear layer; nothing else is supported"
-    )
-
-
-def _scale(raw: Mapping[str, Any], module: str, rank: int, path: Path) -> float:
-    """alpha / r, or alpha / √r where it is rank-stabilised (Kalajdzievski 2023, arXiv:2312.03732), of this module."""
-    said = _of_module(raw, "rank_pattern", module, "r", path)
-    if said != rank:
-        raise ValueError(
-            f"{path}: {module} has the rank {said:g}, but its tensors have {rank}; make them agree"
-        )
-    alpha = _of_module(raw, "alpha_pattern", module, "lora_alpha", path)
-    return alpha / (math.sqrt(rank) if values.flag(raw, "use_rslora", path) else rank)
-
-
-def _of_module(raw: Mapping[str, Any], patterns: str, module: str, default: str, path: Path) -> float:
-    """What the first pattern that fits a module's name, or the end of it, says of it; else what is said of all."""
-    table = values.table(raw, patterns, path)
-    for pattern in table:
-        try:
-            fits = regex.match(rf"(.*\.)?({pattern})$", module, timeout=_MOST_SECONDS)
-        except (regex.error, OverflowError, RecursionError, TimeoutError) as error:
-            message = f"{path}: {patterns} has {values.shown(pattern)}, which is no expression ({error})"
-            raise ValueError(message) from None
-        if fits:
-            return values.positive(table, pattern, f"{path}: {patterns}")
-    return values.positive(raw, default, path)

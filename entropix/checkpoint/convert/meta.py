@@ -12,9 +12,9 @@ from typing import NamedTuple
 import numpy as np
 
 from entropix.checkpoint.convert.folder import Foreign, half_split, misfits, spelling, write_tokenizer_config
-from entropix.checkpoint.convert.pth_file import read_pth
 from entropix.checkpoint.convert.values import Values, named, shown
 from entropix.checkpoint.hf_folder import END_TOKENS
+from entropix.checkpoint.pth_file import read_pth
 from entropix.checkpoint.tensors import DTYPES, EMBED, FINAL_NORM, UNEMBED, listed, tensor_shapes
 from entropix.checkpoint.vocabulary.files import read_tokenizer_model
 from entropix.checkpoint.weight_files import check_file

@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 
 from entropix.checkpoint.convert.folder import Foreign, common_dtype, copy_texts, misfits
-from entropix.checkpoint.convert.pth_file import read_pth
 from entropix.checkpoint.convert.values import Values
 from entropix.checkpoint.families import of_text
 from entropix.checkpoint.hf_folder import read_config, stop_token_ids
+from entropix.checkpoint.pth_file import read_pth
 from entropix.checkpoint.tensors import DTYPES, EMBED, UNEMBED, listed, of_text_model, tensor_shapes
 from entropix.checkpoint.weight_files import beside, check_file
 from entropix.files import read_json

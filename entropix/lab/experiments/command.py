@@ -13,7 +13,7 @@ from tyro.conf import arg
 from entropix import config, distributed, prompts, tables
 from entropix.config import GenerateConfig
 from entropix.console import cli
-from entropix.console.cli import DeviceFlags, Dtype, TableFile, TemplateArg, Text, Weights, flag
+from entropix.console.cli import Adapter, DeviceFlags, Dtype, TableFile, TemplateArg, Text, Weights, flag
 
 if TYPE_CHECKING:
     from entropix.checkpoint.loading import Model
@@ -35,6 +35,7 @@ class Flags:
     max_new_tokens: Annotated[int, flag("most tokens of an answer", "N", None)] = 128
     batch: Annotated[int, flag("most answers to generate together", "N", None)] = 16
     weights: Weights = None
+    adapter: Adapter = None
     dtype: Dtype = None
     devices: Annotated[DeviceFlags, arg(name="devices")] = field(default_factory=DeviceFlags)
     system: Annotated[Text, flag("a system message before every prompt")] = None
@@ -92,7 +93,9 @@ def perform(flags: Flags, variants: "Sequence[Variant]", title: str, fields: Seq
     from entropix.lab.experiments import engine, running
 
     backend.use_compilation_cache()
-    model = running.dated(terminal.load(flags.weights, flags.dtype, flags.devices, arguments), flags.out)
+    model = running.dated(
+        terminal.load(flags.weights, flags.dtype, flags.devices, arguments, flags.adapter), flags.out
+    )
     whole = engine.Grid(
         variants=variants,
         prompts=[encode_prompt(model, text, system=flags.system, raw=flags.raw) for text in texts],

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, cast
 import ml_dtypes
 import numpy as np
 
-from entropix.checkpoint.convert.values import shown
+from entropix.checkpoint.values import shown
 from entropix.checkpoint.weight_files import check_file, starts_with
 
 _DTYPES = {
