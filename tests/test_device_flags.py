@@ -81,7 +81,7 @@ def test_a_chat_is_for_one_process_and_no_profile(command: commands.Command, fla
         (calibrate.main, ("--text", "{file}")),
     ],
 )
-def test_every_command_puts_the_model_on_the_mesh_it_is_told(
+def test_every_command_loads_the_model_on_the_mesh_and_with_the_adapter_it_is_told(
     run_command: RunCommand,
     toy_folder: str,
     tmp_path: Path,
@@ -89,15 +89,15 @@ def test_every_command_puts_the_model_on_the_mesh_it_is_told(
     main: Any,
     args: tuple[str, ...],
 ) -> None:
-    def load(folder: str, dtype: str | None, shape: sharding.Shape | None) -> Any:
-        raise ValueError(f"asked for {shape}")
+    def load(folder: str, dtype: str | None, shape: sharding.Shape | None, adapter: str | None) -> Any:
+        raise ValueError(f"asked for {shape} with {adapter}")
 
     monkeypatch.setattr(loading, "load", load)
     (tmp_path / "file").write_text("Why?\n")
     words = [word.format(file=tmp_path / "file") for word in args]
     for text, asked in (("data=2,model=4", "data=2,model=4"), ("auto", "None")):
-        code, _, err = run_command(main, *words, "--weights", toy_folder, "--mesh", text)
-        assert (code, err) == (1, f"error: asked for {asked}\n")
+        code, _, err = run_command(main, *words, "--weights", toy_folder, "--mesh", text, "--adapter", "mine")
+        assert (code, err) == (1, f"error: asked for {asked} with mine\n")
 
 
 def test_scores_on_a_mesh_are_those_of_one_device(

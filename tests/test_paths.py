@@ -103,7 +103,10 @@ def test_a_known_name_that_is_not_there_tells_how_to_fetch_it(wheel: Path) -> No
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (["adapter_config.json", "adapter_model.safetensors"], "this is an adapter .*base model to --weights"),
+        (
+            ["adapter_config.json", "adapter_model.safetensors"],
+            "this is an adapter .*base model to --weights",
+        ),
         (
             ["params.json", "consolidated.00.pth"],
             "Meta's original files; `python -m entropix.convert .*/folder` makes",

@@ -100,13 +100,15 @@ def test_the_flags_reach_the_generation(command: Command, model: Model) -> None:
     assert command("--prompt", "Why?", *flags, "--system", "Be brief.").out == result.text + "\n"
 
 
-def test_weights_and_dtype_reach_the_loader(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_dtype_and_adapter_reach_the_loader(
+    command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def load(*args: object) -> None:
         raise ValueError(args)
 
     monkeypatch.setattr(loading, "load", load)
-    asked = command("--prompt", "a", "--dtype", "bfloat16", weights="here")
-    assert asked == (1, "", "error: ('here', 'bfloat16', None)\n")
+    asked = command("--prompt", "a", "--dtype", "bfloat16", "--adapter", "mine", weights="here")
+    assert asked == (1, "", "error: ('here', 'bfloat16', None, 'mine')\n")
 
 
 def test_a_drawn_seed_is_printed_and_repeats_the_answer(
