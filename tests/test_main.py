@@ -110,7 +110,7 @@ def test_the_flags_of_branching_and_backtracking_begin_with_the_presets(tmp_path
     )
     off = looking("--branch", "1", "--backtrack", "0")
     assert off == (dataclasses.replace(own, paths=1), BacktrackConfig())
-    with pytest.raises(ValueError, match="--branch changes nothing without branching"):
+    with pytest.raises(ValueError, match="--branch-depth changes nothing without branching"):
         looking("--branch", "1", "--branch-depth", "2")
     with pytest.raises(ValueError, match="flags of --backtrack change nothing"):
         looking("--backtrack", "0", "--backtrack-budget", "2")

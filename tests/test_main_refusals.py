@@ -101,7 +101,7 @@ def assert_refused(ended: Ended, message: str) -> None:
         (["--branch-depth", "-1"], "--branch-depth must be between 0 and 15, got -1"),
         (["--cot", "0"], "--cot must be between 1 and 1024, got 0"),
         (["--branch-depth", "3"], "--branch-depth changes nothing without branching, which takes --branch C"),
-        (["--branch", "3", "--branch-depth", "0"], "--branch changes nothing without branching"),
+        (["--branch", "3", "--branch-depth", "0"], "--branch-depth changes nothing without branching"),
         (["--head-entropies"], "--head-entropies goes into the trace; give --trace"),
         (["--seed", "-1"], "--seed must be between 0 and 4294967295, got -1"),
         (["--seed", "4294967296"], "--seed must be"),
