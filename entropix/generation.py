@@ -8,7 +8,7 @@ from entropix import config, options, presets, samplers
 from entropix.checkpoint.chat import encode_chat
 from entropix.checkpoint.loading import Model, check_model
 from entropix.config import BATCH_ROWS, GenerateConfig
-from entropix.decoding import backtracking, branching
+from entropix.decoding import branching
 from entropix.decoding.batching import ContinuousBatch
 from entropix.decoding.request import GenerationRequest, check_prompts, prompt_rows
 from entropix.decoding.session import Session
@@ -143,7 +143,7 @@ def _check_branching(cfg: GenerateConfig, sampler: Sampler) -> None:
 def _check_backtracking(cfg: GenerateConfig, sampler: Sampler) -> None:
     """Raises a ValueError for backtracking that would never happen."""
     wish = cfg.backtracking
-    if not backtracking.is_on(wish):
+    if not wish.is_on:
         return
     _check_strategies("backtracking (--backtrack-on)", wish.strategies, sampler)
     if not set(wish.strategies) & set(sampler.strategies):

@@ -329,4 +329,4 @@ def test_the_state_forgets_what_was_tried_elsewhere() -> None:
     assert state.count_B.tolist() == [0, 3] and state.plain_B.tolist() == [0, -12]
     assert state.frontier_B.tolist() == [0, 12] and state.place_B.tolist() == [-1, 8]
     assert state.forbidden_BF[0, 0] == -1
-    assert BacktrackConfig() == GenerateConfig().backtracking and not backtracking.is_on(BacktrackConfig())
+    assert BacktrackConfig() == GenerateConfig().backtracking and not BacktrackConfig().is_on

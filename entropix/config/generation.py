@@ -32,6 +32,11 @@ class BranchConfig:
     keep: str = choice("path", "of the best path: path, or its first token", "path", "token")
     among: str = choice("kept", "tokens to try: kept by the sampler's filters, or all", "kept", "all")
 
+    @property
+    def is_on(self) -> bool:
+        """Whether it ever tries several tokens."""
+        return self.paths > 1 and self.depth > 0
+
 
 @dataclasses.dataclass(frozen=True)
 class BacktrackConfig:
@@ -40,6 +45,11 @@ class BacktrackConfig:
     tokens: int = parameter(0, "newest tokens to take back; 0 is no backtracking", 0, 16, "tokens")
     strategies: tuple[str, ...] = parameter(("resample",), "strategies of the sampler that ask for it")
     budget: int = parameter(8, "how often in one answer", 0, MAX_INT32)
+
+    @property
+    def is_on(self) -> bool:
+        """Whether anything is ever taken back."""
+        return self.tokens > 0 and self.budget > 0
 
 
 # How a generation looks ahead and back, by the field of `GenerateConfig`.

@@ -50,7 +50,7 @@ def read_branching(flags: BranchFlags, preset: BranchConfig | None = None) -> Br
     usual = branch_flags(preset)
     given = [name for name, value in vars(flags).items() if value != getattr(usual, name)]
     switched_off = usual.branch > 1 and given in (["branch"], ["branch_depth"])
-    if given and (wish.paths == 1 or wish.depth == 0) and not switched_off:
+    if given and not wish.is_on and not switched_off:
         [*_, name] = [name for name in given if name != "branch"] or given
         raise ValueError(
             f"{cli.spelled(name)} changes nothing without branching, which takes --branch C with C of at "

@@ -40,9 +40,7 @@ class Plan:
     select: str = "answer-margin"  # a name in `selection.SELECTORS`
     extract: str = "number"  # as `answers.extractor` reads it
     entropy: float = 2.0  # bits above which `explore` forks, for samplers that have no strategy of that name
-    above: float = (
-        0.0  # bits: of independent samples, more than one only where the first had a token of more entropy
-    )
+    above: float = 0.0  # bits; independent samples: more than one only where a token of the first had more
     stop_early: bool = True  # end paths that can no longer change a majority vote; see `selection.is_decided`
 
     def __post_init__(self) -> None:

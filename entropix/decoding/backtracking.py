@@ -29,14 +29,9 @@ from entropix.samplers.base import Candidates, SampleInfo, SamplerInputs, model_
 MAX_FORBIDDEN = 8  # tokens tried at one step; a shape, hence fixed
 
 
-def is_on(cfg: BacktrackConfig) -> bool:
-    """Whether anything is ever taken back."""
-    return cfg.tokens > 0 and cfg.budget > 0
-
-
 def params(cfg: BacktrackConfig, strategies: tuple[str, ...]) -> BacktrackParams | None:
     """The configuration, for a sampler with these strategies; None if nothing is ever taken back."""
-    if not is_on(cfg):
+    if not cfg.is_on:
         return None
     return BacktrackParams(
         tokens=jnp.asarray(cfg.tokens, jnp.int32),

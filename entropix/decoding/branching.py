@@ -28,7 +28,7 @@ Draw = Callable[[Any, SamplerInputs], tuple[Any, Any]]
 
 def plan(cfg: BranchConfig, strategies: Sequence[str]) -> BranchPlan | None:
     """The static half of a configuration, for a sampler with these strategies; None if it never branches."""
-    if cfg.paths == 1 or cfg.depth == 0:
+    if not cfg.is_on:
         return None
     return BranchPlan(
         paths=cfg.paths,

@@ -52,7 +52,7 @@ def first_rows(request: GenerationRequest) -> RowState:
         finish_B=jnp.asarray(np.full(batch, FinishReason.RUNNING, np.int32)),
         sampler=_first_states(request),
         branching=None if request.program.branching is None else branching.no_forks(batch),
-        backtracks=backtracking.none_yet(batch) if backtracking.is_on(cfg.backtracking) else None,
+        backtracks=backtracking.none_yet(batch) if cfg.backtracking.is_on else None,
         numbers=stacked_numbers([row.numbers for row in request.rows]) if request.numbers_differ else None,
     )
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 
-from entropix.decoding import backtracking
 from entropix.decoding.request import GenerationRequest
 from entropix.results import FinishReason, TokenRecord
 
@@ -41,9 +40,7 @@ class RowText:
     def __init__(self, request: GenerationRequest) -> None:
         self._decoder = request.model.tokenizer.stream_decoder()
         self._stops = StopStrings(request.config.stop)
-        self._n_back = (
-            request.config.backtracking.tokens if backtracking.is_on(request.config.backtracking) else 0
-        )
+        self._n_back = request.config.backtracking.tokens if request.config.backtracking.is_on else 0
         self._held: list[TokenRecord] = []
         self._taken_back: list[list[int]] = []
         self.ended = False

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from entropix import own_metrics
 from entropix.config import GenerateConfig
-from entropix.decoding import backtracking, branching
+from entropix.decoding import branching
 from entropix.metrics import Metrics
 from entropix.results import CUT_OFF, Result
 
@@ -99,7 +99,7 @@ def stats(totals: Totals, strategies: Sequence[str], timing: Timing, asked: Gene
     searched = []
     if branching.plan(asked.branching, strategies) is not None:
         searched.append(("forks", str(totals.forks), "places in the answer where several tokens were tried"))
-    if backtracking.is_on(asked.backtracking):
+    if asked.backtracking.is_on:
         searched.append(("retreats", str(totals.retreats), "times that tokens were taken back"))
     rows = [
         ("prompt tokens", str(totals.prompt_tokens), ""),

@@ -83,7 +83,7 @@ def _check_looking(sampler: ResolvedSampler, names: Sequence[str]) -> None:
             "taken back; leave it out"
         )
     branching = [name for name in names if name.startswith("branching.")]
-    if branching and "branching.paths" not in names and _is_off(ahead):
+    if branching and "branching.paths" not in names and not ahead.is_on:
         raise ValueError(f"--free {branching[0]} changes nothing without branching; add branching.paths")
     somewhere = ahead.entropy or ahead.margin or own & {*ahead.strategies} or "branching.entropy" in names
     if branching and not somewhere:
@@ -100,7 +100,7 @@ def values(sampler: ResolvedSampler, space: Sequence[Range]) -> dict[str, float]
         group, _, name = one.name.rpartition(".")
         own = (getattr(sampler, group) or LOOKING[group]()) if group else sampler.numbers
         value = getattr(own, name)
-        if one.name == "branching.paths" and _is_off(own):
+        if one.name == "branching.paths" and not own.is_on:
             value = 1
         found[one.name] = one.high if one.name == "branching.entropy" and not value else one.clipped(value)
     return found
@@ -121,13 +121,8 @@ def with_values(
             cfg = dataclasses.replace(getattr(sampler, group) or usual, **own)
             # What is off is spelled in one way, so that it shares a batch.
             spelled = None if getattr(sampler, group) is None else usual
-            looking[group] = spelled if _is_off(cfg) else cfg
+            looking[group] = cfg if cfg.is_on else spelled
     return dataclasses.replace(sampler.changed(whole), **looking)
-
-
-def _is_off(cfg: Any) -> bool:
-    """Whether this way of looking ahead, or back, never looks."""
-    return cfg.tokens == 0 if isinstance(cfg, BacktrackConfig) else cfg.paths == 1 or cfg.depth == 0
 
 
 def _is_free(field: "dataclasses.Field[Any]", kind: type) -> bool:

@@ -27,7 +27,6 @@ from entropix.config import GenerateConfig
 from entropix.cot import parallel
 from entropix.cot.parallel import CotResult
 from entropix.cot.plan import Plan
-from entropix.decoding import backtracking
 from entropix.decoding.batching import ContinuousBatch
 from entropix.decoding.request import GenerationRequest, check_prompts
 from entropix.generation import prepare
@@ -253,7 +252,7 @@ def _single(
 ) -> Iterator[tuple[int, Line]]:
     """(its number, its line) of each answer, as they end."""
     batch = ContinuousBatch(request, max_rows)
-    costs_more = request.program.branching is not None or backtracking.is_on(request.config.backtracking)
+    costs_more = request.program.branching is not None or request.config.backtracking.is_on
     results = {number: Result(ids) for number, ids in enumerate(request.prompt_ids)}
     for event in batch.run():
         add(results, event)
