@@ -23,6 +23,7 @@ _DESCRIPTION = """Make a folder for --weights of a GGUF file, of Meta's original
 
   python -m entropix.convert model.gguf --out-dir weights/mine
   python -m entropix.convert Llama3.2-1B-Instruct/ --chat-template configs/chat/llama3.jinja
+  python -m entropix.convert gemma-3-1b-it-Q8_0.gguf --hf-folder gemma-3-1b-it/
 
 A Hugging Face folder with safetensors is used as it is; it is only checked, or gets an adapter merged into it:
 
@@ -61,6 +62,14 @@ class Flags:
         Path | None,
         flag("the folder of a LoRA adapter (PEFT) to merge into the source, a Hugging Face folder", "DIR"),
     ] = None
+    hf_folder: Annotated[
+        Path | None,
+        flag(
+            "of a GGUF file's model, its Hugging Face folder, where the file alone does not say all of the model: "
+            "config.json and the tokenizer are taken from it; its weights are not needed",
+            "DIR",
+        ),
+    ] = None
     force: Annotated[bool, flag("replace weights that are there already")] = False
 
 
@@ -76,7 +85,8 @@ def _perform(flags: Flags) -> None:
     from entropix.checkpoint.vocabulary.files import read_vocabulary
 
     source = flags.source
-    if flags.adapter is None and is_complete(source) and not is_torch_folder(source):
+    asked = flags.adapter or flags.hf_folder
+    if asked is None and is_complete(source) and not is_torch_folder(source):
         from entropix.checkpoint.hf_folder import read_config
         from entropix.checkpoint.tensors import check
 
@@ -85,7 +95,7 @@ def _perform(flags: Flags) -> None:
         print(f"{source} is a Hugging Face folder: use it as it is, with --weights {source}")
         return
     folder = flags.out_dir or _default_folder(flags.adapter or source)
-    convert(source, folder, flags.dtype, flags.chat_template, flags.force, flags.adapter)
+    convert(source, folder, flags.dtype, flags.chat_template, flags.force, flags.adapter, flags.hf_folder)
     print(f"weights in {folder}")
     try:
         read_vocabulary(folder)

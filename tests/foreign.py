@@ -75,10 +75,26 @@ def gguf_tensors(tensors: Tensors, cfg: ModelConfig, architecture: str = "llama"
     [arch] = [arch for arch, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture]
     names = gguf.get_tensor_name_map(arch, cfg.n_layers)
     out = {}
-    for name, array in tensors.items():
+    for name, array in (fused(tensors, cfg) if architecture == "phi3" else tensors).items():
         spelled = names.get_name(name, try_suffixes=(".weight", ".bias"))
         assert spelled is not None, name
+        if architecture.startswith("gemma") and name.endswith("norm.weight"):
+            array = array + 1  # as Gemma's norms compute it
         out[spelled] = rotated(name, array, cfg) if architecture in INTERLEAVED else array
+    return out
+
+
+def fused(tensors: Tensors, cfg: ModelConfig) -> Tensors:
+    """With Phi-3's matrices of attention's inputs in one tensor, and the two of a gated layer in another."""
+    out = dict(tensors)
+    for i in range(cfg.n_layers):
+        for whole, parts in (
+            ("self_attn.qkv_proj", "self_attn.{}_proj"),
+            ("mlp.gate_up_proj", "mlp.{}_proj"),
+        ):
+            ones = [f"model.layers.{i}.{parts.format(one)}.weight" for one in ("q", "k", "v", "gate", "up")]
+            rows = [out.pop(one) for one in ones if one in out]
+            out[f"model.layers.{i}.{whole}.weight"] = np.concatenate(rows)
     return out
 
 

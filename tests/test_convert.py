@@ -319,5 +319,5 @@ def test_the_script_explains_a_refusal_in_one_line(tmp_path: Path) -> None:
     assert (ran.returncode, ran.stdout) == (1, "")
     assert ran.stderr == (
         f"error: {tmp_path / 'model.gguf'}: the architecture is 'gemma'; only llama, qwen2, "
-        "qwen3, olmo2, smollm3 and granite are supported\n"
+        "qwen3, olmo2, smollm3, granite, phi3, gemma2 and gemma3 are supported\n"
     )

@@ -240,7 +240,7 @@ def test_ordinary_text_that_looks_like_an_end_does_not_stop(tmp_path: Path) -> N
     [
         (
             {"architecture": "gemma"},
-            "the architecture is 'gemma'; only llama, qwen2, qwen3, olmo2, smollm3 and",
+            "the architecture is 'gemma'; only llama, qwen2, qwen3, olmo2, smollm3,",
         ),
         ({"split__count": 3}, "one of 3 parts; give the first one, whose name ends with -00001-of-"),
         ({"llama__expert_count": 8}, "llama.expert_count is 8; only 0 is supported"),

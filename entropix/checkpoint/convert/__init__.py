@@ -25,6 +25,7 @@ def convert(
     chat_template: Path | None = None,
     force: bool = False,
     adapter: Path | None = None,
+    hf_folder: Path | None = None,
 ) -> None:
     """Makes a checkpoint folder of a GGUF file, of one of Meta's folders, of one with pytorch_model.bin, or of a
     Hugging Face folder and an adapter: complete, or not at all.
@@ -32,7 +33,9 @@ def convert(
     `dtype` is that of the matrices, by default the narrowest that holds the source's values exactly: its
     own for float16 and bfloat16, float32 for quantised tensors. `chat_template` is a jinja file to carry
     along instead of the source's own. `adapter` is the folder of a LoRA adapter that was trained on the source, whose
-    type the matrices keep then. Raises a ValueError that says what cannot be converted and why.
+    type the matrices keep then. `hf_folder` is that of the model of a GGUF file, with or without its weights, and says
+    what the model is; only the tensors are the file's then. Raises a ValueError that says what cannot be converted and
+    why.
     """
     destination = destination.resolve()  # of which . has no name
     check_destination(destination, force)
@@ -43,20 +46,26 @@ def convert(
         check_file(chat_template)
         template = read_text(chat_template)
     if adapter is not None:
+        if hf_folder is not None:
+            raise ValueError(
+                "--hf-folder is for GGUF files, which take no adapter; merge that into what this makes"
+            )
         if not is_complete(source) or is_torch_folder(source):
             raise ValueError(f"{source}: an adapter is merged into a Hugging Face folder with safetensors")
         write_folder(open_adapted(source, adapter, template), destination, dtype, force)
         return
-    write_folder(_opened(source, template), destination, dtype, force)
+    write_folder(_opened(source, template, hf_folder), destination, dtype, force)
 
 
-def _opened(source: Path, template: str | None) -> Foreign:
+def _opened(source: Path, template: str | None, hf_folder: Path | None) -> Foreign:
     """The checkpoint of whatever format the source has; what a file is, its first bytes say and not its name."""
     if not source.is_dir():
         check_file(source)
         if starts_with(source, MAGIC) or source.suffix.lower() == ".gguf":
-            return open_gguf(source, template)
+            return open_gguf(source, template, hf_folder)
         raise ValueError(f"{source}: {_EXPECTED}")
+    if hf_folder is not None:
+        raise ValueError(f"{source}: --hf-folder describes the model of a GGUF file; this is a folder")
     if (source / "params.json").exists():
         return open_meta(source, template)
     if is_torch_folder(source):

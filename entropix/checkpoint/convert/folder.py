@@ -19,6 +19,8 @@ from entropix.files import make_folder, read_json, write_json
 from entropix.paths import is_complete
 
 SHARD_BYTES = 2 * 1024**3
+# What helps where a GGUF file does not say something of its model.
+WITH_FOLDER = "give the model's own folder too, which says it (--hf-folder DIR; its weights are not needed)"
 
 _CODES = {dtype.name: code for code, dtype in DTYPES.items()}  # float32 -> F32
 

@@ -7,14 +7,23 @@ architecture has beside Llama is its row of `families`, since the two libraries 
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-from gguf import GGMLQuantizationType, TokenType
+from gguf import TokenType
 
 from entropix.checkpoint import families
-from entropix.checkpoint.convert.folder import Foreign, half_split, misfits, spelling, write_tokenizer_config
+from entropix.checkpoint.convert.folder import WITH_FOLDER, Foreign, write_tokenizer_config
+from entropix.checkpoint.convert.gguf_described import open_described
 from entropix.checkpoint.convert.gguf_header import GgufTensor, read_parts
+from entropix.checkpoint.convert.gguf_tensors import (
+    ARCHITECTURES,
+    ENDS,
+    architecture_of,
+    check_layers,
+    hf_tensors,
+    n_embedding_rows,
+)
 from entropix.checkpoint.convert.tokenizer_json import (
     TextEnds,
     write_sentence_pieces_json,
@@ -22,50 +31,11 @@ from entropix.checkpoint.convert.tokenizer_json import (
 )
 from entropix.checkpoint.convert.values import REQUIRED, Values, named, shown
 from entropix.checkpoint.hf_folder import END_TOKENS
-from entropix.checkpoint.tensors import EMBED, FINAL_NORM, UNEMBED, listed, norm_names, tensor_shapes
+from entropix.checkpoint.tensors import UNEMBED
 from entropix.config import ModelConfig, RopeScaling
 
-_ENDS = {EMBED: "token_embd.weight", FINAL_NORM: "output_norm.weight", UNEMBED: "output.weight"}
-_LAYER_PARTS = {
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "self_attn.q_norm": "attn_q_norm",
-    "self_attn.k_norm": "attn_k_norm",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
-}
-_NORMS, _NORMS_AFTER = ("attn_norm", "ffn_norm"), ("post_attention_norm", "post_ffw_norm")
 _ROPE_FACTORS = "rope_freqs.weight"  # which only Llamas may have here
 _LLAMA = "llama"
-
-
-class _Architecture(NamedTuple):
-    """How llama.cpp keeps a family."""
-
-    interleaved: bool  # rows of queries and keys are in the order in which Meta rotates them
-    numbers: Mapping[str, str] = {}  # key of the metadata -> that of config.json
-
-
-# SmolLM3's layers without rotation are in no key: they are those of its published model, as in `families`.
-_ARCHITECTURES = {
-    _LLAMA: _Architecture(True),
-    "qwen2": _Architecture(False),
-    "qwen3": _Architecture(False),
-    "olmo2": _Architecture(False),
-    "smollm3": _Architecture(True),
-    "granite": _Architecture(
-        True,
-        {
-            "embedding_scale": "embedding_multiplier",
-            "attention.scale": "attention_multiplier",
-            "residual_scale": "residual_multiplier",
-            "logit_scale": "logits_scaling",
-        },
-    ),
-}
 
 # Every key of an architecture that is understood, without its name. A value here is the only one supported; None means
 # any.
@@ -98,38 +68,30 @@ _PARTS = {"gpt2": ("tokens", "merges", "token_type", "pre"), "llama": ("tokens",
 # 3.3, or made of one, whose frequencies are scaled.
 _LLAMA3_THETA, _LLAMA3_CONTEXT = 500_000.0, 8192
 
-_EXACT_DTYPE = {GGMLQuantizationType.F16: "float16", GGMLQuantizationType.BF16: "bfloat16"}
 
-
-def open_gguf(path: Path, chat_template: str | None = None) -> Foreign:
+def open_gguf(path: Path, chat_template: str | None = None, hf_folder: Path | None = None) -> Foreign:
     """The checkpoint in a GGUF file; quantised tensors are dequantised to the float32 they stand for.
 
-    `chat_template` replaces the file's own. Raises a ValueError for a file that is damaged, of another
-    architecture, or with metadata, tensors or a vocabulary that are not understood in full.
+    `chat_template` replaces the file's own. `hf_folder` says what the model is, instead of the file's metadata; see
+    `gguf_described`. Raises a ValueError for a file that is damaged, of another architecture, or with metadata, tensors
+    or a vocabulary that are not understood in full.
     """
     raw, tensors = read_parts(path)
     meta = Values(path, raw)
-    architecture = _architecture(meta)
-    interleaved = _ARCHITECTURES[architecture].interleaved
+    if hf_folder is not None:
+        return open_described(meta, tensors, hf_folder, chat_template)
+    architecture = architecture_of(meta)
+    _check_understood(meta, architecture)
     cfg = _config(meta, tensors, architecture)
-    norms = zip(norm_names(cfg).values(), _NORMS_AFTER if cfg.norm_after else _NORMS, strict=True)
-    names = spelling(cfg, _ENDS, "blk", _LAYER_PARTS | dict(norms))
     read = [_ROPE_FACTORS] if architecture == _LLAMA else []
-    shapes = {name: tensor.shape for name, tensor in tensors.items() if name not in read}
-    if faults := misfits(tensor_shapes(cfg), shapes, names):
-        raise ValueError(f"{path}: the tensors do not fit the metadata{listed(faults)}")
-
-    def tensor(name: str) -> np.ndarray:
-        values = tensors[names[name]].values(path)
-        return half_split(name, values, cfg) if interleaved else values
-
-    kinds = {tensors[names[name]].kind for name, shape in tensor_shapes(cfg).items() if len(shape) > 1}
+    stored = {name: tensor for name, tensor in tensors.items() if name not in read}
+    tensor, dtype = hf_tensors(path, stored, cfg, architecture, "the metadata")
     template = chat_template or meta.text("tokenizer.chat_template", None)
     write_vocabulary = _vocabulary_writer(meta, cfg.vocab_size, template)
     return Foreign(
         source=path,
         config=cfg,
-        dtype=_EXACT_DTYPE.get(kinds.pop(), "float32") if len(kinds) == 1 else "float32",
+        dtype=dtype,
         tensor=tensor,
         bos_id=_token_id(meta, "bos"),
         stop_ids=_stop_ids(meta),
@@ -138,26 +100,28 @@ def open_gguf(path: Path, chat_template: str | None = None) -> Foreign:
     )
 
 
-def _architecture(meta: Values) -> str:
-    """Its name. Raises for a file of another one, for a part of one, and for what may change the model unawares."""
-    path = meta.path
-    if (name := meta.text("general.architecture")) not in _ARCHITECTURES:
-        *known, last = _ARCHITECTURES
+def _check_understood(meta: Values, name: str) -> None:
+    """Raises for a file that does not say all of its model, and for what may change the model unawares.
+
+    name: of its architecture.
+    """
+    path, architecture = meta.path, ARCHITECTURES[name]
+    if not architecture.complete:
         raise ValueError(
-            f"{path}: the architecture is {shown(name)}; only {', '.join(known)} and {last} are supported"
+            f"{path}: a file of the architecture {name} does not say all of its model; {WITH_FOLDER}"
         )
     for key, value in meta.raw.items():
         if not key.startswith(f"{name}."):
             continue
         short = key.removeprefix(f"{name}.")
-        if short not in {*_UNDERSTOOD, *_ARCHITECTURES[name].numbers}:
+        if short not in {*_UNDERSTOOD, *architecture.numbers}:
             raise ValueError(
-                f"{path}: {named(key)} is {shown(value)}; this may change the model in a way that is not supported"
+                f"{path}: {named(key)} is {shown(value)}; this may change the model in a way that only its own "
+                "folder says (--hf-folder DIR; its weights are not needed)"
             )
         wanted = _UNDERSTOOD.get(short)
         if wanted is not None and (type(value) is not type(wanted) or value != wanted):
             raise ValueError(f"{path}: {key} is {shown(value)}; only {wanted!r} is supported")
-    return name
 
 
 def _config(meta: Values, tensors: Mapping[str, GgufTensor], name: str) -> ModelConfig:
@@ -169,23 +133,13 @@ def _config(meta: Values, tensors: Mapping[str, GgufTensor], name: str) -> Model
     for key in (f"{name}.attention.value_length", f"{name}.rope.dimension_count"):
         if (value := meta.whole(key, head_dim)) != head_dim:
             raise ValueError(f"{path}: {key} is {value}; only the head width, {head_dim}, is supported")
-    embedding = tensors.get(_ENDS[EMBED])
-    if embedding is None:
-        raise ValueError(f"{path}: there is no tensor {_ENDS[EMBED]}")
-    if len(embedding.shape) != 2:
-        raise ValueError(
-            f"{path}: {embedding.name} must have two dimensions, it is of shape {list(embedding.shape)}"
-        )
-    vocab_size = embedding.shape[0]
+    vocab_size = n_embedding_rows(path, tensors)
     if (listed := meta.whole(f"{name}.vocab_size", vocab_size)) != vocab_size:
         raise ValueError(f"{path}: {name}.vocab_size is {listed}, the embedding has {vocab_size} rows")
     n_layers = meta.whole(f"{name}.block_count")
-    if n_layers > len(tensors):  # and so too many to list what is missing
-        raise ValueError(
-            f"{path}: {name}.block_count is {n_layers}, but there are only {len(tensors)} tensors"
-        )
+    check_layers(path, n_layers, tensors, f"{name}.block_count")
     numbers = {
-        key: _shortest(meta.number(f"{name}.{short}")) for short, key in _ARCHITECTURES[name].numbers.items()
+        key: _shortest(meta.number(f"{name}.{short}")) for short, key in ARCHITECTURES[name].numbers.items()
     }
     theta = _shortest(meta.number(f"{name}.rope.freq_base", 10_000.0))
     context_length = meta.whole(f"{name}.context_length")
@@ -202,7 +156,7 @@ def _config(meta: Values, tensors: Mapping[str, GgufTensor], name: str) -> Model
         "context_length": context_length,
         "rope_theta": theta,
         "norm_eps": _shortest(meta.number(f"{name}.attention.layer_norm_rms_epsilon")),
-        "tied_embeddings": _ENDS[UNEMBED] not in tensors,
+        "tied_embeddings": ENDS[UNEMBED] not in tensors,
         "rope_scaling": scaling,
         **families.switches(numbers, row, n_layers, path),
     }
@@ -287,7 +241,7 @@ def _vocabulary_writer(meta: Values, n_rows: int, template: str | None) -> Calla
     if kind not in _PARTS:
         raise ValueError(
             f"{path}: tokenizer.ggml.model is {shown(kind)}; only byte-level BPE, 'gpt2', and SentencePiece, 'llama', "
-            "can be carried over exactly"
+            f"can be carried over exactly; {WITH_FOLDER}"
         )
     for name in _PARTS[kind]:
         if meta.raw.get(f"tokenizer.ggml.{name}") is None:

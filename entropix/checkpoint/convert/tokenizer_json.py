@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from entropix.checkpoint.convert.folder import WITH_FOLDER
 from entropix.checkpoint.vocabulary.patterns import LLAMA3_PATTERN, QWEN2_PATTERN
 
 
@@ -77,8 +78,7 @@ def write_tokenizer_json(
     if pre not in _PRE:
         why = f" ({_UNSAID[pre]} is not in the file)" if pre in _UNSAID else ""
         raise ValueError(
-            f"tokenizer.ggml.pre is {pre!r}; expected one of {', '.join(sorted(_PRE))}{why}; take this model's Hugging "
-            "Face folder, whose tokenizer.json says it all"
+            f"tokenizer.ggml.pre is {pre!r}; expected one of {', '.join(sorted(_PRE))}{why}; {WITH_FOLDER}"
         )
     if unknown := set(token_types) - {_NORMAL, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE}:
         raise ValueError(f"token type {min(unknown)} has no meaning in a byte-level vocabulary")
@@ -129,7 +129,7 @@ def write_sentence_pieces_json(
     if _USER_DEFINED in token_types:
         raise ValueError(
             f"the token {tokens[list(token_types).index(_USER_DEFINED)]!r} is user-defined: where spaces are put "
-            "beside one of these is not in the file"
+            f"beside one of these is not in the file; {WITH_FOLDER}"
         )
     if unknown := set(token_types) - {_NORMAL, _UNKNOWN, _CONTROL, _UNUSED, _BYTE}:
         raise ValueError(f"token type {min(unknown)} has no meaning in a SentencePiece vocabulary")
@@ -148,7 +148,8 @@ def write_sentence_pieces_json(
         halves += ways
         if ways and made.setdefault(score, token) != token:
             raise ValueError(
-                f"{token!r} and {made[score]!r} have one score, {score:g}; which is merged first is not in the file"
+                f"{token!r} and {made[score]!r} have one score, {score:g}; which is merged first is not in the file; "
+                f"{WITH_FOLDER}"
             )
         if len(halves) > _MOST_MERGES:
             raise ValueError(f"its tokens can be halved in more than {_MOST_MERGES} ways")

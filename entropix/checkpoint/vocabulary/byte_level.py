@@ -151,7 +151,7 @@ def of_json(path: Path, file: Mapping[str, Any], small: SpecialTokens = NOTHING)
     late = normalised_tokens(path, file) if nfc else frozenset()
 
     # A token spelt in other characters than the 256 is out of reach of any text.
-    spelt = {token: raw for token in vocab if (raw := _spelt_bytes(token))}
+    spelt = {token: raw for token in vocab if (raw := spelt_bytes(token))}
     try:
         pairs = [pair.split(" ", 1) if isinstance(pair, str) else pair for pair in merges]
         pairs_in_bytes = [(spelt[left], spelt[right]) for left, right in pairs]
@@ -207,7 +207,7 @@ def _refuse_other_kinds(path: Path, file: Mapping[str, Any]) -> None:
             raise refusal(path, f"its decoder is {values.as_json(decoder)}, not ByteLevel")
 
 
-def _spelt_bytes(token: str) -> bytes:
+def spelt_bytes(token: str) -> bytes:
     """The bytes that a token of `vocab` spells; none if it is not written in their 256 characters."""
     try:
         return bytes([_BYTE_OF_CHAR[char] for char in token])

@@ -38,7 +38,7 @@ _CUT_AT_SPACES = {
 _ALL_BYTES = frozenset(range(256))
 
 
-def _token_text(token: str) -> bytes:
+def token_text(token: str) -> bytes:
     """The bytes that a token says: one of its own, or its text with spaces for "▁"."""
     if match := _BYTE.fullmatch(token):
         return bytes([int(match[1], 16)])
@@ -111,7 +111,7 @@ def of_json(path: Path, file: Mapping[str, Any], small: SpecialTokens) -> Vocabu
     for token in (*special, *ends(added, small)):
         if token in merged or len(token) == 1 or _BYTE.fullmatch(token):
             raise _written(path, token)
-    texts = {i: _token_text(token) for token, i in vocab.items()}
+    texts = {i: token_text(token) for token, i in vocab.items()}
     # Of the vocabulary's own, Gemma lists those of line breaks and of spaces, "▁▁", among the added ones.
     own = {token for token, i in added.items() if vocab.get(token) == i}
     texts |= {i: token.encode() for token, i in (special | added).items() if token not in own}
@@ -281,7 +281,7 @@ def of_model(path: Path, content: bytes, small: SpecialTokens) -> Vocabulary:
     for token in (*special, *ends(added, small)):
         if kinds.get(token, _CONTROL) not in (_UNKNOWN, _CONTROL, _UNUSED):
             raise _written(path, token)
-    texts = {i: _token_text(token) for token, i in tokens.items()}
+    texts = {i: token_text(token) for token, i in tokens.items()}
     texts |= {i: token.encode() for token, i in (special | added).items()}
     return Vocabulary(
         Model(content),
