@@ -68,6 +68,13 @@ votes = 3
 votes_above = 7.36
 
 [[arms]]
+name = "vote if greedy is unsure"
+sampler = "temperature"
+votes = 3
+votes_above = 7.31
+first = "greedy"
+
+[[arms]]
 name = "vote of two"
 sampler = "temperature"
 votes = 2
@@ -129,7 +136,14 @@ def _rows(out: Path, part: str) -> list[dict[str, Any]]:
 
 def test_every_answer_is_a_row_with_its_score_its_cost_and_the_protocols_digest(done: Path) -> None:
     rows = _rows(done, "policy")
-    wanted = {"greedy": 4, "published": 8, "vote": 8, "vote if unsure": 8, "vote of two": 8}
+    wanted = {
+        "greedy": 4,
+        "published": 8,
+        "vote": 8,
+        "vote if unsure": 8,
+        "vote if greedy is unsure": 8,
+        "vote of two": 8,
+    }
     assert Counter(row["arm"] for row in rows) == wanted
     digest = json.loads((done / "manifest.json").read_text())["digest"]
     assert {row["protocol"] for row in rows} == {digest}
@@ -147,7 +161,7 @@ def test_every_answer_is_a_row_with_its_score_its_cost_and_the_protocols_digest(
     summary = json.loads((done / "summary.json").read_text())
     assert summary["protocol"] == digest
     greedy = summary["policy"]["arms"][0]
-    [*_, vote, _, _] = summary["policy"]["arms"]
+    [*_, vote, _, _, _] = summary["policy"]["arms"]
     assert [each["n"] for each in vote["votes"]] == [1, 2, 3] and not greedy["votes"]
     assert vote["votes"][-1]["right"]["mean"] == vote["right"]["mean"]
     assert vote["votes"][-1]["passes"] == vote["passes"]
@@ -183,6 +197,36 @@ def test_a_vote_for_want_of_certainty_is_the_vote_or_the_first_answer_alone(done
         assert (some["text"], some["forward_passes"]) == (first["text"], first["new_tokens"])
         assert some["passes_by_votes"] == [first["new_tokens"]] * 3 and len(some["votes"]) == 1
     assert 0 < n_sure < len(vote)
+
+
+def test_a_first_answer_of_another_arm_stands_where_it_was_sure_and_costs_where_it_was_not(
+    done: Path,
+) -> None:
+    lines = [json.loads(line) for line in (done / "policy/once/results.jsonl").read_text().splitlines()]
+    greedy = {str(line["prompt"]): line for line in lines if line["variant"] == "greedy"}
+    rows = _rows(done, "policy")
+    vote, mixed = (
+        [row for row in rows if row["arm"] == name] for name in ("vote", "vote if greedy is unsure")
+    )
+    n_sure = 0
+    for whole, row in zip(vote, mixed, strict=True):
+        first, costs = greedy[row["item"]], ("forward_passes", "computed_tokens")
+        if max(first["logits_entropy"]) > 7.31:
+            assert {**row, **dict.fromkeys(costs), "arm": "vote", "passes_by_votes": None} == {
+                **whole,
+                **dict.fromkeys(costs),
+                "passes_by_votes": None,
+            }
+            assert [row[name] - whole[name] for name in costs] == [first["new_tokens"]] * 2
+            assert (
+                np.subtract(row["passes_by_votes"], whole["passes_by_votes"]).tolist()
+                == [first["new_tokens"]] * 3
+            )
+            continue
+        n_sure += 1
+        assert (row["text"], row["votes"]) == (first["text"], [row["answer"]])
+        assert [row[name] for name in costs] == [first["new_tokens"]] * 2
+    assert 0 < n_sure < len(mixed)
 
 
 def test_what_was_lost_is_made_again_and_what_is_there_is_not(done: Path, command: Command) -> None:

@@ -28,6 +28,7 @@ sampler = "greedy"
 name = "mine"
 sampler = "entropix"
 """
+VOTED = "votes = 2\nvotes_above = 2.0\n"
 CONTRAST = '[[contrasts]]\narm = "mine"\nminus = "greedy"\n'
 
 
@@ -88,6 +89,9 @@ def test_a_digest_is_that_of_what_is_asked_and_not_of_how_it_is_written(file: Pa
         (HEAD + "tempo = 1", "arms, number 2: sampler config: unknown field 'tempo'; did you mean"),
         (HEAD + "votes = 0", "arms, number 2: votes must be between 1 and 64, got 0"),
         (HEAD + "votes_above = 2.0", "votes_above must be bits of entropy, at least 0, beside votes of at least 2"),
+        (HEAD + 'first = "greedy"', "first must be the name of an arm, beside votes_above; got 'greedy'"),
+        (HEAD + VOTED + 'first = "gready"', "there is no arm 'gready'; did you mean 'greedy'?"),
+        (HEAD + VOTED + 'first = "mine"', "'mine' is a vote or a placebo; name an arm of single answers"),
         (HEAD + 'frequencies_of = "greedy"', "arm 'mine': frequencies_of is for the sampler placebo, not for entropix"),
         (HEAD + CONTRAST.replace('"mine"', '"main"'), "number 1: there is no arm 'main'; did you mean 'mine'?"),
         (HEAD + CONTRAST.replace('"mine"', '"greedy"'), "'greedy' minus itself is nothing; name two arms"),
@@ -112,11 +116,13 @@ def test_a_bad_protocol_is_one_sentence(file: Path, text: str, message: str) -> 
     assert message in str(error.value) and str(file.parent) in str(error.value)
 
 
-@pytest.mark.parametrize("name", ["default", "quick", "pauses", "branching", "paths"])
+@pytest.mark.parametrize("name", ["default", "quick", "pauses", "branching", "paths", "unsure"])
 def test_shipped_protocols_declare_contrasts_and_only_the_quick_one_spares_held_out_items(name: str) -> None:
     found = protocol.read(shipped(f"evaluation/{name}.toml"))
-    split = "dev" if name == "quick" else "held-out"
-    assert found.contrasts and {asked.split for asked in found.tasks} == {split}
+    splits = {"quick": {"dev"}, "unsure": {"dev", "held-out"}}.get(name, {"held-out"})
+    assert found.contrasts and {asked.split for asked in found.tasks} == splits
+    if name == "unsure":  # of questions that nothing was chosen on, all
+        assert {asked.task.name for asked in found.tasks} == {"fresh-questions"}
     if name == "pauses":  # arms that shall differ in their pauses alone do
         numbers = {arm.name: dataclasses.asdict(arm.variant.sampler.numbers) for arm in found.arms}
         for base in ("calibrated", "fitted"):

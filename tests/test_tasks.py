@@ -19,7 +19,7 @@ from entropix.lab.tasks.openings import measured
 from entropix.lab.tasks.sets import Sets
 from entropix.lab.tasks.word_problems import final_number
 
-SHIPPED = ("questions", "other-questions", "sets", "instructions", "open")
+SHIPPED = ("questions", "other-questions", "fresh-questions", "sets", "instructions", "open")
 
 
 @pytest.mark.parametrize("name", SHIPPED)
@@ -50,12 +50,20 @@ def test_there_are_enough_questions_and_none_that_numbers_were_chosen_by() -> No
     assert len(dev) >= 300 and len(held_out) >= 400
     seen = {q.prompt for path in presets.shipped("questions").glob("*.jsonl") for q in questions.read(path)}
     assert len(seen) == 110 and not seen & {str(item.prompt) for item in [*dev, *held_out]}
+    asked = {
+        str(item.prompt) for split in SPLITS for item in resolve("other-questions").items(0, None, split)
+    }
+    asked |= seen | {str(item.prompt) for item in [*dev, *held_out]}
+    fresh = [
+        str(item.prompt) for split in SPLITS for item in resolve("fresh-questions").items(0, None, split)
+    ]
+    assert len(fresh) == 835 and not asked & {*fresh}
     facts = [{item.data["fact"] for item in items} for items in (dev, held_out)]
     assert not facts[0] & facts[1]  # also not asked the other way round
 
 
 def test_repeating_a_question_does_not_answer_it() -> None:
-    for name in ("questions", "other-questions"):
+    for name in ("questions", "other-questions", "fresh-questions"):
         task = resolve(name)
         for item in task.items(0, None) + task.items(0, None, HELD_OUT):
             if "choices" not in item.data:

@@ -52,7 +52,7 @@ def run(model: Model, protocol: Protocol, folder: Path, max_rows: int, kept: boo
         {"part": POLICY, "protocol": protocol.digest, **row}
         for asked in protocol.tasks
         for arm in protocol.arms
-        for row in _rows(arm, asked, protocol, lines.get(arm.name, ()))
+        for row in _rows(arm, asked, protocol, lines)
     ]
 
 
@@ -63,14 +63,14 @@ def _same(arm: Arm, other: Arm) -> bool:
 
 def _own(arm: Arm, protocol: Protocol, lines: Sequence[Line]) -> list[Line]:
     """The lines, of an arm or of several that share them, that this one would have asked for alone: where its votes are
-    only for want of certainty, not those behind a first answer that was sure. They were drawn independently of that."""
+    only for want of certainty, not those behind a first vote that was sure. They were drawn independently of that."""
     seeds = _seeds(arm, protocol.seeds)
     own = {each for voters in seeds.values() for each in voters}
     sure = {
         (line["prompt"], seed)
         for line in lines
         for seed in seeds.get(line["seed"], [])[1:]
-        if _is_sure(arm, line)
+        if arm.first is None and _is_sure(arm, line)
     }
     return [line for line in lines if line["seed"] in own and (line["prompt"], line["seed"]) not in sure]
 
@@ -84,7 +84,11 @@ def _groups(protocol: Protocol) -> dict[str, list[Arm]]:
         votes = f"votes-{most}" if arm.votes > 1 else "single"
         name = votes if arm.draws else "once"
         groups.setdefault(name if arm.frequencies_of is None else f"{name}-placebo", []).append(arm)
-    return dict(sorted(groups.items(), key=lambda pair: pair[0].endswith("-placebo")))
+    return dict(
+        sorted(
+            groups.items(), key=lambda group: (group[0].endswith("-placebo"), group[0].startswith("votes"))
+        )
+    )
 
 
 def _tasks(arm: Arm, protocol: Protocol) -> list[Asked]:
@@ -132,22 +136,38 @@ def _with_frequencies(arm: Arm, lines: Mapping[str, Sequence[Line]]) -> Arm:
     return dataclasses.replace(arm, variant=dataclasses.replace(arm.variant, sampler=sampler))
 
 
-def _rows(arm: Arm, asked: Asked, protocol: Protocol, lines: Sequence[Line]) -> Iterator[Row]:
-    """An arm's answers to a task, with their scores."""
-    by_cell = {(line["prompt"], line["seed"]): line for line in lines}
-    places = [(each.label, item.id) for each in _tasks(arm, protocol) for item in each.items]
+def _rows(arm: Arm, asked: Asked, protocol: Protocol, lines: Mapping[str, Sequence[Line]]) -> Iterator[Row]:
+    """An arm's answers to a task, with their scores. lines: of every arm."""
+    own = _by_cell(arm, protocol, lines)
+    before = next((other for other in protocol.arms if other.name == arm.first), None)
+    firsts = {} if before is None else _by_cell(before, protocol, lines)
     for item in asked.items if asked in _tasks(arm, protocol) else ():
-        prompt = places.index((asked.label, item.id))
         for seed, all_seeds in _seeds(arm, protocol.seeds).items():
-            voters = [by_cell[prompt, each] for each in all_seeds if (prompt, each) in by_cell]
-            if voters:
-                yield _row(arm, asked, item, seed, voters)
+            voters = [own[cell] for each in all_seeds if (cell := (asked.label, item.id, each)) in own]
+            if not voters:
+                continue
+            first = None
+            if before is not None:
+                first = firsts[asked.label, item.id, seed if before.draws else protocol.seeds[0]]
+                if _is_sure(arm, first):
+                    voters, first = [first], None
+            yield _row(arm, asked, item, seed, voters, first)
 
 
-def _row(arm: Arm, asked: Asked, item: Item, seed: int, voters: Sequence[Line]) -> Row:
-    """The answer that most of the voters have, of equally many the first; costs are those of all of them."""
+def _by_cell(
+    arm: Arm, protocol: Protocol, lines: Mapping[str, Sequence[Line]]
+) -> dict[tuple[str, str, int], Line]:
+    """An arm's lines by task, item and seed."""
+    places = [(each.label, item.id) for each in _tasks(arm, protocol) for item in each.items]
+    return {(*places[line["prompt"]], line["seed"]): line for line in lines.get(arm.name, ())}
+
+
+def _row(arm: Arm, asked: Asked, item: Item, seed: int, voters: Sequence[Line], first: Line | None) -> Row:
+    """The answer that most of the voters have, of equally many the first; costs are those of all of them, and of a
+    first answer that has no vote."""
     answers = [asked.task.extract(item, voter["text"]) for voter in voters]
-    passes: list[Any] = [voter.get("forward_passes", voter["new_tokens"]) for voter in voters]
+    costs = [_costs(voter) for voter in voters]
+    before = _costs(first) if first is not None else (0, 0)
     place = _winner(answers)
     line = voters[place]
     row: Row = {
@@ -161,21 +181,29 @@ def _row(arm: Arm, asked: Asked, item: Item, seed: int, voters: Sequence[Line]) 
         "text": line["text"],
         "finish": line["finish"],
         "new_tokens": line["new_tokens"],
-        "forward_passes": sum(passes),
-        "computed_tokens": sum(voter.get("computed_tokens", voter["new_tokens"]) for voter in voters),
+        "forward_passes": before[0] + sum(passes for passes, _ in costs),
+        "computed_tokens": before[1] + sum(computed for _, computed in costs),
         "mean_logprob": line["mean_logprob"],
         "strategies": line["strategies"],
         "token_ids": line["token_ids"],
     }
     if arm.votes == 1:
         return row
-    firsts = [voters[_winner(answers[:n])]["text"] for n in range(1, arm.votes + 1)]
+    winners = [voters[_winner(answers[:n])]["text"] for n in range(1, arm.votes + 1)]
     return row | {
         "votes": answers,
         # Of the first vote, the first two, ...
-        "scores_by_votes": [asked.task.score(item, text) for text in firsts],
-        "passes_by_votes": [sum(passes[:n]) for n in range(1, arm.votes + 1)],
+        "scores_by_votes": [asked.task.score(item, text) for text in winners],
+        "passes_by_votes": [
+            before[0] + sum(passes for passes, _ in costs[:n]) for n in range(1, arm.votes + 1)
+        ],
     }
+
+
+def _costs(line: Line) -> tuple[int, int]:
+    """(forward passes, computed tokens) of an answer."""
+    new: int = line["new_tokens"]
+    return line.get("forward_passes", new), line.get("computed_tokens", new)
 
 
 def _is_sure(arm: Arm, line: Line) -> bool:

@@ -16,6 +16,7 @@
     temp = 0.7                    # a number of the sampler's config
     votes = 5                     # the most frequent answer of five
     votes_above = 3.0             # but only where a token of the first had more bits of entropy; else the first alone
+    first = "greedy"              # the arm whose answer is the first, and has no vote; left out: the first vote
     branching = { paths = 4 }     # fields of `BranchConfig`
     backtracking = { tokens = 4 } # and of `BacktrackConfig`
     frequencies_of = "other"      # for placebo: strategies as often as another arm had them, and its numbers
@@ -82,6 +83,7 @@ class Arm:
     votes: int = 1
     frequencies_of: str | None = None
     votes_above: float = 0.0  # bits: a vote only where a token of the first answer had more; 0 is always
+    first: str | None = None  # the arm of the first answer, if that is no vote
 
     @property
     def name(self) -> str:
@@ -96,7 +98,8 @@ class Arm:
     def described(self) -> dict[str, Any]:
         """What its answers depend on, as JSON has it."""
         told = {**self.variant.described(), "votes": self.votes, "frequencies_of": self.frequencies_of}
-        return told | ({"votes_above": self.votes_above} if self.votes_above else {})
+        told |= {"votes_above": self.votes_above} if self.votes_above else {}
+        return told | ({"first": self.first} if self.first else {})
 
 
 @dataclass(frozen=True)
@@ -163,6 +166,7 @@ def read(path: Path) -> Protocol:
     )
     protocol.signal.documents()
     _check_frequencies(protocol, path)
+    _check_first(protocol, path)
     protocol = dataclasses.replace(
         protocol, arms=tuple(_with_numbers(arm, protocol) for arm in protocol.arms)
     )
@@ -245,6 +249,9 @@ def _arm(table: dict[str, Any], folder: Path, where: str) -> Arm:
         raise ValueError(
             f"{where}: votes_above must be bits of entropy, at least 0, beside votes of at least 2; got {shown(above)}"
         )
+    first = table.pop("first", None)
+    if not isinstance(first, str | None) or (first and not above):
+        raise ValueError(f"{where}: first must be the name of an arm, beside votes_above; got {shown(first)}")
     if not isinstance(source, str | None):
         raise ValueError(f"{where}: frequencies_of must be the name of an arm, got {shown(source)}")
     looking = {key: table.pop(key) for key in config.LOOKING if key in table}
@@ -258,7 +265,7 @@ def _arm(table: dict[str, Any], folder: Path, where: str) -> Arm:
         variant = Variant(name, resolved, plan.read(paths))
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from None
-    return Arm(variant, votes, source, float(above))
+    return Arm(variant, votes, source, float(above), first)
 
 
 def _contrast(table: dict[str, Any], arms: list[str], where: str) -> tuple[str, str]:
@@ -299,6 +306,19 @@ def _check_frequencies(protocol: Protocol, path: Path) -> None:
             raise ValueError(
                 f"{where}: {source.name!r} does not choose among {names}; name an arm of entropix"
             )
+
+
+def _check_first(protocol: Protocol, path: Path) -> None:
+    """Raises a ValueError for a first answer that is none of an arm, or one that is not there in time."""
+    arms = {arm.name: arm for arm in protocol.arms}
+    for arm in protocol.arms:
+        if arm.first is None:
+            continue
+        where = f"{path}: arm {arm.name!r}"
+        if arm.first not in arms:
+            raise ValueError(f"{where}: there is no arm {arm.first!r}{suggestion(arm.first, arms)}")
+        if arms[arm.first].votes > 1 or arms[arm.first].frequencies_of is not None:
+            raise ValueError(f"{where}: {arm.first!r} is a vote or a placebo; name an arm of single answers")
 
 
 def _with_numbers(arm: Arm, protocol: Protocol) -> Arm:

@@ -34,6 +34,10 @@ def _other_questions(kinds: tuple[str, ...] = ()) -> Task:
     )
 
 
+def _fresh_questions(kinds: tuple[str, ...] = ()) -> Task:
+    return question_tasks.shipped_questions("fresh-questions", "fresh-facts", kinds=tuple(kinds))
+
+
 def _instructions(kinds: tuple[str, ...] = ()) -> Task:
     return Instructions(kinds=tuple(kinds)) if kinds else Instructions()
 
@@ -46,6 +50,7 @@ def _gym(dataset: str, examples: int = 4, max_new_tokens: int = 32, **level: Any
 _MAKERS: dict[str, tuple[Callable[..., Task], str]] = {
     "questions": (_questions, "dev"),
     "other-questions": (_other_questions, ""),
+    "fresh-questions": (_fresh_questions, ""),
     "sets": (sets.read, "path"),
     "instructions": (_instructions, ""),
     "open": (Openings, ""),
