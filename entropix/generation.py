@@ -172,6 +172,11 @@ def encode_prompt(
         prompt = token_ids(prompt, "a prompt") if items is None else items
     if len(prompt) == 0:
         raise ValueError("the prompt is empty: give at least one character")
+    if not isinstance(prompt, str) and (raw or system is not None):
+        raise ValueError(
+            f"{'raw' if raw else 'system'} is for prompts that are texts, not for conversations or token ids; a system "
+            "message is the first of its conversation"
+        )
     if isinstance(prompt, str):
         if raw or (model.chat_template is None and system is None):
             if model.template_args:
@@ -216,7 +221,13 @@ def generate(
     batch_size: int = BATCH_ROWS,
     **given: Unpack[Options],
 ) -> list[Result]:
-    """One `Result` a prompt. Keywords: see `stream` and `prepare`."""
+    """Answers prompts: one `Result` each, in their order.
+
+    The commonest keywords: `sampler` (a name, a preset's file, or a `Sampler`; by default the preset made for the
+    model), `sampler_config` (its numbers), `max_new_tokens` (512), `seed` (0: the same call draws the same tokens),
+    `system`, and `raw` (continue the text, without the chat template). `entropix.generation.prepare` has all of them,
+    and what they raise; `batch_size` is as of `stream`.
+    """
     request = prepare(model, prompts, **given)
     return collect(request, run(request, most_rows=batch_size))
 

@@ -1,11 +1,12 @@
 """The command line: `python -m entropix.main --prompt "Why is the sky blue?"`.
 
 The answer goes to stdout, everything else to stderr. With several prompts, each answer comes whole after a
-line `==> prompt 1 <==`; scripts take `--json`, one object a prompt. Both are in the order of the prompts. With
-`--cot`, `--best-of` or `--self-consistency` each prompt's answer is chosen from several paths.
+line `==> prompt 1 <==`; scripts take `--json`, one object a prompt. Both come in the order of the prompts; with
+`--as-completed`, as they end. With `--cot`, `--best-of` or `--self-consistency` each prompt's answer is chosen from
+several paths.
 
-Exit codes: 0 all prompts were answered; 1 bad input, or logits that were not finite; 2 bad flags; 128 + n
-after signal n (130 for Ctrl-C), once what there was is printed.
+Exit codes: 0 all prompts were answered; 1 bad input, or logits that were not finite; 2 flags that cannot be parsed;
+128 + n after signal n (130 for Ctrl-C), once what there was is printed.
 """
 
 import dataclasses
@@ -24,6 +25,7 @@ from entropix.console.path_flags import read_plan
 from entropix.console.search_flags import read_backtracking, read_branching
 from entropix.cot.plan import Plan
 from entropix.paths import DEFAULT_MODEL
+from entropix.results import FinishReason
 from entropix.samplers import ResolvedSampler
 
 if TYPE_CHECKING:
@@ -130,7 +132,7 @@ def main(args: Sequence[str] | None = None, prog: str = _PROG) -> None:
     with backend.profile(flags.profile):
         if plan is None:
             interrupted = any(
-                result.finish.name == "INTERRUPTED"
+                result.finish == FinishReason.INTERRUPTED
                 for result in terminal.answer(job, show, most_rows=flags.batch_size)
             )
         else:

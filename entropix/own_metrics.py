@@ -1,6 +1,7 @@
 """Metrics of one's own: functions of the logits and of what attention saw, in every record beside the built-in ones.
 
     import entropix
+    import jax
 
     def two_likeliest(logits_BTV, attention):
         \"\"\"Probability of the two likeliest tokens together.\"\"\"
@@ -100,7 +101,7 @@ def unregister(name: str) -> None:
 
 
 def registered() -> tuple[Metric, ...]:
-    """All metrics of one's own, those of installed packages first."""
+    """All metrics of one's own, in the order in which they were registered."""
     _load_installed()
     return tuple(_registered.values())
 

@@ -53,9 +53,9 @@ class Result:
 
     `text` leaves out the stop token and the stop string. `token_ids` and `records` have one entry a generated token,
     the stop token included. A record is a dict: `id`, `text`, `bytes`, `strategy`, `temperature`, `top_p`, `top_k`,
-    `min_p`, `kept`, `logprob`, `draw_logprob`, `score`, `injected`, every field of `metrics.Metrics` and, where
-    asked for, `alternatives` and `head_entropies`; where the row forked `branches`, and where tokens were taken back
-    `taken_back`. docs/trace.md says what each is.
+    `min_p`, `kept`, `logprob`, `draw_logprob`, `score`, `injected`, every field of `metrics.Metrics`, every registered
+    metric of one's own and, where asked for, `alternatives` and `head_entropies`; where the row forked `branches`, and
+    where tokens were taken back `taken_back`. docs/trace.md says what each is.
     """
 
     prompt_ids: list[int]

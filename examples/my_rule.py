@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import entropix
 from entropix import filters
 from entropix.config import parameter, rule_config
+from entropix.samplers import numbers
 from entropix.samplers.base import Sampler, draw, full_vocabulary, keep_argmax, stateless
 from entropix.samplers.numbers import RuleConfig
 
@@ -19,10 +20,8 @@ from entropix.samplers.numbers import RuleConfig
 class CarefulConfig(RuleConfig):
     """The numbers of the rule: flags, presets and sweeps come from here."""
 
-    close: float = parameter(
-        0.2, "greedy where the two likeliest are closer than this", 0.0, 1.0, "probability"
-    )
-    min_p: float = parameter(0.1, "drop tokens less likely than this times the likeliest", 0.0, 1.0, "ratio")
+    close: float = parameter(0.2, "greedy where the top two are closer than this", 0.0, 1.0, "probability")
+    min_p: float = numbers.min_p(0.1)
 
 
 def step(key_B, state, seen, cfg):
@@ -31,7 +30,10 @@ def step(key_B, state, seen, cfg):
     kept_BV = filters.min_p(seen.logits_BV, cfg.min_p) > -jnp.inf
     kept_BV = keep_argmax(seen.logits_BV, kept_BV & ~close_B[:, None])
     candidates = full_vocabulary(filters.keep(seen.logits_BV, kept_BV))
-    token_B, info = draw(key_B, seen, candidates)
+    params = filters.SamplingParams(
+        min_p_B=jnp.full(close_B.shape, cfg.min_p)
+    )  # what records say was in force
+    token_B, info = draw(key_B, seen, candidates, params)
     return token_B, state, info._replace(strategy_B=close_B.astype(jnp.int32)), candidates
 
 

@@ -76,7 +76,7 @@ class GenerateConfig:
     stop: tuple[str, ...] = parameter((), "text that ends a row; it is not part of the result")
     ignore_stop_tokens: bool = parameter(False, "go on past the checkpoint's stop tokens")
     chunk_length: int = parameter(
-        16, "most steps computed on the device before the host looks", 1, MAX_INT32, "tokens"
+        16, "most steps on the device before the host looks; 32 at once are the most", 1, MAX_INT32, "steps"
     )
     speculate: int = parameter(
         0,

@@ -6,7 +6,7 @@ COMMANDS = {
     "score": ("score", "metrics and log-probabilities of a given text"),
     "compare": ("compare", "several samplers on the same prompts"),
     "sweep": ("sweep", "every combination of a sampler's numbers"),
-    "calibrate": ("calibrate", "thresholds fitted to a model"),
+    "calibrate": ("calibrate", "a sampler's numbers, chosen for a model"),
     "evaluate": ("evaluate", "arms of a protocol on tasks with right answers, with what they cost"),
     "lm_eval": ("lm_eval", "tasks of lm-evaluation-harness, with any sampler"),
     "report": ("report.__main__", "traces as one page, or as figures"),

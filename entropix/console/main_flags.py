@@ -1,4 +1,4 @@
-"""The flags of `entropix.main`, in the order of use. Nothing here needs JAX: flags are read first."""
+"""The flags of `entropix.main`, in the order of use."""
 
 import dataclasses
 import secrets

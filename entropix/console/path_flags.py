@@ -1,4 +1,4 @@
-"""The flags that ask for several paths, and the plan they amount to. Nothing here needs JAX: flags are read first."""
+"""The flags that ask for several paths, and the plan they amount to."""
 
 import dataclasses
 from dataclasses import dataclass

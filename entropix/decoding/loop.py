@@ -39,7 +39,8 @@ def decode_step(
 ) -> tuple[DecodeState, StepRecord]:
     """(state, records `[lookahead + 1, B]`) after one forward pass, and those of forks.
 
-    Every running row gets at least one token and at most `program.lookahead + 1`.
+    A running row gets one to `program.lookahead + 1` tokens, but none where it waits to fork, is to take tokens back,
+    or has logits that are not finite.
     """
     sample: Sample = partial(sample_step.sample_step, numbers=numbers, program=program)
     if state.rows.backtracks is not None:

@@ -30,7 +30,7 @@ def draft_step(
     sample: Sample,
     program: Program,
 ) -> tuple[DecodeState, StepRecord]:
-    """(state, records `[n_draft + 1, B]`) after one forward pass: at least one token for every row that runs.
+    """(state, records `[n_draft + 1, B]`) after one forward pass, with `decode_step`'s number of tokens a row.
 
     Where no running row has a draft, the pass is no wider than without drafts.
     """

@@ -173,19 +173,19 @@ def transformer_layer(
         seen_BKRH = v_BKRH
         if x_BTD.shape[1] > 1:
             x_BTD, seen_BKRH = isolate_nonfinite(x_BTD, v_BKRH, places.visible_BTS)
-        keys = q_BKGTH, past, (k_BKHR, seen_BKRH), places.visible_BTS
+        inputs = q_BKGTH, past, (k_BKHR, seen_BKRH), places.visible_BTS
         cap = cfg.attention_softcap
         found: Any = None
         if wanted == SCORED:
-            output_BKGTH, score_BKGTS = attention.attention_with_scores(*keys, cap)
+            output_BKGTH, score_BKGTS = attention.attention_with_scores(*inputs, cap)
             score_BNTS = score_BKGTS.reshape(len(x_BTD), cfg.n_heads, *score_BKGTS.shape[3:])
             found = constrain(score_BNTS, DATA, MODEL)
         elif wanted == MEASURED:
             assert places.position_BS is not None
             where = places.position_BS, places.query_BT
-            output_BKGTH, found = attention.measured_attention(*keys, places.filled, where, cap)
+            output_BKGTH, found = attention.measured_attention(*inputs, places.filled, where, cap)
         else:
-            output_BKGTH = attention.blockwise_attention(*keys, places.filled, cap)
+            output_BKGTH = attention.blockwise_attention(*inputs, places.filled, cap)
         norm_D = layer.attn_norm_D if cfg.norm_after else layer.attn_output_norm_D
         x_BTD = residual_sum(x_BTD, output_projection(layer, output_BKGTH), norm_D, cfg)
     with jax.named_scope("feed_forward"):

@@ -92,7 +92,7 @@ class GreedyThresholdConfig(TemperatureConfig):
     """The numbers of greedy-threshold."""
 
     greedy_threshold: float = parameter(
-        0.3, "greedy where the likeliest token is less likely", 0.0, 1.0, "probability", source="not found"
+        0.3, "greedy where the largest probability is below this", 0.0, 1.0, "probability", source="not found"
     )
 
 

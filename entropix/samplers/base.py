@@ -34,7 +34,7 @@ class SeenAttention(NamedTuple):
 
 
 class SamplerInputs(NamedTuple):
-    """What a sampler may look at."""
+    """What a sampler may look at. (`sample_step` has the same of several positions at once, with an axis T after B.)"""
 
     logits_BV: Array  # float32, the model's own, unfiltered
     metrics: Metrics  # one number a row

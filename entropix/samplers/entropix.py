@@ -35,6 +35,7 @@ from entropix.samplers.base import (
 )
 from entropix.samplers.numbers import RuleConfig
 
+# Bounds and factors that are literals in the published code, and so no numbers of the config.
 MAX_CLARIFY_TEMPERATURE = MAX_EXPLORE_TEMPERATURE = 1.5
 MIN_RESAMPLE_TEMPERATURE, MIN_RESAMPLE_TOP_P = 2.0, 0.5
 MIN_EXPLORE_TOP_K, EXPLORE_TOP_K_AGREE = 5, 0.5
@@ -55,7 +56,8 @@ class Strategy(IntEnum):
 
 @rule_config
 class ActConfig(RuleConfig):
-    """How the five strategies act where every metric is 0: all that a rule needs which picks among them in its own way.
+    """The numbers of what the five strategies do where every metric is 0, without thresholds and coefficients of
+    attention: for rules that pick among them in their own way.
 
     Entropies are in bits, varentropies in bits².
     """
@@ -94,7 +96,7 @@ class ActConfig(RuleConfig):
 
 @rule_config
 class LogitsConfig(ActConfig):
-    """And when each acts, by entropy and varentropy of the logits."""
+    """With the thresholds of entropy and varentropy, and what these of the logits change in `adaptive`."""
 
     low_ent_thresh: float = parameter(0.1, "flow below this logits entropy", 0.0, unit="bits")
     low_vent_thresh: float = parameter(
@@ -116,7 +118,7 @@ class LogitsConfig(ActConfig):
 
 @rule_config
 class SamplerConfig(LogitsConfig):
-    """The numbers of entropix: and what attention changes. Names and defaults are the published ones."""
+    """All numbers of the rule `entropix`, those of attention among them. Names and defaults are the published ones."""
 
     helv_attn_ent_coef: float = parameter(
         0.2, "clarify: temperature factor per attention entropy", unit="1/bit"
@@ -185,19 +187,22 @@ def choose(
 # ----- the four numbers of each strategy, a row ----------------------------------------------------------------
 
 
+def base_params(metrics: Metrics, cfg: SamplerConfig) -> SamplingParams:
+    """The config's own numbers, which no metric changes."""
+    one = jnp.ones_like(metrics.logits_entropy)
+    return SamplingParams(cfg.temp * one, cfg.top_p * one, jnp.full_like(one, cfg.top_k), cfg.min_p * one)
+
+
 def flow_params(metrics: Metrics, cfg: SamplerConfig) -> SamplingParams:
-    """Top-k = 1, that is argmax; the other numbers are the config's."""
-    plain = jnp.ones_like(metrics.logits_entropy)
-    return SamplingParams(cfg.temp * plain, cfg.top_p * plain, plain, cfg.min_p * plain)
+    """Top-k = 1, that is argmax."""
+    return base_params(metrics, cfg)._replace(top_k_B=jnp.ones_like(metrics.logits_entropy))
 
 
 def clarify_params(metrics: Metrics, cfg: SamplerConfig) -> SamplingParams:
     """Where nothing may be inserted: warmer, by attention entropy."""
     factor = cfg.helv_attn_ent_offset + cfg.helv_attn_ent_coef * metrics.attn_entropy
-    return flow_params(metrics, cfg)._replace(
-        temperature_B=jnp.minimum(MAX_CLARIFY_TEMPERATURE, cfg.temp * factor),
-        top_k_B=_top_k(metrics, cfg),
-    )
+    temperature_B = jnp.minimum(MAX_CLARIFY_TEMPERATURE, cfg.temp * factor)
+    return base_params(metrics, cfg)._replace(temperature_B=temperature_B)
 
 
 def explore_params(metrics: Metrics, cfg: SamplerConfig) -> SamplingParams:
@@ -205,7 +210,7 @@ def explore_params(metrics: Metrics, cfg: SamplerConfig) -> SamplingParams:
     strength = metrics.interaction_strength
     factor = cfg.lehv_interaction_strength_offset + cfg.lehv_interaction_strength_coef * strength
     wider = jnp.asarray(cfg.top_k, jnp.float32) * (1 + EXPLORE_TOP_K_AGREE * (1 - metrics.agreement))
-    return flow_params(metrics, cfg)._replace(
+    return base_params(metrics, cfg)._replace(
         temperature_B=jnp.minimum(MAX_EXPLORE_TEMPERATURE, cfg.temp * factor),
         top_k_B=jnp.maximum(MIN_EXPLORE_TOP_K, jnp.trunc(wider)),
     )
@@ -215,10 +220,9 @@ def resample_params(metrics: Metrics, cfg: SamplerConfig) -> SamplingParams:
     """Hot, by attention varentropy, from a nucleus that attention entropy makes smaller."""
     factor = cfg.hehv_attn_vent_offset + cfg.hehv_attn_vent_coef * metrics.attn_varentropy
     nucleus = cfg.top_p - cfg.hehv_attn_ent_coef * metrics.attn_entropy
-    return flow_params(metrics, cfg)._replace(
+    return base_params(metrics, cfg)._replace(
         temperature_B=jnp.maximum(MIN_RESAMPLE_TEMPERATURE, cfg.temp * factor),
         top_p_B=jnp.maximum(MIN_RESAMPLE_TOP_P, nucleus),
-        top_k_B=_top_k(metrics, cfg),
     )
 
 
@@ -239,10 +243,6 @@ def adaptive_params(metrics: Metrics, cfg: SamplerConfig) -> SamplingParams:
         top_k_B=jnp.clip(jnp.round(top_k), MIN_ADAPTIVE_TOP_K, MAX_ADAPTIVE_TOP_K),
         min_p_B=jnp.clip(min_p, MIN_ADAPTIVE_MIN_P, MAX_ADAPTIVE_MIN_P),
     )
-
-
-def _top_k(metrics: Metrics, cfg: SamplerConfig) -> Array:
-    return jnp.full_like(metrics.logits_entropy, cfg.top_k)
 
 
 def sampling_params(strategy_B: Array, metrics: Metrics, cfg: SamplerConfig) -> SamplingParams:

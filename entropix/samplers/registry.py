@@ -72,7 +72,11 @@ def _load_installed() -> None:
     for entry in importlib.metadata.entry_points(group=ENTRY_POINTS):
         package = "a package" if entry.dist is None else entry.dist.name
         try:
-            register(entry.load())
+            sampler = entry.load()
+            if (
+                SAMPLERS.get(getattr(sampler, "name", "")) is not sampler
+            ):  # as after a call that another one ended
+                register(sampler)
         except Exception as error:
             raise ValueError(
                 f"{package} offers a sampler {entry.name!r} that does not load: {error}"
