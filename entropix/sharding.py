@@ -71,7 +71,7 @@ def read_shape(text: str) -> Shape | None:
         axis, _, size = (piece.strip() for piece in part.partition("="))
         if axis not in (DATA, MODEL) or axis in sizes or not size.isdecimal() or int(size) < 1:
             raise ValueError(
-                f"--mesh: expected auto or sizes like data=2,model=4, each a whole number of at least 1, got {text!r}"
+                f"mesh: expected auto or sizes like data=2,model=4, each a whole number of at least 1, got {text!r}"
             )
         sizes[axis] = int(size)
     return Shape(**{DATA: 1, MODEL: 1, **sizes})

@@ -272,9 +272,9 @@ def test_weights_that_are_loaded_with_an_adapter_are_those_of_the_merged_folder(
     convert(base, tmp_path / "out", adapter=adapter)
     whole = entropix.load(tmp_path / "out")
     for shape in (None, sharding.Shape(data=1, model=2)):
-        found = loading.load(base, shape=shape, adapter=adapter)
+        found = loading.load(base, mesh=shape, adapter=adapter)
         assert str(found.adapter) == str(adapter) and f"{base} with {adapter}" in repr(found)
-        expected = loading.load(tmp_path / "out", shape=shape)
+        expected = loading.load(tmp_path / "out", mesh=shape)
         chex.assert_trees_all_close(found.weights, expected.weights, rtol=1e-6, atol=1e-6)
         assert meshes.tokens(entropix.generate(found, "Why?", max_new_tokens=8, seed=1)) == meshes.tokens(
             entropix.generate(whole, "Why?", max_new_tokens=8, seed=1)

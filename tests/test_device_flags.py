@@ -122,7 +122,7 @@ def test_the_weights_of_a_folder_let_the_loop_compile_once(
     toy_folder: str, shape: sharding.Shape | None, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Also where a state comes from the host, where it comes from the loop, and after its tail was committed."""
-    model = loading.load(toy_folder, shape=shape)
+    model = loading.load(toy_folder, mesh=shape)
     options: dict[str, Any] = {"max_new_tokens": 70, "chunk_length": 8, "ignore_stop_tokens": True}
     jax.clear_caches()
     with jax.log_compiles():

@@ -104,8 +104,8 @@ def test_other_arguments_of_other_types_are_named(model: Model) -> None:
     for name in (None, 5, b"x", ["x"]):
         with pytest.raises(ValueError, match="expected the name of weights or a folder, got"):
             entropix.load(name)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"shape must be a sharding\.Shape"):
-        entropix.load("nowhere", shape=(1, 2))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match='mesh must be sizes like "data=2,model=4"'):
+        entropix.load("nowhere", mesh=(1, 2))  # type: ignore[arg-type]
     for most in ("x", None, float("nan"), True):
         with pytest.raises(ValueError, match="max_bytes must be a number above 0, got"):
             forward(model, "a", max_bytes=most)  # type: ignore[arg-type]

@@ -17,7 +17,6 @@ from entropix.decoding.session import Session
 from entropix.replay import first_difference, main
 from entropix.results import FinishReason
 from entropix.samplers.entropix import SamplerConfig
-from entropix.sharding import Shape
 from entropix.trace import Trace
 
 Change = Callable[[list[dict[str, Any]]], Any]
@@ -195,7 +194,7 @@ def test_traces_of_a_mesh_and_of_one_device_repeat_each_other(
     model: Model, path: Path, tmp_path: Path
 ) -> None:
     """On four devices each of the two key/value heads is there twice."""
-    there = entropix.load(model.folder, shape=Shape(2, 4))
+    there = entropix.load(model.folder, mesh="data=2,model=4")
     here = trace.read(path)
     job = generation.prepare(there, here.prompts, **here.options)
     trace.write(tmp_path / "mesh.jsonl", job, generation.collect(job, generation.run(job)))

@@ -46,7 +46,7 @@ def test_a_text_that_is_no_shape_is_refused(text: str) -> None:
     with pytest.raises(ValueError) as raised:
         sharding.read_shape(text)
     assert str(raised.value) == (
-        f"--mesh: expected auto or sizes like data=2,model=4, each a whole number of at least 1, got {text!r}"
+        f"mesh: expected auto or sizes like data=2,model=4, each a whole number of at least 1, got {text!r}"
     )
 
 
@@ -63,7 +63,7 @@ def test_too_many_devices_are_refused(toy_folder: str) -> None:
         "choose sizes whose product is at most 8, or auto"
     )
     with pytest.raises(ValueError, match=message):
-        loading.load(toy_folder, shape=Shape(4, 4))
+        loading.load(toy_folder, mesh=Shape(4, 4))
 
 
 def test_several_processes_use_all_their_devices(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -96,7 +96,7 @@ def test_the_header_tells_what_ran_where(path: Path, job: GenerationRequest) -> 
 
 def test_on_a_mesh_the_header_has_the_folders_config_and_the_mesh(model: Model) -> None:
     """Where four devices share two key/value heads, each of which is there twice."""
-    there = loading.load(model.folder, shape=Shape(2, 4))
+    there = loading.load(model.folder, mesh=Shape(2, 4))
     assert (there.config.n_kv_heads, model.config.n_kv_heads) == (4, 2)
     divided, whole = (trace.header(generation.prepare(each, ["Why?"])) for each in (there, model))
     assert (divided.pop("mesh"), whole.pop("mesh")) == ("data=2,model=4", None)

@@ -104,19 +104,21 @@ def check_model(model: object) -> None:
 def load(
     name_or_folder: str | Path = DEFAULT_MODEL,
     dtype: str | None = None,
-    shape: sharding.Shape | None = None,
+    mesh: sharding.Shape | str | None = None,
     adapter: str | Path | None = None,
 ) -> Model:
     """The model of a name below `weights/` or of a checkpoint folder.
 
     `dtype` is float32, bfloat16 or float16; by default float32 on the CPU, where it is the fastest, and bfloat16 on
     accelerators. int8 is that default with matrices in int8, for accelerators into whose memory they would not fit; on
-    a CPU it is slower. `shape` is that of the mesh of devices, by default `sharding.automatic`. `adapter` is the folder
-    of a LoRA adapter (PEFT) that was trained on this model, and is merged into its matrices as they are read. Raises a
-    ValueError that says what is missing or wrong in a folder, or that the mesh takes more devices than there are.
+    a CPU it is slower. `mesh` is the shape of the mesh of devices, like "data=2,model=4", by default that of
+    `sharding.automatic`. `adapter` is the folder of a LoRA adapter (PEFT) that was trained on this model, and is merged
+    into its matrices as they are read. Raises a ValueError that says what is missing or wrong in a folder, or that the
+    mesh takes more devices than there are.
     """
+    shape = sharding.read_shape(mesh) if isinstance(mesh, str) else mesh
     if not isinstance(shape, sharding.Shape | None):
-        raise ValueError(f"shape must be a sharding.Shape, as of sharding.read_shape; got {shown(shape)}")
+        raise ValueError(f'mesh must be sizes like "data=2,model=4", or a sharding.Shape; got {shown(mesh)}')
     backend.check_devices()
     backend.warn_of_wrong_sums()
     if dtype is not None and dtype not in DTYPES:
@@ -127,10 +129,10 @@ def load(
     folder = weights_folder(name_or_folder)
     merged = None if adapter is None else Path(adapter)
     config = hf_folder.read_config(folder)
-    mesh = sharding.make_mesh(shape or sharding.automatic(config, jax.device_count()))
+    devices = sharding.make_mesh(shape or sharding.automatic(config, jax.device_count()))
     thread = ThreadPoolExecutor(1)  # reading weights and building a tokenizer take about as long
     try:
-        reading = thread.submit(load_weights.load, folder, config, jnp.dtype(dtype), mesh, int8, merged)
+        reading = thread.submit(load_weights.load, folder, config, jnp.dtype(dtype), devices, int8, merged)
         text = tokenizer.load_tokenizer(folder)
         check_vocabulary(folder, text, config)
         template = chat.load_chat_template(folder)
@@ -143,12 +145,12 @@ def load(
         hf_folder.check_stop_ids(folder, stop_ids, config.vocab_size)
         model = Model(
             folder=folder,
-            config=sharding.widened(config, mesh),
+            config=sharding.widened(config, devices),
             tokenizer=text,
             chat_template=template,
             stop_ids=tuple(sorted(stop_ids)),
             weights=reading.result(),
-            mesh=mesh,
+            mesh=devices,
             adapter=merged,
         )
     finally:
