@@ -60,7 +60,7 @@ def min_p(logits_BV: Array, ratio_B: Array | float) -> Array:
 def top_k(logits_BV: Array, k_B: Array | int) -> Array:
     """Keeps the k most likely tokens, k >= 1 (Fan 2018, arXiv:1805.04833); among equals the lower index."""
     k_B = jnp.clip(jnp.asarray(k_B, jnp.int32), 1, logits_BV.shape[-1]).astype(jnp.float32)
-    return keep(logits_BV, top_mass(logits_BV, jnp.ones_like(logits_BV), k_B))
+    return mask_logits(logits_BV, top_mass(logits_BV, jnp.ones_like(logits_BV), k_B))
 
 
 def top_p(logits_BV: Array, mass_B: Array | float) -> Array:
@@ -70,15 +70,15 @@ def top_p(logits_BV: Array, mass_B: Array | float) -> Array:
     """
     mass_B = jnp.asarray(mass_B, jnp.float32)
     wanted_B = jnp.where(mass_B >= 1, jnp.inf, jnp.maximum(mass_B, jnp.finfo(jnp.float32).tiny))
-    return keep(logits_BV, top_mass(logits_BV, jax.nn.softmax(logits_BV, axis=-1), wanted_B))
+    return mask_logits(logits_BV, top_mass(logits_BV, jax.nn.softmax(logits_BV, axis=-1), wanted_B))
 
 
-def keep(logits_BV: Array, kept_BV: Array) -> Array:
+def mask_logits(logits_BV: Array, kept_BV: Array) -> Array:
     """The logits of the tokens that are kept; -inf for the others."""
     return jnp.where(kept_BV, logits_BV, -jnp.inf)
 
 
-def kept(logits_BV: Array) -> Array:
+def count_kept(logits_BV: Array) -> Array:
     """How many tokens of each row a chain left, int32 `[B]`."""
     return jnp.sum(logits_BV > -jnp.inf, axis=-1, dtype=jnp.int32)
 

@@ -21,7 +21,7 @@ from entropix.showing import shown, suggestion
 Prompt = str | Sequence[Message] | Sequence[int]
 
 
-@options.shown
+@options.with_signature
 def prepare(model: Model, prompts: Prompt | Sequence[Prompt], **given: Unpack[Options]) -> GenerationRequest:
     """Checks everything that can be checked before work begins; raises a ValueError that names what is wrong.
 
@@ -197,7 +197,7 @@ def encode_prompt(
     return encode_chat(model.chat_template, model.tokenizer, messages, allow_special=allow_special)
 
 
-@options.shown
+@options.with_signature
 def stream(
     model: Model,
     prompts: Prompt | Sequence[Prompt],
@@ -213,7 +213,7 @@ def stream(
     return run(prepare(model, prompts, **given), most_rows=batch_size)
 
 
-@options.shown
+@options.with_signature
 def generate(
     model: Model,
     prompts: Prompt | Sequence[Prompt],

@@ -109,7 +109,7 @@ def check_numbers(names: Sequence[str], sampler: ResolvedSampler) -> None:
         raise ValueError(f"unknown keyword {name!r}; {hint}")
 
 
-def shown(function: Function) -> Function:
+def with_signature(function: Function) -> Function:
     """The function, whose signature tells the keywords one by one, as notebooks and `help` show them."""
     own = inspect.signature(function)
     positional = [p for p in own.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]

@@ -29,7 +29,7 @@ def step(key_B, state, seen, cfg):
     close_B = seen.metrics.margin < cfg.close
     kept_BV = filters.min_p(seen.logits_BV, cfg.min_p) > -jnp.inf
     kept_BV = keep_argmax(seen.logits_BV, kept_BV & ~close_B[:, None])
-    candidates = full_vocabulary(filters.keep(seen.logits_BV, kept_BV))
+    candidates = full_vocabulary(filters.mask_logits(seen.logits_BV, kept_BV))
     params = filters.SamplingParams(
         min_p_B=jnp.full(close_B.shape, cfg.min_p)
     )  # what records say was in force

@@ -30,7 +30,7 @@ def shared_cache() -> kv_cache.KVCache:
     """Of three rows that have nothing but their shares."""
     tail = toy.read(WEIGHTS, BEGINNING[None], CFG)[1]
     whole = toy.commit(kv_cache.empty_cache(CFG, 1, 16, jnp.float32), tail, jnp.asarray([12], jnp.int32))
-    return kv_cache.truncate(kv_cache.share(whole, jnp.asarray(0), 3), jnp.asarray(SHARED, jnp.int32))
+    return kv_cache.truncate(kv_cache.share_row(whole, jnp.asarray(0), 3), jnp.asarray(SHARED, jnp.int32))
 
 
 def own_tokens(first: int, last: int) -> np.ndarray:

@@ -93,7 +93,7 @@ class PrefixCache:
             return
         kv, held = self._release()
         if len(rows) > 1 and len(set(rows)) == 1 and not kv.prefix:
-            self._kv = loop.share(kv, jnp.asarray(rows[0], jnp.int32), len(rows))
+            self._kv = loop.share_row(kv, jnp.asarray(rows[0], jnp.int32), len(rows))
         else:
             self._kv = loop.gather_rows(kv, jnp.asarray([row or 0 for row in rows], jnp.int32))
         self.tokens = [[] if row is None else [*held[row]] for row in rows]
@@ -113,7 +113,7 @@ class PrefixCache:
             other._kv = loop.gather_rows(self.kv, jnp.asarray(rows, jnp.int32))
             other.tokens = [[*self.tokens[row]] for row in rows]
         elif self.kv.prefix:
-            other._kv = loop.sharing(self.kv, len(texts))
+            other._kv = loop.empty_on_prefix(self.kv, len(texts))
             shared = self._shared()
             row = int(np.argmax(shared))
             other.tokens = [self.tokens[row][: shared[row]] for _ in texts]

@@ -108,7 +108,8 @@ def empty_cache(cfg: ModelConfig, batch: int, capacity: int, dtype: jnp.dtype) -
 
 def empty_recent(cfg: ModelConfig, batch: int, size: int, dtype: jnp.dtype) -> RecentKV:
     """A write buffer with room for `size` tokens."""
-    return RecentKV(*empty_cache(cfg, batch, size, dtype)[:3])
+    empty = empty_cache(cfg, batch, size, dtype)
+    return RecentKV(empty.k_LBKHS, empty.v_LBKSH, empty.length_B)
 
 
 def lay_out(tree: Any, row_axis: int | None = None) -> Any:
@@ -164,7 +165,7 @@ def truncate(cache: KVCache, length_B: Array) -> KVCache:
     return KVCache(*clear_after(cache.k_LBKHS, cache.v_LBKSH, own_B), own_B, prefix)
 
 
-def share(cache: KVCache, row: Array, n_rows: int) -> KVCache:
+def share_row(cache: KVCache, row: Array, n_rows: int) -> KVCache:
     """A cache of `n_rows` rows, all with the tokens of this one, which are held once. They have no slots of their own.
 
     The cache has no prefix yet.
@@ -205,10 +206,10 @@ def put_rows(tree: Any, new: Any, row_K: Array) -> Any:
     return jax.tree.map(put, tree, new, is_leaf=lambda node: isinstance(node, KVCache | SharedPrefix))
 
 
-def sharing(cache: KVCache, n_rows: int) -> KVCache:
+def empty_on_prefix(cache: KVCache, n_rows: int) -> KVCache:
     """A cache of `n_rows` rows without slots of their own that hold the whole prefix of this one."""
     assert cache.prefix is not None
-    none = share(cache._replace(prefix=None), jnp.zeros((), jnp.int32), n_rows)
+    none = share_row(cache._replace(prefix=None), jnp.zeros((), jnp.int32), n_rows)
     return none._replace(prefix=cache.prefix._replace(length_B=jnp.full(n_rows, jnp.max(cache.shared_B))))
 
 

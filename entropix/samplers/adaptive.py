@@ -104,7 +104,7 @@ def greedy_threshold(key_B: Array, state: Any, seen: SamplerInputs, cfg: GreedyT
     temperature_B = jnp.full(len(seen.logits_BV), cfg.temp, jnp.float32)
     logits_BV = filters.temperature(seen.logits_BV, temperature_B)
     greedy_B = 1 / softmax_parts(logits_BV).total < cfg.greedy_threshold
-    candidates = full_vocabulary(filters.keep(logits_BV, keep_argmax(logits_BV, ~greedy_B[:, None])))
+    candidates = full_vocabulary(filters.mask_logits(logits_BV, keep_argmax(logits_BV, ~greedy_B[:, None])))
     top_k_B = jnp.where(greedy_B, 1, logits_BV.shape[-1]).astype(jnp.int32)
     token_B, info = draw(key_B, seen, candidates, SamplingParams(temperature_B, top_k_B=top_k_B))
     return token_B, state, info._replace(strategy_B=greedy_B.astype(jnp.int32)), candidates
@@ -149,7 +149,7 @@ def xtc(key_B: Array, state: Any, seen: SamplerInputs, cfg: XtcConfig) -> Step:
     coin_B = jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, 1)))(key_B)
     excluding_B = (coin_B < cfg.xtc_probability) & (jnp.sum(above_BV, axis=-1) > 1)
     removed_BV = above_BV & ~is_token(logits_BV, spared_B)
-    candidates = full_vocabulary(filters.keep(logits_BV, ~(removed_BV & excluding_B[:, None])))
+    candidates = full_vocabulary(filters.mask_logits(logits_BV, ~(removed_BV & excluding_B[:, None])))
     token_B, info = draw(key_B, seen, candidates, SamplingParams(temperature_B))
     return token_B, state, info._replace(strategy_B=excluding_B.astype(jnp.int32)), candidates
 
@@ -197,7 +197,7 @@ def mirostat(key_B: Array, state: Mirostat, seen: SamplerInputs, cfg: MirostatCo
         - (logits_BV - jnp.max(logits_BV, axis=-1, keepdims=True))
     ) / math.log(2)
     kept_BV = keep_argmax(logits_BV, surprisal_BV <= state.mu_B[:, None])
-    candidates = full_vocabulary(filters.keep(logits_BV, kept_BV))
+    candidates = full_vocabulary(filters.mask_logits(logits_BV, kept_BV))
     token_B, info = draw(key_B, seen, candidates, SamplingParams(temperature_B))
     error_B = filters.gather(surprisal_BV, token_B) - cfg.mirostat_tau
     return token_B, Mirostat(state.mu_B - cfg.mirostat_eta * error_B), info, candidates

@@ -145,7 +145,7 @@ def draw(
     info = SampleInfo(
         strategy_B=jnp.full(batch, strategy, jnp.int32),
         **settings,
-        kept_B=filters.kept(candidates.logits_BC),
+        kept_B=filters.count_kept(candidates.logits_BC),
         logprob_B=model_logprob(seen.logits_BV, token_B),
         draw_logprob_B=drawn.logprob_B,
         score_B=jnp.full(batch, jnp.nan),

@@ -321,7 +321,7 @@ def act(
     info = SampleInfo(
         strategy_B=strategy_B,
         **params._asdict(),
-        kept_B=filters.kept(filtered_BC),
+        kept_B=filters.count_kept(filtered_BC),
         logprob_B=logprob_B,
         draw_logprob_B=jnp.where(
             inject_B, 0.0, filters.gather(jax.nn.log_softmax(filtered_BC, axis=-1), index_B)

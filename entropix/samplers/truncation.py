@@ -39,7 +39,7 @@ def step(
     """One draw a row from the tokens that the rule keeps."""
     temperature_B = jnp.full(len(seen.logits_BV), cfg.temp, jnp.float32)
     logits_BV = filters.temperature(seen.logits_BV, temperature_B)
-    candidates = full_vocabulary(filters.keep(logits_BV, rule(logits_BV, cfg)))
+    candidates = full_vocabulary(filters.mask_logits(logits_BV, rule(logits_BV, cfg)))
     token_B, info = draw(key_B, seen, candidates, SamplingParams(temperature_B))
     return token_B, state, info, candidates
 
