@@ -30,6 +30,17 @@ def shifted(x: Array, largest: Array) -> tuple[Array, Array]:
     return jnp.where(exp == 0, 0, shift), exp
 
 
+def softmax(x: Array) -> Array:
+    """Probabilities over the last axis."""
+    parts = softmax_parts(x)
+    return parts.exp / parts.total[..., None]
+
+
+def log_softmax(x: Array) -> Array:
+    """Log-probabilities over the last axis, in nats; -inf of -inf."""
+    return x - jnp.max(x, axis=-1, keepdims=True) - jnp.log(softmax_parts(x).total)[..., None]
+
+
 def mean_shift(parts: SoftmaxParts) -> Array:
     """Σ p·shift, at most 0."""
     return contract(parts.exp, parts.shift) / parts.total

@@ -19,7 +19,7 @@ from entropix.filters import SamplingParams
 compiled = SimpleNamespace(
     **{
         name: jax.jit(getattr(filters, name))
-        for name in ("temperature", "min_p", "top_k", "top_p", "chain", "kept", "draw")
+        for name in ("temperature", "min_p", "top_k", "top_p", "chain", "count_kept", "draw")
     }
 )
 
@@ -41,7 +41,7 @@ def assert_leaves(filtered_BV: Array, *rows: list[float]) -> None:
     """The filtered logits mean these probabilities, with exact zeros."""
     np.testing.assert_allclose(probabilities(filtered_BV), rows, rtol=1e-5)
     assert np.array_equal(np.isneginf(filtered_BV), np.asarray(rows) == 0)
-    np.testing.assert_array_equal(compiled.kept(filtered_BV), [sum(p > 0 for p in row) for row in rows])
+    np.testing.assert_array_equal(compiled.count_kept(filtered_BV), [sum(p > 0 for p in row) for row in rows])
 
 
 # ----- one filter at a time ---------------------------------------------------------------------------------
@@ -320,7 +320,7 @@ def test_the_same_key_draws_the_same_token() -> None:
 def test_draws_are_int32_tokens_and_float32_log_probabilities() -> None:
     drawn = compiled.draw(jax.random.split(jax.random.key(0), 2), logits_of(P, P))
     assert (drawn.token_B.dtype, drawn.logprob_B.dtype) == (jnp.int32, jnp.float32)
-    assert compiled.kept(logits_of(P, P)).dtype == jnp.int32
+    assert compiled.count_kept(logits_of(P, P)).dtype == jnp.int32
 
 
 def test_the_noise_of_a_draw_has_a_tail_of_its_own() -> None:

@@ -10,16 +10,15 @@ from jax import Array
 from entropix import filters
 from entropix.config import parameter, rule_config
 from entropix.filters import SamplingParams
-from entropix.numerics import softmax_parts
+from entropix.numerics import log_softmax, softmax, softmax_parts
 from entropix.samplers import numbers
 from entropix.samplers.base import (
     MIN_TEMPERATURE,
-    Candidates,
     Encode,
     Prompts,
-    SampleInfo,
     Sampler,
     SamplerInputs,
+    StepResult,
     draw,
     full_vocabulary,
     is_token,
@@ -27,9 +26,6 @@ from entropix.samplers.base import (
     stateless,
 )
 from entropix.samplers.numbers import RuleConfig, TemperatureConfig
-
-Step = tuple[Array, Any, SampleInfo, Candidates]
-
 
 # ----- a temperature that follows the entropy ---------------------------------------------------------------
 
@@ -47,7 +43,9 @@ class DynamicTemperatureConfig(RuleConfig):
     )
 
 
-def dynamic_temperature(key_B: Array, state: Any, seen: SamplerInputs, cfg: DynamicTemperatureConfig) -> Step:
+def dynamic_temperature(
+    key_B: Array, state: Any, seen: SamplerInputs, cfg: DynamicTemperatureConfig
+) -> StepResult:
     """T = min + (max - min)·(H / log V)^exponent, with min and max = temp ∓ range, as in llama.cpp's `dynatemp`."""
     coldest = jnp.maximum(cfg.temp - cfg.dynatemp_range, MIN_TEMPERATURE)
     warmest = cfg.temp + cfg.dynatemp_range
@@ -66,13 +64,13 @@ class EdtConfig(RuleConfig):
     edt_base: float = parameter(0.8, "what is raised to theta / entropy", 1e-3, 1.0, source="0.8 [edt]")
 
 
-def edt(key_B: Array, state: Any, seen: SamplerInputs, cfg: EdtConfig) -> Step:
+def edt(key_B: Array, state: Any, seen: SamplerInputs, cfg: EdtConfig) -> StepResult:
     """T = temp·N^(θ / H), with N = 0.8 and H in nats (Zhang 2024, arXiv:2403.14541). Certainty is greedy."""
     entropy_B = jnp.maximum(seen.metrics.logits_entropy * math.log(2), jnp.finfo(jnp.float32).tiny)
     return _at_temperature(key_B, state, seen, cfg.temp * cfg.edt_base ** (cfg.edt_theta / entropy_B))
 
 
-def _at_temperature(key_B: Array, state: Any, seen: SamplerInputs, temperature_B: Array) -> Step:
+def _at_temperature(key_B: Array, state: Any, seen: SamplerInputs, temperature_B: Array) -> StepResult:
     """One draw a row from everything at this temperature, or at the lowest allowed one.
 
     The largest logit becomes 0 first: divided by a tiny temperature, large ones would round by more than log p may err.
@@ -96,7 +94,7 @@ class GreedyThresholdConfig(TemperatureConfig):
     )
 
 
-def greedy_threshold(key_B: Array, state: Any, seen: SamplerInputs, cfg: GreedyThresholdConfig) -> Step:
+def greedy_threshold(key_B: Array, state: Any, seen: SamplerInputs, cfg: GreedyThresholdConfig) -> StepResult:
     """Greedy where the largest p at `temp` is below the threshold, plain sampling elsewhere (arXiv:2510.05987).
 
     Entropix's opposite: where the model is unsure it takes the likeliest token, for there the others are mostly wrong.
@@ -132,7 +130,7 @@ class XtcConfig(TemperatureConfig):
     )
 
 
-def xtc(key_B: Array, state: Any, seen: SamplerInputs, cfg: XtcConfig) -> Step:
+def xtc(key_B: Array, state: Any, seen: SamplerInputs, cfg: XtcConfig) -> StepResult:
     """Exclude top choices: with a given chance, of the tokens with p >= threshold only the least likely one stays.
 
     By p-e-w, 2024: text-generation-webui, pull request 6335. Tokens below the threshold always stay; where fewer than
@@ -141,8 +139,7 @@ def xtc(key_B: Array, state: Any, seen: SamplerInputs, cfg: XtcConfig) -> Step:
     """
     temperature_B = jnp.full(len(seen.logits_BV), cfg.temp, jnp.float32)
     logits_BV = filters.temperature(seen.logits_BV, temperature_B)
-    parts = softmax_parts(logits_BV)
-    p_BV = parts.exp / parts.total[:, None]
+    p_BV = softmax(logits_BV)
     above_BV = (p_BV >= cfg.xtc_threshold) & (p_BV > 0)
     spared_B = jnp.argmin(jnp.where(above_BV, p_BV, jnp.inf), axis=-1)
     # The draw keeps the row's own key, so that where the coin says no this is the draw of plain temperature.
@@ -184,7 +181,7 @@ def mirostat_init(cfg: MirostatConfig, prompts: Prompts, encode: Encode) -> Miro
     return Mirostat(jnp.full(len(prompts), 2 * cfg.mirostat_tau, jnp.float32))
 
 
-def mirostat(key_B: Array, state: Mirostat, seen: SamplerInputs, cfg: MirostatConfig) -> Step:
+def mirostat(key_B: Array, state: Mirostat, seen: SamplerInputs, cfg: MirostatConfig) -> StepResult:
     """Removes tokens with -log2 p > μ, draws, then corrects μ by -η·(-log2 p(token) - τ).
 
     Mirostat 2.0 (Basu 2021, arXiv:2007.14966). The surprisal is that under the whole distribution at `temp`, as in the
@@ -192,10 +189,7 @@ def mirostat(key_B: Array, state: Mirostat, seen: SamplerInputs, cfg: MirostatCo
     """
     temperature_B = jnp.full(len(seen.logits_BV), cfg.temp, jnp.float32)
     logits_BV = filters.temperature(seen.logits_BV, temperature_B)
-    surprisal_BV = (
-        jnp.log(softmax_parts(logits_BV).total)[:, None]
-        - (logits_BV - jnp.max(logits_BV, axis=-1, keepdims=True))
-    ) / math.log(2)
+    surprisal_BV = -log_softmax(logits_BV) / math.log(2)
     kept_BV = keep_argmax(logits_BV, surprisal_BV <= state.mu_B[:, None])
     candidates = full_vocabulary(filters.mask_logits(logits_BV, kept_BV))
     token_B, info = draw(key_B, seen, candidates, SamplingParams(temperature_B))

@@ -68,13 +68,17 @@ class Candidates(NamedTuple):
     token_BC: Array  # int32
 
 
+# token_B int32, the rule's state, what was done, and what one draw was made from.
+StepResult = tuple[Array, Any, SampleInfo, Candidates]
+
+
 class Sampler(NamedTuple):
     """A named rule. The functions are module-level: a fresh closure would be a fresh compilation.
 
     `init(cfg, prompts, encode)` returns the state, a pytree of arrays whose first axis is the row, `()` when there is
     none. It runs on the host; `prompts` are token ids, `encode` turns text into them.
-    `step(key_B, state, seen, cfg)` returns (token_B int32, state, SampleInfo, the Candidates that one draw was made
-    from). It is pure, traced under `jit`, treats rows independently and takes all its randomness from the row's key.
+    `step(key_B, state, seen, cfg)` returns a `StepResult`. It is pure, traced under `jit`, treats rows apart and
+    takes all its randomness from the row's key.
     `config` is the dataclass of the rule's numbers, which `cfg` is one of: a subclass of `RuleConfig`, or that itself
     for a rule without numbers. `attention`: whether it asks for `SamplerInputs.attention`.
     """
@@ -83,7 +87,7 @@ class Sampler(NamedTuple):
     summary: str
     strategies: tuple[str, ...]
     init: Callable[[Any, Prompts, Encode], Any]
-    step: Callable[[Array, Any, SamplerInputs, Any], tuple[Array, Any, SampleInfo, Candidates]]
+    step: Callable[[Array, Any, SamplerInputs, Any], StepResult]
     config: type[RuleConfig] = RuleConfig
     attention: bool = False
 

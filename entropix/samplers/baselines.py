@@ -11,10 +11,9 @@ from entropix.config import rule_config
 from entropix.filters import SamplingParams
 from entropix.samplers import numbers
 from entropix.samplers.base import (
-    Candidates,
-    SampleInfo,
     Sampler,
     SamplerInputs,
+    StepResult,
     draw,
     full_vocabulary,
     stateless,
@@ -48,9 +47,7 @@ class MinPConfig(TemperatureConfig):
     min_p: float = numbers.min_p(0.1, source="0.05 [llama.cpp]; typically 0.01 to 0.2 [transformers]")
 
 
-def step(
-    key_B: Array, state: Any, seen: SamplerInputs, cfg: Any, filters_on: tuple[str, ...]
-) -> tuple[Array, Any, SampleInfo, Candidates]:
+def step(key_B: Array, state: Any, seen: SamplerInputs, cfg: Any, filters_on: tuple[str, ...]) -> StepResult:
     """One draw a row, with the numbers named in `filters_on` in force and no others; with none at all it is argmax."""
     batch = len(seen.logits_BV)
     dtype = {"top_k": jnp.int32}

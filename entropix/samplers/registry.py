@@ -73,9 +73,8 @@ def _load_installed() -> None:
         package = "a package" if entry.dist is None else entry.dist.name
         try:
             sampler = entry.load()
-            if (
-                SAMPLERS.get(getattr(sampler, "name", "")) is not sampler
-            ):  # as after a call that another one ended
+            # It may be there since a call that another package's error ended.
+            if SAMPLERS.get(getattr(sampler, "name", "")) is not sampler:
                 register(sampler)
         except Exception as error:
             raise ValueError(

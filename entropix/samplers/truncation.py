@@ -16,12 +16,11 @@ from jax import Array
 from entropix import filters
 from entropix.config import parameter, rule_config
 from entropix.filters import SamplingParams
-from entropix.numerics import contract, entropy_bits, softmax_parts, total
+from entropix.numerics import contract, entropy_bits, log_softmax, softmax, softmax_parts, total
 from entropix.samplers.base import (
-    Candidates,
-    SampleInfo,
     Sampler,
     SamplerInputs,
+    StepResult,
     draw,
     full_vocabulary,
     keep_argmax,
@@ -33,9 +32,7 @@ from entropix.sharding import cumsum
 Rule = Callable[[Array, Any], Array]  # (logits_BV at the temperature, cfg) -> kept_BV
 
 
-def step(
-    key_B: Array, state: Any, seen: SamplerInputs, cfg: Any, rule: Rule
-) -> tuple[Array, Any, SampleInfo, Candidates]:
+def step(key_B: Array, state: Any, seen: SamplerInputs, cfg: Any, rule: Rule) -> StepResult:
     """One draw a row from the tokens that the rule keeps."""
     temperature_B = jnp.full(len(seen.logits_BV), cfg.temp, jnp.float32)
     logits_BV = filters.temperature(seen.logits_BV, temperature_B)
@@ -64,12 +61,10 @@ def typical(logits_BV: Array, cfg: TypicalConfig) -> Array:
     The most likely token may go. Tokens as far from the entropy as the last one stay with it, as in the authors' code.
     At 1 everything stays, whatever the rounding of the sum.
     """
-    parts = softmax_parts(logits_BV)
-    log_p_BV = logits_BV - jnp.max(logits_BV, axis=-1, keepdims=True) - jnp.log(parts.total)[:, None]
-    distance_BV = jnp.abs(log_p_BV + _entropy(logits_BV)[:, None])
+    distance_BV = jnp.abs(log_softmax(logits_BV) + _entropy(logits_BV)[:, None])
     mass = jnp.asarray(cfg.typical_p, jnp.float32)
     wanted = jnp.where(mass >= 1, jnp.inf, jnp.maximum(mass, jnp.finfo(jnp.float32).tiny))
-    nearest_BV = filters.top_mass(-distance_BV, parts.exp / parts.total[:, None], wanted)
+    nearest_BV = filters.top_mass(-distance_BV, softmax(logits_BV), wanted)
     # A surprisal as far above the entropy as another is below it ties with it, and does not weigh as much.
     farthest_B = jnp.max(jnp.where(nearest_BV, distance_BV, 0), axis=-1)
     # Where a compiler computes distances twice, and rounds differently, the farthest would not equal itself.
@@ -92,7 +87,7 @@ class EpsilonConfig(TemperatureConfig):
 
 def epsilon(logits_BV: Array, cfg: EpsilonConfig) -> Array:
     """Keeps p > ε (Hewitt 2022, arXiv:2210.15191), and the most likely token."""
-    return keep_argmax(logits_BV, _probabilities(logits_BV) > cfg.epsilon_cutoff)
+    return keep_argmax(logits_BV, softmax(logits_BV) > cfg.epsilon_cutoff)
 
 
 @rule_config
@@ -113,7 +108,7 @@ def eta(logits_BV: Array, cfg: EtaConfig) -> Array:
     """Keeps p > min(ε, √ε·exp(-H)) (Hewitt 2022, arXiv:2210.15191), and the most likely token."""
     scale = jnp.sqrt(jnp.asarray(cfg.eta_cutoff, jnp.float32))
     cutoff_B = jnp.minimum(cfg.eta_cutoff, scale * jnp.exp(-_entropy(logits_BV)))
-    return keep_argmax(logits_BV, _probabilities(logits_BV) > cutoff_B[:, None])
+    return keep_argmax(logits_BV, softmax(logits_BV) > cutoff_B[:, None])
 
 
 @rule_config
@@ -215,11 +210,6 @@ def top_h(logits_BV: Array, cfg: TopHConfig) -> Array:
     # Tokens of probability 0 change no entropy: without this, all of them would stay wherever H rounds to 0.
     possible_BV = (parts.exp > 0) | (ceiling_B == jnp.inf)[:, None]
     return keep_argmax(logits_BV, possible_BV & (above_BV | (equal_BV & (rank_BV <= count_B[:, None]))))
-
-
-def _probabilities(logits_BV: Array) -> Array:
-    parts = softmax_parts(logits_BV)
-    return parts.exp / parts.total[:, None]
 
 
 def _entropy(logits_BV: Array) -> Array:
