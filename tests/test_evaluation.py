@@ -29,6 +29,8 @@ name = "mine"
 sampler = "entropix"
 """
 VOTED = "votes = 2\nvotes_above = 2.0\n"
+ARM = '[[arms]]\nname = "same"\nsampler = "entropix"\n'
+PLACEBO = '[[arms]]\nname = "p"\nsampler = "placebo"\nfrequencies_of = "mine"\n'
 CONTRAST = '[[contrasts]]\narm = "mine"\nminus = "greedy"\n'
 
 
@@ -90,6 +92,10 @@ def test_a_digest_is_that_of_what_is_asked_and_not_of_how_it_is_written(file: Pa
         (HEAD + "votes = 0", "arms, number 2: votes must be between 1 and 64, got 0"),
         (HEAD + "votes_above = 2.0", "votes_above must be bits of entropy, at least 0, beside votes of at least 2"),
         (HEAD + 'first = "greedy"', "first must be the name of an arm, beside votes_above; got 'greedy'"),
+        (HEAD.replace('"greedy"\n\n', '"greedy"\nvotes = 2\n\n'), "greedy draws nothing, so that its votes are all"),
+        (HEAD + VOTED + 'first = "same"\n' + ARM, "an answer of 'same' is its own first vote already; leave out first"),
+        (HEAD + VOTED + 'first = "greedy"\n' + PLACEBO, "only some answers of 'mine' are its own; name an arm without"),
+        (HEAD.replace('"questions"', '"open"') + VOTED, "arm 'mine' votes among right answers, but no task has any"),
         (HEAD + VOTED + 'first = "gready"', "there is no arm 'gready'; did you mean 'greedy'?"),
         (HEAD + VOTED + 'first = "mine"', "'mine' is a vote or a placebo; name an arm of single answers"),
         (HEAD + 'frequencies_of = "greedy"', "arm 'mine': frequencies_of is for the sampler placebo, not for entropix"),

@@ -47,18 +47,32 @@ VOCABULARY = {
 }
 
 
-def written(folder: Path, architecture: str, told: dict[str, Any], **metadata: Any) -> tuple[Path, Path]:
-    """A Hugging Face folder, and a GGUF file of its tensors."""
+def written(
+    folder: Path,
+    architecture: str,
+    told: dict[str, Any],
+    change: Callable[[foreign.Tensors], None] = lambda tensors: None,
+    **metadata: Any,
+) -> tuple[Path, Path]:
+    """A Hugging Face folder, and a GGUF file of its tensors, with a change of these and of metadata (__ is a dot)."""
     source = folders.write_checkpoint(folder / "source", **{"model_type": architecture, **told})
     cfg = hf_folder.read_config(source)
     tensors = foreign.gguf_tensors(folders.read_tensors(source), cfg, architecture)
     if cfg.rope_divisors:
         tensors["rope_factors_short.weight"] = np.array(cfg.rope_divisors, np.float32)
         tensors["rope_factors_long.weight"] = np.ones(len(cfg.rope_divisors), np.float32)
-    said = foreign.gguf_metadata(cfg, architecture) | VOCABULARY
-    said |= {f"{architecture}.attention.sliding_window": 7} | {
-        key.replace("__", "."): value for key, value in metadata.items()
+    raw = files.read_json(source / "config.json")
+    numbers = {
+        "context_length": raw["max_position_embeddings"],
+        "rope.dimension_count": cfg.rotary_dim or cfg.head_dim,
+        "attention.sliding_window": cfg.sliding_window or None,
+        "attn_logit_softcapping": cfg.attention_softcap or None,
+        "final_logit_softcapping": cfg.logits_softcap or None,
     }
+    said = foreign.gguf_metadata(cfg, architecture) | VOCABULARY
+    said |= {f"{architecture}.{key}": value for key, value in numbers.items() if value is not None}
+    said |= {key.replace("__", "."): value for key, value in metadata.items()}
+    change(tensors)
     foreign.write_gguf(folder / "model.gguf", tensors, said, architecture=architecture)
     return source, folder / "model.gguf"
 
@@ -88,15 +102,18 @@ def test_the_model_is_that_of_the_folder(tmp_path: Path, name: str) -> None:
     assert hf_folder.stop_token_ids(tmp_path / "out") == hf_folder.stop_token_ids(source) == (258,)
 
 
-def test_rows_of_the_embedding_that_no_token_has_may_be_missing(tmp_path: Path) -> None:
-    """As the converter leaves them out of Gemma 3."""
+def test_rows_that_no_text_needs_may_be_missing_and_the_token_of_images_with_them(tmp_path: Path) -> None:
+    """As the converter leaves them out of Gemma 3, whose tokenizer has a token of images behind its rows."""
     source, path = written(tmp_path, "qwen3", {"head_dim": 16})
     described = without_weights(source)
     config = files.read_json(described / "config.json")
     files.write_json(described / "config.json", config | {"vocab_size": 320})
+    another_token(described)
     convert(path, tmp_path / "out", hf_folder=described)
     folders.assert_tensors(tmp_path / "out", folders.read_tensors(source))
-    assert hf_folder.read_config(tmp_path / "out").vocab_size == 259
+    model = entropix.load(tmp_path / "out")
+    assert (model.config.vocab_size, model.tokenizer.vocab_size) == (259, 259)
+    assert "<image_soft_token>" not in model.tokenizer.special_tokens
 
 
 def test_a_sentencepiece_vocabulary_is_compared_as_the_converter_writes_it(tmp_path: Path) -> None:
@@ -132,6 +149,12 @@ def config(**changes: Any) -> Callable[[Path], None]:
         files.write_json(folder / "config.json", files.read_json(folder / "config.json") | changes)
 
     return change
+
+
+def another_token(folder: Path) -> None:
+    file = files.read_json(folder / "tokenizer.json")
+    file["added_tokens"].append({"id": 259, "content": "<image_soft_token>", "special": True})
+    files.write_json(folder / "tokenizer.json", file)
 
 
 def other_token(folder: Path) -> None:
@@ -188,6 +211,89 @@ def test_the_folder_of_another_model_is_refused(
         convert(path, tmp_path / "out", hf_folder=described)
     assert message.format(path=path, config=described / "config.json", folder=described) in str(error.value)
     assert not (tmp_path / "out").exists()
+
+
+QWEN3 = "qwen3", {"head_dim": 16, "rope_theta": 1e6}
+GRANITE = {
+    "embedding_multiplier": 3.5,
+    "attention_multiplier": 0.21,
+    "residual_multiplier": 0.45,
+    "logits_scaling": 2.5,
+}
+
+
+@pytest.mark.parametrize(
+    ("model", "metadata", "message"),
+    [
+        (MODELS["gemma2"], {"gemma2__attention__sliding_window": 2}, "sliding_window is 2, but {config} says 4"),
+        (MODELS["gemma2"], {"gemma2__attn_logit_softcapping": 2.5}, "softcapping is 2.5, but {config} says 1.5"),
+        (("granite", GRANITE), {"granite__logit_scale": 8.0}, "granite.logit_scale is 8, but {config} says 2.5"),
+        (MODELS["phi3"], {"phi3__context_length": 4096}, "phi3.context_length is 4096, but {config} says 512"),
+        (MODELS["phi3, partly rotated"], {"phi3__rope__dimension_count": 8}, "_count is 8, but {config} says 6"),
+        (QWEN3, {"qwen3__rope__freq_base": None}, "freq_base is 10000, but {config} says 1e+06"),
+        (QWEN3, {"qwen3__rope__scaling__type": "yarn"}, "type is 'yarn', but {config} says 'none'"),
+        (QWEN3, {"qwen3__attention__causal": False}, "qwen3.attention.causal is False"),
+        (QWEN3, {"qwen3__pooling_type": 3}, "qwen3.pooling_type is 3; what this changes"),
+        (MODELS["mistral"], {"llama__attention__head_count": None}, "llama.attention.head_count must be one"),
+        (MODELS["phi3"], {"tokenizer__ggml__tokens": TOKENS[:3]}, "token 3 is None, but in {folder} it is"),
+    ],
+)  # fmt: skip
+def test_what_the_file_says_is_what_the_folder_says(
+    tmp_path: Path, model: tuple[str, dict[str, Any]], metadata: dict[str, Any], message: str
+) -> None:
+    source, path = written(tmp_path, *model, **metadata)
+    described = without_weights(source)
+    with pytest.raises(ValueError) as error:
+        convert(path, tmp_path / "out", hf_folder=described)
+    assert message.format(config=described / "config.json", folder=described) in str(error.value)
+
+
+def no_short_factors(tensors: foreign.Tensors) -> None:
+    del tensors["rope_factors_short.weight"]
+
+
+def gate_again(tensors: foreign.Tensors) -> None:
+    tensors["blk.0.ffn_gate.weight"] = np.zeros((64, 32), np.float32)
+
+
+def unembedding(tensors: foreign.Tensors) -> None:
+    tensors["output.weight"] = tensors["token_embd.weight"] + 1
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("phi3, partly rotated", no_short_factors, "rope_factors_short.weight is missing, against"),
+        ("phi3", gate_again, "blk.0.ffn_gate.weight is there twice"),
+        ("gemma2", unembedding, "output.weight differs from token_embd.weight; the folder says they are one"),
+    ],
+)
+def test_tensors_of_another_model_are_refused(
+    tmp_path: Path, name: str, change: Callable[[foreign.Tensors], None], message: str
+) -> None:
+    architecture, told = MODELS[name]
+    source, path = written(tmp_path, architecture, told, change)
+    with pytest.raises(ValueError, match=message):
+        convert(path, tmp_path / "out", hf_folder=without_weights(source))
+
+
+def test_the_embedding_may_be_there_twice(tmp_path: Path) -> None:
+    def again(tensors: foreign.Tensors) -> None:
+        tensors["output.weight"] = tensors["token_embd.weight"]
+
+    source, path = written(tmp_path, *MODELS["mistral"], again)
+    convert(path, tmp_path / "out", hf_folder=without_weights(source))
+    folders.assert_tensors(tmp_path / "out", folders.read_tensors(source))
+
+
+def test_the_folder_that_describes_is_not_replaced(tmp_path: Path) -> None:
+    source, path = written(tmp_path, *MODELS["mistral"])
+    before = folders.read_tensors(source)
+    with pytest.raises(ValueError, match="lies in the destination"):
+        convert(path, source, force=True, hf_folder=source)
+    folders.assert_tensors(source, before)
+    with pytest.raises(ValueError, match="no such folder; expected one with"):
+        convert(path, tmp_path / "out", hf_folder=path)
 
 
 def test_only_a_gguf_file_is_described(tmp_path: Path, toy_folder: str) -> None:

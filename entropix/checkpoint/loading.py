@@ -133,7 +133,7 @@ def load(
     thread = ThreadPoolExecutor(1)  # reading weights and building a tokenizer take about as long
     try:
         reading = thread.submit(load_weights.load, folder, config, jnp.dtype(dtype), devices, int8, merged)
-        text = tokenizer.load_tokenizer(folder)
+        text = tokenizer.load_tokenizer(folder, config.vocab_size)
         check_vocabulary(folder, text, config)
         template = chat.load_chat_template(folder)
         tokens = text.special_tokens | text.added_tokens | _plain_end(folder, text)

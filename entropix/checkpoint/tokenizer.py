@@ -10,7 +10,7 @@ from pathlib import Path
 
 from entropix.checkpoint import values
 from entropix.checkpoint.special_tokens import SpecialTokens, read_special_tokens
-from entropix.checkpoint.vocabulary.contents import Encoder, Vocabulary
+from entropix.checkpoint.vocabulary.contents import Encoder, Vocabulary, for_text
 from entropix.checkpoint.vocabulary.files import read_vocabulary
 from entropix.prompts import token_ids
 
@@ -222,15 +222,16 @@ class StreamDecoder:
         return rest
 
 
-def load_tokenizer(folder: Path) -> Tokenizer:
+def load_tokenizer(folder: Path, n_rows: int = values.MOST_TOKENS) -> Tokenizer:
     """The tokenizer of a checkpoint folder: `tokenizer.json`, else `tokenizer.model`.
 
+    n_rows: of the model's embedding; tokens of images beyond it are left out (`vocabulary.contents.for_text`).
     Where a smaller file (`special_tokens`) has `bos_token` and `add_bos_token`, they overrule the tokenizer file.
 
     Raises:
         ValueError: there is none, it cannot be read, or its ids would not be exactly those of the original.
     """
-    vocabulary, small = read_vocabulary(folder), read_special_tokens(folder)
+    vocabulary, small = for_text(read_vocabulary(folder), n_rows), read_special_tokens(folder)
     bos_id, bos_ids = _beginning(vocabulary, small, folder)
     ids = range(max(vocabulary.texts) + 1)
     return Tokenizer(

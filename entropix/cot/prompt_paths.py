@@ -108,7 +108,7 @@ class PromptPaths:
         if self.plan.fork == EXPLORE:
             return self._forks()
         bits = [record["logits_entropy"] for record in self.paths[0].result.records]
-        is_unsure = any(one is not None and one > self.plan.above for one in bits)
+        is_unsure = any(one is None or one > self.plan.above for one in bits)  # None: it was not finite
         return self._samples()[1:] if is_unsure else []
 
     def _samples(self) -> list[Branch]:

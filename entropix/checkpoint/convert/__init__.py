@@ -39,8 +39,9 @@ def convert(
     """
     destination = destination.resolve()  # of which . has no name
     check_destination(destination, force)
-    if source.resolve().is_relative_to(destination.resolve()):
-        raise ValueError(f"{source} lies in the destination {destination}; choose another destination")
+    for used in (source, hf_folder):
+        if used is not None and used.resolve().is_relative_to(destination):
+            raise ValueError(f"{used} lies in the destination {destination}; choose another destination")
     template = None
     if chat_template is not None:
         check_file(chat_template)

@@ -19,6 +19,7 @@ from entropix.checkpoint.convert.gguf_header import GgufTensor, read_parts
 from entropix.checkpoint.convert.gguf_tensors import (
     ARCHITECTURES,
     ENDS,
+    UNDERSTOOD,
     architecture_of,
     check_layers,
     hf_tensors,
@@ -36,28 +37,6 @@ from entropix.config import ModelConfig, RopeScaling
 
 _ROPE_FACTORS = "rope_freqs.weight"  # which only Llamas may have here
 _LLAMA = "llama"
-
-# Every key of an architecture that is understood, without its name. A value here is the only one supported; None means
-# any.
-_UNDERSTOOD: dict[str, Any] = {
-    "block_count": None,
-    "context_length": None,
-    "embedding_length": None,
-    "feed_forward_length": None,
-    "attention.head_count": None,
-    "attention.head_count_kv": None,
-    "attention.key_length": None,
-    "attention.value_length": None,
-    "attention.layer_norm_rms_epsilon": None,
-    "attention.causal": True,
-    "rope.freq_base": None,
-    "rope.dimension_count": None,
-    "rope.scaling.type": "none",
-    "vocab_size": None,
-    "expert_count": 0,
-    "expert_used_count": 0,
-    "tensor_data_layout": "Meta AI original pth",
-}
 
 _NAMED_TOKENS = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
 _LLAMA3_PRE = ("llama3", "llama-v3", "llama-bpe")
@@ -114,12 +93,12 @@ def _check_understood(meta: Values, name: str) -> None:
         if not key.startswith(f"{name}."):
             continue
         short = key.removeprefix(f"{name}.")
-        if short not in {*_UNDERSTOOD, *architecture.numbers}:
+        if short not in {*UNDERSTOOD, *architecture.numbers}:
             raise ValueError(
                 f"{path}: {named(key)} is {shown(value)}; this may change the model in a way that only its own "
                 "folder says (--hf-folder DIR; its weights are not needed)"
             )
-        wanted = _UNDERSTOOD.get(short)
+        wanted = UNDERSTOOD.get(short)
         if wanted is not None and (type(value) is not type(wanted) or value != wanted):
             raise ValueError(f"{path}: {key} is {shown(value)}; only {wanted!r} is supported")
 

@@ -6,7 +6,7 @@ architectures, keeps several matrices of Phi-3 in one tensor, and adds Gemma's 1
 
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from gguf import GGMLQuantizationType
@@ -64,6 +64,29 @@ ARCHITECTURES = {
 }
 
 
+# Every key of an architecture that is understood, without its name. A value here is the only one supported; None means
+# any.
+UNDERSTOOD: dict[str, Any] = {
+    "block_count": None,
+    "context_length": None,
+    "embedding_length": None,
+    "feed_forward_length": None,
+    "attention.head_count": None,
+    "attention.head_count_kv": None,
+    "attention.key_length": None,
+    "attention.value_length": None,
+    "attention.layer_norm_rms_epsilon": None,
+    "attention.causal": True,
+    "rope.freq_base": None,
+    "rope.dimension_count": None,
+    "rope.scaling.type": "none",
+    "vocab_size": None,
+    "expert_count": 0,
+    "expert_used_count": 0,
+    "tensor_data_layout": "Meta AI original pth",
+}
+
+
 def architecture_of(meta: Values) -> str:
     """Its name. Raises a ValueError that lists the known ones for a file of another."""
     if (name := meta.text("general.architecture")) not in ARCHITECTURES:
@@ -100,7 +123,7 @@ def hf_tensors(
     name: of the architecture. Raises a ValueError that lists every tensor that does not fit what `described_by`
     says the model is.
     """
-    tensors = _divided(tensors, cfg)
+    tensors = _divided(path, tensors, cfg) if name == "phi3" else tensors
     norms = zip(norm_names(cfg).values(), _norms(cfg), strict=True)
     names = spelling(cfg, ENDS, "blk", _LAYER_PARTS | dict(norms))
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
@@ -123,23 +146,22 @@ def _norms(cfg: ModelConfig) -> tuple[str, ...]:
     return _BEHIND if cfg.norm_after else _BEFORE
 
 
-def _divided(tensors: Mapping[str, GgufTensor], cfg: ModelConfig) -> dict[str, GgufTensor]:
-    """The same tensors, of which those that hold several matrices, one below the other, are these matrices (Phi-3)."""
+def _divided(path: Path, tensors: Mapping[str, GgufTensor], cfg: ModelConfig) -> dict[str, GgufTensor]:
+    """Phi-3's tensors, of which those that hold several matrices, one below the other, are these matrices."""
     N, K, F = cfg.n_heads * cfg.head_dim, cfg.n_kv_heads * cfg.head_dim, cfg.ffn_dim
-    fused = {
-        ("attn_qkv", N + 2 * K): {"attn_q": N, "attn_k": K, "attn_v": K},
-        ("ffn_up", 2 * F): {"ffn_gate": F, "ffn_up": F},
-    }
+    fused = {"attn_qkv": {"attn_q": N, "attn_k": K, "attn_v": K}, "ffn_up": {"ffn_gate": F, "ffn_up": F}}
     found: dict[str, GgufTensor] = {}
     for name, tensor in tensors.items():
         layer, _, part = name.removesuffix(".weight").rpartition(".")
-        parts = fused.get((part, tensor.shape[0])) if len(tensor.shape) == 2 else None
+        sizes = fused.get(part, {})
+        if len(tensor.shape) != 2 or tensor.shape[0] != sum(sizes.values()):
+            sizes = {part: tensor.shape[0]}
         start = 0
-        for one, n in (parts or {}).items():
-            rows = tensor.data[start : start + n]
-            whole = f"{layer}.{one}.weight"
-            found[whole] = GgufTensor(whole, tensor.kind, (n, tensor.shape[1]), rows)
+        for one, n in sizes.items():
+            whole = name if len(sizes) == 1 else f"{layer}.{one}.weight"
+            if whole in found:
+                raise ValueError(f"{path}: {whole} is there twice, the second time as {name}")
+            data = tensor.data[start : start + n] if len(sizes) > 1 else tensor.data
+            found[whole] = tensor._replace(name=whole, shape=(n, *tensor.shape[1:]), data=data)
             start += n
-        if parts is None:
-            found[name] = tensor
     return found

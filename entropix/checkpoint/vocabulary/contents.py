@@ -1,5 +1,6 @@
 """What a vocabulary is made of, whichever file it comes from, and what all files are checked for."""
 
+import dataclasses
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,6 +10,10 @@ from typing import Any, Protocol
 from entropix.checkpoint import values
 from entropix.checkpoint.special_tokens import SpecialTokens
 from entropix.checkpoint.values import refusal
+
+IMAGE_TOKENS = (
+    "<image_soft_token>",
+)  # stand for what the part of a model that reads images makes of one (Gemma 3)
 
 Encoder = Callable[[str, bool], list[int]]
 """(plain text between two special tokens, whether it begins the whole text) -> its ids."""
@@ -53,6 +58,18 @@ class Vocabulary:
     late: frozenset[str] = frozenset()
     swallowing: frozenset[str] = frozenset()
     begins_with_space: bool = False
+
+
+def for_text(vocabulary: Vocabulary, n_rows: int) -> Vocabulary:
+    """The vocabulary without those special tokens of images that the embedding, of so many rows, has no row for."""
+    special = {name: i for name, i in vocabulary.special.items() if i < n_rows or name not in IMAGE_TOKENS}
+    gone = vocabulary.special.keys() - special.keys()
+    texts = {
+        i: text
+        for i, text in vocabulary.texts.items()
+        if i < n_rows or text.decode(errors="replace") not in gone
+    }
+    return dataclasses.replace(vocabulary, special=special, texts=texts)
 
 
 def vocab_of(path: Path, file: Mapping[str, Any]) -> dict[str, int]:

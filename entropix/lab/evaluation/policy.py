@@ -207,9 +207,9 @@ def _costs(line: Line) -> tuple[int, int]:
 
 
 def _is_sure(arm: Arm, line: Line) -> bool:
-    """Whether no token of an arm's first answer was unsure enough to ask for more votes."""
-    bits = [one for one in line["logits_entropy"] if one is not None]
-    return arm.votes_above > 0 and max(bits, default=0.0) <= arm.votes_above
+    """Whether no token of an arm's first answer was unsure enough to ask for more; one that was not finite was."""
+    bits = line["logits_entropy"]
+    return arm.votes_above > 0 and all(one is not None and one <= arm.votes_above for one in bits)
 
 
 def _winner(answers: Sequence[str | None]) -> int:

@@ -170,8 +170,15 @@ def read(path: Path) -> Protocol:
     protocol = dataclasses.replace(
         protocol, arms=tuple(_with_numbers(arm, protocol) for arm in protocol.arms)
     )
-    if protocol.contrasts and not any(each.task.is_closed for each in protocol.tasks):
-        raise ValueError(f"{path}: contrasts are of right answers, but no task has any; add one or drop them")
+    if not any(each.task.is_closed for each in protocol.tasks):
+        if protocol.contrasts:
+            raise ValueError(
+                f"{path}: contrasts are of right answers, but no task has any; add one or drop them"
+            )
+        if voting := [arm.name for arm in protocol.arms if arm.votes > 1]:
+            raise ValueError(
+                f"{path}: arm {voting[0]!r} votes among right answers, but no task has any; add one or drop its votes"
+            )
     return protocol
 
 
@@ -249,6 +256,8 @@ def _arm(table: dict[str, Any], folder: Path, where: str) -> Arm:
         raise ValueError(
             f"{where}: votes_above must be bits of entropy, at least 0, beside votes of at least 2; got {shown(above)}"
         )
+    if votes > 1 and sampler == _GREEDY:
+        raise ValueError(f"{where}: greedy draws nothing, so that its votes are all the same; drop votes")
     first = table.pop("first", None)
     if not isinstance(first, str | None) or (first and not above):
         raise ValueError(f"{where}: first must be the name of an arm, beside votes_above; got {shown(first)}")
@@ -301,6 +310,10 @@ def _check_frequencies(protocol: Protocol, path: Path) -> None:
             raise ValueError(
                 f"{where}: there is no arm {arm.frequencies_of!r}{suggestion(arm.frequencies_of, arms)}"
             )
+        if source.first is not None:
+            raise ValueError(
+                f"{where}: only some answers of {source.name!r} are its own; name an arm without first"
+            )
         if source.frequencies_of is not None or source.variant.sampler.rule.strategies != PLACEBO.strategies:
             names = ", ".join(PLACEBO.strategies)
             raise ValueError(
@@ -317,8 +330,13 @@ def _check_first(protocol: Protocol, path: Path) -> None:
         where = f"{path}: arm {arm.name!r}"
         if arm.first not in arms:
             raise ValueError(f"{where}: there is no arm {arm.first!r}{suggestion(arm.first, arms)}")
-        if arms[arm.first].votes > 1 or arms[arm.first].frequencies_of is not None:
+        first = arms[arm.first]
+        if first.votes > 1 or first.frequencies_of is not None:
             raise ValueError(f"{where}: {arm.first!r} is a vote or a placebo; name an arm of single answers")
+        if first.variant == dataclasses.replace(arm.variant, label=arm.first):
+            raise ValueError(
+                f"{where}: an answer of {arm.first!r} is its own first vote already; leave out first"
+            )
 
 
 def _with_numbers(arm: Arm, protocol: Protocol) -> Arm:
