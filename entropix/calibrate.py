@@ -44,7 +44,7 @@ _DESCRIPTION = (
     "entropix rule by how often each strategy shall be used."
 )
 _QUICK: dict[str, Any] = {"items": 12, "budget": 300, "opponents": "temperature"}  # what --quick asks for
-_MOST = {"items": 100_000, "seeds": 1_000, "budget": 10**9, "batch": 10_000}
+_MOST = {"items": 100_000, "seeds": 1_000, "budget": 10**9, "passes": 10**12, "batch": 10_000}
 _LAST_SEED = 2**32 - 1
 TEXT, PROMPTS = "calibration.txt", "calibration-prompts.txt"  # in configs/: what is observed by default
 
@@ -59,6 +59,9 @@ class AnswerFlags:
     items: Annotated[int, flag("items of each task, in each split", "N", None)] = 60
     seeds: Annotated[int, flag("answers to each item", "N", None)] = 3
     budget: Annotated[int, flag("answers for each rule that is tuned", "N", None)] = 3_000
+    passes: Annotated[
+        int | None, flag("forward passes for each rule that is tuned, instead of --budget answers", "N")
+    ] = None
     loss: Annotated[
         float,
         flag("right answers that coverage may cost, as a share, against greedy ones [0 to 1]", "SHARE", None),
@@ -163,9 +166,10 @@ def _by_answers(flags: Flags) -> None:
                 if name in ("out", "journal", "page", "at-most")
                 else f"--{name} is for frequencies; --by answers asks the items of --tasks"
             )
-    for name in ("items", "seeds", "budget", "batch"):
-        if not 1 <= (number := getattr(asked, name)) <= _MOST[name]:
-            raise ValueError(f"--{name} must be between 1 and {_MOST[name]}, got {number}")
+    for name, most in _MOST.items():
+        number = getattr(asked, name)
+        if number is not None and not 1 <= number <= most:
+            raise ValueError(f"--{name} must be between 1 and {most}, got {number}")
     if not 0 <= flags.seed <= _LAST_SEED - asked.seeds + 1:
         raise ValueError(
             f"--seed and --seeds must give seeds from 0 to {_LAST_SEED}, got {flags.seed} and {asked.seeds}"
@@ -184,7 +188,8 @@ def _by_answers(flags: Flags) -> None:
         tasks=[tasks.resolve(name) for name in asked.tasks.split(",")],
         n_items=asked.items,
         seeds=range(flags.seed, flags.seed + asked.seeds),
-        budget=asked.budget,
+        budget=asked.budget if asked.passes is None else asked.passes,
+        in_passes=asked.passes is not None,
         batch=asked.batch,
         loss=asked.loss,
         seed=flags.seed,
@@ -223,7 +228,7 @@ def _search(flags: Flags, sampler: "ResolvedSampler", plan: "Plan") -> None:
     model = _load(flags)
     kept = flags.answers.journal
     journal = None if kept is None else Journal(kept, plan.told(model, sampler))
-    with _progress(plan.n_answers(sampler, journal)) as advance:
+    with _progress(plan.total(sampler, journal), plan.unit) as advance:
         outcome = answers.calibrate(model, sampler, plan, journal, terminal.note, advance)
     print("\n".join(answers.report(outcome)))
     if flags.table is not None:
@@ -262,12 +267,12 @@ def _ablate(flags: Flags, sampler: "ResolvedSampler", plan: "Plan") -> None:
 
 
 @contextlib.contextmanager
-def _progress(total: int) -> Iterator[Callable[[int, str], None]]:
-    """A function to call with how many more answers have come, and of what; stderr is told, and the time left."""
+def _progress(total: int, unit: str = "answers") -> Iterator[Callable[[int, str], None]]:
+    """A function to call with how many more have come, and of what; stderr is told, and the time left."""
     from entropix.lab.experiments import running
 
     began, n_done = time.monotonic(), 0
-    with running.progress(total, 0) as write:
+    with running.progress(total, 0, unit) as write:
 
         def advance(n: int, what: str) -> None:
             nonlocal n_done

@@ -172,10 +172,11 @@ def encode_prompt(
         prompt = token_ids(prompt, "a prompt") if items is None else items
     if len(prompt) == 0:
         raise ValueError("the prompt is empty: give at least one character")
-    if not isinstance(prompt, str) and (raw or system is not None):
+    is_conversation = not isinstance(prompt, str) and isinstance(prompt[0], Mapping)
+    if not isinstance(prompt, str) and (system is not None or (raw and is_conversation)):
         raise ValueError(
-            f"{'raw' if raw else 'system'} is for prompts that are texts, not for conversations or token ids; a system "
-            "message is the first of its conversation"
+            f"{'raw' if system is None else 'system'} is for prompts that are texts, not for "
+            f"{'conversations' if is_conversation else 'token ids'}; a system message is the first of its conversation"
         )
     if isinstance(prompt, str):
         if raw or (model.chat_template is None and system is None):

@@ -1,7 +1,7 @@
 """Calibration for answers: what may be searched, which candidates go on, what a journal keeps."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,9 @@ class Near:
 ASKED = [Asked(Near(), item) for item in Near().items(0, 12)]
 
 
+PASSES = 3  # that each answer takes
+
+
 @pytest.fixture
 def asked_of(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
     """(candidates, items) of every question from now on, which are answered by the candidate's temperature."""
@@ -57,17 +60,17 @@ def asked_of(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
         asked: Sequence[Asked],
         seeds: Any,
         batch: int,
-        advance: Callable[[int], None] = lambda n: None,
+        advance: objective.Advance = objective.nothing_told,
     ) -> list[list[list[Answer]]]:
         seen.append((len(candidates), len(asked)))
-        advance(len(candidates) * len(asked) * len(seeds))
-        return [
-            [
-                [Answer(str(getattr(one.numbers, "temp", 0)), 1, FinishReason.STOP_TOKEN) for _ in seeds]
-                for _ in asked
-            ]
-            for one in candidates
-        ]
+        n = len(candidates) * len(asked) * len(seeds)
+        advance(n, PASSES * n)
+
+        def answer(one: ResolvedSampler) -> Answer:
+            text = str(getattr(one.numbers, "temp", 0))
+            return Answer(text, 1, FinishReason.STOP_TOKEN, passes=PASSES)
+
+        return [[[answer(one) for _ in seeds] for _ in asked] for one in candidates]
 
     monkeypatch.setattr(search, "answered", answered)
     monkeypatch.setattr(objective, "answer", answered)
@@ -175,7 +178,7 @@ def test_all_answers_are_counted_beforehand(asked_of: list[tuple[int, int]], tmp
     came: list[int] = []
     for rounds in range(2):
         journal, rule = Journal(tmp_path / "journal.jsonl", {}), samplers.resolve("min-p")
-        expected = plan.n_answers(rule, journal)
+        expected = plan.total(rule, journal)
         outcome = answers.calibrate(
             model, rule, plan, journal, lambda text: None, lambda n, what: came.append(n)
         )
@@ -184,6 +187,36 @@ def test_all_answers_are_counted_beforehand(asked_of: list[tuple[int, int]], tmp
         came.clear()
     assert {name: len(trials) for name, trials in outcome.trials.items()} == {"temperature": 24, "min-p": 24}
     assert front.unbeaten(outcome.trials["min-p"]) != [] and front.told(outcome).tables[0].rows[1][1] == "24"
+
+
+def test_a_budget_of_passes_is_what_answers_took(asked_of: list[tuple[int, int]], tmp_path: Path) -> None:
+    """A generation is begun where half of it can be paid; a journal's are paid for already."""
+    model: Any = None
+    one = PASSES * search.generation_answers(12, 2)
+    came: list[int] = []
+    for name, n_generations in (("whole", 3), ("parts", 2), ("parts", 3)):
+        plan = answers.Plan(
+            [Near()],  # type: ignore[list-item]
+            12,
+            [0, 1],
+            round((n_generations + 0.4) * one),
+            4,
+            0.0,
+            opponents=(),
+            in_passes=True,
+        )
+        journal, rule = Journal(tmp_path / name, {}), samplers.resolve("temperature")
+        before = len(journal.trials.get("temperature", []))
+        total = plan.total(rule, journal)
+        outcome = answers.calibrate(
+            model, rule, plan, journal, lambda text: None, lambda n, what: came.append(n)
+        )
+        assert outcome.arms[-1].n_candidates == n_generations * GENERATION
+        spent = sum(trial.passes for trial in outcome.trials["temperature"])
+        assert spent == n_generations * one <= plan.budget
+        assert plan.unit == "forward passes" and sum(came) <= total
+        assert sum(came) - spent + before // GENERATION * one == PASSES * 24 * (1 + 2 + 2)
+        came.clear()
 
 
 def test_the_front_is_what_nothing_beats_in_both() -> None:

@@ -87,6 +87,22 @@ def test_a_keyword_of_another_type_is_named(model: Model, keywords: Any, message
         prepare(model, [[65]], **keywords)
 
 
+def test_what_is_for_texts_alone_is_not_taken_for_others_in_silence(model: Model) -> None:
+    turn = [{"role": "user", "content": "a"}]
+    for prompt, keywords, message in (
+        (
+            turn,
+            {"system": "b"},
+            "system is for prompts that are texts, not for conversations; a system message is",
+        ),
+        (turn, {"raw": True}, "raw is for prompts that are texts, not for conversations"),
+        ([65], {"system": "b"}, "system is for prompts that are texts, not for token ids"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            prepare(model, [prompt], **keywords)  # type: ignore[arg-type]
+    assert prepare(model, [[65]], raw=True).prompt_ids == [[65]]  # which no template changes anyway
+
+
 @pytest.mark.parametrize("rows", [None, "8", [8], 8.5, float("nan"), True], ids=repr)
 def test_rows_of_a_batch_are_a_whole_number(model: Model, rows: Any) -> None:
     with pytest.raises(ValueError, match="batch_size must be a whole number, got"):

@@ -107,7 +107,7 @@ def ablate(
     """The rule and each of its variants on these items. advance: how many more answers have come, and of what."""
 
     def measured(one: ResolvedSampler, name: str) -> Figures:
-        [given] = objective.answer(model, [one], asked, seeds, batch, lambda n: advance(n, name))
+        [given] = objective.answer(model, [one], asked, seeds, batch, lambda n, _: advance(n, name))
         return objective.figures(asked, given)
 
     without, idle = variants(sampler)

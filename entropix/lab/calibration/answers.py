@@ -30,19 +30,20 @@ class Plan:
     tasks: Sequence[Task]
     n_items: int  # of each task, in each split
     seeds: Sequence[int]
-    budget: int  # answers for each rule that is tuned
+    budget: int  # answers for each rule that is tuned, or forward passes
     batch: int
     loss: float  # of the share of right answers against greedy ones, that coverage may cost
     seed: int = 0
     opponents: Sequence[str] = (TEMPERATURE, "min-p", "top-p")
     free: Sequence[str] = ()
     limits: Mapping[str, float] = field(default_factory=dict)  # the largest shares of the rule's strategies
+    in_passes: bool = False  # what the budget is of: numbers that look ahead take more of them for an answer
 
     def told(self, model: Model, sampler: ResolvedSampler) -> dict[str, Any]:
         """What a journal depends on."""
         return {
             "format": "entropix-calibration",
-            "version": 4,
+            "version": 5,
             **trace.circumstances(model),
             "sampler": sampler.name,
             "numbers": asdict(sampler.numbers),
@@ -81,23 +82,50 @@ class Plan:
         return objective.items(self.tasks, self.n_items, self.seed, split)
 
     @property
-    def n_generations(self) -> int:
-        """Of each search: as many as the budget has answers for."""
-        one = generation_answers(len(self.items(DEV)), len(self.seeds))
-        return max(1, round(self.budget / one))
+    def unit(self) -> str:
+        """What is counted."""
+        return "forward passes" if self.in_passes else "answers"
+
+    def cost(self, n_answers: int, n_passes: int) -> int:
+        """What these take of the budget."""
+        return n_passes if self.in_passes else n_answers
+
+    def is_spent(self, trials: Sequence[Trial]) -> bool:
+        """Whether a search with these trials has nothing left for another generation, of which it has one at least.
+
+        One more is taken to cost what those before cost on average; half of it is enough to begin.
+        """
+        n = len(trials) // GENERATION
+        spent = sum(trial.passes for trial in trials) if self.in_passes else n * self._generation
+        return n > 0 and spent + spent / n / 2 >= self.budget
+
+    @property
+    def _generation(self) -> int:
+        """Answers of one."""
+        return generation_answers(len(self.items(DEV)), len(self.seeds))
 
     def tuned_beside(self, sampler: ResolvedSampler) -> list[str]:
         """The opponents, each once, without the rule itself."""
         return [name for name in dict.fromkeys(self.opponents) if name != sampler.name]
 
-    def n_answers(self, sampler: ResolvedSampler, journal: Journal | None) -> int:
-        """All that it takes, but those whose worth the journal knows."""
+    def total(self, sampler: ResolvedSampler, journal: Journal | None) -> int:
+        """All that it takes, in `unit`, but what the journal knows; answers are taken to be as long as they may be."""
         searched = [*self.tuned_beside(sampler), sampler.name]
-        known = sum(len(journal.trials.get(name, [])) // GENERATION for name in searched) if journal else 0
-        generations = max(0, len(searched) * self.n_generations - known)
-        n_items = len(self.items(DEV)) + len(self.items(HELD_OUT))
-        measured = n_items * (1 + len(self.seeds) * (len(searched) + 1))
-        return measured + generations * generation_answers(len(self.items(DEV)), len(self.seeds))
+        measured = self.measured(1) + self.measured(len(self.seeds)) * (len(searched) + 1)
+        left = 0
+        for name in searched:
+            trials = journal.trials.get(name, []) if journal else []
+            if self.in_passes:
+                left += max(0, self.budget - sum(trial.passes for trial in trials))
+            else:
+                whole = max(1, math.ceil(self.budget / self._generation - 1 / 2))
+                left += max(0, whole - len(trials) // GENERATION) * self._generation
+        return measured + left
+
+    def measured(self, n_seeds: int) -> int:
+        """What the answers of one sampler to all items take at most, in `unit`."""
+        asked = [*self.items(DEV), *self.items(HELD_OUT)]
+        return n_seeds * self.cost(len(asked), sum(one.task.max_new_tokens for one in asked))
 
 
 class Arm(NamedTuple):
@@ -137,7 +165,7 @@ def calibrate(
 ) -> Outcome:
     """Tunes the opponents and the rule, each with the same budget, and measures all on the held-out split.
 
-    note: is told what each generation found. advance: how many more of `Plan.n_answers` have come, and of what.
+    note: is told what each generation found. advance: how much more of `Plan.total` has come, and of what.
     """
     dev, held_out = plan.items(DEV), plan.items(HELD_OUT)
     outcome = Outcome(plan, model)
@@ -145,7 +173,8 @@ def calibrate(
 
     def measured(label: str, chosen: ResolvedSampler, n_candidates: int = 0) -> None:
         on_dev, on_held_out = (
-            _measured(model, chosen, asked, plan, lambda n: advance(n, label)) for asked in (dev, held_out)
+            _measured(model, chosen, asked, plan, lambda *n: advance(plan.cost(*n), label))
+            for asked in (dev, held_out)
         )
         outcome.arms.append(Arm(label, chosen, on_dev, on_held_out, n_candidates))
 
@@ -156,7 +185,7 @@ def calibrate(
     def tuned(rule: ResolvedSampler, is_opponent: bool = True) -> tuple[ResolvedSampler, int]:
         space, limits = (ranges(rule), {}) if is_opponent else (ranges(rule, plan.free), plan.limits)
         search = Search(model, rule, space, dev, plan.seeds, plan.batch, least, plan.seed, limits)
-        _run(search, plan.n_generations, journal, note, lambda n: advance(n, rule.name))
+        _run(search, plan, journal, note, lambda *n: advance(plan.cost(*n), rule.name))
         assert search.best is not None
         outcome.trials[rule.name] = search.trials
         return search.with_params(search.best.params), len(search.trials)
@@ -168,7 +197,7 @@ def calibrate(
     found, n = tuned(sampler, is_opponent=False)
     if found == sampler:  # nothing better was found, and what this is worth is known
         outcome.arms.append(outcome.arms[-1]._replace(label=f"{sampler.name}, calibrated", n_candidates=n))
-        advance((len(dev) + len(held_out)) * len(plan.seeds), sampler.name)
+        advance(plan.measured(len(plan.seeds)), sampler.name)
     else:
         measured(f"{sampler.name}, calibrated", found, n)
     return outcome
@@ -179,7 +208,7 @@ def _measured(
     sampler: ResolvedSampler,
     asked: Sequence[Asked],
     plan: Plan,
-    advance: Callable[[int], None],
+    advance: objective.Advance,
 ) -> Figures:
     """The figures of one sampler. Greedy answers are the same with every seed, and computed once."""
     seeds = plan.seeds[:1] if sampler.name == GREEDY else plan.seeds
@@ -187,23 +216,21 @@ def _measured(
     return objective.figures(asked, [answers * (len(plan.seeds) // len(seeds)) for answers in given])
 
 
-def _run(
-    search: Search, n_generations: int, journal: Journal | None, note: Note, advance: Callable[[int], None]
-) -> None:
-    """Goes on until there are so many generations, those of the journal among them."""
+def _run(search: Search, plan: Plan, journal: Journal | None, note: Note, advance: objective.Advance) -> None:
+    """Goes on until the budget is spent, on the generations of the journal among others."""
     sampler = search.sampler
     if journal is not None:
         search.trials += journal.trials.get(sampler.name, [])
     usual = values(sampler, search.space)
-    for number in range(len(search.trials) // GENERATION, n_generations):
-        trials = search.race([] if number else [usual], advance)
+    while not plan.is_spent(search.trials):
+        trials = search.race([] if search.trials else [usual], advance)
         if journal is not None:
             journal.add(sampler.name, trials)
         best = search.best
         assert best is not None
         note(
-            f"{sampler.name}: generation {number + 1} of {n_generations}, best score {best.score:.3f}, right "
-            f"{best.right:.3f}, coverage {best.coverage:.3f}"
+            f"{sampler.name}: {len(search.trials)} candidates, best score {best.score:.3f}, right {best.right:.3f}, "
+            f"coverage {best.coverage:.3f}"
         )
 
 
@@ -283,7 +310,7 @@ def preset(outcome: Outcome) -> Iterator[str]:
     yield from trace.comments(model)
     yield f"# tasks: {', '.join(task.name for task in plan.tasks)}; seeds {plan.seeds[0]} to {plan.seeds[-1]}"
     yield from (f"# {split} items, sha256: {digest_of(plan.items(split))}" for split in (DEV, HELD_OUT))
-    yield f"# budget: {plan.budget} answers for each rule; right answers may be {plan.loss} less than greedy ones"
+    yield f"# budget: {plan.budget} {plan.unit} for each rule; right answers may be {plan.loss} less than greedy ones"
     yield "#"
     yield from (f"# {line}".rstrip() for line in report(outcome))
     yield from arm.sampler.as_toml()

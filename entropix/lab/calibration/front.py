@@ -24,7 +24,7 @@ def about(outcome: Outcome) -> str:
     plan, model = outcome.plan, outcome.model
     return (
         f"{model.name}, {model.precision}. {outcome.chosen.label}: {', '.join(task.name for task in plan.tasks)}, "
-        f"{len(plan.seeds)} seeds, {plan.budget} answers for each rule that was tuned."
+        f"{len(plan.seeds)} seeds, {plan.budget} {plan.unit} for each rule that was tuned."
     )
 
 

@@ -18,6 +18,8 @@ from entropix.lab.tasks import Item, Task
 from entropix.results import CUT_OFF, FinishReason
 from entropix.samplers import ResolvedSampler
 
+Advance = Callable[[int, int], None]
+
 PENALTY = 4.0  # of a share of right answers that is lost, in shares of coverage
 _REFUSED = 10.0  # taken from the score of numbers that use a strategy more often than is allowed: more than any score
 
@@ -37,6 +39,7 @@ class Answer(NamedTuple):
     finish: FinishReason
     strategies: Mapping[str, int] = {}  # how many of the tokens came by each
     computed: int = 0  # tokens, those among them that are not in the text
+    passes: int = 0  # forward passes
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,7 @@ class Figures:
     tokens: float  # of an answer, on average
     strategies: Mapping[str, float] = field(default_factory=dict)  # shares of the tokens that came by each
     computed: float = 0.0  # tokens of an answer, discarded ones among them, on average
+    passes: int = 0  # forward passes of all answers
 
     @property
     def share_right(self) -> float:
@@ -73,18 +77,22 @@ class Figures:
         return self.mean_coverage - PENALTY * max(0.0, least_right - self.share_right) - refused
 
 
+def nothing_told(n_answers: int, n_passes: int) -> None:
+    """For those who do not want to know."""
+
+
 def answer(
     model: Model,
     candidates: Sequence[ResolvedSampler],
     asked: Sequence[Asked],
     seeds: Sequence[int],
     batch: int,
-    advance: Callable[[int], None] = lambda n: None,
+    advance: Advance = nothing_told,
 ) -> list[list[list[Answer]]]:
     """The answers by candidate, item and seed: candidates that share a program, all of them where they differ in
     numbers that compile nothing, side by side in one batch of so many rows.
 
-    advance: is told how many more answers have ended.
+    advance: is told how many more answers have ended, and how many forward passes these took.
     """
     together: dict[Hashable, list[int]] = {}
     for place, candidate in enumerate(candidates):
@@ -105,7 +113,7 @@ def _side_by_side(
     asked: Sequence[Asked],
     seeds: Sequence[int],
     batch: int,
-    advance: Callable[[int], None],
+    advance: Advance,
 ) -> list[list[list[Answer]]]:
     """The answers of candidates that share a program."""
     cells = [(c, i, s) for i in range(len(asked)) for s in range(len(seeds)) for c in range(len(candidates))]
@@ -132,9 +140,9 @@ def _side_by_side(
         if event.finish != FinishReason.RUNNING:
             c, i, s = cells[event.row]
             text, counts = "".join(texts.pop(event.row)), strategies.pop(event.row)
-            computed = rows.cost(event.row).computed
-            found[c][i][s] = Answer(text, counts.total(), event.finish, counts, computed)
-            advance(1)
+            cost = rows.cost(event.row)
+            found[c][i][s] = Answer(text, counts.total(), event.finish, counts, cost.computed, cost.passes)
+            advance(1, cost.passes)
     return found
 
 
@@ -159,6 +167,7 @@ def figures(asked: Sequence[Asked], answers: Sequence[Sequence[Answer]]) -> Figu
         cut_off=float(np.mean([one.finish in CUT_OFF for one in each])),
         tokens=float(np.mean([one.new_tokens for one in each])),
         computed=float(np.mean([one.computed for one in each])),
+        passes=sum(one.passes for one in each),
         strategies={name: n / counts.total() for name, n in counts.items()},
     )
 

@@ -8,7 +8,7 @@ found is appended to a journal, from which the same search goes on.
 import itertools
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ import numpy as np
 
 from entropix.checkpoint.loading import Model
 from entropix.files import is_there, read_text, write_text
-from entropix.lab.calibration.objective import Asked, Figures, figures
+from entropix.lab.calibration.objective import Advance, Asked, Figures, figures, nothing_told
 from entropix.lab.calibration.objective import answer as answered
 from entropix.lab.calibration.space import Range, with_values
 from entropix.samplers import ResolvedSampler
@@ -39,6 +39,7 @@ class Trial:
     coverage: float
     score: float
     strategies: dict[str, float] = field(default_factory=dict)  # shares of the tokens
+    passes: int = 0  # forward passes of all its answers
 
     def as_json(self) -> dict[str, Any]:
         return {name: None if value != value else value for name, value in vars(self).items()}
@@ -69,9 +70,7 @@ class Search:
         """The rule with these numbers."""
         return with_values(self.sampler, self.space, params)
 
-    def race(
-        self, first: Sequence[Mapping[str, float]] = (), advance: Callable[[int], None] = lambda n: None
-    ) -> list[Trial]:
+    def race(self, first: Sequence[Mapping[str, float]] = (), advance: Advance = nothing_told) -> list[Trial]:
         """One more generation. first: candidates that are among it whatever is proposed."""
         proposed = [*map(dict, first), *self._propose(GENERATION - len(first))]
         racing = list(range(len(proposed)))
@@ -98,9 +97,8 @@ class Search:
 
     def _trial(self, params: Mapping[str, float], told: Figures, n_items: int) -> Trial:
         score = told.score(self.least_right, self.limits)
-        return Trial(
-            dict(params), n_items, told.share_right, told.mean_coverage, score, dict(told.strategies)
-        )
+        found = told.share_right, told.mean_coverage, score, dict(told.strategies), told.passes
+        return Trial(dict(params), n_items, *found)
 
     def _propose(self, n: int) -> list[dict[str, float]]:
         """Candidates that follow from all trials so far, and from the seed."""
@@ -134,9 +132,12 @@ def _end(n_items: int, part: float) -> int:
     return max(1, round(n_items * part))
 
 
-_TRIAL = {"params": "object", "n_items": "integer", "strategies": "object"} | dict.fromkeys(
-    ("right", "coverage", "score"), "number or null"
-)
+_TRIAL = {
+    "params": "object",
+    "n_items": "integer",
+    "strategies": "object",
+    "passes": "integer",
+} | dict.fromkeys(("right", "coverage", "score"), "number or null")
 
 
 class Journal:
@@ -188,7 +189,7 @@ class Journal:
         where = f"{self._path}: line {number}"
         value = self._object(number, line)
         check(value, {"sampler": "string", "trial": "object"}, where)
-        trial = {"strategies": {}, **value["trial"]}
+        trial = {"strategies": {}, "passes": 0, **value["trial"]}
         check(trial, _TRIAL, where, "trial.")
         for name in ("params", "strategies"):
             check(trial[name], dict.fromkeys(trial[name], "number"), where, f"trial.{name}.")
