@@ -237,6 +237,7 @@ def _search(flags: Flags, sampler: "ResolvedSampler", plan: "Plan") -> None:
         _show(outcome, flags.answers.page)
     if flags.out is not None:
         files.write_text(flags.out, [f"{line}\n" for line in answers.preset(outcome)], "a preset")
+        terminal.note(f"preset: {flags.out}; use it with --sampler {flags.out}")
 
 
 def _show(outcome: "Outcome", path: str) -> None:
@@ -277,7 +278,7 @@ def _progress(total: int, unit: str = "answers") -> Iterator[Callable[[int, str]
         def advance(n: int, what: str) -> None:
             nonlocal n_done
             n_done += n
-            left = (time.monotonic() - began) / n_done * (total - n_done)
+            left = (time.monotonic() - began) / n_done * max(0, total - n_done)
             write(n, what, f"{timedelta(seconds=round(left))} left")
 
         yield advance

@@ -208,7 +208,7 @@ def test_a_session_recovers_from_an_interrupt_of_a_share(toy_model, monkeypatch)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "share", torn)
+        patch.setattr(loop, "share_row", torn)
         with pytest.raises(KeyboardInterrupt):
             rows.share(PROMPT[:-1])
     assert rows.is_empty

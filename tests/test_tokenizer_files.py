@@ -309,15 +309,15 @@ def test_every_gguf_name_of_a_pre_tokenizer_is_read_back(tmp_path: Path, name: s
         (
             (["a"], [], [1], "smaug-bpe", TextEnds(None, None, False)),
             "tokenizer.ggml.pre is 'smaug-bpe'; expected one of dbrx, gpt-2, gpt2.* "
-            r"\(whether merges are ignored for a piece that is a token is not in the file\); take this model's Hugging",
+            r"\(whether merges are ignored for a piece that is a token is not in the file\); give the model's own",
         ),
         (
             (["a"], [], [1], "deepseek-r1-qwen", TextEnds(None, None, False)),
-            r"\(whether texts are put into normal form C is not in the file\); take this model's Hugging Face folder",
+            r"\(whether texts are put into normal form C is not in the file\); give the model's own folder too",
         ),
         (
             (["a"], [], [1], "viking", TextEnds(None, None, False)),
-            "smollm; take this model's Hugging Face folder",
+            "smollm; give the model's own folder too",
         ),
         ((["a"], [], [1, 1], "gpt-2", TextEnds(None, None, False)), "1 tokens, but 2 token types"),
         ((["a"], [], [2], "gpt-2", TextEnds(None, None, False)), "token type 2 has no meaning"),

@@ -11,9 +11,8 @@ from entropix.checkpoint import values
 from entropix.checkpoint.special_tokens import SpecialTokens
 from entropix.checkpoint.values import refusal
 
-IMAGE_TOKENS = (
-    "<image_soft_token>",
-)  # stand for what the part of a model that reads images makes of one (Gemma 3)
+# What stands for what the part of a model that reads images makes of one (Gemma 3).
+IMAGE_TOKENS = ("<image_soft_token>",)
 
 Encoder = Callable[[str, bool], list[int]]
 """(plain text between two special tokens, whether it begins the whole text) -> its ids."""

@@ -116,16 +116,22 @@ class Plan:
         for name in searched:
             trials = journal.trials.get(name, []) if journal else []
             if self.in_passes:
-                left += max(0, self.budget - sum(trial.passes for trial in trials))
+                least = 0 if trials else self._generation * self._longest
+                left += max(least, self.budget - sum(trial.passes for trial in trials))
             else:
                 whole = max(1, math.ceil(self.budget / self._generation - 1 / 2))
                 left += max(0, whole - len(trials) // GENERATION) * self._generation
         return measured + left
 
+    @property
+    def _longest(self) -> int:
+        """Tokens of an answer, at most."""
+        return max(task.max_new_tokens for task in self.tasks)
+
     def measured(self, n_seeds: int) -> int:
         """What the answers of one sampler to all items take at most, in `unit`."""
-        asked = [*self.items(DEV), *self.items(HELD_OUT)]
-        return n_seeds * self.cost(len(asked), sum(one.task.max_new_tokens for one in asked))
+        n = n_seeds * (len(self.items(DEV)) + len(self.items(HELD_OUT)))
+        return self.cost(n, n * self._longest)
 
 
 class Arm(NamedTuple):
@@ -253,7 +259,8 @@ def report(outcome: Outcome) -> Iterator[str]:
     plan = outcome.plan
     width = max(len(arm.label) for arm in outcome.arms)
     n = [len(plan.items(split)) for split in (DEV, HELD_OUT)]
-    yield f"{n[0]} development and {n[1]} held-out items, {len(plan.seeds)} answers each"
+    each = f"{n_seeds} answers" if (n_seeds := len(plan.seeds)) > 1 else "one answer"
+    yield f"{n[0]} development and {n[1]} held-out items, {each} to each"
     yield f"{'':{width}}  tried   right           coverage        valid     cut off   computed"
     yield f"{'':{width}}          dev  held-out   dev  held-out  held-out  held-out  tokens"
     for arm in outcome.arms:
@@ -310,7 +317,8 @@ def preset(outcome: Outcome) -> Iterator[str]:
     yield from trace.comments(model)
     yield f"# tasks: {', '.join(task.name for task in plan.tasks)}; seeds {plan.seeds[0]} to {plan.seeds[-1]}"
     yield from (f"# {split} items, sha256: {digest_of(plan.items(split))}" for split in (DEV, HELD_OUT))
-    yield f"# budget: {plan.budget} {plan.unit} for each rule; right answers may be {plan.loss} less than greedy ones"
+    yield f"# budget: {plan.budget} {plan.unit} for each rule, in rounds of {GENERATION} candidates"
+    yield f"# right answers may be {plan.loss} less than greedy ones"
     yield "#"
     yield from (f"# {line}".rstrip() for line in report(outcome))
     yield from arm.sampler.as_toml()
@@ -342,11 +350,11 @@ def _difference(found: Contrast) -> str:
     if low is None or high is None:
         return f"{mean:+.3f}"
     told = f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]"
-    if low <= 0 <= high and found.detectable is not None:
-        return (
-            f"{told}, none that is shown; {found.detectable:.3f} would have been seen four times out of five"
-        )
-    return told
+    if not low <= 0 <= high:
+        return told
+    if found.detectable is None or found.detectable > 1:
+        return f"{told}, none that is shown; so few items could hardly show one"
+    return f"{told}, none that is shown; {found.detectable:.3f} would have been seen four times out of five"
 
 
 def shown(value: float) -> str:

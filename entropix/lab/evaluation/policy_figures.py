@@ -127,6 +127,8 @@ def _of_arm(protocol: Protocol, arm: Arm, rows: Sequence[Row], scores: Scores) -
     for row in rows:
         for name, n in row["strategies"].items():
             counts[name] += n
+    # Votes are asked for right answers alone: costs are of these tasks in every arm, or no two could be compared.
+    closed = [row for row in rows if row["score"] is not None] or rows
     return ArmFigures(
         name=arm.name,
         right=_share(scores),
@@ -138,8 +140,8 @@ def _of_arm(protocol: Protocol, arm: Arm, rows: Sequence[Row], scores: Scores) -
         coverage=_coverage(protocol, arm, rows),
         open=_open(protocol, arm, rows),
         spread=_spread(scores),
-        passes=_mean([row["forward_passes"] for row in rows]) if rows else 0.0,
-        computed=_mean([row["computed_tokens"] for row in rows]) if rows else 0.0,
+        passes=_mean([row["forward_passes"] for row in closed]) if rows else 0.0,
+        computed=_mean([row["computed_tokens"] for row in closed]) if rows else 0.0,
         strategies={name: n / sum(counts.values()) for name, n in counts.items()},
         votes=_votes([row for row in rows if "scores_by_votes" in row]),
     )

@@ -44,7 +44,8 @@ def paired_shares(right: Sequence[bool], before: Sequence[bool]) -> PairedShares
     changed = gained + lost
     tail = stats.binom.cdf(min(gained, lost), changed, 0.5)
     p = 1.0 if gained == lost else float(2 * tail - stats.binom.pmf(min(gained, lost), changed, 0.5))
-    return PairedShares(gained, lost, Interval((gained - lost) / a.size, low, high), p)
+    mean = (gained - lost) / a.size  # beyond the interval where all that changed did so one way
+    return PairedShares(gained, lost, Interval(mean, min(low, mean), max(high, mean)), p)
 
 
 def _credible(gained: int, lost: int, n: int) -> tuple[float, float]:
