@@ -88,6 +88,7 @@ def test_flags_are_read(args: list[str], flags: Flags) -> None:
         (["--temperature", "1"], "there is no flag --temperature; did you mean --temp?"),
         (["--nope"], "there is no flag --nope; --help lists all"),
         (["--live"], "there is no flag --live; did you mean --no-live?"),
+        (["--times", "2"], "there is no flag --times; --help lists all"),
         (["--zzz"], "there is no flag --zzz; --help lists all"),
         (["--raw", "-x"], "there is no flag -x; --help lists all"),
         (["--prompt", "-x"], "--prompt needs a value; one that begins with a dash is written --prompt=-x"),

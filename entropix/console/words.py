@@ -101,7 +101,10 @@ def _misspelt(words: Sequence[str], there: Mapping[str, Known]) -> str | None:
             return f"{before} needs a value; one that begins with a dash is written {before}={word}"
         # As --temperature begins with --temp.
         begun = [flag for flag in there if len(flag) > 4 and name.startswith(flag)]
-        near = begun or difflib.get_close_matches(name, there, n=1, cutoff=0.7)
+        bare = {flag.lstrip("-"): flag for flag in there}  # dashes, which all have, make no two alike
+        near = begun or [
+            bare[one] for one in difflib.get_close_matches(name.lstrip("-"), bare, n=1, cutoff=0.7)
+        ]
         return f"there is no flag {word.partition('=')[0]}; " + (
             f"did you mean {near[0]}?" if near else "--help lists all"
         )

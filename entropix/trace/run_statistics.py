@@ -118,7 +118,8 @@ def stats(totals: Totals, strategies: Sequence[str], timing: Timing, asked: Gene
 
 def of_ends(totals: Totals) -> Line:
     """How many did not end by themselves: means over them are means over beginnings."""
-    return "cut off", str(totals.cut_off), f"of {totals.answers}, by max_new_tokens or a full context"
+    why = ", by max_new_tokens or a full context" if totals.cut_off else ""
+    return "cut off", str(totals.cut_off), f"of {totals.answers}{why}"
 
 
 def of_tokens(totals: Totals, strategies: Sequence[str]) -> list[Line]:
