@@ -17,6 +17,7 @@ from entropix.checkpoint.convert.gguf_header import GgufTensor
 from entropix.checkpoint.convert.gguf_tensors import (
     ARCHITECTURES,
     ENDS,
+    ROPE_FREQUENCIES,
     UNDERSTOOD,
     architecture_of,
     check_layers,
@@ -35,8 +36,8 @@ from entropix.config import ModelConfig
 from entropix.files import read_json
 from entropix.model.transformer import rope_frequencies
 
-# Tensors of rotary factors. The long ones are for longer texts than those of pre-training, and not computed here.
-_FREQUENCIES, _SHORT, _LONG = "rope_freqs.weight", "rope_factors_short.weight", "rope_factors_long.weight"
+# Tensors of LongRoPE's factors. The long ones are for longer texts than those of pre-training, and not computed here.
+_SHORT, _LONG = "rope_factors_short.weight", "rope_factors_long.weight"
 # Keys that only files of some architectures have; each is compared, or says what tensors and the folder say too.
 _MORE = (
     *("attention.sliding_window", "attn_logit_softcapping", "final_logit_softcapping"),
@@ -75,7 +76,7 @@ def open_described(
     if n_rows < cfg.vocab_size:  # converters leave out rows that no token has
         cfg = dataclasses.replace(cfg, vocab_size=n_rows)
     check_layers(config, cfg.n_layers, tensors, "num_hidden_layers")
-    aside = {_FREQUENCIES, _SHORT, _LONG}
+    aside = {ROPE_FREQUENCIES, _SHORT, _LONG}
     if cfg.tied_embeddings and _is_twice(path, tensors):
         aside.add(ENDS[UNEMBED])
     stored = {one: tensor for one, tensor in tensors.items() if one not in aside}
@@ -147,8 +148,8 @@ def _check_rotary(path: Path, tensors: Mapping[str, GgufTensor], cfg: ModelConfi
     scaled = rope_frequencies(cfg)
     unscaled = rope_frequencies(dataclasses.replace(cfg, rope_divisors=(), rope_scaling=None, yarn=None))
     each = len(cfg.rope_divisors) > 1
-    for name in (_SHORT, _FREQUENCIES):
-        expected = unscaled / scaled if each or name == _FREQUENCIES else np.ones_like(scaled)
+    for name in (_SHORT, ROPE_FREQUENCIES):
+        expected = unscaled / scaled if each or name == ROPE_FREQUENCIES else np.ones_like(scaled)
         tensor = tensors.get(name)
         if tensor is None and not (each and name == _SHORT):
             continue

@@ -19,6 +19,7 @@ from entropix.checkpoint.convert.gguf_header import GgufTensor, read_parts
 from entropix.checkpoint.convert.gguf_tensors import (
     ARCHITECTURES,
     ENDS,
+    ROPE_FREQUENCIES,
     UNDERSTOOD,
     architecture_of,
     check_layers,
@@ -35,7 +36,6 @@ from entropix.checkpoint.hf_folder import END_TOKENS
 from entropix.checkpoint.tensors import UNEMBED
 from entropix.config import ModelConfig, RopeScaling
 
-_ROPE_FACTORS = "rope_freqs.weight"  # which only Llamas may have here
 _LLAMA = "llama"
 
 _NAMED_TOKENS = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
@@ -62,7 +62,7 @@ def open_gguf(path: Path, chat_template: str | None = None, hf_folder: Path | No
     architecture = architecture_of(meta)
     _check_understood(meta, architecture)
     cfg = _config(meta, tensors, architecture)
-    read = [_ROPE_FACTORS] if architecture == _LLAMA else []
+    read = [ROPE_FREQUENCIES] if architecture == _LLAMA else []  # others may not have it
     stored = {name: tensor for name, tensor in tensors.items() if name not in read}
     tensor, dtype = hf_tensors(path, stored, cfg, architecture, "the metadata")
     template = chat_template or meta.text("tokenizer.chat_template", None)
@@ -122,7 +122,7 @@ def _config(meta: Values, tensors: Mapping[str, GgufTensor], name: str) -> Model
     }
     theta = _shortest(meta.number(f"{name}.rope.freq_base", 10_000.0))
     context_length = meta.whole(f"{name}.context_length")
-    factors = tensors.get(_ROPE_FACTORS)
+    factors = tensors.get(ROPE_FREQUENCIES)
     scaling = _rope_scaling(meta, factors, theta, head_dim, context_length) if name == _LLAMA else None
     fields: dict[str, Any] = {
         "n_layers": n_layers,
@@ -163,13 +163,13 @@ def _rope_scaling(
         if theta == _LLAMA3_THETA and context_length > _LLAMA3_CONTEXT:
             raise ValueError(
                 f"{path}: llama.context_length {context_length} with llama.rope.freq_base {theta:g} says Llama 3.1, "
-                f"3.2 or 3.3, whose rotary frequencies are scaled, but there is no tensor {_ROPE_FACTORS} to say how; "
-                "get a file that was converted after July 2024"
+                f"3.2 or 3.3, whose rotary frequencies are scaled, but there is no tensor {ROPE_FREQUENCIES} to say "
+                "how; get a file that was converted after July 2024"
             )
         return None
     if tensor.shape != (head_dim // 2,):
         raise ValueError(
-            f"{path}: {_ROPE_FACTORS} must have the shape [{head_dim // 2}], half the head width, got "
+            f"{path}: {ROPE_FREQUENCIES} must have the shape [{head_dim // 2}], half the head width, got "
             f"{list(tensor.shape)}"
         )
     stored = tensor.values(path).astype(np.float64)
@@ -177,8 +177,8 @@ def _rope_scaling(
         return None
     if "llama.rope.scaling.type" in meta.raw:  # 'none', as nothing else is understood
         raise ValueError(
-            f"{path}: llama.rope.scaling.type is 'none', but the tensor {_ROPE_FACTORS} scales the frequencies; one of "
-            "them is wrong"
+            f"{path}: llama.rope.scaling.type is 'none', but the tensor {ROPE_FREQUENCIES} scales the frequencies; one "
+            "of them is wrong"
         )
     factor = float(stored.max())
     scaling = RopeScaling(_shortest(factor) if 1 <= factor <= 1e6 else 1.0, 1.0, 4.0)
@@ -188,7 +188,7 @@ def _rope_scaling(
     expected = 1 / ((1 - share) / scaling.factor + share)
     if not np.allclose(stored, expected, rtol=1e-4, atol=0):
         raise ValueError(
-            f"{path}: {_ROPE_FACTORS} is not the Llama 3 scaling (frequency factors {low:g} and {high:g}, "
+            f"{path}: {ROPE_FREQUENCIES} is not the Llama 3 scaling (frequency factors {low:g} and {high:g}, "
             f"original context {scaling.original_context_length}); other rotary scalings are not supported"
         )
     return scaling

@@ -31,6 +31,7 @@ _LAYER_PARTS = {
 }
 # Those of `norm_names`, in its order: before the blocks, behind them, or both.
 _BEFORE, _BEHIND = ("attn_norm", "ffn_norm"), ("post_attention_norm", "post_ffw_norm")
+ROPE_FREQUENCIES = "rope_freqs.weight"  # what divides each rotary frequency of a Llama 3
 _EXACT_DTYPE = {GGMLQuantizationType.F16: "float16", GGMLQuantizationType.BF16: "bfloat16"}
 
 
