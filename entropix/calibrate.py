@@ -35,7 +35,8 @@ from entropix.showing import suggestion
 
 if TYPE_CHECKING:
     from entropix.checkpoint.loading import Model
-    from entropix.lab.calibration.answers import Outcome, Plan
+    from entropix.lab.calibration.answers import Outcome
+    from entropix.lab.calibration.plan import Plan
     from entropix.samplers import ResolvedSampler
 
 _PROG = "python -m entropix.calibrate"
@@ -64,7 +65,11 @@ class AnswerFlags:
     ] = None
     loss: Annotated[
         float,
-        flag("right answers that coverage may cost, as a share, against greedy ones [0 to 1]", "SHARE", None),
+        flag(
+            "right answers that coverage, and texts that end, may cost, as a share, against greedy ones [0 to 1]",
+            "SHARE",
+            None,
+        ),
     ] = 0.03
     opponents: Annotated[str, flag("rules that are tuned too, with commas between", "NAMES", None)] = (
         "temperature,min-p,top-p"
@@ -180,11 +185,11 @@ def _by_answers(flags: Flags) -> None:
     sampler = samplers.resolve(flags.sampler)
 
     from entropix.lab import tasks
-    from entropix.lab.calibration import answers
+    from entropix.lab.calibration.plan import Plan
 
     if asked.quick:
         asked = replace(asked, **_QUICK)
-    plan = answers.Plan(
+    plan = Plan(
         tasks=[tasks.resolve(name) for name in asked.tasks.split(",")],
         n_items=asked.items,
         seeds=range(flags.seed, flags.seed + asked.seeds),

@@ -14,9 +14,9 @@ from entropix.config import BacktrackConfig, BranchConfig
 from entropix.lab.calibration import ablation, answers, front, objective, search
 from entropix.lab.calibration.answers import Arm, Outcome
 from entropix.lab.calibration.objective import Answer, Asked, Figures, answer, figures
+from entropix.lab.calibration.plan import Plan
 from entropix.lab.calibration.search import GENERATION, LEFT, Journal, Search, Trial
 from entropix.lab.calibration.space import Range, ranges, values, with_values
-from entropix.lab.statistics import contrast
 from entropix.lab.tasks import Item, resolve
 from entropix.report import figures as figures_of_page
 from entropix.results import FinishReason
@@ -68,7 +68,7 @@ def asked_of(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
 
         def answer(one: ResolvedSampler) -> Answer:
             text = str(getattr(one.numbers, "temp", 0))
-            return Answer(text, 1, FinishReason.STOP_TOKEN, passes=PASSES)
+            return Answer(text, FinishReason.STOP_TOKEN, passes=PASSES, token_ids=(1,))
 
         return [[[answer(one) for _ in seeds] for _ in asked] for one in candidates]
 
@@ -174,7 +174,7 @@ def test_a_journal_goes_on_where_it_ended(asked_of: list[tuple[int, int]], tmp_p
 def test_all_answers_are_counted_beforehand(asked_of: list[tuple[int, int]], tmp_path: Path) -> None:
     """Also those that a journal spares; and the rule itself is not tuned a second time as its own opponent."""
     model: Any = None
-    plan = answers.Plan([Near()], 12, [0, 1], 170, 4, 0.0, opponents=("temperature", "min-p", "min-p"))  # type: ignore[list-item]
+    plan = Plan([Near()], 12, [0, 1], 170, 4, 0.0, opponents=("temperature", "min-p", "min-p"))  # type: ignore[list-item]
     came: list[int] = []
     for rounds in range(2):
         journal, rule = Journal(tmp_path / "journal.jsonl", {}), samplers.resolve("min-p")
@@ -195,7 +195,7 @@ def test_a_budget_of_passes_is_what_answers_took(asked_of: list[tuple[int, int]]
     one = PASSES * search.generation_answers(12, 2)
     came: list[int] = []
     for name, n_generations in (("whole", 3), ("parts", 2), ("parts", 3)):
-        plan = answers.Plan(
+        plan = Plan(
             [Near()],  # type: ignore[list-item]
             12,
             [0, 1],
@@ -221,7 +221,9 @@ def test_a_budget_of_passes_is_what_answers_took(asked_of: list[tuple[int, int]]
 
 def test_the_front_is_what_nothing_beats_in_both() -> None:
     points = [(0.5, 0.5), (0.6, 0.3), (0.4, 0.5), (0.6, 0.2), (0.3, 0.9), (0.5, 0.4)]
-    found = front.unbeaten([search.Trial({}, 1, right, coverage, 0.0) for right, coverage in points])
+    found = front.unbeaten(
+        [search.Trial({}, 1, right, coverage, 0.0, gain=coverage) for right, coverage in points]
+    )
     assert [(trial.right, trial.coverage) for trial in found] == [(0.3, 0.9), (0.5, 0.5), (0.6, 0.3)]
 
 
@@ -232,6 +234,9 @@ def test_coverage_counts_as_far_as_right_answers_are_kept() -> None:
     assert often.score(0.75, {"clarify": 0.05}) < often.score(0.75, {"clarify": 0.09}) < -9
     assert whole.score(0.75) == 0.8 and whole.score(0.85) == pytest.approx(0.8 - 4 * 0.1)
     assert Figures([1.0, 0.0], [], [], 0.0, 1.0).score(0.9) == 0.5
+    ending = dataclasses.replace(whole, finished=[0.2, 0.5])  # an entry an item, as coverage has
+    assert ending.score(0.85) == pytest.approx(0.5 - 4 * 0.1)
+    assert dataclasses.replace(ending, coverage=[]).score(0.75) == pytest.approx(0.35)
 
 
 def test_figures_are_of_each_item_and_its_seeds() -> None:
@@ -239,7 +244,7 @@ def test_figures_are_of_each_item_and_its_seeds() -> None:
     [item] = sets.items(0, 1)
     member = item.answers[0].split("/")[0]
     given = [
-        Answer(text, n, end, counts)
+        Answer(text, end, counts, token_ids=range(n))
         for text, n, end, counts in (
             (member, 2, FinishReason.STOP_TOKEN, {"flow": 2}),
             (f"{member}.", 3, FinishReason.STOP_TOKEN, {"flow": 1, "explore": 2}),
@@ -253,6 +258,20 @@ def test_figures_are_of_each_item_and_its_seeds() -> None:
     beside = Asked(Near(), Near().items(0, 1)[0])
     both = figures([beside, Asked(sets, item)], [[given[0]._replace(text="0.6")], given])
     assert (both.share_right, both.share_valid) == (1.0, 0.5)
+
+
+def test_a_text_is_finished_that_the_model_ended_without_a_loop() -> None:
+    """A loop: at least half of its 4-grams were there before; the end itself is no part of the text."""
+    [item] = resolve("open").items(0, 1)
+    ids, looping = [1, 2, 3, 4, 5, 6, 7, 8], [1, 2, 3, 4, 1, 2, 3, 4, 1, 2, 3]  # 4 of 8 4-grams are new
+    stop, length = FinishReason.STOP_TOKEN, FinishReason.LENGTH
+    ends = [(ids, stop), (ids, length), (looping, stop), (looping[:-1], stop), ([1], stop), ([], length)]
+    given = [Answer("", end, token_ids=[*some, 0] if end == stop else some) for some, end in ends]
+    assert [one.is_finished for one in given] == [True, False, False, True, True, False]
+    beside = Asked(Near(), Near().items(0, 1)[0])
+    right = Answer("0.6", stop, token_ids=[1, 0])
+    found = figures([Asked(resolve("open"), item), beside], [given, [right]])
+    assert found.measures == {"right": 1.0, "finished": 0.5} and found.gain == [0.5]
 
 
 def test_candidates_side_by_side_are_those_alone(toy_model: Model) -> None:
@@ -272,7 +291,7 @@ def test_candidates_side_by_side_are_those_alone(toy_model: Model) -> None:
 def test_a_preset_says_what_it_is_worth(toy_folder: str) -> None:
     """Not better than a tuned temperature, and worse than greedy: both are said."""
     model, rule = entropix.load(toy_folder), samplers.resolve("min-p", {"min_p": 0.25})
-    plan = answers.Plan([Near()], 6, [0, 1], 100, 4, 0.03)  # type: ignore[list-item]
+    plan = Plan([Near()], 6, [0, 1], 100, 4, 0.03)  # type: ignore[list-item]
     good, bad = Figures([1.0] * 5 + [0.5], [], [], 0.0, 1.0), Figures([0.0] * 5 + [0.5], [], [], 0.5, 2.0)
     arms = [
         Arm("greedy", samplers.resolve("greedy"), good, good),
@@ -308,13 +327,15 @@ def test_each_part_of_the_rule_is_left_out_alone(toy_model: Model) -> None:
     plain = samplers.resolve("min-p", {"min_p": 0.2})
     told = ablation.ablate(toy_model, plain, asked, [0, 1], 4, lambda n, what: came.append(n))
     assert sum(came) == 8 and [part.name for part in told.parts] == ["min-p"]
+    assert list(told.whole.measures) == ["finished"] and told.parts[0].brought["right"] is None
+    assert told.parts[0].brought["finished"] is not None
 
 
 def test_what_a_part_brings_is_said_with_its_interval(tmp_path: Path) -> None:
     whole = Figures([1.0] * 30 + [0.0] * 10, [], [], 0.0, 1.0)
     worse = Figures([1.0] * 10 + [0.0] * 30, [], [], 0.0, 1.0)
     rule = samplers.resolve("min-p")
-    part = ablation.Part("min-p", worse, contrast(whole.right, worse.right), None)
+    part = ablation.Part("min-p", worse, objective.differences(whole, worse))
     found = ablation.Ablation(rule, whole, [part], ["top-k"])
     _, row = ablation.rows(found)
     assert row["right_brought"] == 0.5 and 0.3 < row["right_low"] < 0.4 and row["right_p"] < 1e-4
@@ -393,12 +414,12 @@ def test_a_plan_that_would_fail_later_is_refused_before_any_work(tmp_path: Path)
     same = tmp_path / "same.toml"
     same.write_text('sampler = "min-p"\n')
     for changes, message in (
-        ({"tasks": [resolve("open")]}, "task open has no right answers"),
+        ({"tasks": [resolve("open")]}, "task open has no right answers, and nonsense ends and does not loop"),
         ({"tasks": [resolve(f"questions:{tmp_path}/one.jsonl")]}, "has no item in the split held-out"),
         ({"opponents": ["nope"]}, "no sampler preset 'nope'"),
         ({"opponents": ["min-p", str(same)]}, "min-p is searched already"),
         ({"free": ["nope"]}, "--free nope: entropix has no such number"),
     ):
-        plan = answers.Plan([resolve("questions")], 4, (0, 1), 9, 8, 0.1)
+        plan = Plan([resolve("questions")], 4, (0, 1), 9, 8, 0.1)
         with pytest.raises(ValueError, match=message):
             dataclasses.replace(plan, **changes).check(samplers.resolve("entropix"))

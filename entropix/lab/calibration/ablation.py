@@ -14,8 +14,8 @@ import jax.numpy as jnp
 
 from entropix.checkpoint.loading import Model
 from entropix.lab.calibration import objective
-from entropix.lab.calibration.objective import Asked, Figures
-from entropix.lab.statistics import Contrast, contrast, holm, is_apart
+from entropix.lab.calibration.objective import MEASURES, Asked, Figures
+from entropix.lab.statistics import Contrast, holm, is_apart
 from entropix.lab.telling import numbers
 from entropix.samplers import ResolvedSampler
 from entropix.samplers.entropix import THRESHOLDS, Strategy, act, choose
@@ -55,8 +55,7 @@ class Part(NamedTuple):
 
     name: str
     without: Figures
-    right: Contrast | None  # of the whole rule less without the part
-    coverage: Contrast | None
+    brought: dict[str, Contrast | None]  # by measure, the whole rule less without the part
 
 
 class Ablation(NamedTuple):
@@ -115,8 +114,7 @@ def ablate(
     parts = []
     for name, one in without.items():
         found = measured(one, f"without {name}")
-        right = contrast(whole.right, found.right)
-        parts.append(Part(name, found, right, contrast(whole.coverage, found.coverage)))
+        parts.append(Part(name, found, objective.differences(whole, found)))
     return Ablation(sampler, whole, parts, idle)
 
 
@@ -126,14 +124,14 @@ def ablate(
 def rows(found: Ablation) -> Iterator[dict[str, Any]]:
     """A row a part, for a table: what the part brings, with intervals, and p-values corrected for all parts (Holm)."""
     corrected = {
-        what: holm([None if one is None else one.p for one in (getattr(part, what) for part in found.parts)])
-        for what in ("right", "coverage")
+        what: holm([one and one.p for one in (part.brought[what] for part in found.parts)])
+        for what in MEASURES
     }
-    yield {"part": "the whole rule", **_shares(found.whole)}
+    none = dict.fromkeys(MEASURES)
+    yield {"part": "the whole rule", **none, **found.whole.measures}
     for i, part in enumerate(found.parts):
-        row: dict[str, Any] = {"part": part.name, **_shares(part.without)}
-        for what in ("right", "coverage"):
-            one: Contrast | None = getattr(part, what)
+        row: dict[str, Any] = {"part": part.name, **none, **part.without.measures}
+        for what, one in part.brought.items():
             if one is not None:
                 low, high = one.difference.low, one.difference.high
                 row |= {f"{what}_brought": one.difference.mean, f"{what}_low": low, f"{what}_high": high}
@@ -143,18 +141,20 @@ def rows(found: Ablation) -> Iterator[dict[str, Any]]:
 
 def report(found: Ablation) -> Iterator[str]:
     """Lines of text."""
-    heads = ["without", "right", "coverage", "the part brings: right", "coverage"]
-    table = [["nothing", *_cells(found.whole), "", ""]]
+    whats = list(found.whole.measures)
+    heads = ["without", *whats, *(f"brings {what}" for what in whats)]
+    table = [heads, ["nothing", *_cells(found.whole, whats), *([""] * len(whats))]]
     for part in found.parts:
-        brought = (numbers(one and one.difference, sign="+") for one in (part.right, part.coverage))
-        table.append([part.name, *_cells(part.without), *brought])
-    yield f"{found.sampler.label}, and without each of its parts: shares of right answers and of coverage"
-    yield from aligned([heads, *table])
+        brought = (part.brought[what] for what in whats)
+        told = (numbers(one and one.difference, sign="+") for one in brought)
+        table.append([part.name, *_cells(part.without, whats), *told])
+    yield f"{found.sampler.label}, and without each of its parts: shares, and what the part brings"
+    yield from aligned(table)
     if found.idle:
         yield f"left alone, as they do nothing with these numbers: {', '.join(found.idle)}"
-    smallest = [part.right.detectable for part in found.parts if part.right and part.right.detectable]
-    if smallest:
-        yield f"seen four times out of five: a difference of right answers of {max(smallest):.3f}"
+    rights = [one.detectable for part in found.parts if (one := part.brought["right"]) and one.detectable]
+    if rights:
+        yield f"seen four times out of five: a difference of right answers of {max(rights):.3f}"
 
 
 def draw(found: Ablation) -> "Figure":
@@ -162,22 +162,21 @@ def draw(found: Ablation) -> "Figure":
     from entropix.lab import lanes
     from entropix.report import figures
 
+    whats = list(found.whole.measures)
     figure = figures.new(1.2 + 0.35 * len(found.parts))
-    sides = figure.subplots(1, 2)
-    for axes, what in zip(sides, ("right", "coverage"), strict=True):
+    [sides] = figure.subplots(1, len(whats), squeeze=False)
+    for axes, what in zip(sides, whats, strict=True):
         lanes.lanes(axes, [part.name if axes is sides[0] else "" for part in found.parts])
         axes.axvline(0, color=lanes.MUTED, linewidth=0.8)
         for lane, part in enumerate(found.parts):
-            one: Contrast | None = getattr(part, what)
-            change = None if one is None else one.difference
+            change = (one := part.brought[what]) and one.difference
             lanes.interval(axes, change, lane, is_filled=change is not None and is_apart(change))
-        axes.set_xlabel(f"{'right answers' if what == 'right' else what} that the part brings")
+        axes.set_xlabel(f"{_CALLED.get(what, what)} that the part brings")
     return figure
 
 
-def _shares(figures: Figures) -> dict[str, float | None]:
-    return {"right": figures.share_right, "coverage": figures.mean_coverage if figures.coverage else None}
+_CALLED = {"right": "right answers", "finished": "finished texts"}
 
 
-def _cells(figures: Figures) -> list[str]:
-    return ["-" if share is None else f"{share:.3f}" for share in _shares(figures).values()]
+def _cells(figures: Figures, whats: Sequence[str]) -> list[str]:
+    return [f"{figures.measures[what]:.3f}" for what in whats]

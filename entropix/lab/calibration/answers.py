@@ -3,8 +3,8 @@ once on the held-out one, beside greedy answers and the plain rules that were gi
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,126 +12,16 @@ from entropix import samplers, trace
 from entropix.checkpoint.loading import Model
 from entropix.lab.calibration import objective
 from entropix.lab.calibration.objective import Asked, Figures
-from entropix.lab.calibration.search import GENERATION, Journal, Search, Trial, generation_answers
+from entropix.lab.calibration.plan import TEMPERATURE, Plan, digest_of
+from entropix.lab.calibration.search import GENERATION, Journal, Search, Trial
 from entropix.lab.calibration.space import ranges, values
-from entropix.lab.statistics import Contrast, contrast, mean_interval
-from entropix.lab.tasks import DEV, HELD_OUT, Task, digest
+from entropix.lab.statistics import Contrast, mean_interval
+from entropix.lab.tasks import DEV, HELD_OUT
 from entropix.samplers import ResolvedSampler
 
-GREEDY, TEMPERATURE = "greedy", "temperature"
+GREEDY = "greedy"
 Note = Callable[[str], None]
 Advance = Callable[[int, str], None]
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What is asked, how often, and what may be lost."""
-
-    tasks: Sequence[Task]
-    n_items: int  # of each task, in each split
-    seeds: Sequence[int]
-    budget: int  # answers for each rule that is tuned, or forward passes
-    batch: int
-    loss: float  # of the share of right answers against greedy ones, that coverage may cost
-    seed: int = 0
-    opponents: Sequence[str] = (TEMPERATURE, "min-p", "top-p")
-    free: Sequence[str] = ()
-    limits: Mapping[str, float] = field(default_factory=dict)  # the largest shares of the rule's strategies
-    in_passes: bool = False  # what the budget is of: numbers that look ahead take more of them for an answer
-
-    def told(self, model: Model, sampler: ResolvedSampler) -> dict[str, Any]:
-        """What a journal depends on."""
-        return {
-            "format": "entropix-calibration",
-            "version": 5,
-            **trace.circumstances(model),
-            "sampler": sampler.name,
-            "numbers": asdict(sampler.numbers),
-            **{name: asdict(own) for name, own in sampler.looking.items()},
-            "items": {split: digest_of(self.items(split)) for split in (DEV, HELD_OUT)},
-            "seeds": list(self.seeds),
-            "loss": self.loss,
-            "seed": self.seed,
-            "free": list(self.free),
-            "limits": dict(self.limits),
-            **({} if sampler.source is None else {"source": sampler.source.sha256}),
-        }
-
-    def check(self, sampler: ResolvedSampler) -> None:
-        """Raises a ValueError for what would fail, or mean nothing, after much work."""
-        for task in self.tasks:
-            if not task.is_closed:
-                raise ValueError(
-                    f"task {task.name} has no right answers, by which numbers could be chosen; leave it out"
-                )
-            for split in (DEV, HELD_OUT):
-                if not task.items(self.seed, self.n_items, split):
-                    raise ValueError(
-                        f"task {task.name} has no item in the split {split}; give it more items, or leave it out"
-                    )
-        rules = [sampler, *map(samplers.resolve, self.tuned_beside(sampler))]
-        for number, rule in enumerate(rules):
-            ranges(rule, self.free if number == 0 else ())
-            if rule.name in [before.name for before in rules[:number]]:
-                raise ValueError(
-                    f"--opponents {rule.label}: {rule.name} is searched already, and journals tell rules by "
-                    "their names; leave one of them out"
-                )
-
-    def items(self, split: str) -> list[Asked]:
-        return objective.items(self.tasks, self.n_items, self.seed, split)
-
-    @property
-    def unit(self) -> str:
-        """What is counted."""
-        return "forward passes" if self.in_passes else "answers"
-
-    def cost(self, n_answers: int, n_passes: int) -> int:
-        """What these take of the budget."""
-        return n_passes if self.in_passes else n_answers
-
-    def is_spent(self, trials: Sequence[Trial]) -> bool:
-        """Whether a search with these trials has nothing left for another generation, of which it has one at least.
-
-        One more is taken to cost what those before cost on average; half of it is enough to begin.
-        """
-        n = len(trials) // GENERATION
-        spent = sum(trial.passes for trial in trials) if self.in_passes else n * self._generation
-        return n > 0 and spent + spent / n / 2 >= self.budget
-
-    @property
-    def _generation(self) -> int:
-        """Answers of one."""
-        return generation_answers(len(self.items(DEV)), len(self.seeds))
-
-    def tuned_beside(self, sampler: ResolvedSampler) -> list[str]:
-        """The opponents, each once, without the rule itself."""
-        return [name for name in dict.fromkeys(self.opponents) if name != sampler.name]
-
-    def total(self, sampler: ResolvedSampler, journal: Journal | None) -> int:
-        """All that it takes, in `unit`, but what the journal knows; answers are taken to be as long as they may be."""
-        searched = [*self.tuned_beside(sampler), sampler.name]
-        measured = self.measured(1) + self.measured(len(self.seeds)) * (len(searched) + 1)
-        left = 0
-        for name in searched:
-            trials = journal.trials.get(name, []) if journal else []
-            if self.in_passes:
-                least = 0 if trials else self._generation * self._longest
-                left += max(least, self.budget - sum(trial.passes for trial in trials))
-            else:
-                whole = max(1, math.ceil(self.budget / self._generation - 1 / 2))
-                left += max(0, whole - len(trials) // GENERATION) * self._generation
-        return measured + left
-
-    @property
-    def _longest(self) -> int:
-        """Tokens of an answer, at most."""
-        return max(task.max_new_tokens for task in self.tasks)
-
-    def measured(self, n_seeds: int) -> int:
-        """What the answers of one sampler to all items take at most, in `unit`."""
-        n = n_seeds * (len(self.items(DEV)) + len(self.items(HELD_OUT)))
-        return self.cost(n, n * self._longest)
 
 
 class Arm(NamedTuple):
@@ -235,23 +125,20 @@ def _run(search: Search, plan: Plan, journal: Journal | None, note: Note, advanc
         best = search.best
         assert best is not None
         note(
-            f"{sampler.name}: {len(search.trials)} candidates, best score {best.score:.3f}, right {best.right:.3f}, "
-            f"coverage {best.coverage:.3f}"
+            f"{sampler.name}: {len(search.trials)} candidates, best score {best.score:.3f}, "
+            + ", ".join(f"{what} {share:.3f}" for what, share in best.measures.items())
         )
-
-
-def digest_of(asked: Sequence[Asked]) -> str:
-    """Of the items, whatever their order."""
-    return digest([one.item for one in asked])
 
 
 # ----- what is said -----------------------------------------------------------------------------------------------
 
 
-def against(outcome: Outcome, label: str) -> tuple[Contrast | None, Contrast | None]:
-    """(right, coverage) of the calibrated arm less those of another, item by item of the held-out split."""
-    chosen, other = outcome.chosen.held_out, outcome.arm(label).held_out
-    return contrast(chosen.right, other.right), contrast(chosen.coverage, other.coverage)
+_CALLED = {"right": "Share of right answers", "coverage": "Coverage", "finished": "Share of finished texts"}
+
+
+def against(outcome: Outcome, label: str) -> dict[str, Contrast | None]:
+    """The measures of the calibrated arm less those of another, item by item of the held-out split."""
+    return objective.differences(outcome.chosen.held_out, outcome.arm(label).held_out)
 
 
 def report(outcome: Outcome) -> Iterator[str]:
@@ -261,14 +148,16 @@ def report(outcome: Outcome) -> Iterator[str]:
     n = [len(plan.items(split)) for split in (DEV, HELD_OUT)]
     each = f"{n_seeds} answers" if (n_seeds := len(plan.seeds)) > 1 else "one answer"
     yield f"{n[0]} development and {n[1]} held-out items, {each} to each"
-    yield f"{'':{width}}  tried   right           coverage        valid     cut off   computed"
-    yield f"{'':{width}}          dev  held-out   dev  held-out  held-out  held-out  tokens"
+    yield f"{'':{width}}  tried   right           coverage        finished        valid     cut off   computed"
+    yield f"{'':{width}}          dev  held-out   dev  held-out   dev  held-out  held-out  held-out  tokens"
     for arm in outcome.arms:
         figures = [
             arm.dev.share_right,
             arm.held_out.share_right,
             arm.dev.mean_coverage,
             arm.held_out.mean_coverage,
+            arm.dev.share_finished,
+            arm.held_out.share_finished,
             arm.held_out.share_valid,
         ]
         yield (
@@ -288,9 +177,9 @@ def findings(outcome: Outcome) -> Iterator[str]:
     for label in (GREEDY, TEMPERATURE):
         if label not in [arm.label for arm in outcome.arms]:
             continue
-        for what, found in zip(("Share of right answers", "Coverage"), against(outcome, label), strict=True):
+        for what, found in against(outcome, label).items():
             if found is not None:
-                yield f"{what} less that of {label}: {_difference(found)}"
+                yield f"{_CALLED[what]} less that of {label}: {_difference(found)}"
     if outcome.chosen.sampler == outcome.arms[-2].sampler:
         yield "The search found nothing better than the numbers that it began with."
     yield from verdict(outcome)
@@ -298,7 +187,7 @@ def findings(outcome: Outcome) -> Iterator[str]:
 
 def verdict(outcome: Outcome) -> Iterator[str]:
     """What follows from it, in a sentence or two."""
-    right, _ = against(outcome, GREEDY)
+    right = against(outcome, GREEDY)["right"]
     if right is not None and right.difference.high is not None and right.difference.high < 0:
         yield "On held-out items it answers worse than greedily."
     if TEMPERATURE in [arm.label for arm in outcome.arms]:
@@ -334,11 +223,13 @@ def rows(outcome: Outcome) -> Iterator[dict[str, Any]]:
             "candidates": arm.n_candidates,
             "dev_right": arm.dev.share_right,
             "dev_coverage": _plain(arm.dev.mean_coverage),
+            "dev_finished": _plain(arm.dev.share_finished),
             "held_out_right": right.mean,
             "held_out_right_low": right.low,
             "held_out_right_high": right.high,
             "held_out_valid": _plain(arm.held_out.share_valid),
             "held_out_coverage": _plain(arm.held_out.mean_coverage),
+            "held_out_finished": _plain(arm.held_out.share_finished),
             "held_out_cut_off": arm.held_out.cut_off,
             "held_out_tokens": arm.held_out.tokens,
             "held_out_computed": arm.held_out.computed,

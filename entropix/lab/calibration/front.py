@@ -1,4 +1,4 @@
-"""The page of a calibration for answers: right answers against coverage, every candidate a point."""
+"""The page of a calibration for answers: right answers against what is sought beside them, every candidate a point."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -13,10 +13,7 @@ from entropix.report import looks
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-_AXES = {
-    "xaxis": {"title": "right answers (share)"},
-    "yaxis": {"title": "coverage (share of what seeds can find)"},
-}
+_GAINS = {"coverage": "coverage (share of what seeds can find)", "finished": "finished texts (share)"}
 
 
 def about(outcome: Outcome) -> str:
@@ -29,8 +26,8 @@ def about(outcome: Outcome) -> str:
 
 
 def told(outcome: Outcome) -> Told:
-    """Figures of both splits, and the table of the arms. Without sets among the tasks there is no coverage, and points
-    lie on a line."""
+    """Figures of both splits, and the table of the arms. Where tasks have neither sets nor open texts, points lie on a
+    line."""
     rules = list(outcome.trials)
     key = looks.marks([arm.label for arm in outcome.arms])
     sections = [
@@ -42,7 +39,11 @@ def told(outcome: Outcome) -> Told:
             [key[_arm(outcome, name)]._replace(name=name) for name in rules],
             [
                 plots.Plot(
-                    "front", "", "right answers against coverage of every candidate", 26, _front(outcome)
+                    "front",
+                    "",
+                    f"right answers against {_sought(outcome)} of every candidate",
+                    26,
+                    _front(outcome),
                 )
             ],
         ),
@@ -52,7 +53,11 @@ def told(outcome: Outcome) -> Told:
             key,
             [
                 plots.Plot(
-                    "held-out", "", "right answers against coverage of each arm", 22, _held_out(outcome)
+                    "held-out",
+                    "",
+                    f"right answers against {_sought(outcome)} of each arm",
+                    22,
+                    _held_out(outcome),
                 )
             ],
         ),
@@ -63,7 +68,8 @@ def told(outcome: Outcome) -> Told:
 def _table(outcome: Outcome) -> Table:
     heads = [
         *("", "tried", "right, dev", "right, held-out"),
-        *("coverage, dev", "coverage, held-out", "cut off", "computed tokens"),
+        *("coverage, dev", "coverage, held-out", "finished, dev", "finished, held-out"),
+        *("cut off", "computed tokens"),
     ]
     rows = [
         [
@@ -73,6 +79,8 @@ def _table(outcome: Outcome) -> Table:
             numbers(mean_interval(arm.held_out.right)),
             shown(arm.dev.mean_coverage),
             numbers(mean_interval(arm.held_out.coverage)),
+            shown(arm.dev.share_finished),
+            numbers(mean_interval(arm.held_out.finished)),
             shown(arm.held_out.cut_off),
             f"{arm.held_out.computed:.1f}",
         ]
@@ -111,28 +119,37 @@ def _front(outcome: Outcome) -> "go.Figure":
         )
     least = outcome.arms[0].dev.share_right - outcome.plan.loss
     figure.add_vline(x=least, line={"color": "var(--muted)", "width": 1, "dash": "dot"})
-    figure.update_layout(**_AXES)
-    return figure
+    return _with_axes(figure, outcome)
 
 
 def _held_out(outcome: Outcome) -> "go.Figure":
     figure: Any = plots.new_figure()
     for number, arm in enumerate(outcome.arms):
         look = looks.look(number)
-        right, coverage = mean_interval(arm.held_out.right), mean_interval(arm.held_out.coverage)
-        height = 0.0 if coverage is None else coverage.mean
+        right, gain = mean_interval(arm.held_out.right), mean_interval(arm.held_out.gain)
+        height = 0.0 if gain is None else gain.mean
         figure.add_scatter(
             x=[right and right.mean],
             y=[height],
             error_x=plots.bars([right], look.color),
-            error_y=plots.bars([coverage], look.color),
+            error_y=plots.bars([gain], look.color),
             mode="markers",
             marker={"color": look.color, "size": 10, "symbol": look.mark},
-            hovertemplate=f"{plots.plain(arm.label)}<br>right {numbers(right)}<br>coverage {numbers(coverage)}"
+            hovertemplate=f"{plots.plain(arm.label)}<br>right {numbers(right)}<br>{_sought(outcome)} {numbers(gain)}"
             "<extra></extra>",
         )
-    figure.update_layout(**_AXES)
+    return _with_axes(figure, outcome)
+
+
+def _with_axes(figure: Any, outcome: Outcome) -> "go.Figure":
+    figure.update_layout(xaxis={"title": "right answers (share)"}, yaxis={"title": _sought(outcome)})
     return figure
+
+
+def _sought(outcome: Outcome) -> str:
+    """What the heights of points are."""
+    there = [told for what, told in _GAINS.items() if what in outcome.arms[0].dev.measures]
+    return " and ".join(there) or "nothing else"
 
 
 def _arm(outcome: Outcome, rule: str) -> int:
@@ -151,14 +168,15 @@ def unbeaten(trials: Sequence[Trial]) -> list[Trial]:
 
 
 def _height(trial: Trial) -> float:
-    """Its coverage, 0 where there is none."""
-    return 0.0 if trial.coverage != trial.coverage else trial.coverage
+    """Its gain, 0 where there is none."""
+    return 0.0 if trial.gain != trial.gain else trial.gain
 
 
 def _numbers(name: str, trial: Trial) -> str:
     lines = [
         plots.plain(name),
-        f"{trial.n_items} items: right {trial.right:.3f}, coverage {_height(trial):.3f}",
+        f"{trial.n_items} items: "
+        + ", ".join(f"{what} {share:.3f}" for what, share in trial.measures.items()),
     ]
     shares = [f"{strategy} {share:.1%}" for strategy, share in trial.strategies.items()]
     return "<br>".join([*lines, *(f"{key} = {value:.4g}" for key, value in trial.params.items()), *shares])

@@ -1,4 +1,5 @@
-"""What numbers are worth: right answers, and how many different ones seeds find where several are right.
+"""What numbers are worth: right answers, how many different ones seeds find where several are right, and whether open
+texts come to an end.
 
 A candidate answers every item with every seed. Items, seeds and with them the random numbers are the same for all
 candidates, so that they are compared item by item.
@@ -14,13 +15,15 @@ import numpy as np
 from entropix.checkpoint.loading import Model
 from entropix.decoding.batching import ContinuousBatch
 from entropix.generation import prepare
-from entropix.lab.tasks import Item, Task
-from entropix.results import CUT_OFF, FinishReason
+from entropix.lab.statistics import Contrast, contrast
+from entropix.lab.tasks import Item, Task, openings
+from entropix.results import CUT_OFF, FinishReason, Result, add
 from entropix.samplers import ResolvedSampler
 
 Advance = Callable[[int, int], None]
 
-PENALTY = 4.0  # of a share of right answers that is lost, in shares of coverage
+MEASURES = ("right", "coverage", "finished")  # of `Figures`, by what numbers are chosen
+PENALTY = 4.0  # of a share of right answers that is lost, in shares of what else is measured
 _REFUSED = 10.0  # taken from the score of numbers that use a strategy more often than is allowed: more than any score
 
 
@@ -35,11 +38,20 @@ class Answer(NamedTuple):
     """What an item was answered with one seed."""
 
     text: str
-    new_tokens: int
     finish: FinishReason
     strategies: Mapping[str, int] = {}  # how many of the tokens came by each
     computed: int = 0  # tokens, those among them that are not in the text
     passes: int = 0  # forward passes
+    token_ids: Sequence[int] = ()  # the stop token among them
+
+    @property
+    def new_tokens(self) -> int:
+        return len(self.token_ids)
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the model ended it itself, and it is in no loop."""
+        return self.finish == FinishReason.STOP_TOKEN and not openings.is_in_loop(self.token_ids[:-1])
 
 
 @dataclass(frozen=True)
@@ -54,27 +66,56 @@ class Figures:
     strategies: Mapping[str, float] = field(default_factory=dict)  # shares of the tokens that came by each
     computed: float = 0.0  # tokens of an answer, discarded ones among them, on average
     passes: int = 0  # forward passes of all answers
+    finished: list[float] = field(default_factory=list)  # of open items, shares of finished texts
 
     @property
     def share_right(self) -> float:
-        return float(np.mean(self.right)) if self.right else float("nan")
+        return _mean(self.right)
 
     @property
     def share_valid(self) -> float:
-        return float(np.mean(self.valid)) if self.valid else float("nan")
+        return _mean(self.valid)
 
     @property
     def mean_coverage(self) -> float:
-        return float(np.mean(self.coverage)) if self.coverage else float("nan")
+        return _mean(self.coverage)
+
+    @property
+    def share_finished(self) -> float:
+        return _mean(self.finished)
+
+    @property
+    def measures(self) -> dict[str, float]:
+        """Means over the items, of what these have."""
+        return {what: _mean(shares) for what in MEASURES if (shares := getattr(self, what))}
+
+    @property
+    def gain(self) -> list[float]:
+        """What is sought without loss of right answers, an entry an item: of sets coverage, of open items `finished`."""
+        return [*self.coverage, *self.finished]
+
+    @property
+    def mean_gain(self) -> float:
+        return _mean(self.gain)
 
     def score(self, least_right: float, limits: Mapping[str, float] | None = None) -> float:
-        """As much coverage as can be had without fewer right answers than so many; right answers alone where no item
-        has several. limits: the largest shares of strategies; numbers that exceed one come behind all that do not."""
+        """As much gain as can be had without fewer right answers than so many; right answers alone where all items have
+        one. limits: the largest shares of strategies; numbers that exceed one come behind all that do not."""
         over = sum(max(0.0, self.strategies.get(name, 0.0) - most) for name, most in (limits or {}).items())
         refused = _REFUSED + over if over > 0 else 0.0
-        if not self.coverage:
+        if not self.gain:
             return self.share_right - refused
-        return self.mean_coverage - PENALTY * max(0.0, least_right - self.share_right) - refused
+        return self.mean_gain - PENALTY * max(0.0, least_right - self.share_right) - refused
+
+
+def _mean(shares: Sequence[float]) -> float:
+    """NaN of none."""
+    return float(np.mean(shares)) if shares else float("nan")
+
+
+def differences(one: Figures, other: Figures) -> dict[str, Contrast | None]:
+    """Of one less the other, item by item, by measure; None for what no item has."""
+    return {what: contrast(getattr(one, what), getattr(other, what)) for what in MEASURES}
 
 
 def nothing_told(n_answers: int, n_passes: int) -> None:
@@ -129,19 +170,18 @@ def _side_by_side(
     )
     request = request.with_each(most_tokens=[asked[i].task.max_new_tokens for _, i, _ in cells])
     found: list[Any] = [[[None] * len(seeds) for _ in asked] for _ in candidates]
-    texts: dict[int, list[str]] = {}
-    strategies: dict[int, Counter[str]] = {}
+    running: dict[int, Result] = {}
     rows = ContinuousBatch(request, batch)
     for event in rows.run():
-        texts.setdefault(event.row, []).append(event.text)
-        counts = strategies.setdefault(event.row, Counter())
-        if event.record is not None:
-            counts[event.record["strategy"]] += 1
+        running.setdefault(event.row, Result([]))
+        add(running, event)
         if event.finish != FinishReason.RUNNING:
             c, i, s = cells[event.row]
-            text, counts = "".join(texts.pop(event.row)), strategies.pop(event.row)
-            cost = rows.cost(event.row)
-            found[c][i][s] = Answer(text, counts.total(), event.finish, counts, cost.computed, cost.passes)
+            given, cost = running.pop(event.row), rows.cost(event.row)
+            strategies = Counter(record["strategy"] for record in given.records)
+            found[c][i][s] = Answer(
+                given.text, given.finish, strategies, cost.computed, cost.passes, given.token_ids
+            )
             advance(1, cost.passes)
     return found
 
@@ -151,7 +191,11 @@ def figures(asked: Sequence[Asked], answers: Sequence[Sequence[Answer]]) -> Figu
     right: list[float] = []
     valid: list[float] = []
     coverage: list[float] = []
+    finished: list[float] = []
     for (task, item), given in zip(asked, answers, strict=True):
+        if not task.is_closed:
+            finished.append(float(np.mean([one.is_finished for one in given])))
+            continue
         scores = [task.score(item, one.text) for one in given]
         covered = getattr(task, "coverage", None)
         shares = right if covered is None else valid
@@ -164,6 +208,7 @@ def figures(asked: Sequence[Asked], answers: Sequence[Sequence[Answer]]) -> Figu
         right=right or valid,
         valid=valid,
         coverage=coverage,
+        finished=finished,
         cut_off=float(np.mean([one.finish in CUT_OFF for one in each])),
         tokens=float(np.mean([one.new_tokens for one in each])),
         computed=float(np.mean([one.computed for one in each])),

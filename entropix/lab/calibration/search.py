@@ -17,7 +17,7 @@ import numpy as np
 
 from entropix.checkpoint.loading import Model
 from entropix.files import is_there, read_text, write_text
-from entropix.lab.calibration.objective import Advance, Asked, Figures, figures, nothing_told
+from entropix.lab.calibration.objective import MEASURES, Advance, Asked, Figures, figures, nothing_told
 from entropix.lab.calibration.objective import answer as answered
 from entropix.lab.calibration.space import Range, with_values
 from entropix.samplers import ResolvedSampler
@@ -40,6 +40,13 @@ class Trial:
     score: float
     strategies: dict[str, float] = field(default_factory=dict)  # shares of the tokens
     passes: int = 0  # forward passes of all its answers
+    finished: float = float("nan")
+    gain: float = float("nan")  # over the items of coverage and finished
+
+    @property
+    def measures(self) -> dict[str, float]:
+        """Those that its items have."""
+        return {what: share for what in MEASURES if (share := getattr(self, what)) == share}
 
     def as_json(self) -> dict[str, Any]:
         return {name: None if value != value else value for name, value in vars(self).items()}
@@ -98,7 +105,7 @@ class Search:
     def _trial(self, params: Mapping[str, float], told: Figures, n_items: int) -> Trial:
         score = told.score(self.least_right, self.limits)
         found = told.share_right, told.mean_coverage, score, dict(told.strategies), told.passes
-        return Trial(dict(params), n_items, *found)
+        return Trial(dict(params), n_items, *found, told.share_finished, told.mean_gain)
 
     def _propose(self, n: int) -> list[dict[str, float]]:
         """Candidates that follow from all trials so far, and from the seed."""
@@ -137,7 +144,7 @@ _TRIAL = {
     "n_items": "integer",
     "strategies": "object",
     "passes": "integer",
-} | dict.fromkeys(("right", "coverage", "score"), "number or null")
+} | dict.fromkeys((*MEASURES, "gain", "score"), "number or null")
 
 
 class Journal:
@@ -189,7 +196,9 @@ class Journal:
         where = f"{self._path}: line {number}"
         value = self._object(number, line)
         check(value, {"sampler": "string", "trial": "object"}, where)
-        trial = {"strategies": {}, "passes": 0, **value["trial"]}
+        # What journals did not have before: passes, and open texts
+        older = {"strategies": {}, "passes": 0, "finished": None, "gain": value["trial"].get("coverage")}
+        trial = older | value["trial"]
         check(trial, _TRIAL, where, "trial.")
         for name in ("params", "strategies"):
             check(trial[name], dict.fromkeys(trial[name], "number"), where, f"trial.{name}.")

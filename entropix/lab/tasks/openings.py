@@ -50,10 +50,16 @@ class Openings:
         """None: nothing is right or wrong."""
 
 
+def is_in_loop(token_ids: Sequence[Hashable]) -> bool:
+    """Whether so much of a text was there before; a text of fewer than four tokens is in none."""
+    repeated = measures.repetition(token_ids, measures.REPEATED)
+    return repeated is not None and repeated >= LOOPING
+
+
 def measured(token_ids: Sequence[Sequence[Hashable]], ended: Sequence[bool]) -> dict[str, float | None]:
     """What the answers to one item are like. token_ids: of each answer, without its end; ended: whether the model ended
     it itself. None where texts are too few or too short."""
-    repeated = [measures.repetition(ids, 4) for ids in token_ids]
+    repeated = [measures.repetition(ids, measures.REPEATED) for ids in token_ids]
     there = [share for share in repeated if share is not None]
     return {
         "length": sum(map(len, token_ids)) / len(token_ids) if token_ids else None,
