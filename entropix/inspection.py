@@ -12,6 +12,7 @@ from entropix.checkpoint.loading import Model, check_model
 from entropix.decoding import loop
 from entropix.decoding.request import check_texts
 from entropix.metrics import Metrics
+from entropix.model.rope import rope_lengths
 from entropix.prompts import check_flag
 from entropix.showing import shown
 
@@ -83,7 +84,13 @@ def forward(
     tokens_BT = np.full((1, width), ids[-1], np.int32)
     tokens_BT[0, :n] = ids
     with sharding.on(model.mesh):
-        found = loop.forward(model.weights, jnp.asarray(tokens_BT), cfg, own_metrics.registered())
+        found = loop.forward(
+            model.weights,
+            jnp.asarray(tokens_BT),
+            cfg,
+            own_metrics.registered(),
+            rope_lengths([n], cfg),
+        )
     seen, attention = jax.device_get(found)
     visible_TT, of_layers = attention.visible_BTS[0, :n, :n], attention.visible_LBTS
     alike_LTT = np.broadcast_to(visible_TT, (cfg.n_layers, n, n))

@@ -72,6 +72,11 @@ def contract(a: Array, b: Array) -> Array:
     return jnp.einsum("...i,...i->...", a, b, precision=jax.lax.Precision.HIGHEST)
 
 
+def scaled(x: Array, factor: float) -> Array:
+    """x times a number that is known beforehand; where that is 1, x itself."""
+    return x if factor == 1 else x * factor
+
+
 def softcap(x: Array, cap: float) -> Array:
     """cap·tanh(x/cap): nearly x where it is small, and never beyond ±cap (Bello et al. 2016, arXiv:1611.09940)."""
     return jnp.tanh(x / cap) * cap

@@ -21,6 +21,7 @@ from entropix.decoding import loop
 from entropix.decoding.prefix_cache import MIN_CAPACITY
 from entropix.decoding.records import plain_number
 from entropix.decoding.request import check_texts
+from entropix.model.rope import rope_lengths
 from entropix.prompts import check_flag, listed
 from entropix.showing import shown
 
@@ -179,6 +180,7 @@ def _read(model: Model, rows: Sequence[list[int]]) -> Iterator[tuple[int, list[R
                 cache,
                 cfg,
                 own_metrics.registered(),
+                rope_lengths(length_B.tolist(), cfg),
             )
         columns_BT = jax.device_get({"logprob": logprob_BT, **metrics_BT})
         for row, tokens in enumerate(rows):

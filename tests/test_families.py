@@ -1,8 +1,6 @@
 """Every family against transformers: small models that it made, and the numbers that it computes from them."""
 
 import json
-import math
-import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,13 +15,14 @@ import pytest
 import toy
 import transformers_process
 import transformers_side
-from transformers_side import FAMILIES, MODELS, NUMBERS
+from transformers_side import FAMILIES, LONG, MODELS, NUMBERS
 
 import entropix
 from entropix import sharding
 from entropix.checkpoint import hf_folder, load_weights
 from entropix.checkpoint.convert import convert
 from entropix.checkpoint.loading import Model
+from entropix.scoring import score
 
 LIMIT = 1e-4  # of a logit, relative to the largest; seen are some 1e-6
 TEXT = np.array(transformers_side.prompts()[:1], np.int32)
@@ -97,22 +96,27 @@ def test_greedy_tokens_are_those_of_transformers(made: Path, name: str) -> None:
     assert found == reference(made, name).drawn.tolist()
 
 
-def test_longrope_reads_long_texts_where_the_config_says_that_all_are(made: Path, tmp_path: Path) -> None:
-    """As docs/models.md tells: transformers turns the frequencies of a text by its length, here the config does."""
-    expected = reference(made, "phi3-long")
-    config = json.loads((made / "phi3-long" / "config.json").read_text())
-    rope, longest = config["rope_parameters"], config["max_position_embeddings"]
-    original = config["original_max_position_embeddings"]
-    with pytest.raises(ValueError, match="prompt 1 has 13 tokens, but the model's context holds 8"):
-        greedy(load(made / "phi3-long"))
-    rope["short_factor"] = rope["long_factor"]
-    rope["attention_factor"] = math.sqrt(1 + math.log(longest / original) / math.log(original))
-    config["original_max_position_embeddings"] = rope["original_max_position_embeddings"] = longest
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    os.link(made / "phi3-long" / "model.safetensors", tmp_path / "model.safetensors")
-    model = load(tmp_path)
-    assert_same_logits(toy.read(model.weights, TEXT, model.config)[0][0], expected.logits_TV)
-    assert greedy(model)[0] == expected.drawn[0].tolist()
+@pytest.mark.parametrize("name", LONG)
+def test_long_texts_have_frequencies_of_their_own(made: Path, name: str) -> None:
+    """Side by side with short ones. With LongRoPE the answer to a short prompt ends where its text would become a long
+    one; with dynamic scaling it goes on, as in transformers with a cache."""
+    model, expected = load(made / name), reference(made, name)
+    text, original = TEXT[0].tolist(), model.config.rope_original_length
+    assert len(text) > original > transformers_side.PROMPTS[1]
+    assert_same_logits(entropix.forward(model, text).logits_TV, expected.logits_TV)
+    short = entropix.forward(model, text[:original]).logits_TV
+    assert np.abs(short - expected.logits_TV[:original]).max() > 0.1
+
+    logits_TV = expected.logits_TV[:-1].astype(np.float64)
+    logprob_TV = logits_TV - np.log(np.exp(logits_TV).sum(axis=-1, keepdims=True))
+    [scored] = score(model, [text])
+    found = [record["logprob"] for record in scored.records[:-1]]
+    np.testing.assert_allclose(found, logprob_TV[np.arange(len(text) - 1), text[1:]], atol=1e-4)
+
+    answers = expected.drawn.tolist()
+    if name == "phi3-long":
+        answers[1] = answers[1][: original + 1 - transformers_side.PROMPTS[1]]
+    assert greedy(model) == answers
 
 
 @pytest.mark.parametrize(

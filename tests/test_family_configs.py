@@ -108,12 +108,17 @@ def test_yarn_reads_texts_up_to_the_scaled_length(tmp_path: Path) -> None:
     [
         ("llama", {"type": "linear", "factor": 4}, 16_384),
         ("gemma3_text", {"type": "linear", "factor": 4}, 4096),  # which its key has with the scaling
-        ("llama", {"type": "dynamic", "factor": 4}, 4096),
-        ("llama", {"type": "dynamic", "factor": 4, "original_max_position_embeddings": 2048}, 2048),
+        ("llama", {"type": "dynamic", "factor": 4}, 16_384),
         (
             "llama",
             {"type": "longrope", "short_factor": [1] * 4, "original_max_position_embeddings": 1024},
             1024,
+        ),
+        (
+            "llama",
+            {"type": "longrope", "original_max_position_embeddings": 1024}
+            | dict.fromkeys(("short_factor", "long_factor"), [1] * 4),
+            4096,
         ),
         (
             "phi3",
@@ -126,10 +131,22 @@ def test_yarn_reads_texts_up_to_the_scaled_length(tmp_path: Path) -> None:
 def test_the_longest_text_is_that_of_the_frequencies(
     tmp_path: Path, model: str, kind: dict[str, Any], longest: int
 ) -> None:
-    """Frequencies that change in longer texts would leave keys of both kinds in the cache. A length beside the scaling
-    counts before one in it, as to transformers; Phi-3 has 4,096 there by default."""
+    """Without frequencies for longer texts there are none. A length beside the scaling counts before one in it, as to
+    transformers; Phi-3 has 4,096 there by default."""
     folders.write_config(tmp_path, model_type=model, max_position_embeddings=4096, rope_scaling=kind)
     assert hf_folder.read_config(tmp_path).context_length == longest
+
+
+def test_longrope_with_the_same_numbers_for_all_texts_has_no_border(tmp_path: Path) -> None:
+    """So one can answer at any length, as docs/models.md tells."""
+    lengths = {"max_position_embeddings": 4096, "original_max_position_embeddings": 1024}
+    for long_factor, border in (([1, 2, 3, 4.5], 0), ([1, 2, 3, 5], 1024)):
+        rope = {"type": "longrope", "short_factor": [1, 2, 3, 4.5], "long_factor": long_factor}
+        folders.write_config(tmp_path, **PHI3, **lengths, rope_scaling=rope)
+        cfg = hf_folder.read_config(tmp_path)
+        assert (cfg.context_length, cfg.rope_original_length) == (4096, border)
+        assert [cfg.longest_text(n) for n in (1024, 1025)] == [border + 1 if border else 4096, 4096]
+        assert cfg.rope_factor == pytest.approx(math.sqrt(1 + math.log(4) / math.log(1024)))
 
 
 def test_longrope_sharpens_attention_by_how_much_longer_texts_may_be(tmp_path: Path) -> None:
@@ -174,6 +191,9 @@ def test_yarn_sharpens_attention_as_transformers_has_it(
         ({"rope_scaling": {"type": "linear", "factor": 0.5}}, "rope_scaling has a factor of 0.5"),
         ({"rope_scaling": {"type": "linear", "factor": 1e30}}, "rope_scaling has a factor of 1e"),
         ({**PHI3, "rope_scaling": {"type": "longrope", "short_factor": []}}, "short_factor must be a list of numbers"),
+        ({**PHI3, "original_max_position_embeddings": 8, "rope_scaling": {"type": "longrope", "short_factor": [1] * 4,
+          "long_factor": [2] * 3}}, "has 4 numbers as short_factor and 3 as long_factor"),
+        ({"rope_scaling": {"type": "dynamic", "factor": 0.5}}, "rope_scaling has a factor of 0.5"),
         ({**PHI3, "rope_scaling": {"type": "longrope", "short_factor": [1, 0]}}, "short_factor: .* above 0, got 0"),
         ({**PHI3, "rope_scaling": {"type": "longrope", "short_factor": [1] * 3}}, "has 3 numbers for 4 rotary pairs"),
         ({**PHI3, "partial_rotary_factor": 1.5}, r"partial_rotary_factor must be one number of at most 1, got \[1.5\]"),
@@ -285,6 +305,9 @@ SWITCHES: dict[str, Any] = {
     "yarn": YarnScaling(4.0, 128, 1.1),
     "rope_divisors": (1.0, 2.0, 3.0, 4.0),
     "rope_factor": 1.2,
+    "rope_original_length": 8,
+    "rope_long_divisors": (2.0, 4.0, 6.0, 8.0),
+    "rope_dynamic_factor": 2.0,
     "rotary_dim": 4,
     "sliding_window": 3,
     "global_layers": (1,),
@@ -295,9 +318,16 @@ SWITCHES: dict[str, Any] = {
     "attention_softcap": 30.0,
     "logits_softcap": 30.0,
 }
-BESIDE = {
-    name: {"sliding_window": 3} for name in ("global_layers", "rope_local_theta")
-}  # what a switch needs
+# What a switch needs.
+BESIDE: dict[str, dict[str, Any]] = {
+    **{name: {"sliding_window": 3} for name in ("global_layers", "rope_local_theta")},
+    "rope_long_divisors": {"rope_divisors": (1.0, 2.0, 3.0, 4.0)},
+}
+# What is on with it.
+WITH: dict[str, dict[str, Any]] = {
+    "rope_original_length": {"rope_dynamic_factor": 3.0},
+    **{key: {"rope_original_length": 8} for key in ("rope_long_divisors", "rope_dynamic_factor")},
+}
 
 
 @pytest.mark.parametrize(
@@ -312,7 +342,7 @@ def test_a_switch_keeps_the_types_and_adds_instructions(name: str) -> None:
     """Layers stay in bfloat16, without a conversion unawares, which the suite forbids; logits are float32."""
     texts = []
     beside = BESIDE.get(name, {})
-    for cfg in (toy.config(**beside), toy.config(**beside, **{name: SWITCHES[name]})):
+    for cfg in (toy.config(**beside), toy.config(**beside, **{name: SWITCHES[name]}, **WITH.get(name, {}))):
         cache = kv_cache.empty_cache(cfg, 2, 8, jnp.bfloat16)
         recent = kv_cache.empty_recent(cfg, 2, 4, jnp.bfloat16)
         lowered = jax.jit(transformer.forward, static_argnames="cfg").lower(

@@ -60,7 +60,7 @@ def written(
     tensors = foreign.gguf_tensors(folders.read_tensors(source), cfg, architecture)
     if cfg.rope_divisors:
         tensors["rope_factors_short.weight"] = np.array(cfg.rope_divisors, np.float32)
-        tensors["rope_factors_long.weight"] = np.ones(len(cfg.rope_divisors), np.float32)
+        tensors["rope_factors_long.weight"] = np.array(cfg.rope_long_divisors, np.float32)
     raw = files.read_json(source / "config.json")
     numbers = {
         "context_length": raw["max_position_embeddings"],
@@ -252,6 +252,10 @@ def no_short_factors(tensors: foreign.Tensors) -> None:
     del tensors["rope_factors_short.weight"]
 
 
+def other_long_factors(tensors: foreign.Tensors) -> None:
+    tensors["rope_factors_long.weight"] *= np.float32(1.01)
+
+
 def gate_again(tensors: foreign.Tensors) -> None:
     tensors["blk.0.ffn_gate.weight"] = np.zeros((64, 32), np.float32)
 
@@ -264,6 +268,11 @@ def unembedding(tensors: foreign.Tensors) -> None:
     ("name", "change", "message"),
     [
         ("phi3, partly rotated", no_short_factors, "rope_factors_short.weight is missing, against"),
+        (
+            "phi3, partly rotated",
+            other_long_factors,
+            "rope_factors_long.weight divides the rotary frequencies",
+        ),
         ("phi3", gate_again, "blk.0.ffn_gate.weight is there twice"),
         ("gemma2", unembedding, "output.weight differs from token_embd.weight; the folder says they are one"),
     ],

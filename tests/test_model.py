@@ -15,7 +15,7 @@ from entropix import metrics, presets
 from entropix.checkpoint.loading import Model
 from entropix.config import ModelConfig, RopeScaling
 from entropix.metrics import Metrics
-from entropix.model import kv_cache, transformer
+from entropix.model import kv_cache, rope, transformer
 
 CFG = toy.config()
 WEIGHTS = toy.random_weights(CFG)
@@ -242,7 +242,7 @@ def test_commit_appends_at_each_rows_own_length() -> None:
 
 def test_rotary_frequencies_are_powers_of_theta() -> None:
     cfg = toy.config(head_dim=8, rope_theta=10_000.0)
-    np.testing.assert_allclose(transformer.rope_frequencies(cfg), [1.0, 0.1, 0.01, 0.001], rtol=1e-12)
+    np.testing.assert_allclose(rope.rope_frequencies(cfg), [1.0, 0.1, 0.01, 0.001], rtol=1e-12)
 
 
 def test_scaled_rotary_frequencies_by_hand() -> None:
@@ -252,14 +252,14 @@ def test_scaled_rotary_frequencies_by_hand() -> None:
     assert math.isclose(keep, 0.20991, rel_tol=1e-4)
     expected = [1.0, 0.1, 0.01 * (keep + (1 - keep) / 8), 0.001 / 8]
     np.testing.assert_allclose(
-        transformer.rope_frequencies(toy.config(rope_scaling=toy.SCALING)), expected, rtol=1e-12
+        rope.rope_frequencies(toy.config(rope_scaling=toy.SCALING)), expected, rtol=1e-12
     )
 
 
 @pytest.mark.parametrize("name", presets.preset_names("models"))
 def test_rotary_frequencies_of_every_model_follow_the_published_rule(name: str) -> None:
     cfg = presets.read_model(name)
-    np.testing.assert_allclose(transformer.rope_frequencies(cfg), reference.frequencies(cfg), rtol=1e-12)
+    np.testing.assert_allclose(rope.rope_frequencies(cfg), reference.frequencies(cfg), rtol=1e-12)
 
 
 def test_a_scaled_pair_exactly_on_a_boundary_is_on_both_sides() -> None:
@@ -269,7 +269,7 @@ def test_a_scaled_pair_exactly_on_a_boundary_is_on_both_sides() -> None:
             wavelength = 2 * math.pi * 10_000.0 ** (2 / 4)  # of the second pair of four components
             scaling = RopeScaling(factor, low, high, original_context_length=round(border * wavelength))
             cfg = toy.config(head_dim=4, rope_scaling=scaling)
-            np.testing.assert_allclose(transformer.rope_frequencies(cfg)[1], 0.01 * kept, rtol=5e-3)
+            np.testing.assert_allclose(rope.rope_frequencies(cfg)[1], 0.01 * kept, rtol=5e-3)
 
 
 def test_rotation_makes_scores_depend_on_distance_alone() -> None:
@@ -278,7 +278,7 @@ def test_rotation_makes_scores_depend_on_distance_alone() -> None:
 
     def score(query_at: int, key_at: int) -> float:
         rotated = [
-            transformer.rotate(x, *transformer.rope_table(jnp.asarray([[at]], jnp.int32), CFG))
+            rope.rotate(x, *rope.rope_table(jnp.asarray([[at]], jnp.int32), CFG))
             for x, at in ((q, query_at), (k, key_at))
         ]
         return float(jnp.sum(rotated[0] * rotated[1]))

@@ -199,8 +199,11 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
 }
-# A model whose first prompt is longer than the texts that it was trained on.
-LONG = {"phi3-long": ("Phi3", MODELS["phi3-partial"][1] | {"original_max_position_embeddings": 8})}
+# Models whose first prompt is longer than the texts that they were trained on.
+LONG = {
+    "phi3-long": ("Phi3", MODELS["phi3-partial"][1] | {"original_max_position_embeddings": 8}),
+    "llama-dynamic-long": ("Llama", MODELS["llama-dynamic"][1] | {"max_position_embeddings": 8}),
+}
 SIZES = {
     "hidden_size": 48,
     "intermediate_size": 96,
@@ -263,7 +266,10 @@ def write(folder: Path) -> None:
                     values.normal_(0, 1.5 * values.shape[-1] ** -0.5)
             model.save_pretrained(folder / name)
             seen = model(torch.tensor(prompts()[:1]), output_attentions=True)
-            drawn = [_greedy(model, prompt) for prompt in prompts()]
+            keeps = (
+                name == "llama-dynamic-long"
+            )  # keys of earlier tokens as they are, which makes a difference
+            drawn = [_greedy(model, prompt, keeps) for prompt in prompts()]
         np.savez(
             folder / name / "reference.npz",
             logits_TV=seen.logits[0].numpy(),
@@ -297,12 +303,16 @@ def write(folder: Path) -> None:
         (folder / f"bare-{kind}" / "means.json").write_text(json.dumps(means))
 
 
-def _greedy(model: Any, prompt: list[int]) -> list[int]:
+def _greedy(model: Any, prompt: list[int], keeps: bool) -> list[int]:
+    """keeps: read every token once, with a cache; else the whole text for each new one."""
     import torch
 
-    ids = list(prompt)
+    ids, past = list(prompt), None
     for _ in range(NEW):
-        ids.append(int(model(torch.tensor([ids])).logits[0, -1].argmax()))
+        new = ids[past.get_seq_length() :] if past else ids
+        seen = model(torch.tensor([new]), past_key_values=past, use_cache=keeps)
+        past = seen.past_key_values if keeps else None
+        ids.append(int(seen.logits[0, -1].argmax()))
     return ids[len(prompt) :]
 
 

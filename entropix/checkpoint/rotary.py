@@ -23,13 +23,16 @@ class LinearScaling(NamedTuple):
 class DynamicScaling(NamedTuple):
     """A base that grows with texts longer than those of pre-training, and is the plain one for all others."""
 
+    factor: float
     original_context_length: int
 
 
 class LongRope(NamedTuple):
-    """Frequencies divided one by one (Ding et al. 2024, arXiv:2402.13753), here for texts of the original length."""
+    """Frequencies divided one by one (Ding et al. 2024, arXiv:2402.13753), by other numbers in texts that are longer
+    than the original length."""
 
     divisors: tuple[float, ...]
+    long_divisors: tuple[float, ...]  # none where the object has none
     factor: float  # of rotated queries and keys
     original_context_length: int
 
@@ -40,13 +43,13 @@ Scaling = RopeScaling | YarnScaling | LinearScaling | DynamicScaling | LongRope 
 def longest(scaling: Scaling, length: int) -> int:
     """How long a text may be, where config.json says `length`.
 
-    A config.json that a scaling was added to often still has the length of pre-training. Of scalings that turn other
-    frequencies where a text is longer than those of pre-training, it is that length: a cache would hold keys of both.
+    A config.json that a scaling was added to often still has the length of pre-training. LongRoPE without the numbers
+    for longer texts is for texts of that length.
     """
     match scaling:
-        case YarnScaling() | LinearScaling():
+        case YarnScaling() | LinearScaling() | DynamicScaling():
             return max(length, int(scaling.factor * scaling.original_context_length))
-        case DynamicScaling() | LongRope():
+        case LongRope(long_divisors=()):
             return min(length, scaling.original_context_length)
     return length
 
@@ -60,8 +63,21 @@ def fields(scaling: Scaling) -> dict[str, Any]:
             return {"yarn": scaling}
         case LinearScaling():
             return {"rope_divisors": (scaling.factor,)}
+        case DynamicScaling():
+            return {
+                "rope_dynamic_factor": scaling.factor,
+                "rope_original_length": scaling.original_context_length,
+            }
         case LongRope():
-            return {"rope_divisors": scaling.divisors, "rope_factor": scaling.factor}
+            longer = {
+                "rope_long_divisors": scaling.long_divisors,
+                "rope_original_length": scaling.original_context_length,
+            }
+            return {
+                "rope_divisors": scaling.divisors,
+                "rope_factor": scaling.factor,
+                **(longer if scaling.long_divisors else {}),
+            }
     return {}
 
 
@@ -152,25 +168,27 @@ def _scaling(raw: Mapping[str, Any], key: str, path: Path) -> Scaling:
     if kind in ("longrope", "su"):
         return _longrope(raw, key, path)
     if kind == "dynamic":
-        positive(rope, "factor", path)
-        return DynamicScaling(_original(raw, key, path))
+        return DynamicScaling(*_stretched(raw, key, path))
     if kind == "linear":
-        factor, length = (
-            positive(rope, "factor", path),
-            whole(raw, "max_position_embeddings", path, MOST_POSITIONS),
-        )
-        if not 1 <= factor <= MOST_POSITIONS / length:
-            raise ValueError(
-                f"{path}: {key} has a factor of {factor} for a length of {length} tokens; together they may be at most "
-                f"{MOST_POSITIONS} tokens, and the factor at least 1"
-            )
-        return LinearScaling(factor, length)
+        return LinearScaling(*_stretched(raw, key, path))
     numbers = {name: positive(rope, name, path) for name in ("factor", "low_freq_factor", "high_freq_factor")}
     length = whole(rope, "original_max_position_embeddings", path, MOST_POSITIONS)
     try:
         return RopeScaling(**numbers, original_context_length=length)
     except ValueError as error:
         raise ValueError(f"{path}: {key}: {error}") from None
+
+
+def _stretched(raw: Mapping[str, Any], key: str, path: Path) -> tuple[float, int]:
+    """(factor, length of pre-training) of a scaling that stretches `max_position_embeddings`."""
+    factor = positive(raw[key], "factor", path)
+    length = whole(raw, "max_position_embeddings", path, MOST_POSITIONS)
+    if not 1 <= factor <= MOST_POSITIONS / length:
+        raise ValueError(
+            f"{path}: {key} has a factor of {factor} for a length of {length} tokens; together they may be at most "
+            f"{MOST_POSITIONS} tokens, and the factor at least 1"
+        )
+    return factor, length
 
 
 def _original(raw: Mapping[str, Any], key: str, path: Path) -> int:
@@ -184,22 +202,34 @@ def _original(raw: Mapping[str, Any], key: str, path: Path) -> int:
 
 
 def _longrope(raw: Mapping[str, Any], key: str, path: Path) -> LongRope:
-    """LongRoPE's numbers for short texts, with those that transformers takes where the object leaves one out."""
+    """LongRoPE's numbers, with those that transformers takes where the object leaves one out."""
     rope, original = raw[key], _original(raw, key, path)
-    divisors = rope.get("short_factor")
-    numbers = [{"": one} for one in divisors] if isinstance(divisors, list) else []
-    if not numbers:
-        raise values.wrong(
-            path, f"{key}.short_factor", "a list of numbers, one for each rotary pair", divisors
-        )
     length = whole(raw, "max_position_embeddings", path, MOST_POSITIONS)
     ratio = positive(rope, "factor", path, default=length / original)
     usual = math.sqrt(1 + math.log(ratio) / math.log(original)) if ratio > 1 and original > 1 else 1.0
+    has_longer = length > original and rope.get("long_factor") is not None
+    short = _divisors(rope, "short_factor", key, path)
+    longer = _divisors(rope, "long_factor", key, path) if has_longer else ()
+    if longer and len(longer) != len(short):
+        raise ValueError(
+            f"{path}: {key} has {len(short)} numbers as short_factor and {len(longer)} as long_factor; both need one "
+            "for each rotary pair"
+        )
+    is_one_kind = longer == short  # for texts of any length
     return LongRope(
-        divisors=tuple(positive(one, "", f"{path}: {key}.short_factor") for one in numbers),
+        divisors=short,
+        long_divisors=() if is_one_kind else longer,
         factor=positive(rope, "attention_factor", path, default=usual),
-        original_context_length=original,
+        original_context_length=length if is_one_kind else original,
     )
+
+
+def _divisors(rope: Mapping[str, Any], name: str, key: str, path: Path) -> tuple[float, ...]:
+    """What frequencies are divided by, one number for each rotary pair."""
+    numbers = rope.get(name)
+    if not isinstance(numbers, list) or not numbers:
+        raise values.wrong(path, f"{key}.{name}", "a list of numbers, one for each rotary pair", numbers)
+    return tuple(positive({"": one}, "", f"{path}: {key}.{name}") for one in numbers)
 
 
 def _yarn(raw: Mapping[str, Any], key: str, path: Path) -> YarnScaling:

@@ -67,6 +67,19 @@ class ModelConfig:
         "what rotary frequencies are divided by: one number, or one for each pair (linear, LongRoPE)",
         1e-6,
     )
+    rope_original_length: int = parameter(
+        0, "tokens of the longest text that keeps these frequencies; 0: all texts do", 0
+    )
+    rope_long_divisors: tuple[float, ...] = parameter(
+        (),
+        "what rotary frequencies are divided by in longer texts, one number for each pair (LongRoPE)",
+        1e-6,
+    )
+    rope_dynamic_factor: float = parameter(
+        0.0,
+        "how fast the base of the rotary frequencies grows with longer texts; 0: not (dynamic scaling)",
+        0.0,
+    )
     rope_factor: float = parameter(1.0, "factor of rotated queries and keys (LongRoPE)", 1e-6)
     rotary_dim: int = parameter(0, "components of a head that are rotated, the first; 0: all (Phi-4-mini)", 0)
     sliding_window: int = parameter(
@@ -136,8 +149,42 @@ class ModelConfig:
             raise ValueError("global_layers takes a sliding_window, and a layer that has it")
         if self.rope_local_theta and (not self.sliding_window or self.yarn or self.rope_factor != 1):
             raise ValueError("rope_local_theta takes a sliding_window, and no factor of attention beside it")
+        kinds = bool(self.rope_long_divisors) + bool(self.rope_dynamic_factor)
+        if kinds != bool(self.rope_original_length) or (kinds and self.rope_local_theta):
+            raise ValueError(
+                "rope_original_length takes rope_long_divisors or rope_dynamic_factor, either takes it, and none a "
+                "rope_local_theta beside it"
+            )
+        if self.rope_long_divisors and len(self.rope_long_divisors) != len(self.rope_divisors):
+            raise ValueError(
+                f"rope_long_divisors has {len(self.rope_long_divisors)} numbers, and rope_divisors "
+                f"{len(self.rope_divisors)}"
+            )
+        pairs = (self.rotary_dim or self.head_dim) // 2
+        if self.rope_dynamic_factor and (self.rope_divisors or self.rope_scaling or self.yarn or pairs < 2):
+            raise ValueError(
+                "rope_dynamic_factor takes two rotary pairs or more, and no other scaling beside it"
+            )
         if self.norm_around and self.norm_after:
             raise ValueError("norm_around and norm_after exclude each other")
+
+    def rope_length(self, n_tokens: int) -> int:
+        """The length that the rotary frequencies of a text of so many tokens are for: 0 for one that is not longer than
+        `rope_original_length`. Texts with the same have the same keys where their tokens are the same."""
+        if not self.rope_original_length or n_tokens <= self.rope_original_length:
+            return 0
+        return n_tokens if self.rope_dynamic_factor else self.rope_original_length + 1
+
+    def longest_text(self, n_tokens: int) -> int:
+        """How many tokens a text may come to that begins with a prompt of so many.
+
+        LongRoPE reads texts that are longer than `rope_original_length` with other frequencies than shorter ones. A
+        cache has the keys of one kind, so the answer to a shorter prompt ends there: with the last token that is drawn
+        from a text that is not longer.
+        """
+        if self.rope_long_divisors and n_tokens <= self.rope_original_length:
+            return min(self.rope_original_length + 1, self.context_length)
+        return self.context_length
 
     @property
     def switches(self) -> dict[str, Any]:

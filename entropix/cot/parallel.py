@@ -24,7 +24,7 @@ from typing import Any
 
 from entropix import generation
 from entropix.checkpoint.loading import Model
-from entropix.config import BATCH_ROWS
+from entropix.config import BATCH_ROWS, ModelConfig
 from entropix.cot import selection
 from entropix.cot.plan import EXPLORE, NONE, START, VOTE, Plan
 from entropix.cot.prompt_paths import CONFIDENCE_TOKENS, PromptPaths, given, path_seed
@@ -174,8 +174,7 @@ class ParallelPaths:
 
     def __init__(self, request: GenerationRequest, plan: Plan, most_rows: int = BATCH_ROWS) -> None:
         """most_rows: of the batch, at least 1. Raises a ValueError for what could not be decoded in the end."""
-        room = request.config.max_new_tokens, request.model.config.context_length
-        check_room(plan, request.prompt_ids, *room)
+        check_room(plan, request.prompt_ids, request.config.max_new_tokens, request.model.config)
         self._n_alternatives = request.config.alternatives
         n_alternatives = max(
             self._n_alternatives, CONFIDENCE_TOKENS, plan.paths + len(request.model.stop_ids)
@@ -207,7 +206,7 @@ class ParallelPaths:
         return found
 
 
-def check_room(plan: Plan, prompts: Sequence[Sequence[int]], max_new_tokens: int, context: int) -> None:
+def check_room(plan: Plan, prompts: Sequence[Sequence[int]], max_new_tokens: int, cfg: ModelConfig) -> None:
     """Raises a ValueError where there is no token left to draw after the one that a path is given."""
     if plan.fork != START:
         return
@@ -216,9 +215,9 @@ def check_room(plan: Plan, prompts: Sequence[Sequence[int]], max_new_tokens: int
             "max_new_tokens must be at least 2, as the first token of every path is given to it, got 1"
         )
     for number, prompt in enumerate(prompts, start=1):
-        if len(prompt) + 1 >= context:
+        if len(prompt) + 1 >= (longest := cfg.longest_text(len(prompt))):
             raise ValueError(
-                f"prompt {number} has {len(prompt)} tokens, but the model's context holds {context} and paths need two "
+                f"prompt {number} has {len(prompt)} tokens, but the model's context holds {longest} and paths need two "
                 "more; shorten the prompt"
             )
 

@@ -118,7 +118,7 @@ class PromptPaths:
     def _forks(self) -> list[Branch]:
         """Paths from the first uncertain positions of the first one."""
         first = self.paths[0].result
-        left = self.request.model.config.context_length - len(self.prompt)
+        left = self.request.model.config.longest_text(len(self.prompt)) - len(self.prompt)
         room = min(self.request.config.max_new_tokens, left) - 1
         found: list[Branch] = []
         for position, record in enumerate(first.records[:room]):

@@ -132,6 +132,8 @@ class ContinuousBatch:
         prompts = [one.row.ids for one in self._waiting]
         first, last = min(prompts), max(prompts)  # no others have less in common
         n = min(common_prefix(first, last), min(map(len, prompts)) - 1)
+        if self._request.model.config.rope_length(max(map(len, prompts))):
+            return  # some are read with other rotary frequencies than such a beginning
         if n >= (COPIED_TOKENS if first != last else 1):
             self._session.share(first[:n])
 

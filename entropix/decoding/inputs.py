@@ -21,7 +21,7 @@ _DTYPES: dict[type, Any] = {float: np.float32, int: np.int32, bool: np.bool_}
 def batch_inputs(request: GenerationRequest) -> BatchInputs:
     """What stays fixed while the batch is generated."""
     rows, cfg, model = request.rows, request.config, request.model
-    room = [model.config.context_length - len(row.ids) for row in rows]
+    room = [model.config.longest_text(n := len(row.ids)) - n for row in rows]
     wanted = [(row.most_tokens or cfg.max_new_tokens) - row.n_forced for row in rows]
     assert min(wanted) > 0, (wanted, cfg.max_new_tokens)
     reasons = [

@@ -102,17 +102,24 @@ def decode_chunk(
 
 @partial(jax.jit, static_argnames=("cfg", "from_empty"), donate_argnames=("cache",))
 def prefill(
-    weights: Weights, tokens_BT: Array, count_B: Array, cache: KVCache, cfg: ModelConfig, from_empty: bool
+    weights: Weights,
+    tokens_BT: Array,
+    count_B: Array,
+    cache: KVCache,
+    cfg: ModelConfig,
+    from_empty: bool,
+    rope_length_B: Array | None = None,
 ) -> KVCache:
     """The cache with the first `count_B` of these tokens appended to each row; the rest is padding nobody sees.
 
-    `from_empty` promises that the cache holds nothing yet, so that no query looks for keys in it.
+    `from_empty` promises that the cache holds nothing yet, so that no query looks for keys in it. rope_length_B: as of
+    `rope.rope_table`.
     """
     batch, width = tokens_BT.shape
     dtype = cache.k_LBKHS[0].dtype
     past = kv_cache.empty_cache(cfg, batch, 0, dtype) if from_empty else cache
     recent = kv_cache.empty_recent(cfg, batch, width, dtype)
-    recent = transformer.prefill(weights, tokens_BT, past, recent, cfg)
+    recent = transformer.prefill(weights, tokens_BT, past, recent, cfg, rope_length_B)
     return kv_cache.lay_out(kv_cache.commit(cache, recent, count_B))
 
 
@@ -125,22 +132,27 @@ def score_tokens(
     cache: KVCache,
     cfg: ModelConfig,
     own: tuple[Metric, ...] = (),
+    rope_length_B: Array | None = None,
 ) -> tuple[KVCache, Array, dict[str, Array]]:
     """(the cache with these tokens, logprob_BT of the tokens that follow, every metric_BT by name) of a piece of text.
 
     Among the metrics is `rank`, int32: 1 plus how many tokens are likelier than the one that follows.
     logprob_BT is in nats, of `next_BT` under the model; both it and the metrics are what decoding finds after each
     token. Only the first `count_B` positions of a row mean anything, the rest is padding that nobody sees. A row needs
-    `length + T <= capacity`.
+    `length + T <= capacity`. rope_length_B: as of `rope.rope_table`, of the whole texts.
     """
     batch, width = tokens_BT.shape
     recent = kv_cache.empty_recent(cfg, batch, width, cache.k_LBKHS[0].dtype)
     if own:  # which may ask for the scores of all layers
-        logits_BTV, recent, attention = transformer.forward(weights, tokens_BT, cache, recent, cfg)
+        logits_BTV, recent, attention = transformer.forward(
+            weights, tokens_BT, cache, recent, cfg, rope_length_B=rope_length_B
+        )
         seen = sample_step.measured_inputs(logits_BTV, attention, own)
         metrics_BT = {**seen.metrics._asdict(), **(seen.own or {})}
     else:
-        logits_BTV, recent, measured = transformer.measured_forward(weights, tokens_BT, cache, recent, cfg)
+        logits_BTV, recent, measured = transformer.measured_forward(
+            weights, tokens_BT, cache, recent, cfg, rope_length_B
+        )
         metrics_BT = Metrics(**metrics.token_metrics(logits_BTV), **measured)._asdict()
     logit_BT = jnp.take_along_axis(logits_BTV, next_BT[..., None], axis=-1)[..., 0]
     logprob_BT = logit_BT - log_normalizer(logits_BTV)
@@ -150,14 +162,21 @@ def score_tokens(
 
 @partial(jax.jit, static_argnames=("cfg", "own"))
 def forward(
-    weights: Weights, tokens_BT: Array, cfg: ModelConfig, own: tuple[Metric, ...] = ()
+    weights: Weights,
+    tokens_BT: Array,
+    cfg: ModelConfig,
+    own: tuple[Metric, ...] = (),
+    rope_length_B: Array | None = None,
 ) -> tuple[SamplerInputs, AttentionScores]:
-    """(logits and metrics of every position, raw scores) of whole texts; own: metrics of one's own."""
+    """(logits and metrics of every position, raw scores) of whole texts; own: metrics of one's own. rope_length_B: as
+    of `rope.rope_table`."""
     batch, width = tokens_BT.shape
     dtype = weights.embed_VD.dtype
     past = kv_cache.empty_cache(cfg, batch, 0, dtype)
     recent = kv_cache.empty_recent(cfg, batch, width, dtype)
-    logits_BTV, _, attention = transformer.forward(weights, tokens_BT, past, recent, cfg)
+    logits_BTV, _, attention = transformer.forward(
+        weights, tokens_BT, past, recent, cfg, rope_length_B=rope_length_B
+    )
     return kv_cache.lay_out((sample_step.measured_inputs(logits_BTV, attention, own), attention))
 
 

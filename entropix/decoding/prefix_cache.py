@@ -9,6 +9,7 @@ from entropix.checkpoint.loading import Model
 from entropix.decoding import loop
 from entropix.decoding.loop import RECENT_SLOTS
 from entropix.model.kv_cache import KVCache, RecentKV
+from entropix.model.rope import rope_lengths
 
 PREFILL_WIDTHS = (8, 64, 128, 512)  # tokens in one prefill call; each compiles once for each capacity
 MIN_CAPACITY = 256  # slots; `capacity_for` has the sizes to which they grow with the text
@@ -23,12 +24,16 @@ class PrefixCache:
     `prefill` brings it to given texts and computes only what is new in them; `append` adds what a decode loop has
     computed; `cut` keeps the beginnings of texts, `take` some of the rows. `beside` reads texts without touching the
     rows, and `put` makes them rows.
+
+    A text is what a row holds and one token more, which the next step reads. Where a model's rotary frequencies depend
+    on how long the text is (`ModelConfig.rope_length`), keys of a text of another length are of no use.
     """
 
     def __init__(self, model: Model, batch: int) -> None:
         self._model = model
         self._kv: KVCache | None = None
         self.tokens: list[list[int]] = [[] for _ in range(batch)]  # by row
+        self._rope_lengths = [0] * batch  # that its keys were computed for
 
     @property
     def kv(self) -> KVCache:
@@ -46,8 +51,10 @@ class PrefixCache:
             index = [different.index(tuple(row)) for row in rows]
             self._kv = loop.gather_rows(once.kv, jnp.asarray(index, jnp.int32))
             self.tokens = [[*row] for row in rows]
+            self._rope_lengths = [once._rope_lengths[i] for i in index]
             return
-        self._rewind([common_prefix(*pair) for pair in zip(self.tokens, rows, strict=True)])
+        self._rewind([self._common(*pair) for pair in enumerate(rows)])
+        self._rope_lengths = [*map(self._rope_length, rows)]
         common = [len(held) for held in self.tokens]
         widths = _prefill_widths(max(len(row) - n for row, n in zip(rows, common, strict=True)))
         if widths or self._kv is None:
@@ -67,6 +74,7 @@ class PrefixCache:
                 kv,
                 self._model.config,
                 from_empty=not any(held),
+                rope_length_B=rope_lengths([len(row) + 1 for row in rows], self._model.config),
             )
             self.tokens = [before + tokens for before, tokens in zip(held, new, strict=True)]
 
@@ -97,10 +105,11 @@ class PrefixCache:
         else:
             self._kv = loop.gather_rows(kv, jnp.asarray([row or 0 for row in rows], jnp.int32))
         self.tokens = [[] if row is None else [*held[row]] for row in rows]
+        self._rope_lengths = [self._rope_lengths[row or 0] for row in rows]
 
     def donor(self, text: Sequence[int]) -> tuple[int, int]:
         """(row, n): the row that has most of this text's beginning, n tokens of it."""
-        common = [common_prefix(held, text) for held in self.tokens]
+        common = [self._common(row, text) for row in range(len(self.tokens))]
         row = int(np.argmax(common))
         return row, common[row]
 
@@ -112,11 +121,13 @@ class PrefixCache:
             rows = [row for row, _ in donors]
             other._kv = loop.gather_rows(self.kv, jnp.asarray(rows, jnp.int32))
             other.tokens = [[*self.tokens[row]] for row in rows]
+            other._rope_lengths = [self._rope_lengths[row] for row in rows]
         elif self.kv.prefix:
             other._kv = loop.empty_on_prefix(self.kv, len(texts))
             shared = self._shared()
             row = int(np.argmax(shared))
             other.tokens = [self.tokens[row][: shared[row]] for _ in texts]
+            other._rope_lengths = [self._rope_lengths[row] for _ in texts]
         other.prefill(texts)
         return other
 
@@ -126,14 +137,23 @@ class PrefixCache:
         kv, held = self._release()
         self._kv = loop.put_rows(kv, other.kv, jnp.asarray(rows, jnp.int32))
         self.tokens = held
-        for row, tokens in zip(rows, other.tokens, strict=True):
-            self.tokens[row] = tokens
+        for row, tokens, length in zip(rows, other.tokens, other._rope_lengths, strict=True):
+            self.tokens[row], self._rope_lengths[row] = tokens, length
 
     def shorten(self) -> None:
         """Gives up the slots that a long text has left behind."""
         capacity = capacity_for(max(self._own()) + 2 * RECENT_SLOTS)
         if capacity < self.kv.capacity:
             self._kv = loop.narrow(self.kv, capacity)
+
+    def _common(self, row: int, text: Sequence[int]) -> int:
+        """How many tokens of this text a row holds."""
+        is_alike = self._rope_lengths[row] == self._rope_length(text)
+        return common_prefix(self.tokens[row], text) if is_alike else 0
+
+    def _rope_length(self, held: Sequence[int]) -> int:
+        """Of a row that holds this."""
+        return self._model.config.rope_length(len(held) + 1)
 
     def _rewind(self, length_B: Sequence[int]) -> None:
         """Keeps the first tokens of each row, or nothing at all if a text that went wrong has left NaN among them."""

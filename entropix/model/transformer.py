@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 
 from entropix.config import ModelConfig
@@ -24,8 +23,9 @@ from entropix.metrics import AttentionScores
 from entropix.model import attention
 from entropix.model.attention_mask import AttentionMask, causal_mask, within_window
 from entropix.model.kv_cache import KVCache, LayerKV, RecentKV, write_slots
+from entropix.model.rope import rope_table, rotate
 from entropix.model.weights import Int8Matrix, LayerWeights, Matrix, Weights
-from entropix.numerics import softcap
+from entropix.numerics import scaled, softcap
 from entropix.sharding import DATA, MODEL, constrain
 
 SCORED, MEASURED, UNSEEN = "scored", "measured", "unseen"  # what is wanted of the attention
@@ -50,17 +50,18 @@ def forward(
     recent: RecentKV,
     cfg: ModelConfig,
     mask: AttentionMask | None = None,
+    rope_length_B: Array | None = None,
 ) -> tuple[Array, RecentKV, AttentionScores]:
     """(logits_BTV float32, the recent keys and values with those of T more tokens, the scores of every layer).
 
     By default the tokens follow each other (`causal_mask`). One function serves decoding (T = 1), the check of a draft,
     the scoring of a text and, with `tree_mask`, branches that are rolled forward side by side. Under `jit`, an output
-    that the caller drops is never computed.
+    that the caller drops is never computed. rope_length_B: as of `rope.rope_table`.
     """
     if mask is None:
         mask = causal_mask(cache, recent, tokens_BT.shape[1])
     masks = layer_masks(mask, cfg)
-    x_BTD, recent, scores = run_layers(weights, tokens_BT, cache, recent, cfg, masks, SCORED)
+    x_BTD, recent, scores = run_layers(weights, tokens_BT, cache, recent, cfg, masks, SCORED, rope_length_B)
     with jax.named_scope("unembed"):
         logits_BTV = unembed(weights, rms_norm(x_BTD, weights.norm_D, cfg), cfg)
     several = jnp.stack([of_layer.visible_BTS for of_layer in masks]) if cfg.global_layers else None
@@ -75,23 +76,33 @@ def forward(
 
 
 def measured_forward(
-    weights: Weights, tokens_BT: Array, cache: KVCache, recent: RecentKV, cfg: ModelConfig
+    weights: Weights,
+    tokens_BT: Array,
+    cache: KVCache,
+    recent: RecentKV,
+    cfg: ModelConfig,
+    rope_length_B: Array | None = None,
 ) -> tuple[Array, RecentKV, dict[str, Array]]:
     """As `forward` for a long text, with `metrics.attention_metrics` instead of the scores that they are made of, of
     which there are never more than those of one layer and a block of queries."""
     masks = layer_masks(causal_mask(cache, recent, tokens_BT.shape[1]), cfg)
-    x_BTD, recent, layers = run_layers(weights, tokens_BT, cache, recent, cfg, masks, MEASURED)
+    x_BTD, recent, layers = run_layers(weights, tokens_BT, cache, recent, cfg, masks, MEASURED, rope_length_B)
     with jax.named_scope("unembed"):
         logits_BTV = unembed(weights, rms_norm(x_BTD, weights.norm_D, cfg), cfg)
     return logits_BTV, recent, jax.tree.map(lambda *leaves: sum(leaves) / cfg.n_layers, *layers)
 
 
 def prefill(
-    weights: Weights, tokens_BT: Array, cache: KVCache, recent: RecentKV, cfg: ModelConfig
+    weights: Weights,
+    tokens_BT: Array,
+    cache: KVCache,
+    recent: RecentKV,
+    cfg: ModelConfig,
+    rope_length_B: Array | None = None,
 ) -> RecentKV:
     """The keys and values of `forward`, of tokens of whose logits and scores nothing is wanted."""
     masks = layer_masks(causal_mask(cache, recent, tokens_BT.shape[1]), cfg)
-    return run_layers(weights, tokens_BT, cache, recent, cfg, masks, UNSEEN)[1]
+    return run_layers(weights, tokens_BT, cache, recent, cfg, masks, UNSEEN, rope_length_B)[1]
 
 
 def layer_masks(mask: AttentionMask, cfg: ModelConfig) -> Sequence[AttentionMask]:
@@ -110,6 +121,7 @@ def run_layers(
     cfg: ModelConfig,
     masks: Sequence[AttentionMask],
     wanted: str,
+    rope_length_B: Array | None,
 ) -> tuple[Array, RecentKV, list[Any]]:
     """(x_BTD after the last layer, the recent keys and values, what is wanted of the attention of every layer).
 
@@ -119,7 +131,7 @@ def run_layers(
     mask = masks[0]
     local = rope_table(mask.query_BT, cfg, local=True) if cfg.rope_local_theta else None
     places = Places(
-        rotation=rope_table(mask.query_BT, cfg),
+        rotation=rope_table(mask.query_BT, cfg, rope_length_B=rope_length_B),
         slot_B=mask.slot_B,
         visible_BTS=mask.visible_BTS,
         position_BS=mask.position_BS if wanted == MEASURED else None,
@@ -200,11 +212,6 @@ def residual_sum(x_BTD: Array, update_BTD: Array, norm_D: Array | None, cfg: Mod
     if norm_D is not None:
         update_BTD = rms_norm(update_BTD, norm_D, cfg)
     return constrain(x_BTD + scaled(update_BTD, cfg.residual_multiplier), DATA)
-
-
-def scaled(x: Array, factor: float) -> Array:
-    """x times a factor of the config; where that is 1, x itself."""
-    return x if factor == 1 else x * factor
 
 
 def isolate_nonfinite(x_BTD: Array, v_BKRH: Array, visible_BTS: Array) -> tuple[Array, Array]:
@@ -307,69 +314,3 @@ def int8_product(x_BTI: Array, weight: Int8Matrix) -> Array:
     value_OI = weight.value.reshape(-1, x_BTI.shape[-1]).astype(x_BTI.dtype)
     sum_BTO = jnp.einsum("BTI,OI->BTO", x_BTI, value_OI, preferred_element_type=jnp.float32)
     return sum_BTO * weight.scale.reshape(1, 1, -1)
-
-
-def rope_frequencies(cfg: ModelConfig, local: bool = False) -> np.ndarray:
-    """Angle per position of each rotary pair, [H/2] float64: theta^(-2i/H), stretched if told to: all alike (linear
-    scaling, Chen et al. 2023), each as it is told (LongRoPE, Ding et al. 2024), or as Llama 3 or YaRN do. Where only a
-    part of a head is rotated, H is its width. local: those of layers with a window, where they have a theta of their
-    own, and no scaling.
-
-    Llama 3 divides frequencies of wavelengths longer than original/low_freq_factor by `factor`, leaves those shorter
-    than original/high_freq_factor, and interpolates between (Llama 3.1 release).
-    """
-    width = cfg.rotary_dim or cfg.head_dim
-    if local:
-        return cfg.rope_local_theta ** (-np.arange(0, width, 2) / width)
-    frequency = cfg.rope_theta ** (-np.arange(0, width, 2) / width)
-    if cfg.rope_divisors:
-        return frequency / np.array(cfg.rope_divisors)
-    if cfg.yarn is not None:
-        return frequency * yarn_divisions(cfg)
-    if (scaling := cfg.rope_scaling) is None:
-        return frequency
-    turns = scaling.original_context_length * frequency / (2 * math.pi)
-    keep = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
-    keep = np.clip(keep, 0.0, 1.0)
-    return frequency * (keep + (1 - keep) / scaling.factor)
-
-
-def yarn_divisions(cfg: ModelConfig) -> np.ndarray:
-    """What YaRN multiplies each pair's frequency with, [H/2]: 1 for fast pairs, 1/factor for slow ones, and between the
-    two, in even steps, what lies between (Peng et al. 2023)."""
-    yarn = cfg.yarn
-    assert yarn is not None
-    # The pair, not a whole number, that turns so often within the original context.
-    fast, slow = (
-        cfg.head_dim
-        * math.log(yarn.original_context_length / (turns * 2 * math.pi))
-        / (2 * math.log(cfg.rope_theta))
-        for turns in (yarn.beta_fast, yarn.beta_slow)
-    )
-    if yarn.truncate:
-        fast, slow = math.floor(fast), math.ceil(slow)
-    fast, slow = max(fast, 0), min(slow, cfg.head_dim - 1)
-    width = slow - fast or 0.001
-    divided = np.clip((np.arange(cfg.head_dim // 2) - fast) / width, 0.0, 1.0)
-    return 1 - divided + divided / yarn.factor
-
-
-def rope_table(position_BT: Array, cfg: ModelConfig, local: bool = False) -> tuple[Array, Array]:
-    """cos and sin of every angle, each [B, T, H/2] float32; times the factor of attention of YaRN or LongRoPE. local:
-    as of `rope_frequencies`."""
-    frequency_11H = rope_frequencies(cfg, local).astype(np.float32)[None, None]
-    angle = position_BT[..., None].astype(jnp.float32) * frequency_11H
-    factor = cfg.rope_factor if cfg.yarn is None else cfg.yarn.attention_factor
-    return scaled(jnp.cos(angle), factor), scaled(jnp.sin(angle), factor)
-
-
-def rotate(x: Array, cos: Array, sin: Array) -> Array:
-    """Rotary embedding (Su 2021) of `[..., H]`, with cos and sin of the angles as `[..., H/2]`.
-
-    Component i is rotated with i + H/2, in float32; the result has x's dtype. Components beyond twice as many as there
-    are angles stay as they are.
-    """
-    if (width := 2 * cos.shape[-1]) < x.shape[-1]:
-        return jnp.concatenate([rotate(x[..., :width], cos, sin), x[..., width:]], axis=-1)
-    a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)

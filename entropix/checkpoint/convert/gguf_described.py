@@ -34,9 +34,9 @@ from entropix.checkpoint.vocabulary.files import read_vocabulary
 from entropix.checkpoint.vocabulary.sentence_pieces import token_text
 from entropix.config import ModelConfig
 from entropix.files import read_json
-from entropix.model.transformer import rope_frequencies
+from entropix.model.rope import rope_frequencies, unscaled_frequencies
 
-# Tensors of LongRoPE's factors. The long ones are for longer texts than those of pre-training, and not computed here.
+# Tensors of LongRoPE's factors: for texts of pre-training's length, and for longer ones.
 _SHORT, _LONG = "rope_factors_short.weight", "rope_factors_long.weight"
 # Keys that only files of some architectures have; each is compared, or says what tensors and the folder say too.
 _MORE = (
@@ -145,18 +145,21 @@ def _check_rotary(path: Path, tensors: Mapping[str, GgufTensor], cfg: ModelConfi
 
     Llama 3's may be missing: converters of before July 2024 left it out.
     """
-    scaled = rope_frequencies(cfg)
-    unscaled = rope_frequencies(dataclasses.replace(cfg, rope_divisors=(), rope_scaling=None, yarn=None))
-    each = len(cfg.rope_divisors) > 1
-    for name in (_SHORT, ROPE_FREQUENCIES):
-        expected = unscaled / scaled if each or name == ROPE_FREQUENCIES else np.ones_like(scaled)
+    divided = unscaled_frequencies(cfg, cfg.rope_theta) / rope_frequencies(cfg)
+    is_longrope = len(cfg.rope_divisors) > 1
+    expected = {
+        _SHORT: divided if is_longrope else np.ones_like(divided),
+        ROPE_FREQUENCIES: divided,
+        **({_LONG: np.array(cfg.rope_long_divisors)} if cfg.rope_long_divisors else {}),
+    }
+    for name, there in expected.items():
         tensor = tensors.get(name)
-        if tensor is None and not (each and name == _SHORT):
+        if tensor is None and not (is_longrope and name != ROPE_FREQUENCIES):
             continue
         if (
             tensor is None
-            or tensor.shape != scaled.shape
-            or not np.allclose(tensor.values(path), expected, rtol=1e-4)
+            or tensor.shape != there.shape
+            or not np.allclose(tensor.values(path), there, rtol=1e-4)
         ):
             what = "is missing" if tensor is None else "divides the rotary frequencies otherwise"
             raise ValueError(f"{path}: {name} {what}, against {config}; {_ANOTHER}")

@@ -91,7 +91,7 @@ class Figures:
 
     @property
     def gain(self) -> list[float]:
-        """What is sought without loss of right answers, an entry an item: of sets coverage, of open items `finished`."""
+        """What is sought without loss of right answers, an entry an item: coverage of sets, `finished` of open ones."""
         return [*self.coverage, *self.finished]
 
     @property

@@ -113,7 +113,8 @@ def candidates(
     room."""
     plan, found = protocol.forks, []
     for number, (result, (task, _)) in enumerate(zip(results, asked, strict=True)):
-        room = min(task.max_new_tokens, model.config.context_length - len(result.prompt_ids)) - 1
+        n_read = len(result.prompt_ids)
+        room = min(task.max_new_tokens, model.config.longest_text(n_read) - n_read) - 1
         for position, record in enumerate(result.records[:room]):
             going_on = [each for each in record["alternatives"] if each["id"] not in model.stop_ids][
                 : plan.tokens

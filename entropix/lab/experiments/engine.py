@@ -120,8 +120,7 @@ def check(grid: Grid, model: Model) -> None:
         _request(model, grid, [Answer(number, cell)])
     for variant in grid.variants:
         if variant.plan is not None:
-            room = grid.options.max_new_tokens, model.config.context_length
-            parallel.check_room(variant.plan, grid.prompts, *room)
+            parallel.check_room(variant.plan, grid.prompts, grid.options.max_new_tokens, model.config)
     if grid.max_rows % grid.groups:
         raise ValueError(
             f"a batch of {grid.max_rows} rows cannot be shared evenly by data={grid.groups}; choose a multiple of "
