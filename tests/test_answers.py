@@ -266,12 +266,13 @@ def test_a_text_is_finished_that_the_model_ended_without_a_loop() -> None:
     ids, looping = [1, 2, 3, 4, 5, 6, 7, 8], [1, 2, 3, 4, 1, 2, 3, 4, 1, 2, 3]  # 4 of 8 4-grams are new
     stop, length = FinishReason.STOP_TOKEN, FinishReason.LENGTH
     ends = [(ids, stop), (ids, length), (looping, stop), (looping[:-1], stop), ([1], stop), ([], length)]
+    ends += [([1, 2, 3, 4], stop)]
     given = [Answer("", end, token_ids=[*some, 0] if end == stop else some) for some, end in ends]
-    assert [one.is_finished for one in given] == [True, False, False, True, True, False]
+    assert [one.is_finished for one in given] == [True, False, False, True, False, False, True]
     beside = Asked(Near(), Near().items(0, 1)[0])
     right = Answer("0.6", stop, token_ids=[1, 0])
     found = figures([Asked(resolve("open"), item), beside], [given, [right]])
-    assert found.measures == {"right": 1.0, "finished": 0.5} and found.gain == [0.5]
+    assert found.measures == {"right": 1.0, "finished": 3 / 7} and found.gain == [3 / 7]
 
 
 def test_candidates_side_by_side_are_those_alone(toy_model: Model) -> None:

@@ -1,5 +1,6 @@
 """Rotary frequencies that depend on how long a text is: what rows hold is what they would by themselves."""
 
+import dataclasses
 from typing import Any
 
 import jax.numpy as jnp
@@ -9,6 +10,7 @@ import toy
 
 import entropix
 from entropix.checkpoint.loading import Model
+from entropix.cot import parallel
 from entropix.decoding.prefix_cache import PrefixCache
 from entropix.decoding.session import Session
 from entropix.generation import collect, prepare, run
@@ -48,6 +50,17 @@ def test_angles_are_those_of_the_closed_form(model: Model) -> None:
         np.testing.assert_allclose(cos_BTH[row], expected, atol=2e-5)
 
 
+def test_headers_of_other_models_are_what_they_were_before_there_was_this(model: Model) -> None:
+    """So what was begun earlier goes on."""
+    plain = toy.config()
+    assert dataclasses.asdict(plain).items() - plain.as_json().items() == {
+        ("rope_original_length", 0),
+        ("rope_long_divisors", ()),
+        ("rope_dynamic_factor", 0.0),
+    }
+    assert model.config.as_json()["rope_original_length"] == ORIGINAL
+
+
 def held(cache: PrefixCache, row: int) -> list[np.ndarray]:
     """Keys and values of a row's tokens, the shared ones among them."""
     kv, n = cache.kv, len(cache.tokens[row])
@@ -83,12 +96,32 @@ def test_keys_are_those_of_the_text_whatever_was_held_before(model: Model) -> No
     cache.put([2, 0], cache.beside([TEXT[:68], TEXT[:110]]))
     cache.take([1, 0, 2, 2])
     assert_is_read_alone(cache, model)
-    shared = PrefixCache(model, 1)
-    shared.prefill([TEXT[:66]])
-    shared.take([0, 0])
-    assert_is_read_alone(shared.beside([TEXT[:68], TEXT[:90]]), model)
-    shared.prefill([TEXT[:68], TEXT[:90]])
-    assert_is_read_alone(shared, model)
+
+
+def test_what_was_shared_is_of_no_use_to_texts_of_another_length(model: Model) -> None:
+    """Some of those that come later, or all of them."""
+    for texts in ([TEXT[:68], TEXT[:90]], [TEXT[:90], TEXT[:100]]):
+        shared = PrefixCache(model, 1)
+        shared.prefill([TEXT[:66]])
+        shared.take([0, 0])
+        beside = shared.beside(texts)
+        assert_is_read_alone(beside, model)
+        shared.put([1, 0], beside)
+        assert shared.tokens == texts[::-1]
+        assert_is_read_alone(shared, model)
+        shared.prefill([TEXT[:67], TEXT[:95]])
+        assert_is_read_alone(shared, model)
+
+
+def test_paths_may_grow_beyond_the_length(model: Model) -> None:
+    """Of a prompt that is not longer, which is read once for all of them: what is longer is read anew."""
+    text = TEXT[: ORIGINAL - 1]
+    ends = model.config.longest_text(len(text)) - len(text)
+    options: dict[str, Any] = {"sampler": "greedy", "max_new_tokens": 9, "raw": True, "extract": "text"}
+    for at in ("start", "explore"):
+        result = parallel.decode(model, text, paths=3, at=at, entropy=0.0, **options)
+        n_paths = 2 if at == "explore" and ends < 3 else 3  # a fork takes a token, and needs one more
+        assert [len(path.result.token_ids) for path in result.paths] == [min(9, ends)] * n_paths
 
 
 def test_answers_are_those_of_each_prompt_alone(model: Model) -> None:

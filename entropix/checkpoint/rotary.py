@@ -180,13 +180,14 @@ def _scaling(raw: Mapping[str, Any], key: str, path: Path) -> Scaling:
 
 
 def _stretched(raw: Mapping[str, Any], key: str, path: Path) -> tuple[float, int]:
-    """(factor, length of pre-training) of a scaling that stretches `max_position_embeddings`."""
+    """(factor, length of pre-training) of a scaling that stretches `max_position_embeddings`, which is that length: to
+    transformers here, unlike elsewhere (`_original`), whatever else is named."""
     factor = positive(raw[key], "factor", path)
     length = whole(raw, "max_position_embeddings", path, MOST_POSITIONS)
     if not 1 <= factor <= MOST_POSITIONS / length:
         raise ValueError(
-            f"{path}: {key} has a factor of {factor} for a length of {length} tokens; together they may be at most "
-            f"{MOST_POSITIONS} tokens, and the factor at least 1"
+            f"{path}: {key} has a factor of {factor} for a length of {length} tokens; it must be at least 1, and the "
+            f"product at most {MOST_POSITIONS} tokens"
         )
     return factor, length
 
@@ -227,9 +228,10 @@ def _longrope(raw: Mapping[str, Any], key: str, path: Path) -> LongRope:
 def _divisors(rope: Mapping[str, Any], name: str, key: str, path: Path) -> tuple[float, ...]:
     """What frequencies are divided by, one number for each rotary pair."""
     numbers = rope.get(name)
-    if not isinstance(numbers, list) or not numbers:
+    if not isinstance(numbers, list) or len(numbers) < 2:
         raise values.wrong(path, f"{key}.{name}", "a list of numbers, one for each rotary pair", numbers)
-    return tuple(positive({"": one}, "", f"{path}: {key}.{name}") for one in numbers)
+    each = {f"{key}.{name}[{i}]": one for i, one in enumerate(numbers)}
+    return tuple(positive(each, place, path) for place in each)
 
 
 def _yarn(raw: Mapping[str, Any], key: str, path: Path) -> YarnScaling:

@@ -39,6 +39,9 @@ class YarnScaling:
         check(self)
 
 
+_LATER = ("rope_original_length", "rope_long_divisors", "rope_dynamic_factor")  # see `ModelConfig.as_json`
+
+
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
     """The numbers that fix an architecture. Hashable, so that it can be a static argument of `jit`.
@@ -150,20 +153,22 @@ class ModelConfig:
         if self.rope_local_theta and (not self.sliding_window or self.yarn or self.rope_factor != 1):
             raise ValueError("rope_local_theta takes a sliding_window, and no factor of attention beside it")
         kinds = bool(self.rope_long_divisors) + bool(self.rope_dynamic_factor)
-        if kinds != bool(self.rope_original_length) or (kinds and self.rope_local_theta):
+        if kinds != bool(self.rope_original_length):
             raise ValueError(
-                "rope_original_length takes rope_long_divisors or rope_dynamic_factor, either takes it, and none a "
-                "rope_local_theta beside it"
+                "rope_original_length takes either rope_long_divisors or rope_dynamic_factor, and these take it"
             )
+        if kinds and self.rope_local_theta:
+            raise ValueError("rope_original_length takes no rope_local_theta beside it")
         if self.rope_long_divisors and len(self.rope_long_divisors) != len(self.rope_divisors):
             raise ValueError(
                 f"rope_long_divisors has {len(self.rope_long_divisors)} numbers, and rope_divisors "
                 f"{len(self.rope_divisors)}"
             )
-        pairs = (self.rotary_dim or self.head_dim) // 2
-        if self.rope_dynamic_factor and (self.rope_divisors or self.rope_scaling or self.yarn or pairs < 2):
+        if self.rope_dynamic_factor and (self.rope_divisors or self.rope_scaling or self.yarn):
+            raise ValueError("rope_dynamic_factor takes no other scaling beside it")
+        if self.rope_dynamic_factor and (pairs := (self.rotary_dim or self.head_dim) // 2) < 2:
             raise ValueError(
-                "rope_dynamic_factor takes two rotary pairs or more, and no other scaling beside it"
+                f"dynamic scaling of the rotary base takes 2 rotary pairs of a head or more, got {pairs}"
             )
         if self.norm_around and self.norm_after:
             raise ValueError("norm_around and norm_after exclude each other")
@@ -185,6 +190,12 @@ class ModelConfig:
         if self.rope_long_divisors and n_tokens <= self.rope_original_length:
             return min(self.rope_original_length + 1, self.context_length)
         return self.context_length
+
+    def as_json(self) -> dict[str, Any]:
+        """As headers of results have it: without switches that came later than the first of these, where they are off.
+        So what was begun earlier can go on."""
+        values = dataclasses.asdict(self)
+        return {name: value for name, value in values.items() if name not in _LATER or value}
 
     @property
     def switches(self) -> dict[str, Any]:

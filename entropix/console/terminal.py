@@ -159,6 +159,12 @@ def load(
         _offer_default()
     with status("loading the weights"):
         model = loading.load(loading.DEFAULT_MODEL if weights is None else weights, dtype, shape, adapter)
+    if model.config.rope_long_divisors:
+        original = model.config.rope_original_length
+        note(
+            f"an answer ends where its text would be longer than {original} tokens, unless the prompt is so already "
+            "(LongRoPE, docs/models.md)"
+        )
     return model.with_template_args(template_args)
 
 

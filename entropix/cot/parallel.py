@@ -217,7 +217,7 @@ def check_room(plan: Plan, prompts: Sequence[Sequence[int]], max_new_tokens: int
     for number, prompt in enumerate(prompts, start=1):
         if len(prompt) + 1 >= (longest := cfg.longest_text(len(prompt))):
             raise ValueError(
-                f"prompt {number} has {len(prompt)} tokens, but the model's context holds {longest} and paths need two "
+                f"prompt {number} has {len(prompt)} tokens, but its text may come to {longest} and paths need two "
                 "more; shorten the prompt"
             )
 

@@ -138,8 +138,9 @@ def score_tokens(
 
     Among the metrics is `rank`, int32: 1 plus how many tokens are likelier than the one that follows.
     logprob_BT is in nats, of `next_BT` under the model; both it and the metrics are what decoding finds after each
-    token. Only the first `count_B` positions of a row mean anything, the rest is padding that nobody sees. A row needs
-    `length + T <= capacity`. rope_length_B: as of `rope.rope_table`, of the whole texts.
+    token of a text that is not longer than `rope_original_length`. Only the first `count_B` positions of a row mean
+    anything, the rest is padding that nobody sees. A row needs `length + T <= capacity`. rope_length_B: as of
+    `rope.rope_table`, of the whole texts.
     """
     batch, width = tokens_BT.shape
     recent = kv_cache.empty_recent(cfg, batch, width, cache.k_LBKHS[0].dtype)

@@ -97,7 +97,7 @@ class PrefixCache:
         """The rows become copies of these, and rows that hold nothing for None. Copies of a single row, which shares
         nothing yet, hold together what it holds."""
         if self._kv is None:
-            self.tokens = [[] for _ in rows]
+            self.tokens, self._rope_lengths = [[] for _ in rows], [0] * len(rows)
             return
         kv, held = self._release()
         if len(rows) > 1 and len(set(rows)) == 1 and not kv.prefix:

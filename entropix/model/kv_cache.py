@@ -193,13 +193,16 @@ def gather_rows(tree: Any, row_B: Array) -> Any:
 
 def put_rows(tree: Any, new: Any, row_K: Array) -> Any:
     """The same arrays, whose first axis is the row, with those of `new` as these rows; one may come several times with
-    the same in it. A cache of fewer slots fills the first ones. What rows share stays as it is."""
+    the same in it. A cache of fewer slots fills the first ones. What rows share stays as it is, and new rows that begin
+    otherwise have nothing of it."""
 
     def put(node: Any, new: Any) -> Any:
         if isinstance(node, SharedPrefix):
             return node._replace(length_B=node.length_B.at[row_K].set(new.length_B))
         if isinstance(node, KVCache):
             new = grow(new, node.capacity)
+            if node.prefix and not new.prefix:
+                new = new._replace(prefix=node.prefix._replace(length_B=jnp.zeros_like(new.length_B)))
             return KVCache(*(put_rows(*pair, row_K) for pair in zip(node, new, strict=True)))
         return node.at[row_K].set(new)
 

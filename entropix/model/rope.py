@@ -77,7 +77,7 @@ def rope_table(
     frequency: Any = rope_frequencies(cfg, local).astype(np.float32)[None, None]
     if cfg.rope_original_length:
         length_BT = position_BT + 1 if rope_length_B is None else rope_length_B[:, None]
-        frequency = of_length(frequency, length_BT[..., None], cfg)
+        frequency = frequencies_at(frequency, length_BT[..., None], cfg)
     angle = position_BT[..., None].astype(jnp.float32) * frequency
     factor = cfg.rope_factor if cfg.yarn is None else cfg.yarn.attention_factor
     return scaled(jnp.cos(angle), factor), scaled(jnp.sin(angle), factor)
@@ -90,7 +90,7 @@ def rope_lengths(n_tokens: Sequence[int], cfg: ModelConfig) -> Array | None:
     return jnp.asarray([cfg.rope_length(n) for n in n_tokens], jnp.int32)
 
 
-def of_length(frequency_11H: np.ndarray, length_BT1: Array, cfg: ModelConfig) -> Array:
+def frequencies_at(frequency_11H: np.ndarray, length_BT1: Array, cfg: ModelConfig) -> Array:
     """[B, T, H/2] float32: what these frequencies, those of short texts, are in texts of so many tokens.
 
     LongRoPE divides by other numbers (Ding et al. 2024). Dynamic scaling takes the base theta·g^(H/(H-2)) with g = 1 +

@@ -117,7 +117,7 @@ def circumstances(model: Model) -> dict[str, Any]:
         "matmul_precision": backend.matmul_precision(),
         "model": {
             "name": model.name,
-            "config": dataclasses.asdict(read_config(model.folder)),
+            "config": read_config(model.folder).as_json(),
             "dtype": model.precision,
             "fingerprint": fingerprint(model.folder),
             **adapter_of(model),

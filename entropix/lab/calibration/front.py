@@ -13,7 +13,7 @@ from entropix.report import looks
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-_GAINS = {"coverage": "coverage (share of what seeds can find)", "finished": "finished texts (share)"}
+_GAINS = {"coverage": "coverage", "finished": "finished texts"}  # as `Figures.gain` has them
 
 
 def about(outcome: Outcome) -> str:
@@ -29,6 +29,7 @@ def told(outcome: Outcome) -> Told:
     """Figures of both splits, and the table of the arms. Where tasks have neither sets nor open texts, points lie on a
     line."""
     rules = list(outcome.trials)
+    against = f" against {sought}" if (sought := _sought(outcome)) else ""
     key = looks.marks([arm.label for arm in outcome.arms])
     sections = [
         plots.Section(
@@ -41,7 +42,7 @@ def told(outcome: Outcome) -> Told:
                 plots.Plot(
                     "front",
                     "",
-                    f"right answers against {_sought(outcome)} of every candidate",
+                    f"right answers{against} of every candidate",
                     26,
                     _front(outcome),
                 )
@@ -55,7 +56,7 @@ def told(outcome: Outcome) -> Told:
                 plots.Plot(
                     "held-out",
                     "",
-                    f"right answers against {_sought(outcome)} of each arm",
+                    f"right answers{against} of each arm",
                     22,
                     _held_out(outcome),
                 )
@@ -127,6 +128,7 @@ def _held_out(outcome: Outcome) -> "go.Figure":
     for number, arm in enumerate(outcome.arms):
         look = looks.look(number)
         right, gain = mean_interval(arm.held_out.right), mean_interval(arm.held_out.gain)
+        gained = f"<br>{sought} {numbers(gain)}" if (sought := _sought(outcome)) else ""
         height = 0.0 if gain is None else gain.mean
         figure.add_scatter(
             x=[right and right.mean],
@@ -135,21 +137,23 @@ def _held_out(outcome: Outcome) -> "go.Figure":
             error_y=plots.bars([gain], look.color),
             mode="markers",
             marker={"color": look.color, "size": 10, "symbol": look.mark},
-            hovertemplate=f"{plots.plain(arm.label)}<br>right {numbers(right)}<br>{_sought(outcome)} {numbers(gain)}"
-            "<extra></extra>",
+            hovertemplate=f"{plots.plain(arm.label)}<br>right {numbers(right)}{gained}<extra></extra>",
         )
     return _with_axes(figure, outcome)
 
 
 def _with_axes(figure: Any, outcome: Outcome) -> "go.Figure":
-    figure.update_layout(xaxis={"title": "right answers (share)"}, yaxis={"title": _sought(outcome)})
+    sought = _sought(outcome)
+    figure.update_layout(
+        xaxis={"title": "right answers (share)"}, yaxis={"title": sought and f"{sought} (share)"}
+    )
     return figure
 
 
 def _sought(outcome: Outcome) -> str:
-    """What the heights of points are."""
+    """What the heights of points are; "" where tasks have nothing of it."""
     there = [told for what, told in _GAINS.items() if what in outcome.arms[0].dev.measures]
-    return " and ".join(there) or "nothing else"
+    return " and ".join(there)
 
 
 def _arm(outcome: Outcome, rule: str) -> int:

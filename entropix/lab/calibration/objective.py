@@ -50,15 +50,16 @@ class Answer(NamedTuple):
 
     @property
     def is_finished(self) -> bool:
-        """Whether the model ended it itself, and it is in no loop."""
-        return self.finish == FinishReason.STOP_TOKEN and not openings.is_in_loop(self.token_ids[:-1])
+        """Whether the model ended it itself, and it is long enough to tell that it is in no loop."""
+        text = self.token_ids[:-1]
+        return self.finish == FinishReason.STOP_TOKEN and openings.is_in_loop(text) is False
 
 
 @dataclass(frozen=True)
 class Figures:
     """Of one candidate. Lists have an entry an item."""
 
-    right: list[float]  # shares of right answers; only where all items have several answers, those of `valid`
+    right: list[float]  # shares of right answers; where no item has just one, those of `valid`
     valid: list[float]  # of items with several right answers (sets), shares of valid ones
     coverage: list[float]  # of the same items, different right answers as a share of what could be at most
     cut_off: float  # share of the answers

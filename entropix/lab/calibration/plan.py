@@ -111,7 +111,7 @@ class Plan:
         for name in searched:
             trials = journal.trials.get(name, []) if journal else []
             if self.in_passes:
-                least = 0 if trials else self._generation * self._longest
+                least = 0 if trials else round(self._generation * self._mean_tokens)
                 left += max(least, self.budget - sum(trial.passes for trial in trials))
             else:
                 whole = max(1, math.ceil(self.budget / self._generation - 1 / 2))
@@ -119,14 +119,15 @@ class Plan:
         return measured + left
 
     @property
-    def _longest(self) -> int:
-        """Tokens of an answer, at most."""
-        return max(task.max_new_tokens for task in self.tasks)
+    def _mean_tokens(self) -> float:
+        """Tokens of an answer that is as long as it may be, over the development items."""
+        asked = self.items(DEV)
+        return sum(one.task.max_new_tokens for one in asked) / len(asked)
 
     def measured(self, n_seeds: int) -> int:
         """What the answers of one sampler to all items take at most, in `unit`."""
-        n = n_seeds * (len(self.items(DEV)) + len(self.items(HELD_OUT)))
-        return self.cost(n, n * self._longest)
+        asked = [*self.items(DEV), *self.items(HELD_OUT)]
+        return n_seeds * self.cost(len(asked), sum(one.task.max_new_tokens for one in asked))
 
 
 def digest_of(asked: Sequence[Asked]) -> str:

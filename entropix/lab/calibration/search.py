@@ -20,6 +20,7 @@ from entropix.files import is_there, read_text, write_text
 from entropix.lab.calibration.objective import MEASURES, Advance, Asked, Figures, figures, nothing_told
 from entropix.lab.calibration.objective import answer as answered
 from entropix.lab.calibration.space import Range, with_values
+from entropix.lab.experiments.results import difference
 from entropix.samplers import ResolvedSampler
 from entropix.trace.schema import check
 
@@ -162,10 +163,14 @@ class Journal:
         text = read_text(path) if is_there(path) else ""
         *whole, rest = text.split("\n")
         is_begun = not whole and head.startswith(rest)  # of the first line not even all was written
-        if not is_begun and (not whole or self._object(1, whole[0]) != json.loads(head)):
-            raise ValueError(
-                f"{path}: the journal of another search; use another name, or what was asked for there"
-            )
+        if not is_begun:
+            before = self._object(1, whole[0] if whole else rest)
+            if not whole or before != json.loads(head):
+                other = difference(before, json.loads(head)) or "its first line has no end"
+                raise ValueError(
+                    f"{path}: the journal of another search, since {other}; use another name, or what was asked for "
+                    "there"
+                )
         lines = [self._entry(number, line) for number, line in enumerate(whole[1:], start=2)]
         n_torn = _torn([sampler for sampler, _ in lines])
         for sampler, trial in lines[: len(lines) - n_torn]:

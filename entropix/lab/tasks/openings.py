@@ -50,10 +50,10 @@ class Openings:
         """None: nothing is right or wrong."""
 
 
-def is_in_loop(token_ids: Sequence[Hashable]) -> bool:
-    """Whether so much of a text was there before; a text of fewer than four tokens is in none."""
+def is_in_loop(token_ids: Sequence[Hashable]) -> bool | None:
+    """Whether so much of a text was there before; None for one of fewer than four tokens."""
     repeated = measures.repetition(token_ids, measures.REPEATED)
-    return repeated is not None and repeated >= LOOPING
+    return None if repeated is None else repeated >= LOOPING
 
 
 def measured(token_ids: Sequence[Sequence[Hashable]], ended: Sequence[bool]) -> dict[str, float | None]:
