@@ -171,11 +171,8 @@ def draw(found: Ablation) -> "Figure":
         for lane, part in enumerate(found.parts):
             change = (one := part.brought[what]) and one.difference
             lanes.interval(axes, change, lane, is_filled=change is not None and is_apart(change))
-        axes.set_xlabel(f"{_CALLED.get(what, what)} that the part brings")
+        axes.set_xlabel(f"{MEASURES[what]} that the part brings")
     return figure
-
-
-_CALLED = {"right": "right answers", "finished": "finished texts"}
 
 
 def _cells(figures: Figures, whats: Sequence[str]) -> list[str]:

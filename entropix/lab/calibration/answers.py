@@ -133,9 +133,6 @@ def _run(search: Search, plan: Plan, journal: Journal | None, note: Note, advanc
 # ----- what is said -----------------------------------------------------------------------------------------------
 
 
-_CALLED = {"right": "Share of right answers", "coverage": "Coverage", "finished": "Share of finished texts"}
-
-
 def against(outcome: Outcome, label: str) -> dict[str, Contrast | None]:
     """The measures of the calibrated arm less those of another, item by item of the held-out split."""
     return objective.differences(outcome.chosen.held_out, outcome.arm(label).held_out)
@@ -179,7 +176,7 @@ def findings(outcome: Outcome) -> Iterator[str]:
             continue
         for what, found in against(outcome, label).items():
             if found is not None:
-                yield f"{_CALLED[what]} less that of {label}: {_difference(found)}"
+                yield f"{objective.MEASURES[what].capitalize()} less that of {label}: {_difference(found)}"
     if outcome.chosen.sampler == outcome.arms[-2].sampler:
         yield "The search found nothing better than the numbers that it began with."
     yield from verdict(outcome)

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from entropix.lab import plots
 from entropix.lab.calibration.answers import Outcome, findings, shown
+from entropix.lab.calibration.objective import MEASURES
 from entropix.lab.calibration.search import Trial
 from entropix.lab.statistics import mean_interval
 from entropix.lab.telling import Table, Told, numbers
@@ -12,8 +13,6 @@ from entropix.report import looks
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
-
-_GAINS = {"coverage": "coverage", "finished": "finished texts"}  # as `Figures.gain` has them
 
 
 def about(outcome: Outcome) -> str:
@@ -144,16 +143,13 @@ def _held_out(outcome: Outcome) -> "go.Figure":
 
 def _with_axes(figure: Any, outcome: Outcome) -> "go.Figure":
     sought = _sought(outcome)
-    figure.update_layout(
-        xaxis={"title": "right answers (share)"}, yaxis={"title": sought and f"{sought} (share)"}
-    )
+    figure.update_layout(xaxis={"title": "right answers (share)"}, yaxis={"title": sought})
     return figure
 
 
 def _sought(outcome: Outcome) -> str:
     """What the heights of points are; "" where tasks have nothing of it."""
-    there = [told for what, told in _GAINS.items() if what in outcome.arms[0].dev.measures]
-    return " and ".join(there)
+    return " and ".join(MEASURES[what] for what in outcome.arms[0].dev.measures if what != "right")
 
 
 def _arm(outcome: Outcome, rule: str) -> int:

@@ -22,7 +22,12 @@ from entropix.samplers import ResolvedSampler
 
 Advance = Callable[[int, int], None]
 
-MEASURES = ("right", "coverage", "finished")  # of `Figures`, by what numbers are chosen
+# Of `Figures`, by what numbers are chosen, and what they are called.
+MEASURES = {
+    "right": "share of right answers",
+    "coverage": "coverage",
+    "finished": "share of finished texts",
+}
 PENALTY = 4.0  # of a share of right answers that is lost, in shares of what else is measured
 _REFUSED = 10.0  # taken from the score of numbers that use a strategy more often than is allowed: more than any score
 
