@@ -145,21 +145,14 @@ def report(outcome: Outcome) -> Iterator[str]:
     n = [len(plan.items(split)) for split in (DEV, HELD_OUT)]
     each = f"{n_seeds} answers" if (n_seeds := len(plan.seeds)) > 1 else "one answer"
     yield f"{n[0]} development and {n[1]} held-out items, {each} to each"
-    yield f"{'':{width}}  tried   right           coverage        finished        valid     cut off   computed"
-    yield f"{'':{width}}          dev  held-out   dev  held-out   dev  held-out  held-out  held-out  tokens"
+    whats = list(outcome.arms[0].dev.measures)
+    yield f"{'':{width}}  tried   {''.join(f'{what:16}' for what in whats)}valid     cut off   computed"
+    yield f"{'':{width}}          {'dev  held-out   ' * len(whats)}held-out  held-out  tokens"
     for arm in outcome.arms:
-        figures = [
-            arm.dev.share_right,
-            arm.held_out.share_right,
-            arm.dev.mean_coverage,
-            arm.held_out.mean_coverage,
-            arm.dev.share_finished,
-            arm.held_out.share_finished,
-            arm.held_out.share_valid,
-        ]
+        of_both = [on.measures[what] for what in whats for on in (arm.dev, arm.held_out)]
         yield (
             f"{arm.label:{width}}  {arm.n_candidates or '-':>5}  "
-            + "  ".join(f"{shown(value):>6}" for value in figures)
+            + "  ".join(f"{shown(value):>6}" for value in (*of_both, arm.held_out.share_valid))
             + f"  {arm.held_out.cut_off:7.3f}  {arm.held_out.computed:8.1f}"
         )
     yield ""

@@ -8,6 +8,7 @@ from entropix.lab.calibration.answers import Outcome, findings, shown
 from entropix.lab.calibration.objective import MEASURES
 from entropix.lab.calibration.search import Trial
 from entropix.lab.statistics import mean_interval
+from entropix.lab.tasks import DEV, HELD_OUT
 from entropix.lab.telling import Table, Told, numbers
 from entropix.report import looks
 
@@ -66,21 +67,21 @@ def told(outcome: Outcome) -> Told:
 
 
 def _table(outcome: Outcome) -> Table:
-    heads = [
-        *("", "tried", "right, dev", "right, held-out"),
-        *("coverage, dev", "coverage, held-out", "finished, dev", "finished, held-out"),
-        *("cut off", "computed tokens"),
-    ]
+    whats = list(outcome.arms[0].dev.measures)
+    heads = ["", "tried", *(f"{what}, {split}" for what in whats for split in (DEV, HELD_OUT))]
+    heads += ["cut off", "computed tokens"]
     rows = [
         [
             arm.label,
             str(arm.n_candidates or "-"),
-            shown(arm.dev.share_right),
-            numbers(mean_interval(arm.held_out.right)),
-            shown(arm.dev.mean_coverage),
-            numbers(mean_interval(arm.held_out.coverage)),
-            shown(arm.dev.share_finished),
-            numbers(mean_interval(arm.held_out.finished)),
+            *(
+                told
+                for what in whats
+                for told in (
+                    shown(arm.dev.measures[what]),
+                    numbers(mean_interval(getattr(arm.held_out, what))),
+                )
+            ),
             shown(arm.held_out.cut_off),
             f"{arm.held_out.computed:.1f}",
         ]
