@@ -90,7 +90,7 @@ def test_the_header_tells_what_ran_where(path: Path, job: GenerationRequest) -> 
     assert header["backend"] == jax.default_backend()
     assert header["model"]["name"] == "toy"
     assert header["model"]["dtype"] == "float32"
-    assert header["model"]["config"] == json.loads(json.dumps(dataclasses.asdict(job.model.config)))
+    assert header["model"]["config"] == json.loads(json.dumps(job.model.config.as_json()))
     assert (header["sampler"], header["strategies"]) == ("entropix", list(job.sampler.strategies))
 
 
