@@ -174,8 +174,7 @@ def _read(model: Model, rows: Sequence[list[int]]) -> Iterator[tuple[int, list[R
         with sharding.on(model.mesh):  # and not while somebody else has what is yielded
             cache, logprob_BT, metrics_BT = loop.score_tokens(
                 model.weights,
-                jnp.asarray(text_BS[:, start : start + n]),
-                jnp.asarray(text_BS[:, start + 1 : start + 1 + n]),
+                jnp.asarray(text_BS[:, start : start + n + 1]),
                 jnp.asarray(np.clip(length_B - start, 0, n)),
                 cache,
                 cfg,

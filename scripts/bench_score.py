@@ -32,8 +32,8 @@ def score_memory(loaded: Model, length: int) -> Row:
     """What a pass takes beside weights and cache, as XLA plans it."""
     capacity, width = scoring.slots(length), scoring.width(length)
     cache = jax.eval_shape(partial(loop.empty_cache, loaded.config, 1, capacity, loaded.dtype))
-    tokens_BT, count_B = jnp.ones((1, width), jnp.int32), jnp.full(1, width, jnp.int32)
-    program = loop.score_tokens.lower(loaded.weights, tokens_BT, tokens_BT, count_B, cache, loaded.config)
+    text_BX, count_B = jnp.ones((1, width + 1), jnp.int32), jnp.full(1, width, jnp.int32)
+    program = loop.score_tokens.lower(loaded.weights, text_BX, count_B, cache, loaded.config)
     planned: Any = program.compile().memory_analysis()
     extra = planned.temp_size_in_bytes + planned.output_size_in_bytes - planned.alias_size_in_bytes
     return Row(f"score {length}: memory beyond weights and cache", extra / 1e6, "MB")

@@ -75,7 +75,7 @@ def scored(model: Model, batch: int, read: int, length: int) -> Iterator[Found]:
         count_B = jnp.full(batch, end - start, jnp.int32)
         cache = loop.prefill(weights, tokens_BT[:, start:end], count_B, cache, cfg, from_empty=start == 0)
     count_B, last_BT = jnp.full(batch, length, jnp.int32), tokens_BT[:, read:]
-    _, logprob_BT, found = loop.score_tokens(weights, last_BT[:, :-1], last_BT[:, 1:], count_B, cache, cfg)
+    _, logprob_BT, found = loop.score_tokens(weights, last_BT, count_B, cache, cfg)
     del found["rank"]  # of two tokens that are nearly as likely, rounding says which is first
 
     tensors = reference.named_tensors(weights, cfg)

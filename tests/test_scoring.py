@@ -91,9 +91,9 @@ def test_the_width_of_a_pass_changes_nothing(
     """As little memory as can be: one text a pass, eight positions."""
     shapes = set()
 
-    def read(weights: Any, tokens_BT: jax.Array, *args: Any) -> Any:
-        shapes.add(tokens_BT.shape)
-        return original(weights, tokens_BT, *args)
+    def read(weights: Any, text_BX: jax.Array, *args: Any) -> Any:
+        shapes.add(text_BX.shape)
+        return original(weights, text_BX, *args)
 
     original = loop.score_tokens
     monkeypatch.setattr(loop, "score_tokens", read)
@@ -101,7 +101,7 @@ def test_the_width_of_a_pass_changes_nothing(
     for scored, wide in zip(scoring.score(toy_model, texts(*LENGTHS[:5])), alone, strict=False):
         for ours, theirs in zip(scored.records, wide.records, strict=True):
             assert_close(ours, theirs)
-    assert shapes == {(1, 8)}
+    assert shapes == {(1, 8 + 1)}  # and the token behind them
 
 
 def test_a_new_length_compiles_nothing(toy_model: Model, alone: list[Scored]) -> None:

@@ -25,6 +25,7 @@ from entropix.decoding.speculation import draft_step
 from entropix.decoding.state import BatchInputs, ChunkEnd, DecodeState, Program, StepRecord
 from entropix.metrics import AttentionScores, Metrics
 from entropix.model import kv_cache, transformer
+from entropix.model.attention_mask import causal_mask
 from entropix.model.kv_cache import KVCache
 from entropix.model.weights import Weights
 from entropix.own_metrics import Metric
@@ -119,40 +120,41 @@ def prefill(
     dtype = cache.k_LBKHS[0].dtype
     past = kv_cache.empty_cache(cfg, batch, 0, dtype) if from_empty else cache
     recent = kv_cache.empty_recent(cfg, batch, width, dtype)
-    recent = transformer.prefill(weights, tokens_BT, past, recent, cfg, rope_length_B)
+    recent = transformer.prefill(
+        weights, tokens_BT, past, recent, cfg, causal_mask(past, recent, width, rope_length_B)
+    )
     return kv_cache.lay_out(kv_cache.commit(cache, recent, count_B))
 
 
 @partial(jax.jit, static_argnames=("cfg", "own"), donate_argnames=("cache",))
 def score_tokens(
     weights: Weights,
-    tokens_BT: Array,
-    next_BT: Array,
+    text_BX: Array,
     count_B: Array,
     cache: KVCache,
     cfg: ModelConfig,
     own: tuple[Metric, ...] = (),
     rope_length_B: Array | None = None,
 ) -> tuple[KVCache, Array, dict[str, Array]]:
-    """(the cache with these tokens, logprob_BT of the tokens that follow, every metric_BT by name) of a piece of text.
+    """(the cache with T more tokens, logprob_BT of those that follow them, every metric_BT by name) of a piece of text.
 
-    Among the metrics is `rank`, int32: 1 plus how many tokens are likelier than the one that follows.
-    logprob_BT is in nats, of `next_BT` under the model; both it and the metrics are what decoding finds after each
-    token of a text that is not longer than `rope_original_length`. Only the first `count_B` positions of a row mean
-    anything, the rest is padding that nobody sees. A row needs `length + T <= capacity`. rope_length_B: as of
-    `rope.rope_table`, of the whole texts.
+    text_BX: T + 1 tokens, of which the last one only follows. Among the metrics is `rank`, int32: 1 plus how many
+    tokens are likelier than the one that follows. logprob_BT is in nats, under the model; both it and the metrics are
+    what decoding finds after each token of a text that is not longer than `rope_original_length`. Only the first
+    `count_B` positions of a row mean anything, the rest is padding that nobody sees. A row needs `length + T <=
+    capacity`. rope_length_B: as of `rope.rope_table`, of the whole texts.
     """
+    tokens_BT, next_BT = text_BX[:, :-1], text_BX[:, 1:]
     batch, width = tokens_BT.shape
     recent = kv_cache.empty_recent(cfg, batch, width, cache.k_LBKHS[0].dtype)
+    mask = causal_mask(cache, recent, width, rope_length_B)
     if own:  # which may ask for the scores of all layers
-        logits_BTV, recent, attention = transformer.forward(
-            weights, tokens_BT, cache, recent, cfg, rope_length_B=rope_length_B
-        )
+        logits_BTV, recent, attention = transformer.forward(weights, tokens_BT, cache, recent, cfg, mask)
         seen = sample_step.measured_inputs(logits_BTV, attention, own)
         metrics_BT = {**seen.metrics._asdict(), **(seen.own or {})}
     else:
         logits_BTV, recent, measured = transformer.measured_forward(
-            weights, tokens_BT, cache, recent, cfg, rope_length_B
+            weights, tokens_BT, cache, recent, cfg, mask
         )
         metrics_BT = Metrics(**metrics.token_metrics(logits_BTV), **measured)._asdict()
     logit_BT = jnp.take_along_axis(logits_BTV, next_BT[..., None], axis=-1)[..., 0]
@@ -175,9 +177,8 @@ def forward(
     dtype = weights.embed_VD.dtype
     past = kv_cache.empty_cache(cfg, batch, 0, dtype)
     recent = kv_cache.empty_recent(cfg, batch, width, dtype)
-    logits_BTV, _, attention = transformer.forward(
-        weights, tokens_BT, past, recent, cfg, rope_length_B=rope_length_B
-    )
+    mask = causal_mask(past, recent, width, rope_length_B)
+    logits_BTV, _, attention = transformer.forward(weights, tokens_BT, past, recent, cfg, mask)
     return kv_cache.lay_out((sample_step.measured_inputs(logits_BTV, attention, own), attention))
 
 

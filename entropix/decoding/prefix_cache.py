@@ -60,6 +60,7 @@ class PrefixCache:
         if widths or self._kv is None:
             wanted = [len(row) - n for row, n in zip(rows, self._shared(), strict=True)]
             self._reserve(_slots_needed(self._own(), wanted, widths))
+        rope_length_B = rope_lengths([len(row) + 1 for row in rows], self._model.config)
         for width in widths:
             kv, held = self._release()
             new = [row[len(tokens) : len(tokens) + width] for row, tokens in zip(rows, held, strict=True)]
@@ -74,7 +75,7 @@ class PrefixCache:
                 kv,
                 self._model.config,
                 from_empty=not any(held),
-                rope_length_B=rope_lengths([len(row) + 1 for row in rows], self._model.config),
+                rope_length_B=rope_length_B,
             )
             self.tokens = [before + tokens for before, tokens in zip(held, new, strict=True)]
 

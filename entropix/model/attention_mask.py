@@ -18,9 +18,12 @@ class AttentionMask(NamedTuple):
     slot_B: Array  # int32: recent slot of the first; the others follow
     visible_BTS: Array  # bool: keys that each may see
     position_BS: Array  # int32: position of each key (meaningful where visible)
+    rope_length_B: Array | None = None  # of the text that the tokens are a part of; see `rope.rope_table`
 
 
-def causal_mask(cache: KVCache, recent: RecentKV, n_new: int) -> AttentionMask:
+def causal_mask(
+    cache: KVCache, recent: RecentKV, n_new: int, rope_length_B: Array | None = None
+) -> AttentionMask:
     """Tokens one after the other: token t stands at `cache.end_B + recent.used_B + t` and sees all up to itself.
 
     What is not there yet lies in every token's future.
@@ -28,7 +31,7 @@ def causal_mask(cache: KVCache, recent: RecentKV, n_new: int) -> AttentionMask:
     query_BT = (cache.end_B + recent.used_B)[:, None] + jnp.arange(n_new, dtype=jnp.int32)[None, :]
     filled_BS, position_BS = _keys(cache, recent)
     visible_BTS = filled_BS[:, None, :] & (position_BS[:, None, :] <= query_BT[:, :, None])
-    return AttentionMask(query_BT, recent.used_B, visible_BTS, position_BS)
+    return AttentionMask(query_BT, recent.used_B, visible_BTS, position_BS, rope_length_B)
 
 
 def within_window(mask: AttentionMask, window: int) -> AttentionMask:

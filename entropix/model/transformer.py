@@ -50,18 +50,16 @@ def forward(
     recent: RecentKV,
     cfg: ModelConfig,
     mask: AttentionMask | None = None,
-    rope_length_B: Array | None = None,
 ) -> tuple[Array, RecentKV, AttentionScores]:
     """(logits_BTV float32, the recent keys and values with those of T more tokens, the scores of every layer).
 
     By default the tokens follow each other (`causal_mask`). One function serves decoding (T = 1), the check of a draft,
     the scoring of a text and, with `tree_mask`, branches that are rolled forward side by side. Under `jit`, an output
-    that the caller drops is never computed. rope_length_B: as of `rope.rope_table`.
+    that the caller drops is never computed.
     """
-    if mask is None:
-        mask = causal_mask(cache, recent, tokens_BT.shape[1])
+    mask = mask or causal_mask(cache, recent, tokens_BT.shape[1])
     masks = layer_masks(mask, cfg)
-    x_BTD, recent, scores = run_layers(weights, tokens_BT, cache, recent, cfg, masks, SCORED, rope_length_B)
+    x_BTD, recent, scores = run_layers(weights, tokens_BT, cache, recent, cfg, masks, SCORED)
     with jax.named_scope("unembed"):
         logits_BTV = unembed(weights, rms_norm(x_BTD, weights.norm_D, cfg), cfg)
     several = jnp.stack([of_layer.visible_BTS for of_layer in masks]) if cfg.global_layers else None
@@ -81,12 +79,12 @@ def measured_forward(
     cache: KVCache,
     recent: RecentKV,
     cfg: ModelConfig,
-    rope_length_B: Array | None = None,
+    mask: AttentionMask | None = None,
 ) -> tuple[Array, RecentKV, dict[str, Array]]:
     """As `forward` for a long text, with `metrics.attention_metrics` instead of the scores that they are made of, of
     which there are never more than those of one layer and a block of queries."""
-    masks = layer_masks(causal_mask(cache, recent, tokens_BT.shape[1]), cfg)
-    x_BTD, recent, layers = run_layers(weights, tokens_BT, cache, recent, cfg, masks, MEASURED, rope_length_B)
+    masks = layer_masks(mask or causal_mask(cache, recent, tokens_BT.shape[1]), cfg)
+    x_BTD, recent, layers = run_layers(weights, tokens_BT, cache, recent, cfg, masks, MEASURED)
     with jax.named_scope("unembed"):
         logits_BTV = unembed(weights, rms_norm(x_BTD, weights.norm_D, cfg), cfg)
     return logits_BTV, recent, jax.tree.map(lambda *leaves: sum(leaves) / cfg.n_layers, *layers)
@@ -98,11 +96,11 @@ def prefill(
     cache: KVCache,
     recent: RecentKV,
     cfg: ModelConfig,
-    rope_length_B: Array | None = None,
+    mask: AttentionMask | None = None,
 ) -> RecentKV:
     """The keys and values of `forward`, of tokens of whose logits and scores nothing is wanted."""
-    masks = layer_masks(causal_mask(cache, recent, tokens_BT.shape[1]), cfg)
-    return run_layers(weights, tokens_BT, cache, recent, cfg, masks, UNSEEN, rope_length_B)[1]
+    masks = layer_masks(mask or causal_mask(cache, recent, tokens_BT.shape[1]), cfg)
+    return run_layers(weights, tokens_BT, cache, recent, cfg, masks, UNSEEN)[1]
 
 
 def layer_masks(mask: AttentionMask, cfg: ModelConfig) -> Sequence[AttentionMask]:
@@ -121,7 +119,6 @@ def run_layers(
     cfg: ModelConfig,
     masks: Sequence[AttentionMask],
     wanted: str,
-    rope_length_B: Array | None,
 ) -> tuple[Array, RecentKV, list[Any]]:
     """(x_BTD after the last layer, the recent keys and values, what is wanted of the attention of every layer).
 
@@ -131,7 +128,7 @@ def run_layers(
     mask = masks[0]
     local = rope_table(mask.query_BT, cfg, local=True) if cfg.rope_local_theta else None
     places = Places(
-        rotation=rope_table(mask.query_BT, cfg, rope_length_B=rope_length_B),
+        rotation=rope_table(mask.query_BT, cfg, rope_length_B=mask.rope_length_B),
         slot_B=mask.slot_B,
         visible_BTS=mask.visible_BTS,
         position_BS=mask.position_BS if wanted == MEASURED else None,
