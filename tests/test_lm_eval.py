@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from entropix import generation, scoring
+from entropix import generation, paths, scoring
 from entropix.checkpoint import loading
 
 pytestmark = pytest.mark.filterwarnings("default")  # the harness's own and its packages'
@@ -119,6 +119,37 @@ def test_unknown_arguments_are_refused(ours: Callable[..., Any]) -> None:
     ):
         with pytest.raises(ValueError, match=message):
             ours(**given)
+
+
+@pytest.mark.real
+def test_numbers_and_greedy_texts_are_those_of_the_harness_own_model_class(harness: Any) -> None:
+    for needed in ("torch", "accelerate"):
+        pytest.importorskip(needed, reason="what the harness's class needs is not installed")
+    from lm_eval.api.instance import Instance
+    from lm_eval.models.huggingface import HFLM
+
+    def asked(kind: str, *pairs: tuple[Any, ...]) -> list[Any]:
+        return [
+            Instance(request_type=kind, doc={}, arguments=pair, idx=0, metadata=("t", i, 1))
+            for i, pair in enumerate(pairs)
+        ]
+
+    ours = harness.Harness(dtype="float32", sampler="greedy")
+    folder = str(paths.weights_folder(loading.DEFAULT_MODEL))
+    theirs = HFLM(pretrained=folder, dtype="float32", device="cpu", batch_size=1)
+    facts = ("The capital of France is", "Water boils at", "Two and two are", "The sky is ")
+    ends = (" Paris", " a hundred degrees", " four", "blue")
+    known = asked("loglikelihood", *[(fact, end) for fact in facts for end in ends])
+    for (value, is_greedy), (their_value, their_greedy) in zip(
+        ours.loglikelihood(known), theirs.loglikelihood(known), strict=True
+    ):
+        assert value == pytest.approx(their_value, abs=1e-4)
+        assert is_greedy == their_greedy
+    open_ended = asked(
+        "generate_until",
+        *[(fact, {"until": ["\n"], "max_gen_toks": 12, "do_sample": False}) for fact in facts],
+    )
+    assert ours.generate_until(open_ended) == theirs.generate_until(open_ended)
 
 
 def test_the_cache_is_keyed_with_sampler_and_repetition(
