@@ -1,5 +1,6 @@
 # make run PROMPT="..."   set up once, then answer the prompt with the default model
 # make test               set up once, then run every test, those on the real weights included
+# make test-fast          set up once, then run those that take less than a second and need no weights
 # make docs               set up once, then build the pages of docs/ as a site: site/index.html
 
 PYTHON ?= python3
@@ -23,7 +24,7 @@ test: $(VENV)/.dev $(VENV)/.libtpu $(VENV)/.transformers $(VENV)/.vocabularies $
 	$(BIN)/python -m pytest -n auto --dist loadgroup --no-loadscope-reorder
 
 test-fast: $(VENV)/.dev $(VENV)/.libtpu
-	$(BIN)/python -m pytest -n auto --dist loadgroup --no-loadscope-reorder -m "not real"
+	$(BIN)/python -m pytest -n auto --dist loadgroup --no-loadscope-reorder -m "not real and not slow"
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -264,6 +264,7 @@ def test_an_adapter_needs_a_folder_with_safetensors(tmp_path: Path) -> None:
 # ----- merged as the weights are loaded -------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_weights_that_are_loaded_with_an_adapter_are_those_of_the_merged_folder(
     base: Path, tmp_path: Path
 ) -> None:

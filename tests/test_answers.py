@@ -275,6 +275,7 @@ def test_a_text_is_finished_that_the_model_ended_without_a_loop() -> None:
     assert found.measures == {"right": 1.0, "finished": 3 / 7} and found.gain == [3 / 7]
 
 
+@pytest.mark.slow
 def test_candidates_side_by_side_are_those_alone(toy_model: Model) -> None:
     plain = samplers.resolve("temperature")
     several = [plain.changed({"temp": temp}) for temp in (0.3, 1.0, 3.0)]
@@ -307,6 +308,7 @@ def test_a_preset_says_what_it_is_worth(toy_folder: str) -> None:
     assert (row["dev_right"], row["held_out_coverage"]) == (pytest.approx(5.5 / 6), None)
 
 
+@pytest.mark.slow
 def test_each_part_of_the_rule_is_left_out_alone(toy_model: Model) -> None:
     """Where the rule would have flowed it is adaptive then; what does nothing with these numbers is left alone."""
     rule = samplers.resolve("entropix", {"low_ent_thresh": 20.0, "low_vent_thresh": 9.0, "clarifier": ""})

@@ -171,6 +171,7 @@ def test_what_the_parts_add_is_rounded_once_in_bfloat16() -> None:
     assert np.all(np.abs(np.asarray(mix_BKGTH, np.float64) - expected) <= 0.51 * unit)
 
 
+@pytest.mark.slow
 def test_a_soft_cap_is_of_every_score() -> None:
     """Of keys of the cache, of a prefix and of recent ones, in blocks or not."""
     q_BKGTH, past, newest, visible_BTS, filled = inputs(8, 64, (10, 40), shared=(16, (16, 16)))

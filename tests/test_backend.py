@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 PROGRAM = """
 import jax, jax.numpy as jnp
 from entropix import backend
@@ -44,6 +46,7 @@ def outcome(process: subprocess.Popen[str]) -> tuple[str, str]:
     return result, found
 
 
+@pytest.mark.slow
 def test_processes_at_the_same_time_may_share_a_cache_and_a_later_one_finds_it(tmp_path: Path) -> None:
     """All write the same entries, in a folder that does not exist yet."""
     folder = tmp_path / "not" / "there"

@@ -19,6 +19,8 @@ from entropix.generation import collect, generate, prepare, run
 from entropix.results import FinishReason
 from entropix.samplers.base import SamplerInputs
 
+pytestmark = pytest.mark.slow
+
 MODEL = toy.model_of()
 PROMPTS = [[1, 2, 3, 4, 5], [200, 7], [9] * 40]
 LENGTH = 40

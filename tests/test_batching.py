@@ -57,6 +57,7 @@ def tokens(results: list[Result]) -> list[tuple[object, ...]]:
     return [(result.prompt_ids, result.token_ids, result.text, result.finish) for result in results]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{"seed": 5}, {"seeds": (1, 2, 1, 1, 2, 2, 3)}])
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 8])
 def test_the_size_of_a_batch_changes_no_token(model: Model, size: int, options: dict[str, object]) -> None:
@@ -82,6 +83,7 @@ def test_the_same_prompt_with_other_seeds_is_no_repetition(model: Model) -> None
         assert tokens([results[row]]) == tokens([alone])
 
 
+@pytest.mark.slow
 def test_passes_and_tokens_are_those_of_all_batches_without_rows_that_only_fill_up(model: Model) -> None:
     batches = ContinuousBatch(job_of(model, ignore_stop_tokens=True), 3)
     assert len(list(batches.run())) == 9 * len(PROMPTS)
@@ -101,6 +103,7 @@ WAYS: dict[str, dict[str, object]] = {
 ENDING = tuple(range(0, 256, 17))  # about one token in seventeen, so that rows end at different times
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
 def test_a_row_that_takes_the_next_prompt_answers_it_as_a_row_of_its_own(way: str) -> None:
     """Prompts that need a larger cache, that begin alike, of one token; every kind of state that a row has."""
@@ -118,6 +121,7 @@ def test_a_row_that_takes_the_next_prompt_answers_it_as_a_row_of_its_own(way: st
         assert sum(computed) == kept and batch.n_passes <= 0.6 * kept
 
 
+@pytest.mark.slow
 def test_a_long_run_compiles_nothing_new_and_prompts_may_come_while_it_runs() -> None:
     model = toy.model_of(stop_ids=ENDING, n_layers=1)
     programs = (loop.decode_chunk, loop.prefill, loop.put_rows, loop.gather_rows, loop.commit)
@@ -149,6 +153,7 @@ SETS: dict[str, list[dict[str, float]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampler", SETS)
 def test_rows_with_numbers_of_their_own_are_those_of_single_runs(sampler: str) -> None:
     """Three sets of numbers for two prompts, in two rows, of one program."""
@@ -171,6 +176,7 @@ def test_rows_with_numbers_of_their_own_are_those_of_single_runs(sampler: str) -
     assert len({tuple(result.token_ids) for result in found}) > len(prompts)
 
 
+@pytest.mark.slow
 def test_forks_and_steps_back_take_the_numbers_of_their_row() -> None:
     model = toy.model_of(stop_ids=ENDING, n_layers=1)
     options = {
@@ -202,6 +208,7 @@ def test_rows_that_are_not_of_one_program_are_refused(model: Model, tmp_path: Pa
         trace.write(tmp_path / "t.jsonl", request, [])
 
 
+@pytest.mark.slow
 def test_what_all_prompts_begin_with_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
     model, prompts = toy.model_of(n_layers=1), [[*LONG, i] for i in range(5)]
     request = generation.prepare(model, prompts, sampler="top-p", max_new_tokens=4, seed=3)
@@ -226,6 +233,7 @@ def test_a_size_without_rows_is_refused(model: Model) -> None:
         ContinuousBatch(job_of(model), 0)
 
 
+@pytest.mark.slow
 def test_the_command_prints_and_traces_all_rows_in_order_whatever_the_size(
     run_command: Run, toy_folder: str, prompt_file: str, tmp_path: Path, model: Model
 ) -> None:
@@ -249,6 +257,7 @@ def test_the_command_prints_and_traces_all_rows_in_order_whatever_the_size(
     assert plain[0] == plain[1] and plain[0].count("==> prompt ") == len(PROMPTS)
 
 
+@pytest.mark.slow
 def test_more_prompts_than_a_batch_holds_replay(
     model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

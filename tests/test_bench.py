@@ -129,6 +129,7 @@ TINY = (
 )
 
 
+@pytest.mark.slow
 def test_every_figure_is_on_the_last_line(
     toy_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -161,6 +162,7 @@ def test_every_figure_is_on_the_last_line(
     assert report["options"]["batches"] == [1]
 
 
+@pytest.mark.slow
 def test_batches_alone_are_a_part_of_it(
     toy_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -186,6 +188,7 @@ def test_batches_are_compared_with_the_first(toy_model: Any, monkeypatch: pytest
     ]
 
 
+@pytest.mark.slow
 def test_the_command_is_timed_from_outside(toy_folder: Path) -> None:
     flags = ("--prompt", "Hi", "--json", "--max-new-tokens", "3")
     ran = bench_decode.run_command(str(toy_folder), os.environ["ENTROPIX_COMPILATION_CACHE"], *flags)
@@ -194,6 +197,7 @@ def test_the_command_is_timed_from_outside(toy_folder: Path) -> None:
     assert 50 < ran.peak_megabytes < 5_000
 
 
+@pytest.mark.slow
 def test_a_command_that_fails_says_why(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"failed:\nerror: .*no weights"):
         bench_decode.run_command(str(tmp_path / "none"), "off", "--prompt", "Hi")

@@ -46,6 +46,7 @@ def test_the_table_has_medians_and_ratios_and_the_bytes_of_all_paths(toy_model: 
     }
 
 
+@pytest.mark.slow
 def test_a_run_counts_tokens_and_passes(toy_model: Model) -> None:
     """Without branching they are as many."""
     assert bench_forks.measured(bench_forks.job(toy_model, Case(1, 0), 5)).passes_per_token == 1

@@ -19,6 +19,8 @@ from entropix.generation import collect, prepare, run
 from entropix.metrics import Metrics
 from entropix.results import FinishReason, Result
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def results() -> list[Result]:

@@ -25,6 +25,7 @@ def small(prompts: Sequence[Sequence[int]], **options: Any) -> list[Result]:
     return generation.generate(SMALL, prompts, **{"max_new_tokens": 40} | options)
 
 
+@pytest.mark.slow
 def test_the_guard_sees_the_kept_path_and_nothing_of_the_others() -> None:
     """Greedy, hence without randomness: what follows a fork is what follows the same text as a prompt."""
     outdone = 0
@@ -37,6 +38,7 @@ def test_the_guard_sees_the_kept_path_and_nothing_of_the_others() -> None:
     assert outdone, "only drawn tokens were kept, so nothing was tested"
 
 
+@pytest.mark.slow
 def test_the_surprise_that_mirostat_steers_by_is_that_of_the_kept_path() -> None:
     """μ after the text, from its records. A token that was tried in place of the drawn one counts as no surprise."""
     tau, eta = 3.0, 0.1
@@ -61,6 +63,7 @@ def test_the_surprise_that_mirostat_steers_by_is_that_of_the_kept_path() -> None
     assert float(session._run.state.rows.sampler.mu_B[0]) == pytest.approx(mu, abs=1e-3)
 
 
+@pytest.mark.slow
 def test_a_clarifier_that_begins_on_a_kept_path_is_finished() -> None:
     """Four tokens are inserted, more than a path of three has, and none of them forks."""
     [result] = small(

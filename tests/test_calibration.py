@@ -222,6 +222,7 @@ def command(run_command: Command) -> Command:
     return partial(run_command, calibrate.main)
 
 
+@pytest.mark.slow
 def test_a_fitted_preset_is_read_back_and_says_what_it_was_fitted_on(
     command: Command, toy_folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -252,6 +253,7 @@ def test_a_fitted_preset_is_read_back_and_says_what_it_was_fitted_on(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["configs", "fitted.toml"]
 
 
+@pytest.mark.slow
 def test_a_text_alone_is_observed_alone_and_twice_alike(
     command: Command, toy_folder: str, tmp_path: Path
 ) -> None:
@@ -277,6 +279,7 @@ def test_the_figure_names_the_model_and_counts_what_was_observed(toy_folder: str
     )
 
 
+@pytest.mark.slow
 def test_prompts_alone_are_answered(command: Command, toy_folder: str, tmp_path: Path) -> None:
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("One\nTwo\n")

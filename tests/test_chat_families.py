@@ -11,6 +11,8 @@ import transformers_process
 from entropix.checkpoint.chat import encode_chat, load_chat_template
 from entropix.checkpoint.tokenizer import load_tokenizer
 
+pytestmark = pytest.mark.slow
+
 
 def test_texts_and_ids_are_those_of_transformers(tmp_path: Path) -> None:
     """Also of messages that spell out special tokens or jinja, and of tools, documents and other arguments."""

@@ -265,6 +265,7 @@ def test_a_reader_that_stops_early_is_no_error() -> None:
         assert process.wait() == 0
 
 
+@pytest.mark.slow
 def test_the_package_itself_is_the_main_command() -> None:
     """`python -m entropix` is `python -m entropix.main`, exit codes included."""
     for flags, code in ((["--sampler", "help"], 0), (["--prompt-file", "nowhere.txt"], 1), (["--bogus"], 2)):
@@ -275,6 +276,7 @@ def test_the_package_itself_is_the_main_command() -> None:
         assert (short.returncode, short.stdout, short.stderr) == (code, long.stdout, long.stderr)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["entropix main", "entropix.main", "entropix logprobs", "entropix.logprobs"])
 def test_the_help_names_the_command_as_it_was_typed(name: str) -> None:
     command = [sys.executable, "-m", *name.split(), "--help"]

@@ -35,6 +35,7 @@ def command(run_command: Command, toy_folder: str, prompts: str) -> Command:
     return partial(run_command, compare.main, "--prompts", prompts, "--weights", toy_folder, *FLAGS)
 
 
+@pytest.mark.slow
 def test_a_comparison_leaves_a_table_the_answers_and_a_page(command: Command, tmp_path: Path) -> None:
     out = tmp_path / "out"
     code, table, notes = command("--samplers", "greedy,temperature", "--out", str(out))
@@ -59,6 +60,7 @@ def test_a_comparison_leaves_a_table_the_answers_and_a_page(command: Command, tm
     assert again == (0, table, f"{out}: 12 answers are there already\n{notes.splitlines()[-1]}\n")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("most", "batch", "timed"), [("2", "4", True), ("1", "4", True), ("1", "6", False)])
 def test_short_answers_have_a_speed_where_there_is_something_to_time(
     command: Command, tmp_path: Path, most: str, batch: str, timed: bool
@@ -79,6 +81,7 @@ def test_a_number_that_a_files_rule_ignores_is_refused(command: Command, tmp_pat
     assert error.startswith(f"error: {file}: top_p has no effect with greedy; it is used by top-p, ")
 
 
+@pytest.mark.slow
 def test_prompts_that_tell_the_date_keep_that_of_the_folders_first_day(
     run_command: Command, prompts: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -122,6 +125,7 @@ def test_without_a_folder_there_is_the_table_alone_here_as_json(command: Command
     assert greedy["strategies"] == {"greedy": 1}
 
 
+@pytest.mark.slow
 def test_a_file_is_a_sampler_too_and_the_seeds_begin_where_asked(command: Command, tmp_path: Path) -> None:
     file = tmp_path / "mine.toml"
     file.write_text('sampler = "temperature"\ntemp = 1.0\n')
@@ -172,6 +176,7 @@ def test_a_folder_of_another_comparison_is_refused(command: Command, tmp_path: P
     )
 
 
+@pytest.mark.slow
 def test_stopped_and_started_again_it_has_the_results_of_one_run(
     command: Command, tmp_path: Path, toy_folder: str, prompts: str
 ) -> None:
@@ -252,6 +257,7 @@ class Texts(HTMLParser):
             self.summaries.append(data)
 
 
+@pytest.mark.slow
 def test_the_page_has_the_table_the_plots_and_the_answers_escaped(command: Command, tmp_path: Path) -> None:
     out = tmp_path / "out"
     code, table, _ = command("--samplers", "entropix,greedy", "--out", str(out))

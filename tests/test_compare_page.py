@@ -20,6 +20,7 @@ from entropix.report import looks
 Command = Callable[..., tuple[int, str, str]]
 
 
+@pytest.mark.slow
 @pytest.mark.browser
 @pytest.mark.parametrize(
     ("main", "flags", "n_rows", "n_figures"),

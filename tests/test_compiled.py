@@ -21,6 +21,7 @@ from entropix.samplers.entropix import SamplerConfig
 UNTIL = ChunkEnd(jnp.asarray(32, jnp.int32), jnp.asarray(32, jnp.int32))
 
 
+@pytest.mark.slow
 def test_fifty_configs_seeds_and_lengths_compile_nothing_new(toy_model):
     for penalty in (1.0, 1.1):  # the guard stands before the sampler: a second program, and the last
         for prompt in ([1, 2, 3], [1] * 15):  # a prefill for a few tokens, one for more
@@ -60,6 +61,7 @@ def test_fifty_configs_seeds_and_lengths_compile_nothing_new(toy_model):
     assert (loop.decode_chunk._cache_size(), loop.prefill._cache_size()) == before
 
 
+@pytest.mark.slow
 def test_growing_past_a_bucket_compiles_once_and_never_again(toy_model, monkeypatch):
     monkeypatch.setattr(prefix_cache, "MIN_CAPACITY", 64)
     generate(toy_model, [[1, 2, 3]], max_new_tokens=5, sampler="greedy")
@@ -101,6 +103,7 @@ def made_of_size(program, n_elements):
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch", [1, 3])
 def test_no_step_copies_or_rewrites_a_cache_array(toy_model, batch):
     """A copy costs as much as reading all that the cache holds, once more, for every token."""
@@ -113,6 +116,7 @@ def test_no_step_copies_or_rewrites_a_cache_array(toy_model, batch):
     assert made_of_size(kept_and_changed, size), "this test would not see a copy"
 
 
+@pytest.mark.slow
 def test_no_step_copies_what_rows_share_for_each_of_them(toy_model):
     lowered, cache = lowered_chunk(toy_model, [[1, 2]] * 3, shared=True)
     size, program = cache.prefix.k_LKHS[0].size, lowered.compile()

@@ -87,6 +87,7 @@ def test_commands_say_a_warning_in_one_line(run_command: Callable[..., tuple[int
     assert run_command(main) == (0, "", "warning: careful\n")
 
 
+@pytest.mark.slow
 def test_every_number_is_right_over_many_rows_in_the_programs_that_users_run() -> None:
     """In a process of its own, without the flags with which tests compile."""
     program = Path(__file__).with_name("large_rows.py")

@@ -17,6 +17,8 @@ from entropix.decoding.session import Session
 from entropix.generation import generate, prepare
 from entropix.results import FinishReason
 
+pytestmark = pytest.mark.slow
+
 PROMPT = [17, 4, 200, 31, 8]
 LONG = [17, 4, 200, 31, 20]  # whose answer is not too short
 OPTIONS: dict[str, Any] = {"sampler": "top-p", "max_new_tokens": 24, "seed": 5}

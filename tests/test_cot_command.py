@@ -18,6 +18,8 @@ from entropix.cot.selection import SELECTORS
 from entropix.main import main, parse
 from entropix.trace import schema
 
+pytestmark = pytest.mark.slow
+
 Run = Callable[..., tuple[int, str, str]]
 SMALL = ("--sampler", "top-p", "--max-new-tokens", "6", "--seed", "3", "--extract", "text")
 

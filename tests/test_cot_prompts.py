@@ -20,6 +20,8 @@ from entropix.generation import prepare
 from entropix.report import tree
 from entropix.results import FinishReason
 
+pytestmark = pytest.mark.slow
+
 PROMPTS = [[17, 4, 200, 31, 8], [17, 4, 200, 31, 20], [9] * 20, [17, 4, 200, 31, 8], [3, 1, 4]]
 OPTIONS: dict[str, Any] = {"sampler": "top-p", "max_new_tokens": 24, "seed": 5, "chunk_length": 2}
 STOPS = tuple(range(0, 256, 9))  # about one token in nine, so that rows end at different times

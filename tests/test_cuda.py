@@ -17,6 +17,7 @@ def custom_calls(text: str) -> list[str]:
     return re.findall(r"custom_call @(\w+)", text)
 
 
+@pytest.mark.slow
 def test_every_program_of_a_generation_lowers_for_cuda_and_calls_nothing_but_xla(
     toy_model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:

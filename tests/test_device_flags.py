@@ -18,6 +18,7 @@ RunCommand = Callable[..., tuple[int, str, str]]
 SHARED = ("--prompt", "Why?", "--sampler", "min-p")
 
 
+@pytest.mark.slow
 def test_a_mesh_changes_no_token_and_no_metric(command: commands.Command, tmp_path: Path) -> None:
     files = [str(tmp_path / name) for name in ("one.jsonl", "mesh.jsonl")]
     one = command(*SHARED, "--trace", files[0])
@@ -31,6 +32,7 @@ def test_a_mesh_changes_no_token_and_no_metric(command: commands.Command, tmp_pa
             assert a[name] == pytest.approx(b[name], abs=1e-4), name
 
 
+@pytest.mark.slow
 def test_stats_tell_of_a_mesh_and_only_of_one(command: commands.Command) -> None:
     line = f"{'devices':30}{2:>10}  cpu, as data=1,model=2\n"
     assert command(*SHARED, "--stats", "--mesh", "data=1,model=2").err.endswith(line)
@@ -100,6 +102,7 @@ def test_every_command_loads_the_model_on_the_mesh_and_with_the_adapter_it_is_to
         assert (code, err) == (1, f"error: asked for {asked} with mine\n")
 
 
+@pytest.mark.slow
 def test_scores_on_a_mesh_are_those_of_one_device(
     run_command: RunCommand, toy_folder: str, tmp_path: Path
 ) -> None:
@@ -117,6 +120,7 @@ def test_scores_on_a_mesh_are_those_of_one_device(
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [None, sharding.Shape(2, 2)])
 def test_the_weights_of_a_folder_let_the_loop_compile_once(
     toy_folder: str, shape: sharding.Shape | None, caplog: pytest.LogCaptureFixture
@@ -132,6 +136,7 @@ def test_the_weights_of_a_folder_let_the_loop_compile_once(
         assert caplog.text.count(f"Compiling jit({program}) ") == 1, program
 
 
+@pytest.mark.slow
 def test_a_profile_names_the_stages_and_compiles_nothing(command: commands.Command, tmp_path: Path) -> None:
     usual = command(*SHARED, "--max-new-tokens", "40")  # long enough for a commit
     jax.clear_caches()

@@ -18,6 +18,8 @@ from entropix import trace
 from entropix.metrics import Metrics
 from entropix.trace import Trace
 
+pytestmark = pytest.mark.slow
+
 MESH = ("--mesh", "data=2,model=2")
 SAMPLER = ("--sampler", "min-p")
 PROMPTS = "Why?\nHow long is it?\n"

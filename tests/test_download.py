@@ -369,6 +369,7 @@ def test_an_unknown_name_lists_the_known_ones(tmp_path: Path, monkeypatch: pytes
     assert ran.stderr.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_the_script_fetches_a_repository(
     tmp_path: Path, repository: hub.Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:

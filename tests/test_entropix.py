@@ -252,6 +252,7 @@ P = [0.22, 0.18, 0.14, 0.11, 0.09, 0.07, 0.06, 0.05, 0.04, 0.03, 0.01]
 N_ROWS = 20_000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", [1, 5])
 @pytest.mark.parametrize("chosen", ["clarify", "explore", "resample", "adaptive"])
 def test_tokens_follow_the_distribution_of_their_strategy(chosen: str, n: int) -> None:

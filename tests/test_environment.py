@@ -34,6 +34,7 @@ def seed_offset(n: int) -> Any:
     jax.config.update("jax_random_seed_offset", 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "setting",
     [
@@ -58,6 +59,7 @@ def test_the_precision_of_products_is_recorded() -> None:
         assert backend.matmul_precision() == "highest"
 
 
+@pytest.mark.slow
 def test_a_row_whose_logits_are_not_finite_still_ends_by_itself_where_nan_is_an_error_elsewhere() -> None:
     broken = toy.with_a_broken_token(77)
     with jax.debug_nans(True):

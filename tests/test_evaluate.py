@@ -229,6 +229,7 @@ def test_a_first_answer_of_another_arm_stands_where_it_was_sure_and_costs_where_
     assert 0 < n_sure < len(mixed)
 
 
+@pytest.mark.slow
 def test_what_was_lost_is_made_again_and_what_is_there_is_not(done: Path, command: Command) -> None:
     before, answers = (done / "results.jsonl").read_bytes(), done / "policy" / "single" / "results.jsonl"
     whole = answers.read_bytes().splitlines(keepends=True)

@@ -24,6 +24,7 @@ def test_an_example_is_read_in_a_minute(path: Path) -> None:
     assert len(path.read_text().splitlines()) < 60
 
 
+@pytest.mark.slow
 def test_the_metrics_of_an_answer_become_a_picture(toy_folder: str, tmp_path: Path) -> None:
     path = tmp_path / "answer.png"
     result = load("metrics_of_an_answer").main(str(path), name_or_folder=toy_folder)
@@ -40,6 +41,7 @@ def test_the_attention_of_a_sentence_is_printed_token_by_token(
     assert (entropy_LNT >= 0).all() and (entropy_LNT <= np.log2(n_keys_T) + 1e-4).all()
 
 
+@pytest.mark.slow
 def test_a_rule_of_ones_own_answers_beside_two_built_in_ones(toy_folder: str) -> None:
     answers = load("my_rule").main(n=6, name_or_folder=toy_folder)
     assert list(answers) == ["careful", "min-p", "greedy"]

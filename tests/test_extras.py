@@ -24,6 +24,7 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
     return shift - np.log(np.exp(shift).sum(axis=-1, keepdims=True))
 
 
+@pytest.mark.slow
 def test_alternatives_are_those_of_float64_before_and_after_filtering(toy_model):
     """Top-k of 3 at temperature 0.7: of five alternatives three can be drawn."""
     prompt = [5, 17, 4, 200, 31, 8]
@@ -111,6 +112,7 @@ def test_what_is_not_asked_for_is_not_in_the_program(toy_model):
     assert "top_k" in larger
 
 
+@pytest.mark.slow
 def test_asking_changes_neither_tokens_nor_other_numbers(toy_model):
     options = {"max_new_tokens": 20, "seed": 3}
     [plain] = generate(toy_model, [[3, 1, 4]], **options)

@@ -24,6 +24,8 @@ from entropix.checkpoint.convert import convert
 from entropix.checkpoint.loading import Model
 from entropix.scoring import score
 
+pytestmark = pytest.mark.slow
+
 LIMIT = 1e-4  # of a logit, relative to the largest; seen are some 1e-6
 TEXT = np.array(transformers_side.prompts()[:1], np.int32)
 

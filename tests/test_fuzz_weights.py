@@ -122,6 +122,7 @@ def test_a_damaged_gguf_file(good: Path, tmp_path: Path, changes: list[Any], in_
     holds(into_a_new_folder(path, tmp_path))
 
 
+@pytest.mark.slow
 @bounded
 @given(key=st.sampled_from(sorted({**foreign.gguf_metadata(toy.config()), "split.count": 1})), value=VALUES)
 def test_a_value_of_another_kind_in_a_gguf_file(tmp_path: Path, key: str, value: Any) -> None:

@@ -27,6 +27,7 @@ def metric(result, name):
 # ----- positions and visibility ----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("length", [1, 2, 33, 34, 65, 130])
 def test_greedy_tokens_are_the_argmax_of_one_pass_over_the_whole_text(toy_model, length):
     """A skipped position, an attended padding slot or a lost token would move the later logits."""
@@ -40,6 +41,7 @@ def test_greedy_tokens_are_the_argmax_of_one_pass_over_the_whole_text(toy_model,
         np.testing.assert_allclose(metric(result, name), expected, rtol=1e-4, atol=1e-5, err_msg=name)
 
 
+@pytest.mark.slow
 def test_text_that_outgrows_the_cache_is_continued_exactly(toy_model, monkeypatch):
     [large] = generate(toy_model, [[3, 1, 4]], max_new_tokens=75, seed=5)
     monkeypatch.setattr(prefix_cache, "MIN_CAPACITY", 64)
@@ -53,6 +55,7 @@ def test_text_that_outgrows_the_cache_is_continued_exactly(toy_model, monkeypatc
 # ----- what must change nothing ----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampler", ["entropix", "top-p"])
 def test_a_row_generates_the_same_alone_and_in_a_ragged_batch(toy_model, sampler):
     together = generate(toy_model, PROMPTS, sampler=sampler, max_new_tokens=40, seed=3)
@@ -63,6 +66,7 @@ def test_a_row_generates_the_same_alone_and_in_a_ragged_batch(toy_model, sampler
             np.testing.assert_allclose(metric(alone, name), metric(in_batch, name), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_order_in_the_batch_changes_no_row(toy_model):
     forwards = generate(toy_model, PROMPTS, max_new_tokens=20, seed=3)
     backwards = generate(toy_model, PROMPTS[::-1], max_new_tokens=20, seed=3)
@@ -87,6 +91,7 @@ def test_streaming_gives_the_same_as_generating_at_once(toy_model):
         assert mine[-1].finish == result.finish == FinishReason.LENGTH
 
 
+@pytest.mark.slow
 def test_the_longest_of_a_batch_does_not_extend_the_others():
     stopping = toy.model_of(stop_ids=range(0, 259, 12))
     results = [
@@ -115,6 +120,7 @@ def test_a_repeated_prompt_gets_independent_draws(toy_model):
     assert len({tuple(result.token_ids) for result in results}) == 4
 
 
+@pytest.mark.slow
 def test_every_step_and_row_draws_with_its_own_key():
     """With all weights zero every token has probability 1/259; a reused key would repeat a token for ever.
 
@@ -137,6 +143,7 @@ def test_every_step_and_row_draws_with_its_own_key():
 # ----- limits and ends -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_full_context_ends_a_row_with_its_own_reason():
     long, short = [3] * 61, [3]
     results = generate(toy.model_of(context_length=64), [long, short], max_new_tokens=10)
@@ -161,6 +168,7 @@ def test_a_prompt_that_cannot_be_continued_is_refused_before_any_work(toy_model,
         generate(toy_model, prompts)
 
 
+@pytest.mark.slow
 def test_a_row_whose_logits_are_not_finite_ends_at_once_and_alone():
     broken = toy.with_a_broken_token(77)
     options = {"max_new_tokens": 12, "sampler": "top-k"}
@@ -189,6 +197,7 @@ def test_stop_strings_end_the_text_just_before_them(toy_model):
         assert stopped.token_ids == free.token_ids[: len(stopped.token_ids)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("speculate", [0, 4])
 @pytest.mark.parametrize(("start", "wasted"), [(0, 3), (2, 3), (17, 4), (60, 15)])
 def test_little_is_computed_past_a_stop_string(toy_model, start, wasted, speculate):

@@ -7,6 +7,8 @@ import apart
 import golden
 import pytest
 
+pytestmark = pytest.mark.slow
+
 KEPT = {entry["case"]: entry["rows"] for entry in map(json.loads, golden.FILE.read_text().splitlines())}
 TOLERANCE = 1e-6  # of a float, absolute and relative
 

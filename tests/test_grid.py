@@ -22,6 +22,8 @@ from entropix.lab.experiments.engine import Answer, Cell, Grid, Variant
 from entropix.lab.experiments.results import Store, difference
 from entropix.lab.experiments.summary import summarize
 
+pytestmark = pytest.mark.slow
+
 PROMPTS = [[17, 4, 200, 31, 8], [9] * 20, [3, 1, 4]]
 NEW_TOKENS = 20  # more than one chunk, so that there is a speed
 

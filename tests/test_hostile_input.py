@@ -128,6 +128,7 @@ cli.leave(cli.run(lambda: convert.main(sys.argv[1:])))
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted({gguf.name, source.name})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "words",
     [("entropix.main", "--prompt", "hi", "--trace", "{folder}/new.jsonl"), ("entropix.replay", "{trace}")],
@@ -177,6 +178,7 @@ def test_a_folder_that_cannot_be_made_is_named_with_what_is_in_its_way(tmp_path:
         files.check_writable(folder, "a trace")
 
 
+@pytest.mark.slow
 def test_without_docstrings_the_commands_still_explain_themselves() -> None:
     done = subprocess.run(
         [sys.executable, "-OO", "-m", "entropix.logprobs", "--help"], capture_output=True, text=True

@@ -61,6 +61,7 @@ def test_presets_manifest_and_help_came_with_it(installed: Path) -> None:
     assert where.startswith(str(installed.parent))
 
 
+@pytest.mark.slow
 def test_without_weights_it_says_how_to_get_them(installed: Path) -> None:
     done = run(installed, "entropix", "--prompt", "Hi")
     assert done.returncode == 1 and done.stderr.count("\n") == 1 and "entropix.download" in done.stderr

@@ -97,6 +97,7 @@ def test_a_row_of_zeros_stays_zero(tmp_path: Path) -> None:
     assert is_int8(down) and not np.asarray(down.value)[3].any() and np.asarray(down.scale)[3] == 1
 
 
+@pytest.mark.slow
 def test_drafts_forks_and_several_paths_go_on_as_what_the_matrices_stand_for(tmp_path: Path) -> None:
     """Greedily: of each text every token is the likeliest after those before it, but for those that a fork chose."""
     cfg = toy.config(tied_embeddings=False, n_layers=1)
@@ -136,6 +137,7 @@ def test_drafts_forks_and_several_paths_go_on_as_what_the_matrices_stand_for(tmp
     assert len({path.result.token_ids[0] for path in several.paths}) == 3
 
 
+@pytest.mark.slow
 def test_traces_say_int8_and_are_replayed_so(toy_folder: str, tmp_path: Path) -> None:
     model = entropix.load(toy_folder, dtype="int8")
     assert model.precision == "int8" and model.dtype == jnp.float32 and "int8, " in repr(model)

@@ -161,6 +161,7 @@ def test_the_log_probability_of_a_guarded_draw_is_the_models_own() -> None:
     assert (token_TB[0, 0], info.logprob_B[0, 0]) == (1, pytest.approx(expected, abs=1e-5))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["entropix", "mirostat", "top-n-sigma"])
 def test_a_guarded_sampler_is_the_sampler_on_guarded_logits(name: str) -> None:
     """All but the log-probability, which stays the model's: whatever the rule decides, it decides by what it sees."""
@@ -221,6 +222,7 @@ def test_a_sampler_has_one_guarded_version() -> None:
         assert samplers.resolve("greedy", change).sampler is guarded(SAMPLERS["greedy"])
 
 
+@pytest.mark.slow
 def test_what_ends_a_text_or_marks_a_turn_is_not_lowered_unless_that_is_asked_for() -> None:
     """Of two tokens that stood in the prompt, one ends turns: the other goes where it does not."""
     logits_V = np.full(9, -9.0, np.float32)

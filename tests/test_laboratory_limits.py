@@ -140,6 +140,7 @@ def sorted_kept(name: str, p_V: np.ndarray, cfg: SamplerConfig) -> set[int]:
     return {int(i) for i in order[laboratory.RULES[name][0](p_V[order], cfg)]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n_tokens", [2, 49_152])
 @pytest.mark.parametrize("name", ["epsilon", "eta", "top-n-sigma", "p-less", "top-h", "typical"])
 def test_a_truncation_is_its_formula_on_awkward_logits(name: str, n_tokens: int) -> None:

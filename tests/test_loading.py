@@ -189,6 +189,7 @@ def test_numbers_and_types_that_no_checkpoint_has_are_refused_by_file_and_key(
     assert len(str(raised.value)) < 1000
 
 
+@pytest.mark.slow
 def test_rows_without_a_token_count_in_no_metric_and_are_never_drawn(toy_model: Model) -> None:
     """A vocabulary that is padded with rows, whose logits would be the largest of all, is the vocabulary alone."""
     cfg = toy.config(vocab_size=toy_model.config.vocab_size + 5, tied_embeddings=False)

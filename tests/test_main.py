@@ -31,6 +31,7 @@ def flags_of(*args: str) -> Any:
 # ----- flags of the sampler ---------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_every_field_of_the_sampler_has_a_flag_that_sets_it() -> None:
     for field in dataclasses.fields(SamplerConfig):
         default = field.default

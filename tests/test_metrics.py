@@ -120,6 +120,7 @@ def test_entropy_rises_with_log_temperature_by_varentropy_times_ln_2() -> None:
     np.testing.assert_allclose(slope_B, of_logits(logits_BV).logits_varentropy * math.log(2), rtol=2e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("constant", [0.0, -7.3, 1e4])
 def test_equal_logits_have_no_self_certainty_at_all(constant: float) -> None:
     for vocabulary in (2, 3, 1000, 49152):

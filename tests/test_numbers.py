@@ -47,6 +47,7 @@ def base(sampler: Sampler) -> Any:
     return sampler.config(**likely)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_every_number_of_a_rule_changes_what_a_step_returns(name: str) -> None:
     """A dataclass that lists a number which its rule ignores fails here."""

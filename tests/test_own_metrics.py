@@ -53,6 +53,7 @@ WAYS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("own")
 @pytest.mark.parametrize("way", WAYS)
 def test_every_record_has_its_number(toy_model: Model, way: str) -> None:
@@ -68,6 +69,7 @@ def test_every_record_has_its_number(toy_model: Model, way: str) -> None:
         ]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("own")
 def test_trace_colours_statistics_and_page_show_it(
     run_command: Callable[..., tuple[int, str, str]], toy_folder: str, tmp_path: Path

@@ -87,6 +87,7 @@ def model(toy_folder: str) -> Model:
     return loading.load(toy_folder)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("desk")
 @pytest.mark.parametrize("page", RUN)
 def test_what_a_page_says_in_python_runs_from_top_to_bottom(
@@ -110,6 +111,7 @@ def test_python_elsewhere_is_python(page: str) -> None:
             compile(block.text, page, "exec")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("desk")
 @pytest.mark.parametrize("page", RUN[1:])  # what the README says to type is on these pages as well
 def test_what_a_page_says_to_type_runs_from_top_to_bottom(

@@ -20,6 +20,8 @@ from entropix.lab.experiments.summary import CUT_OFF
 sys.path.append(str(Path(__file__).parent.parent / "scripts"))
 import run_grid
 
+pytestmark = pytest.mark.slow
+
 ARMS = (
     HEAD
     + SAMPLED

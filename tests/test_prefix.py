@@ -64,6 +64,7 @@ def assert_is_the_reference(found: tuple[Any, ...], first: int) -> None:
 # ----- keys and values --------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_every_row_sees_its_share_and_what_is_its_own() -> None:
     """Step by step into the tail, behind shares of different lengths and no slots of their own."""
     cache, tail = shared_cache(), kv_cache.empty_recent(CFG, 3, 12, jnp.float32)
@@ -73,6 +74,7 @@ def test_every_row_sees_its_share_and_what_is_its_own() -> None:
         tail = found[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pieces", [(5,), (2, 3)])
 def test_own_tokens_may_be_read_and_committed_behind_a_share(pieces: tuple[int, ...]) -> None:
     cache, first = kv_cache.grow(shared_cache(), 16), 0
@@ -85,6 +87,7 @@ def test_own_tokens_may_be_read_and_committed_behind_a_share(pieces: tuple[int, 
     assert_is_the_reference(found, first)
 
 
+@pytest.mark.slow
 def test_rows_may_be_taken_and_cut_back_into_what_they_share() -> None:
     """The row that is cut into its share has no own token left, and goes on from there with other ones."""
     cache = kv_cache.gather_rows(own_slots(kv_cache.grow(shared_cache(), 16), 0, 5), jnp.asarray([1, 0, 0]))
@@ -132,6 +135,7 @@ def forked(where: Any, n_rows: int, **options: Any) -> tuple[Session, list[Resul
     return rows, collect(job, run(job, rows))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [
@@ -152,6 +156,7 @@ def test_samples_of_one_prompt_are_those_of_a_batch_with_a_cache_each(toy_model,
     meshes.assert_close([r.records for r in found], [r.records for r in expected])
 
 
+@pytest.mark.slow
 def test_samples_on_a_mesh_are_those_of_one_device():
     there = toy.model_of(n_heads=8, n_kv_heads=2, vocab_size=264, tied_embeddings=False)
     expected = generate(there, [PROMPT] * 4, **OPTIONS)
@@ -163,6 +168,7 @@ def test_samples_on_a_mesh_are_those_of_one_device():
     assert {meshes.shard_shape(k) for k in kept.k_LBKHS} == {(2, 1, 8, kept.capacity)}
 
 
+@pytest.mark.slow
 def test_paths_take_the_memory_of_one_until_they_have_a_cache_of_their_own(toy_model):
     rows, _ = forked(toy_model, 1)
     alone = sum(x.nbytes for x in jax.tree.leaves(rows._cache.kv))
@@ -171,6 +177,7 @@ def test_paths_take_the_memory_of_one_until_they_have_a_cache_of_their_own(toy_m
     assert together - alone < 8 * 3 * 4  # numbers of rows
 
 
+@pytest.mark.slow
 def test_a_later_text_may_begin_anywhere_in_what_was_shared(toy_model, monkeypatch):
     """With more of it, less of it and nothing at all; only what is new is computed."""
     rows, found = forked(toy_model, 3)
@@ -192,6 +199,7 @@ def test_a_later_text_may_begin_anywhere_in_what_was_shared(toy_model, monkeypat
         fed.clear()
 
 
+@pytest.mark.slow
 def test_a_prefix_that_nobody_begins_with_is_dropped(toy_model):
     rows, _ = forked(toy_model, 3)
     job = prepare(toy_model, [[5, 6, 7]] * 3, **OPTIONS)

@@ -19,6 +19,8 @@ from entropix.results import FinishReason
 from entropix.samplers.entropix import SamplerConfig
 from entropix.trace import Trace
 
+pytestmark = pytest.mark.slow
+
 Change = Callable[[list[dict[str, Any]]], Any]
 
 

@@ -222,6 +222,7 @@ def test_a_page_names_no_other_place(tmp_path: Path) -> None:
     assert set(re.findall(r"https?://[\w.]+", "".join([html, *ours]))) == set()
 
 
+@pytest.mark.slow
 def test_what_the_program_records_becomes_a_page_and_figures(toy_folder: str, tmp_path: Path) -> None:
     job = generation.prepare(
         entropix.load(toy_folder), ["Why?", "How?"], max_new_tokens=5, alternatives=2, head_entropies=True
@@ -289,6 +290,7 @@ def test_a_page_in_the_place_of_a_trace_is_refused(tmp_path: Path, run_command: 
 # ----- figures ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_figures_are_images_of_the_stated_size(tmp_path: Path) -> None:
     path = traces.write(tmp_path / "why.jsonl", traces.tokens("abcdef"))
     written = figures.write(page.read([path]), tmp_path / "new" / "folder")
@@ -303,6 +305,7 @@ def test_figures_are_images_of_the_stated_size(tmp_path: Path) -> None:
             assert len(image.convert("RGB").getcolors(1 << 24)) > 10  # something is drawn
 
 
+@pytest.mark.slow
 def test_a_scatter_shows_every_region_and_strategy_in_its_colour(tmp_path: Path) -> None:
     """Points and, mixed with white, areas: of the reference's regions all but flow and clarify, too thin to be seen."""
     path = traces.write(tmp_path / "a.jsonl", traces.tokens("abcde"))
@@ -319,6 +322,7 @@ def test_a_scatter_shows_every_region_and_strategy_in_its_colour(tmp_path: Path)
         assert min(np.abs(mixed - color).max() for color in colors) <= 1, name
 
 
+@pytest.mark.slow
 def test_rows_have_figures_of_their_own_and_empty_ones_have_none(tmp_path: Path) -> None:
     path = traces.write(tmp_path / "a.jsonl", traces.tokens("ab"), [], [traces.token(0, "x")])
     names = [file.name for file in figures.write(page.read([path]), tmp_path / "out", "pdf")]
@@ -327,6 +331,7 @@ def test_rows_have_figures_of_their_own_and_empty_ones_have_none(tmp_path: Path)
     assert all((tmp_path / "out" / name).read_bytes().startswith(b"%PDF") for name in names)
 
 
+@pytest.mark.slow
 def test_a_row_without_a_finite_number_is_drawn(tmp_path: Path) -> None:
     nothing = dict.fromkeys(("temperature", "logprob", "draw_logprob", *Metrics._fields))
     path = traces.write(tmp_path / "a.jsonl", [traces.token(0, "a", head_entropies=[[None]], **nothing)])
@@ -336,6 +341,7 @@ def test_a_row_without_a_finite_number_is_drawn(tmp_path: Path) -> None:
 # ----- the command ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_command_writes_page_and_figures(tmp_path: Path, run_command: Any) -> None:
     path = traces.write(tmp_path / "a.jsonl", traces.tokens("ab"))
     out, png = tmp_path / "report.html", tmp_path / "png"
@@ -371,6 +377,7 @@ def test_bad_input_is_one_line_and_exit_code_1(
     assert not (tmp_path / "report.html").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("library", "flags"), [("plotly", ["-o", "out.html"]), ("matplotlib", ["--png", "figures"])]
 )

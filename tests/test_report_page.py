@@ -12,7 +12,7 @@ from report_pages import TEXTS, assert_shows, focused, opened, settle, tokens
 from entropix import metric_labels
 from entropix.samplers.entropix import SamplerConfig
 
-pytestmark = pytest.mark.browser
+pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from report_pages import TEXTS, focused, number, opened, settle, tokens, value
 from entropix.metrics import Metrics
 from entropix.report import shell
 
-pytestmark = pytest.mark.browser
+pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
 Open = Callable[..., Page]
 

@@ -19,6 +19,8 @@ from entropix.report import page as report_page
 from entropix.report import tree
 from entropix.trace import Trace
 
+pytestmark = pytest.mark.slow
+
 HOSTILE = "<img src=x onerror=\"document.title='caught'\">"
 
 

@@ -17,6 +17,8 @@ from entropix.generation import collect, prepare, run
 from entropix.model.rope import rope_frequencies, rope_table
 from entropix.results import FinishReason
 
+pytestmark = pytest.mark.slow
+
 ORIGINAL = 70  # more than are copied from row to row
 SCALINGS: dict[str, dict[str, Any]] = {
     "longrope": {"rope_divisors": (1.0, 1.5, 2.0, 3.0), "rope_long_divisors": (1.0, 3.0, 6.0, 9.0)},

@@ -51,6 +51,7 @@ def test_a_rule_in_a_file_goes_from_flags_to_trace_to_replay(
     assert code == 1 and "the file of the rule RULE is not there" in err
 
 
+@pytest.mark.slow
 def test_a_rule_in_a_file_is_compared_swept_and_named_by_presets_and_grids(
     run_command: Command, rule: str, toy_folder: str, tmp_path: Path
 ) -> None:

@@ -163,6 +163,7 @@ def test_the_state_keeps_its_structure_shapes_and_dtypes(sampler: Sampler) -> No
     assert kinds(state) == jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype, leaf.weak_type), after)
 
 
+@pytest.mark.slow
 @every_sampler
 def test_jit_changes_nothing(sampler: Sampler) -> None:
     """Nothing of the rule happens in Python. Rounding may differ in the last bit."""

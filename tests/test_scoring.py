@@ -48,6 +48,7 @@ def alone(toy_model: Model) -> list[Scored]:
     return [scoring.score(toy_model, [text])[0] for text in texts(*LENGTHS)]
 
 
+@pytest.mark.slow
 def test_every_position_has_the_numbers_that_decoding_found_there(toy_model: Model) -> None:
     """300 steps from a prompt of one token, past the first capacity."""
     [result] = generate(toy_model, [[65]], sampler="temperature", max_new_tokens=300, seed=3)
@@ -58,6 +59,7 @@ def test_every_position_has_the_numbers_that_decoding_found_there(toy_model: Mod
         assert_close(read, drawn)
 
 
+@pytest.mark.slow
 def test_a_window_bounds_what_is_seen_by_decoding_forks_and_scoring() -> None:
     """The metrics of all are those of the keys in the window, the one before the query's own among them."""
     model, window = toy.model_of(sliding_window=7, n_layers=1), 7
@@ -76,6 +78,7 @@ def test_a_window_bounds_what_is_seen_by_decoding_forks_and_scoring() -> None:
     np.testing.assert_allclose(found, [0, *previous_T], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_text_scores_the_same_among_others_in_any_order(toy_model: Model, alone: list[Scored]) -> None:
     order = np.random.default_rng(0).permutation(len(LENGTHS))
     together = scoring.score(toy_model, [texts(*LENGTHS)[i] for i in order])
@@ -205,6 +208,7 @@ def test_json_lines_are_the_records_and_the_perplexity(
     }
 
 
+@pytest.mark.slow
 def test_several_texts_come_whole_and_in_their_order_whatever_is_read_first(
     command: Command, toy_folder: str, tmp_path: Path
 ) -> None:

@@ -24,6 +24,7 @@ def tokens(results: list[Result]) -> list[list[int]]:
     return [result.token_ids for result in results]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampler", ["entropix", "temperature", "mirostat"])
 def test_a_row_has_the_tokens_of_its_prompt_alone_with_its_seed(toy_model: Model, sampler: str) -> None:
     rows = [(PROMPT, 0), (OTHER, 5), (PROMPT, 2**32 - 1), (OTHER, 0), (PROMPT, 5)]
@@ -36,6 +37,7 @@ def test_a_row_has_the_tokens_of_its_prompt_alone_with_its_seed(toy_model: Model
     assert len(set(map(tuple, tokens(alone)))) == len(rows)
 
 
+@pytest.mark.slow
 def test_repeats_are_counted_for_each_seed_and_prompt(toy_model: Model) -> None:
     """The second row of a pair is the second sample of that pair, wherever the others stand."""
     options = {"sampler": "temperature", "max_new_tokens": 20}
@@ -45,6 +47,7 @@ def test_repeats_are_counted_for_each_seed_and_prompt(toy_model: Model) -> None:
     assert len(set(map(tuple, tokens(mixed)))) == 5
 
 
+@pytest.mark.slow
 def test_prompts_with_the_same_digest_are_no_repeats(toy_model: Model) -> None:
     """Two prompts whose CRC-32 are equal: what one draws does not depend on the other."""
     one, other = [18, 151, 128, 128, 197, 116, 68, 137], [196, 140, 53, 20, 4, 48, 18, 154]
@@ -81,6 +84,7 @@ def test_seeds_that_do_not_fit_are_refused(toy_model: Model, seeds: object, mess
         generate(toy_model, [PROMPT, OTHER], seeds=seeds)
 
 
+@pytest.mark.slow
 def test_a_trace_with_seeds_is_read_and_repeats(toy_folder: str, tmp_path: Path) -> None:
     model = entropix.load(toy_folder)
     job = generation.prepare(model, [PROMPT, PROMPT, OTHER], seeds=range(3), max_new_tokens=12)
@@ -108,6 +112,7 @@ def test_more_seeds_compile_nothing_new(toy_model: Model) -> None:
     assert loop.decode_chunk._cache_size() == before
 
 
+@pytest.mark.slow
 def test_with_a_blank_model_rows_of_different_seeds_are_independent() -> None:
     """Uniform over 259 tokens: 3 rows of 300 draws coincide pairwise in 900/259 = 3.5 places, deviation 1.9; 15 is 6
     off."""

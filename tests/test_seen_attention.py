@@ -25,6 +25,7 @@ def rule() -> Sampler:
     return SAMPLERS["greedy"]._replace(name="looks-inside", step=step, attention=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"speculate": 3}], ids=["plain", "drafts"])
 def test_a_rule_sees_the_entropy_of_every_head(toy_model: Model, rule: Sampler, options: Any) -> None:
     for result in generate(
@@ -36,6 +37,7 @@ def test_a_rule_sees_the_entropy_of_every_head(toy_model: Model, rule: Sampler, 
         assert len(set(seen)) > 6
 
 
+@pytest.mark.slow
 def test_a_rule_sees_its_attention_on_the_paths_of_a_fork(toy_model: Model, rule: Sampler) -> None:
     """Of which the metrics are recorded: all heads of all layers look as widely as these on average."""
 

@@ -20,6 +20,8 @@ from entropix.metrics import Metrics
 from entropix.samplers.base import SamplerInputs
 from entropix.sharding import Shape
 
+pytestmark = pytest.mark.slow
+
 # ----- meshes -----------------------------------------------------------------------------------------------
 
 

@@ -19,6 +19,8 @@ from entropix.decoding.state import ChunkEnd
 from entropix.generation import generate, prepare
 from entropix.tpu import hlo
 
+pytestmark = pytest.mark.slow
+
 UNTIL = ChunkEnd(jnp.asarray(32, jnp.int32), jnp.asarray(32, jnp.int32))
 
 # ----- every mesh -------------------------------------------------------------------------------------------

@@ -14,6 +14,8 @@ from entropix.decoding.session import Session
 from entropix.generation import collect, generate, prepare, run
 from entropix.results import FinishReason, Result
 
+pytestmark = pytest.mark.slow
+
 # Two key/value heads, of which four devices have two copies each; all else is divided.
 MODEL = toy.model_of(n_heads=8, n_kv_heads=2, vocab_size=264, tied_embeddings=False)
 PROMPTS = [[1, 2, 3, 4, 5], [200, 7], [9] * 40, [8]]

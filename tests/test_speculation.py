@@ -20,6 +20,8 @@ from entropix.generation import collect, generate, prepare, run
 from entropix.presets import preset_names
 from entropix.results import FinishReason
 
+pytestmark = pytest.mark.slow
+
 PROMPTS = [[1, 2, 3, 4, 5, 6, 1, 2, 3, 4], [200], [7, 8] * 20, list(range(40, 75))]
 
 
@@ -81,7 +83,20 @@ def flat(record: dict[str, Any]) -> dict[str, Any]:
     return {jax.tree_util.keystr(path): value for path, value in leaves}
 
 
-@pytest.mark.parametrize("preset", preset_names("samplers"))
+# All states that a rule may have, and rules without one that draw in ways of their own. To any rule without a state a
+# step is a step: it sees nothing of the draft.
+KINDS = ("entropix", "entropix-logits", "placebo", "mirostat", "greedy", "temperature", "xtc")
+
+
+def test_every_state_of_a_rule_is_among_those_that_are_drafted_for() -> None:
+    def state(preset: str) -> type:
+        sampler = samplers.resolve(preset)
+        return type(sampler.rule.init(sampler.numbers, [[1]], lambda text: [1]))
+
+    assert {state(preset) for preset in preset_names("samplers")} == {state(preset) for preset in KINDS}
+
+
+@pytest.mark.parametrize("preset", KINDS)
 def test_no_token_and_no_record_changes_whatever_the_sampler(preset: str) -> None:
     """Ragged rows of which some repeat themselves; every number of every record is compared, the attention metrics
     of tokens that were checked together with others among them."""

@@ -50,6 +50,7 @@ def test_a_mean_of_clusters_is_that_of_items_and_wider_than_if_they_were_indepen
     assert bootstrap(lambda weights: np.full(len(weights), np.nan), 5)[1:] == (None, None)
 
 
+@pytest.mark.slow
 def test_auroc_counts_pairs_and_holds_the_truth() -> None:
     rng = np.random.default_rng(2)
     score, right = rng.integers(0, 5, 60), rng.integers(0, 2, 60)
@@ -134,6 +135,7 @@ def test_a_logistic_fit_is_where_its_gradient_vanishes() -> None:
     assert np.isfinite(apart).all()  # separable, and yet finite
 
 
+@pytest.mark.slow
 def test_a_gain_is_seen_where_there_is_one_and_noise_gains_nothing() -> None:
     """The second feature matters, the third is noise: alarms over it are rarer than 2.5 % of one side."""
     rng, alarms, gains = np.random.default_rng(8), 0, []

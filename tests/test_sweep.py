@@ -120,6 +120,7 @@ def test_a_field_of_the_guard_may_be_varied_with_the_guard() -> None:
     )
 
 
+@pytest.mark.slow
 def test_a_sweep_compiles_one_program(command: Command, tmp_path: Path) -> None:
     before = loop.decode_chunk._cache_size()
     flags = (
@@ -138,6 +139,7 @@ def test_a_sweep_compiles_one_program(command: Command, tmp_path: Path) -> None:
     assert loop.decode_chunk._cache_size() == before + 1
 
 
+@pytest.mark.slow
 def test_a_guard_that_is_on_and_off_makes_two_programs(command: Command) -> None:
     before = loop.decode_chunk._cache_size()
     code, _, _ = command(
@@ -147,6 +149,7 @@ def test_a_guard_that_is_on_and_off_makes_two_programs(command: Command) -> None
     assert loop.decode_chunk._cache_size() == before + 2
 
 
+@pytest.mark.slow
 def test_the_page_draws_lines_over_one_field_and_heat_maps_over_two(
     command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -66,6 +66,7 @@ def test_what_cannot_be_written_is_refused_before_the_work(
         assert ended == (1, "", f"error: {tmp_path / name}: {hint}\n")
 
 
+@pytest.mark.slow
 def test_tokens_are_rows_and_those_of_a_trace_are_the_same(
     command: Command, run_command: Run, tmp_path: Path
 ) -> None:
@@ -79,6 +80,7 @@ def test_tokens_are_rows_and_those_of_a_trace_are_the_same(
     assert [{**row, "trace": None} for row in read(again)] == [{**row, "trace": None} for row in found]
 
 
+@pytest.mark.slow
 def test_paths_tell_their_prompt_and_which_was_chosen(
     command: Command, prompt_file: str, tmp_path: Path
 ) -> None:
@@ -99,6 +101,7 @@ def test_a_scored_text_is_a_table_too(run_command: Run, toy_folder: str, tmp_pat
     assert read(table) == rows and len(rows) == 11
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ending", ["svg", "pdf", "png"])
 def test_a_grid_leaves_its_table_its_answers_and_its_figure(
     run_command: Run, toy_folder: str, prompt_file: str, tmp_path: Path, ending: str

@@ -239,6 +239,7 @@ def test_a_trace_has_them_and_repeats(run_command: Command, folder: Path, tmp_pa
         )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_folder_of_answers_is_resumed_with_the_same_ones_alone(
     run_command: Command, folder: Path, tmp_path: Path
 ) -> None:

@@ -247,6 +247,7 @@ def test_statistics_go_to_stderr(command: Command) -> None:
     assert {f"mean {name}" for name in Metrics._fields} < lines.keys()
 
 
+@pytest.mark.slow
 def test_statistics_tell_what_was_computed_in_vain(command: Command, tmp_path: Path) -> None:
     """Four forks of three paths with two rolled tokens each, of which one path is kept."""
     path = tmp_path / "t.jsonl"

@@ -75,6 +75,7 @@ def test_ctrl_c_never_comes_between_a_token_and_its_printing(
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_real_signal_ends_the_real_command(tmp_path: Path, number: signal.Signals) -> None:
     folder = folders.write_checkpoint(tmp_path / "long", max_position_embeddings=10**6)

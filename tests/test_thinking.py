@@ -142,6 +142,7 @@ def test_a_prompt_may_have_opened_it(
     assert ("[thinking: 2 tokens]" in ended.err) == (template == OPENED)
 
 
+@pytest.mark.slow
 def test_of_several_paths_the_chosen_one_is_printed_without(command: Command, script: list[str]) -> None:
     flags = ("--prompt", "Why?", "--best-of", "2", HIDE)
     ended = command(*flags)

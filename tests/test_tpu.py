@@ -22,6 +22,8 @@ from entropix.tpu import ahead, hlo
 from entropix.tpu.hlo import Collective, Instruction
 from entropix.tpu.roofline import Report, Usage
 
+pytestmark = pytest.mark.slow
+
 sys.path.append(str(PACKAGE_ROOT.parent / "scripts"))
 compile_tpu = importlib.import_module("compile_tpu")
 

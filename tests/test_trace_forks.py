@@ -14,6 +14,8 @@ from entropix.replay import first_difference
 from entropix.results import Result
 from entropix.trace import schema
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def model(toy_folder: str) -> Model:

@@ -30,6 +30,7 @@ def step(key_B: Array, state: Any, seen: SamplerInputs, cfg: Any) -> Any:
     return token_B, state, info._replace(score_B=mean_B), offered
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scale", [{"logits_softcap": 30.0}, {"logits_divisor": 2.5}])
 def test_margins_are_those_of_logits_that_a_fusion_may_compute_again(scale: dict[str, float]) -> None:
     """To another last bit, where it joins a factor of the logits with what is taken from them."""
@@ -75,6 +76,7 @@ def test_a_pass_over_a_text_has_the_metrics_of_the_keys_of_each_layer(seen: entr
             np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=1e-4, err_msg=name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [{"head_entropies": True}, {"head_entropies": True, "speculate": 3}, {"branching": FORKS}],
