@@ -33,10 +33,10 @@ def batch_inputs(request: GenerationRequest) -> BatchInputs:
     stop_E[: len(stop_ids)] = stop_ids
     of_key = zip(*((row.seed, _digest(row), row.occurrence) for row in rows), strict=True)
     return BatchInputs(
-        key_B=loop.row_keys(*(jnp.asarray(numbers, jnp.uint32) for numbers in of_key)),
-        limit_B=jnp.asarray(list(map(min, wanted, room)), jnp.int32),
-        limit_reason_B=jnp.asarray(reasons, jnp.int32),
-        stop_E=jnp.asarray(stop_E),
+        key_B=loop.row_keys(*(loop.to_device(numbers, np.uint32) for numbers in of_key)),
+        limit_B=loop.to_device([*map(min, wanted, room)]),
+        limit_reason_B=loop.to_device(reasons),
+        stop_E=loop.to_device(stop_E),
         branching=None if request.program.branching is None else branching.params(cfg.branching),
         backtracking=backtracking.params(cfg.backtracking, request.sampler.strategies),
     )
@@ -47,9 +47,9 @@ def first_rows(request: GenerationRequest) -> RowState:
     prompts, cfg = request.prompt_ids, request.config
     batch = len(prompts)
     return RowState(
-        token_B=jnp.asarray([prompt[-1] for prompt in prompts], jnp.int32),
-        step_B=jnp.asarray(np.zeros(batch, np.int32)),
-        finish_B=jnp.asarray(np.full(batch, FinishReason.RUNNING, np.int32)),
+        token_B=loop.to_device([prompt[-1] for prompt in prompts]),
+        step_B=loop.to_device([0] * batch),
+        finish_B=loop.to_device([FinishReason.RUNNING] * batch),
         sampler=_first_states(request),
         branching=None if request.program.branching is None else branching.no_forks(batch),
         backtracks=backtracking.none_yet(batch) if cfg.backtracking.is_on else None,

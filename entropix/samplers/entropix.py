@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from entropix import filters
@@ -154,12 +155,12 @@ def init(cfg: ActConfig, prompts: Prompts, encode: Encode) -> Clarifier:
     """The clarifier's tokens. Padded to a power of two, so that few text lengths compile anew."""
     batch, tokens = len(prompts), encode(cfg.clarifier) if cfg.clarifier else []
     width = 1 << max(len(tokens) - 1, 0).bit_length()
-    token_Q = jnp.asarray(tokens + [0] * (width - len(tokens)), jnp.int32)
+    padded = tokens + [0] * (width - len(tokens))
     return Clarifier(
-        token_BQ=jnp.tile(token_Q, (batch, 1)),
-        length_B=jnp.full(batch, len(tokens), jnp.int32),
-        next_B=jnp.zeros(batch, jnp.int32),
-        just_inserted_B=jnp.zeros(batch, bool),
+        token_BQ=jax.device_put(np.array([padded] * batch, np.int32)),
+        length_B=jax.device_put(np.full(batch, len(tokens), np.int32)),
+        next_B=jax.device_put(np.zeros(batch, np.int32)),
+        just_inserted_B=jax.device_put(np.zeros(batch, bool)),
     )
 
 
