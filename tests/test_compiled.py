@@ -62,6 +62,16 @@ def test_fifty_configs_seeds_and_lengths_compile_nothing_new(toy_model):
 
 
 @pytest.mark.slow
+def test_before_the_first_token_five_programs_are_compiled(toy_model, caplog):
+    """None to bring numbers to the device: each would take some ten milliseconds of every start."""
+    jax.clear_caches()
+    with jax.log_compiles(), caplog.at_level("WARNING", logger="jax._src.dispatch"):
+        generate(toy_model, [[1, 2, 3], [4]], max_new_tokens=5)
+    compiled = re.findall(r"Finished XLA compilation of jit\((\w+)\)", caplog.text)
+    assert sorted(compiled) == ["decode_chunk", "empty_cache", "empty_recent", "prefill", "row_keys"]
+
+
+@pytest.mark.slow
 def test_growing_past_a_bucket_compiles_once_and_never_again(toy_model, monkeypatch):
     monkeypatch.setattr(prefix_cache, "MIN_CAPACITY", 64)
     generate(toy_model, [[1, 2, 3]], max_new_tokens=5, sampler="greedy")
