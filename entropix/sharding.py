@@ -22,8 +22,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from numpy.typing import ArrayLike, DTypeLike
 
 from entropix.config import ModelConfig
 
@@ -152,6 +154,15 @@ def on(mesh: Mesh | None) -> Iterator[None]:
         if mesh is not None:
             stack.enter_context(jax.set_mesh(mesh))
         yield
+
+
+def to_device(values: ArrayLike, dtype: DTypeLike = np.int32) -> Array:
+    """Numbers of the host, copied to the device, or whole to each of the current mesh.
+
+    Onto a mesh `jnp.asarray` brings them, by a program for every shape and dtype, which a single device does without.
+    """
+    host = np.array(values, dtype)
+    return jax.device_put(host) if jax.sharding.get_abstract_mesh().empty else jnp.asarray(host)
 
 
 # ----- a model's arrays -------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from entropix.decoding import backtracking, branching, loop
 from entropix.decoding.request import GenerationRequest, PromptRow
 from entropix.decoding.state import BatchInputs, RowState
 from entropix.results import FinishReason
+from entropix.sharding import to_device
 
 _DTYPES: dict[type, Any] = {float: np.float32, int: np.int32, bool: np.bool_}
 
@@ -33,10 +34,10 @@ def batch_inputs(request: GenerationRequest) -> BatchInputs:
     stop_E[: len(stop_ids)] = stop_ids
     of_key = zip(*((row.seed, _digest(row), row.occurrence) for row in rows), strict=True)
     return BatchInputs(
-        key_B=loop.row_keys(*(loop.to_device(numbers, np.uint32) for numbers in of_key)),
-        limit_B=loop.to_device([*map(min, wanted, room)]),
-        limit_reason_B=loop.to_device(reasons),
-        stop_E=loop.to_device(stop_E),
+        key_B=loop.row_keys(*(to_device(numbers, np.uint32) for numbers in of_key)),
+        limit_B=to_device([*map(min, wanted, room)]),
+        limit_reason_B=to_device(reasons),
+        stop_E=to_device(stop_E),
         branching=None if request.program.branching is None else branching.params(cfg.branching),
         backtracking=backtracking.params(cfg.backtracking, request.sampler.strategies),
     )
@@ -47,9 +48,9 @@ def first_rows(request: GenerationRequest) -> RowState:
     prompts, cfg = request.prompt_ids, request.config
     batch = len(prompts)
     return RowState(
-        token_B=loop.to_device([prompt[-1] for prompt in prompts]),
-        step_B=loop.to_device([0] * batch),
-        finish_B=loop.to_device([FinishReason.RUNNING] * batch),
+        token_B=to_device([prompt[-1] for prompt in prompts]),
+        step_B=to_device([0] * batch),
+        finish_B=to_device([FinishReason.RUNNING] * batch),
         sampler=_first_states(request),
         branching=None if request.program.branching is None else branching.no_forks(batch),
         backtracks=backtracking.none_yet(batch) if cfg.backtracking.is_on else None,

@@ -14,9 +14,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
-from numpy.typing import ArrayLike, DTypeLike
 
 from entropix import metrics
 from entropix.config import ModelConfig
@@ -182,11 +180,6 @@ def forward(
     mask = causal_mask(past, recent, width, rope_length_B)
     logits_BTV, _, attention = transformer.forward(weights, tokens_BT, past, recent, cfg, mask)
     return kv_cache.lay_out((sample_step.measured_inputs(logits_BTV, attention, own), attention))
-
-
-def to_device(values: ArrayLike, dtype: DTypeLike = np.int32) -> Array:
-    """Numbers of the host, copied to the device. `jnp.asarray` would first compile a program for every shape."""
-    return jax.device_put(np.array(values, dtype))
 
 
 def _placed(function: Callable[..., Any]) -> Callable[..., Any]:

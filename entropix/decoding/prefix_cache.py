@@ -9,6 +9,7 @@ from entropix.decoding import loop
 from entropix.decoding.loop import RECENT_SLOTS
 from entropix.model.kv_cache import KVCache, RecentKV
 from entropix.model.rope import rope_lengths
+from entropix.sharding import to_device
 
 PREFILL_WIDTHS = (8, 64, 128, 512)  # tokens in one prefill call; each compiles once for each capacity
 MIN_CAPACITY = 256  # slots; `capacity_for` has the sizes to which they grow with the text
@@ -48,7 +49,7 @@ class PrefixCache:
             once = PrefixCache(self._model, len(different))
             once.prefill([*map(list, different)])
             index = [different.index(tuple(row)) for row in rows]
-            self._kv = loop.gather_rows(once.kv, loop.to_device(index))
+            self._kv = loop.gather_rows(once.kv, to_device(index))
             self.tokens = [[*row] for row in rows]
             self._rope_lengths = [once._rope_lengths[i] for i in index]
             return
@@ -69,8 +70,8 @@ class PrefixCache:
                 tokens_BT[row, : len(tokens)] = tokens
             self._kv = loop.prefill(
                 self._model.weights,
-                loop.to_device(tokens_BT),
-                loop.to_device([len(tokens) for tokens in new]),
+                to_device(tokens_BT),
+                to_device([len(tokens) for tokens in new]),
                 kv,
                 self._model.config,
                 from_empty=not any(held),
@@ -83,14 +84,14 @@ class PrefixCache:
         assert self._kv is not None
         self._reserve(max(self._own()) + recent.size)
         kv, held = self._release()
-        self._kv = loop.commit(kv, recent, loop.to_device([len(tokens) for tokens in new]))
+        self._kv = loop.commit(kv, recent, to_device([len(tokens) for tokens in new]))
         self.tokens = [[*before, *tokens] for before, tokens in zip(held, new, strict=True)]
 
     def cut(self, length_B: Sequence[int]) -> None:
         """Keeps the first tokens of each row."""
         if list(length_B) != [len(held) for held in self.tokens]:
             kv, held = self._release()
-            self._kv = loop.truncate(kv, loop.to_device(length_B))
+            self._kv = loop.truncate(kv, to_device(length_B))
             self.tokens = [tokens[:n] for tokens, n in zip(held, length_B, strict=True)]
 
     def take(self, rows: Sequence[int | None]) -> None:
@@ -102,9 +103,9 @@ class PrefixCache:
         kv, held = self._release()
         one = rows[0] if len(rows) > 1 and len(set(rows)) == 1 else None
         if one is not None and not kv.prefix:
-            self._kv = loop.share_row(kv, loop.to_device(one), len(rows))
+            self._kv = loop.share_row(kv, to_device(one), len(rows))
         else:
-            self._kv = loop.gather_rows(kv, loop.to_device([row or 0 for row in rows]))
+            self._kv = loop.gather_rows(kv, to_device([row or 0 for row in rows]))
         self.tokens = [[] if row is None else [*held[row]] for row in rows]
         self._rope_lengths = [self._rope_lengths[row or 0] for row in rows]
 
@@ -120,7 +121,7 @@ class PrefixCache:
         donors = [self.donor(text) for text in texts]
         if all(n >= min(COPIED_TOKENS, len(text)) for (_, n), text in zip(donors, texts, strict=True)):
             rows = [row for row, _ in donors]
-            other._kv = loop.gather_rows(self.kv, loop.to_device(rows))
+            other._kv = loop.gather_rows(self.kv, to_device(rows))
             other.tokens = [[*self.tokens[row]] for row in rows]
             other._rope_lengths = [self._rope_lengths[row] for row in rows]
         elif self.kv.prefix:
@@ -136,7 +137,7 @@ class PrefixCache:
         """These rows become those of another cache. One may come several times, with the same in it."""
         self._reserve(other.kv.capacity)
         kv, held = self._release()
-        self._kv = loop.put_rows(kv, other.kv, loop.to_device(rows))
+        self._kv = loop.put_rows(kv, other.kv, to_device(rows))
         self.tokens = held
         for row, tokens, length in zip(rows, other.tokens, other._rope_lengths, strict=True):
             self.tokens[row], self._rope_lengths[row] = tokens, length
@@ -162,7 +163,7 @@ class PrefixCache:
             self._forget()
         else:
             kv, held = self._release()
-            kv = loop.truncate(kv, loop.to_device(length_B))
+            kv = loop.truncate(kv, to_device(length_B))
             if bool(loop.is_finite(kv)):
                 self._kv = kv
                 self.tokens = [tokens[:n] for tokens, n in zip(held, length_B, strict=True)]

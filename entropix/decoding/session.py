@@ -19,6 +19,7 @@ from entropix.decoding.prefix_cache import PrefixCache
 from entropix.decoding.request import GenerationRequest, check_prompts
 from entropix.decoding.state import BatchInputs, ChunkEnd, DecodeState, Program, RowState, StepRecord
 from entropix.results import FinishReason
+from entropix.sharding import to_device
 
 Args = ParamSpec("Args")
 Out = TypeVar("Out")
@@ -149,7 +150,7 @@ class Session:
         run.tokens.put(places, tokens)
         run.finish_B[[*places]] = FinishReason.RUNNING
         recent = loop.empty_recent(self._model.config, len(places), RECENT_SLOTS, self._model.dtype)
-        place_K = loop.to_device(places)
+        place_K = to_device(places)
         of_rows = (run.state.rows, run.state.recent, run.inputs.by_row())
         new = (first_rows(request), recent, batch_inputs(request).by_row())
         rows, recent, by_row = loop.put_rows(of_rows, new, place_K)
@@ -175,8 +176,8 @@ class Session:
             self._cache.kv,
             run.state,
             ChunkEnd(
-                loop.to_device(run.chunk_length if n_steps is None else n_steps),
-                loop.to_device(len(run.finish_B) if n_ended is None else n_ended),
+                to_device(run.chunk_length if n_steps is None else n_steps),
+                to_device(len(run.finish_B) if n_ended is None else n_ended),
             ),
             run.numbers,
             run.program,
@@ -200,7 +201,7 @@ class Session:
             return
         finish_B[running] = reason
         state = self._run.state
-        ended = state.rows._replace(finish_B=loop.to_device(finish_B))
+        ended = state.rows._replace(finish_B=to_device(finish_B))
         self._run = self._run._replace(state=state._replace(rows=ended), finish_B=finish_B)
 
     @_on_mesh
@@ -228,7 +229,7 @@ class Session:
             return
         spare = (1 << (len(running) - 1).bit_length()) - len(running)
         places = sorted([*running.tolist(), *ended[:spare].tolist()])
-        place_B = loop.to_device(places)
+        place_B = to_device(places)
         by_row = run.inputs.by_row()
         self._run = None  # in case an interrupt comes between here and the end
         self._cache.take(places)
@@ -257,7 +258,7 @@ class Session:
             used_B[place] = len(run.tokens.recent[place])
             rows.token_B[place] = run.tokens.newest[place]
             backtracking.go_back(rows, place, run.n_back, dropped, before)
-        recent = run.state.recent._replace(used_B=loop.to_device(used_B))
+        recent = run.state.recent._replace(used_B=to_device(used_B))
         state = run.state._replace(rows=jax.tree.map(jnp.asarray, rows), recent=recent)
         self._cache.cut(length_B)
         self._run = run._replace(state=state, finish_B=rows.finish_B)
@@ -292,7 +293,7 @@ class Session:
                 zip(held, tokens.recent, tokens.newest, strict=True)
             ):
                 text_BX[row, : len(before) + len(recent) + 1] = [*before, *recent, token]
-        return loop.to_device(text_BX)
+        return to_device(text_BX)
 
     def _flush(self) -> None:
         """Ends the current run, keeping what it computed."""

@@ -14,7 +14,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 
 from entropix import filters
@@ -35,6 +34,7 @@ from entropix.samplers.base import (
     top_candidates,
 )
 from entropix.samplers.numbers import RuleConfig
+from entropix.sharding import to_device
 
 # Bounds and factors that are literals in the published code, and so no numbers of the config.
 MAX_CLARIFY_TEMPERATURE = MAX_EXPLORE_TEMPERATURE = 1.5
@@ -157,10 +157,10 @@ def init(cfg: ActConfig, prompts: Prompts, encode: Encode) -> Clarifier:
     width = 1 << max(len(tokens) - 1, 0).bit_length()
     padded = tokens + [0] * (width - len(tokens))
     return Clarifier(
-        token_BQ=jax.device_put(np.array([padded] * batch, np.int32)),
-        length_B=jax.device_put(np.full(batch, len(tokens), np.int32)),
-        next_B=jax.device_put(np.zeros(batch, np.int32)),
-        just_inserted_B=jax.device_put(np.zeros(batch, bool)),
+        token_BQ=to_device([padded] * batch),
+        length_B=to_device([len(tokens)] * batch),
+        next_B=to_device([0] * batch),
+        just_inserted_B=to_device([False] * batch, bool),
     )
 
 
