@@ -13,7 +13,6 @@ from entropix.sharding import to_device
 
 PREFILL_WIDTHS = (8, 64, 128, 512)  # tokens in one prefill call; each compiles once for each capacity
 MIN_CAPACITY = 256  # slots; `capacity_for` has the sizes to which they grow with the text
-_MANY_ROWS = 8  # from so many on, short texts have finer sizes too
 _STEPS = ((1024, 2), (2048, 4))  # (slots, steps): from so many slots on, a doubling is worth so many steps
 # Tokens that a new text has in common with a row: if so many or all, they are copied and not computed.
 COPIED_TOKENS = 64
@@ -145,7 +144,7 @@ class PrefixCache:
 
     def shorten(self) -> None:
         """Gives up the slots that a long text has left behind."""
-        capacity = capacity_for(max(self._own()) + 2 * RECENT_SLOTS, len(self.tokens))
+        capacity = capacity_for(max(self._own()) + 2 * RECENT_SLOTS)
         if capacity < self.kv.capacity:
             self._kv = loop.narrow(self.kv, capacity)
 
@@ -191,21 +190,18 @@ class PrefixCache:
 
     def _reserve(self, slots: int) -> None:
         """Makes room for so many own tokens in every row."""
-        capacity = capacity_for(slots, len(self.tokens))
+        capacity = capacity_for(slots)
         if self._kv is None:
             self._kv = loop.empty_cache(self._model.config, len(self.tokens), capacity, self._model.dtype)
         elif capacity > self._kv.capacity:
             self._kv = loop.grow(self._kv, capacity)
 
 
-def capacity_for(slots: int, n_rows: int = 1) -> int:
-    """The size of a cache with so many slots a row: doublings of `MIN_CAPACITY`, in two steps from 1,024 on, in four
-    from 2,048 on (1,024, 1,536, 2,048, 2,560, ...). Every size is a program, and a step computes empty slots as well as
-    filled ones: with eight rows and more these cost more than programs do, and sizes below 1,024 are 128 apart.
+def capacity_for(slots: int) -> int:
+    """The size of a cache with so many slots: doublings of `MIN_CAPACITY`, in two steps from 1,024 on, in four from
+    2,048 on (1,024, 1,536, 2,048, 2,560, ...). Every size is a program, and a step computes empty slots as well as
+    filled ones.
     """
-    half = MIN_CAPACITY // 2
-    if n_rows >= _MANY_ROWS and slots <= 4 * MIN_CAPACITY:
-        return max(MIN_CAPACITY, half * -(-slots // half))
     capacity = MIN_CAPACITY
     while 2 * capacity < slots:
         capacity *= 2

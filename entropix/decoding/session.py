@@ -5,7 +5,6 @@ from functools import wraps
 from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
@@ -259,7 +258,8 @@ class Session:
             rows.token_B[place] = run.tokens.newest[place]
             backtracking.go_back(rows, place, run.n_back, dropped, before)
         recent = run.state.recent._replace(used_B=to_device(used_B))
-        state = run.state._replace(rows=jax.tree.map(jnp.asarray, rows), recent=recent)
+        rows_there = jax.tree.map(lambda leaf: to_device(leaf, leaf.dtype), rows)
+        state = run.state._replace(rows=rows_there, recent=recent)
         self._cache.cut(length_B)
         self._run = run._replace(state=state, finish_B=rows.finish_B)
 
