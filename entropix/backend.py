@@ -55,7 +55,22 @@ def use_compilation_cache() -> Path | None:
         return None
     jax.config.update("jax_compilation_cache_dir", folder)
     warnings.showwarning = _show_warning
+    if variable == CACHE_VARIABLE:
+        global _programs
+        _programs = Path(folder) / "whole"
     return Path(folder)
+
+
+_programs: Path | None = None
+
+
+def programs_folder() -> Path | None:
+    """Where `decoding.kept_programs` keeps whole programs; None where it keeps none.
+
+    It is in the folder of JAX's cache, where this package chose that, for a process whose only device is a CPU.
+    """
+    wanted = _programs is not None and jax.config.jax_enable_compilation_cache  # type: ignore[attr-defined]
+    return _programs if wanted and jax.default_backend() == "cpu" and jax.device_count() == 1 else None
 
 
 _usual_show_warning, _told = warnings.showwarning, set[str]()

@@ -20,6 +20,7 @@ from entropix import metrics
 from entropix.config import ModelConfig
 from entropix.decoding import backtracking, sample_step
 from entropix.decoding.branch_step import branch_step
+from entropix.decoding.kept_programs import kept
 from entropix.decoding.sample_step import Sample, plain_step
 from entropix.decoding.speculation import draft_step
 from entropix.decoding.state import BatchInputs, ChunkEnd, DecodeState, Program, StepRecord
@@ -55,6 +56,7 @@ def decode_step(
     return state, jax.tree.map(lambda leaf_B: leaf_B[None], record)
 
 
+@kept(static=("program",))
 @partial(jax.jit, static_argnames=("program",), donate_argnames=("state",))
 def decode_chunk(
     weights: Weights,
@@ -94,13 +96,15 @@ def decode_chunk(
     def body(carry: tuple[Array, DecodeState, StepRecord]) -> tuple[Array, DecodeState, StepRecord]:
         done, state, records = carry
         state, record = step(weights, inputs, cache, state)
-        records = jax.tree.map(lambda buffer, new: buffer.at[done].set(new), records, record)
+        at_done = partial(jax.lax.dynamic_update_index_in_dim, index=done, axis=0)
+        records = jax.tree.map(at_done, records, record)
         return done + 1, kv_cache.lay_out(state, row_axis=0), kv_cache.lay_out(records, row_axis=2)
 
     done, state, records = jax.lax.while_loop(go_on, body, (jnp.zeros((), jnp.int32), state, blank))
     return kv_cache.lay_out((state, records, done))
 
 
+@kept(static=("cfg", "from_empty"))
 @partial(jax.jit, static_argnames=("cfg", "from_empty"), donate_argnames=("cache",))
 def prefill(
     weights: Weights,
