@@ -4,6 +4,6 @@
 files of its own: `speculation`, `branch_step`, `backtracking`.
 
 What `loop` compiles, `kept_programs` keeps for later processes. Around the session `batching` lets many prompts take
-turns in few rows, and turns what each row drew into events: plain records (`records`) and text (`stream_text`). All else
-here knows no text: prompts are token ids.
+turns in few rows, and turns what each row drew into events: plain records (`records`) and text (`stream_text`). All
+else here knows no text: prompts are token ids.
 """
