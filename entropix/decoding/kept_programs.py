@@ -35,6 +35,8 @@ SOURCES = (
 )
 MOST = 32  # programs in the folder, of some 3 MB each; the longest unused one makes room
 _DIGEST = hashlib.sha256
+# The default. JAX asks its memory, too, for programs with the same options; what `jit` uses may be from its cache.
+_OPTIONS = {"xla_embed_ir_in_executable": False}
 _OF_CACHE = ("jax_enable_compilation_cache", "jax_compilation_cache_", "jax_persistent_cache_")  # settings
 
 
@@ -113,7 +115,7 @@ def _read(file: Path, arrays: Any) -> Callable[..., Any] | None:
 def _write(file: Path, lowered: Any) -> Callable[..., Any]:
     """Compiles a program, and keeps it where that is possible."""
     with _compiled_anew():
-        compiled = lowered.compile()
+        compiled = lowered.compile(compiler_options=_OPTIONS)
     try:
         program, _, gives = serialize_executable.serialize(compiled)
         data = pickle.dumps((program, jax.tree.unflatten(gives, range(gives.num_leaves))))
@@ -129,7 +131,7 @@ def _write(file: Path, lowered: Any) -> Callable[..., Any]:
 
 @contextlib.contextmanager
 def _compiled_anew() -> Iterator[None]:
-    """Without JAX's own cache: a program that came from there cannot be written once more."""
+    """Without JAX's own cache: a program that came from there cannot be written once more, but to fail when it runs."""
     jax.config.update("jax_enable_compilation_cache", False)
     compilation_cache.reset_cache()  # JAX asks once, and remembers
     try:
