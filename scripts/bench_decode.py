@@ -24,7 +24,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -33,29 +33,25 @@ from typing import Any, NamedTuple
 import bench_timing
 import jax
 import jax.numpy as jnp
+from bench_parts import CALLS, STEPS, capacity, part_cases, tree_bytes
 from bench_peers import Peers
 from bench_score import score_cases, score_memory
 from bench_timing import Case, Compilations, Round, Row, typical
-from jax import Array
 
 import entropix
-from entropix import metrics, samplers
+from entropix import samplers
 from entropix.checkpoint import loading
 from entropix.checkpoint.loading import Model
 from entropix.config import GenerateConfig
 from entropix.console import cli
 from entropix.decoding import loop
-from entropix.decoding.inputs import device_numbers
-from entropix.decoding.loop import RECENT_SLOTS
-from entropix.decoding.prefix_cache import PREFILL_WIDTHS, capacity_for
+from entropix.decoding.prefix_cache import PREFILL_WIDTHS
 from entropix.decoding.request import GenerationRequest, prompt_rows
 from entropix.decoding.session import Session
 from entropix.generation import encode_prompt
-from entropix.model import kv_cache, transformer
+from entropix.model import kv_cache
 
 PROMPT = "It was the best of times, it was the worst of times, it was the age of wisdom, it was"
-STEPS = RECENT_SLOTS - 2  # of one timed chunk: it must not fill the recent slots
-CALLS = 20  # of the metrics or the sampler alone: one is too short to time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,7 +158,7 @@ def batch_cases(args: Args, loaded: Model, peers: Peers) -> Iterator[Case]:
         yield (ours := chunk_case(f"{name}: entropix", loaded, session, batch, context, ratio=ratio))
         yield from peers.batches(texts(batch, context), partial(greedy, loaded), ours, STEPS)
         yield chunk_case(f"{name}: greedy", loaded, session, batch, context, preset="greedy")
-        yield from bare_cases(name, loaded, batch, context)
+        yield from part_cases(name, loaded, batch, context)
 
 
 def texts(batch: int, context: int) -> list[list[int]]:
@@ -201,55 +197,6 @@ def chunk_case(
     )
     start = partial(session.start, request)
     return Case(name, STEPS * batch, session.advance, start, STEPS * tree_bytes(loaded.weights), ratio)
-
-
-def bare_cases(name: str, loaded: Model, batch: int, context: int) -> Iterator[Case]:
-    """As many steps of nothing but the forward pass and an argmax; then metrics and sampler, each on its own."""
-    cache = kv_cache.empty_cache(loaded.config, batch, capacity(context), loaded.dtype)
-    cache = cache._replace(length_B=jnp.full(batch, context, jnp.int32))
-    recent = kv_cache.empty_recent(loaded.config, batch, RECENT_SLOTS, loaded.dtype)
-    forward = jax.jit(partial(transformer.forward, cfg=loaded.config))
-    token_B = jnp.ones(batch, jnp.int32)
-
-    @jax.jit
-    def bare(weights: Any, cache: Any, recent: Any, token_B: Array) -> Array:
-        def step(_: Array, carry: tuple[Array, Any]) -> tuple[Array, Any]:
-            logits_BTV, recent, _attention = forward(weights, carry[0][:, None], cache, carry[1])
-            return jnp.argmax(logits_BTV[:, 0], axis=-1).astype(jnp.int32), recent
-
-        return jax.lax.fori_loop(0, STEPS, step, (token_B, recent))[0]
-
-    run = partial(bare, loaded.weights, cache, recent, token_B)
-    read_bytes = STEPS * tree_bytes(loaded.weights)
-    yield Case(f"{name}: greedy without metrics", STEPS * batch, run, read_bytes=read_bytes)
-
-    logits_BTV, _, attention = forward(loaded.weights, token_B[:, None], cache, recent)
-    measure, rule = jax.jit(metrics.measure), samplers.get("entropix")
-    measured = jax.tree.map(lambda metric_BT: metric_BT[:, 0], measure(logits_BTV, attention))
-    seen, state = (
-        samplers.SamplerInputs(logits_BTV[:, 0], measured),
-        rule.init(rule.config(), [[]] * batch, loaded.tokenizer.encode),
-    )
-    key_B = jax.random.split(jax.random.key(0), batch)
-    draw = partial(jax.jit(rule.step), key_B, state, seen, device_numbers(rule.config()))
-    yield Case(f"{name}: metrics alone", 0, partial(call, partial(measure, logits_BTV, attention)))
-    yield Case(f"{name}: sampler alone", 0, partial(call, draw))
-
-
-def call(function: Callable[[], Any]) -> None:
-    """Many times, one after another."""
-    for _ in range(CALLS):
-        jax.block_until_ready(function())
-
-
-def capacity(context: int) -> int:
-    """Slots that a session's cache has in the middle of a text of so many tokens."""
-    return capacity_for(context + RECENT_SLOTS)
-
-
-def tree_bytes(tree: Any) -> int:
-    """Size of all arrays in a tree, or of arrays of such shapes."""
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
 # ----- the command ------------------------------------------------------------------------------------------

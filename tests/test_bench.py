@@ -144,6 +144,7 @@ def test_every_figure_is_on_the_last_line(
         *("read bandwidth", "ceiling at batch 1", "answer: entropix", "prefill 32"),
         *(f"batch 1: {sampler}" for sampler in ("entropix", "greedy", "greedy without metrics")),
         *(f"batch 1: {part}" for part in ("metrics alone", "sampler alone", "metrics and sampler")),
+        "batch 1: products with weights",
         *("context 100", "context 120", "budget 40", "budget 300", "peak memory of this benchmark"),
         *("read 50", "score 50", "score 50: memory beyond weights and cache"),
     }
@@ -154,6 +155,7 @@ def test_every_figure_is_on_the_last_line(
             assert row[key] > 0, (what, key)
     compared = {what: row["ratio_of"] for what, row in rows.items() if "ratio" in row}
     assert compared == {
+        "batch 1: products with weights": ["batch 1: entropix", "batch 1: products with weights"],
         "context 120": ["context 120", "context 100"],
         "budget 300": ["budget 300", "budget 40"],
         "score 50": ["score 50", "read 50"],
@@ -173,11 +175,12 @@ def test_batches_alone_are_a_part_of_it(
     assert cases == [
         "ceiling at batch 1",
         *(f"batch 1: {sampler}" for sampler in ("entropix", "greedy", "greedy without metrics")),
+        "batch 1: products with weights",
     ]
 
 
 def test_batches_are_compared_with_the_first(toy_model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench_decode, "bare_cases", lambda *_: ())
+    monkeypatch.setattr(bench_decode, "part_cases", lambda *_: ())
     args, peers = bench_decode.Args(batches=(1, 8), contexts=(100,)), bench_peers.Peers(Path(sys.executable))
     cases = list(bench_decode.batch_cases(args, toy_model, peers))
     assert [(case.name, case.tokens, case.ratio) for case in cases] == [
