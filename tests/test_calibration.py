@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import entropix
-from entropix import calibrate, config, files, presets, samplers
+from entropix import calibrate, config, files, inspection, presets, samplers
 from entropix.checkpoint.loading import Model
 from entropix.lab.calibration import fitting, solver
 from entropix.lab.calibration.solver import Thresholds, occupancy, thresholds
@@ -374,7 +374,8 @@ def test_the_shipped_preset_was_fitted_on_the_shipped_files() -> None:
 def test_on_the_default_model_only_the_fitted_thresholds_clarify(real_model: Model) -> None:
     """The end of the corpus, a seventh of what the preset was fitted on. The reference never clarifies there."""
     text = presets.shipped("calibration.txt").read_text()[-2000:]
-    metrics = fitting.observe_text(real_model, text, "").metrics
+    tokens = [*real_model.tokenizer.bos_ids, *real_model.tokenizer.encode(text)]
+    metrics = inspection.forward(real_model, tokens[: fitting.WINDOW]).metrics
     assert occupancy(metrics, samplers.resolve("entropix").numbers)["clarify"] == 0
     fitted = occupancy(metrics, samplers.resolve(SHIPPED).numbers)
     assert all(share > 0.01 for share in fitted.values()), fitted
