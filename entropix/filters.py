@@ -1,8 +1,8 @@
 """Filters that shape a distribution before a token is drawn, and the draw itself.
 
-A filter maps logits to logits: removed tokens become -inf, the others keep their value. It works on the last axis,
-in any token order, with parameters that are numbers or per-row arrays `[B]`, traced or not. The most likely token
-always survives. The order of the chain is fixed: temperature, min-p, top-k, top-p.
+A filter maps logits to logits: temperature, the first in the chain, scales them; the others set those of removed tokens
+to -inf. It works on the last axis, in any token order, with parameters that are numbers or per-row arrays `[B]`, traced
+or not. The most likely token always survives. The order of the chain is fixed: temperature, min-p, top-k, top-p.
 """
 
 from functools import partial
@@ -68,9 +68,14 @@ def top_p(logits_BV: Array, mass_B: Array | float) -> Array:
 
     Mass is a share of what earlier filters left. At 1 everything stays, whatever the rounding of the sum.
     """
+    prob_BV = jax.nn.softmax(logits_BV, axis=-1)
+    return mask_logits(logits_BV, top_mass(logits_BV, prob_BV, reachable(mass_B)))
+
+
+def reachable(mass_B: Array | float) -> Array:
+    """A mass as `top_mass` wants it: above 0, so that one token stays, and never reached at 1, so that all do."""
     mass_B = jnp.asarray(mass_B, jnp.float32)
-    wanted_B = jnp.where(mass_B >= 1, jnp.inf, jnp.maximum(mass_B, jnp.finfo(jnp.float32).tiny))
-    return mask_logits(logits_BV, top_mass(logits_BV, jax.nn.softmax(logits_BV, axis=-1), wanted_B))
+    return jnp.where(mass_B >= 1, jnp.inf, jnp.maximum(mass_B, jnp.finfo(jnp.float32).tiny))
 
 
 def mask_logits(logits_BV: Array, kept_BV: Array) -> Array:
@@ -99,14 +104,14 @@ def gather(values_BV: Array, index_B: Array) -> Array:
     return jnp.take_along_axis(values_BV, index_B[:, None], axis=-1)[:, 0]
 
 
-def top_mass(key_BV: Array, weight_BV: Array, wanted_B: Array) -> Array:
-    """Marks the largest keys, up to the one with which their weights sum to `wanted` > 0; all, if they never do.
+def top_mass(value_BV: Array, weight_BV: Array, wanted_B: Array) -> Array:
+    """Marks the largest values, up to the one with which their weights sum to `wanted` > 0; all, if they never do.
 
-    Of equal keys, which must have equal weights, the one with the lower index comes first. No sort: a binary search
-    for the bits of the smallest key that is kept, 32 sums, takes a thirtieth of the time over a vocabulary.
+    Of equal values, which must have equal weights, the one with the lower index comes first. No sort: a binary search
+    for the bits of the smallest value that is kept, 32 sums, takes a thirtieth of the time over a vocabulary.
     """
-    bits_BV = _in_order(key_BV)
-    wanted_B = jnp.broadcast_to(wanted_B, key_BV.shape[:-1])
+    bits_BV = _in_order(value_BV)
+    wanted_B = jnp.broadcast_to(wanted_B, value_BV.shape[:-1])
     lowest = jnp.iinfo(jnp.int32).min
 
     def weight_from(bound_B: Array) -> Array:

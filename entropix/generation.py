@@ -45,7 +45,7 @@ def prepare(model: Model, prompts: Prompt | Sequence[Prompt], **given: Unpack[Op
     _check_general(general)
     told = general["sampler_config"]
     told = list(told) if isinstance(told, list | tuple) else [told]
-    each = [choose(model, general["sampler"], one, numbers) for one in told or [None]]
+    each = [resolve_sampler(model, general["sampler"], one, numbers) for one in told or [None]]
     chosen = samplers.common(each)
     if isinstance(stop := generation.get("stop"), str):
         generation["stop"] = (stop,)
@@ -85,7 +85,7 @@ def prepare(model: Model, prompts: Prompt | Sequence[Prompt], **given: Unpack[Op
 
 
 def _check_general(general: Mapping[str, Any]) -> None:
-    """Raises a ValueError for what says something of how prompts are read in another type than it has."""
+    """Raises a ValueError for an option of how prompts are read that is of the wrong type."""
     if not isinstance(general["system"], str | None):
         raise ValueError(f"system must be a text, got {shown(general['system'])}")
     for name in ("raw", "allow_special"):
@@ -106,7 +106,7 @@ def _templated(model: Model, prompts: Sequence[Prompt], arguments: Mapping[str, 
     return model.with_template_args(arguments)
 
 
-def choose(
+def resolve_sampler(
     model: Model,
     sampler: str | Sampler | ResolvedSampler | None,
     sampler_config: RuleConfig | Mapping[str, Any] | None,

@@ -13,6 +13,7 @@ from entropix.decoding import loop
 from entropix.decoding.request import check_texts
 from entropix.metrics import Metrics
 from entropix.model.rope import rope_lengths
+from entropix.numerics import power_of_two
 from entropix.prompts import check_flag
 from entropix.showing import shown
 
@@ -74,7 +75,7 @@ def forward(
         raise ValueError(f"max_bytes must be a number above 0, got {shown(max_bytes)}")
     ids, cfg = model.tokenizer.encode_text(text, allow_special), model.config
     check_texts([ids], cfg)
-    n, width = len(ids), max(_SHORTEST, 1 << (len(ids) - 1).bit_length())
+    n, width = len(ids), power_of_two(len(ids), _SHORTEST)
     needed = 4 * width * (cfg.n_layers * cfg.n_heads * width + cfg.vocab_size)
     if needed > max_bytes:
         raise ValueError(

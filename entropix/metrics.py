@@ -22,8 +22,8 @@ class AttentionScores(NamedTuple):
     """What a forward pass saw: the raw scores of every layer, and the keys that they are of. S counts these keys."""
 
     scores_LBNTS: Array
-    """float32: q·k/√H of each layer and head, before masking and softmax; in a model with another factor, or with a
-    soft-cap of scores, with these: they are what the softmax is of."""
+    """float32: q·k/√H of each layer and head, before masking and softmax. They are what the softmax is taken of, a
+    model's own factor or soft-cap included."""
     visible_BTS: Array
     """bool: keys at or before the query's own position; never an empty, padded or future slot. Where layers see
     different keys, those that any of them sees."""
@@ -49,7 +49,7 @@ class Metrics(NamedTuple):
     Below, p is the model's distribution at temperature 1 over its whole vocabulary, and a_lhj the attention that
     head h of layer l pays to key j: the softmax of the raw scores s_lhj over the n visible keys. Entropies are in
     bits, varentropies in bits²; 0·log 0 = 0. Where layers see different keys, n is a layer's own: each metric of
-    attention is the mean over layers of what it is of one.
+    attention is computed for each layer, then averaged.
     """
 
     logits_entropy: Array

@@ -1,4 +1,4 @@
-"""Sums and softmaxes in full float32, as metrics and filters need them."""
+"""Sums and softmaxes in full float32, for what is measured. What is only drawn from goes through `jax.nn.softmax`."""
 
 import math
 from typing import NamedTuple
@@ -85,3 +85,8 @@ def softcap(x: Array, cap: float) -> Array:
 def total(a: Array) -> Array:
     """Σ a over the last axis."""
     return contract(a, jnp.ones_like(a))
+
+
+def power_of_two(n: int, least: int = 1) -> int:
+    """The next one that is not below n: for sizes, of which each is a program."""
+    return max(least, 1 << max(n - 1, 0).bit_length())

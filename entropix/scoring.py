@@ -22,6 +22,7 @@ from entropix.decoding.prefix_cache import MIN_CAPACITY
 from entropix.decoding.records import plain_number
 from entropix.decoding.request import check_texts
 from entropix.model.rope import rope_lengths
+from entropix.numerics import power_of_two
 from entropix.prompts import check_flag, listed
 from entropix.showing import shown
 
@@ -127,7 +128,7 @@ def read(model: Model, rows: Sequence[list[int]]) -> Iterator[Piece]:
 
 def slots(length: int) -> int:
     """Slots for a text: a power of two, so whole pieces of any width; texts of about one length share a program."""
-    return max(MIN_CAPACITY, 1 << (length - 1).bit_length())
+    return power_of_two(length, MIN_CAPACITY)
 
 
 def width(longest: int) -> int:
@@ -160,7 +161,7 @@ def _read(model: Model, rows: Sequence[list[int]]) -> Iterator[tuple[int, list[R
     Rows that the batch lacks to a power of two, and positions past a text's end, are padding.
     """
     cfg, longest = model.config, max(map(len, rows))
-    batch, capacity = 1 << (len(rows) - 1).bit_length(), slots(longest)
+    batch, capacity = power_of_two(len(rows)), slots(longest)
     room = min(PASS_BYTES // (batch * _position_bytes(cfg, capacity)), width(longest))
     n = next((n for n in WIDTHS if n <= room), WIDTHS[-1])
     text_BS = np.zeros((batch, capacity + 1), np.int32)

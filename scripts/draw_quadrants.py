@@ -18,7 +18,7 @@ from entropix import trace
 from entropix.console import cli
 from entropix.metrics import Metrics
 from entropix.samplers import resolve
-from entropix.samplers.entropix import STRATEGIES, THRESHOLDS, choose
+from entropix.samplers.entropix import STRATEGIES, SWAPPED, choose
 
 COLORS = ("#6baed6", "#fdd0a2", "#a1d99b", "#fb9a99", "#d9d9d9")
 LABELS = {
@@ -36,7 +36,7 @@ VARENTROPY = (1e-3, 60.0)  # bits²
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="picture to write, .png or .svg")
-    parser.add_argument("--sampler", default="entropix", choices=THRESHOLDS, help="which of the two rules")
+    parser.add_argument("--sampler", default="entropix", choices=SWAPPED, help="which of the two rules")
     parser.add_argument("--trace", type=Path, help="trace whose tokens are drawn as dots")
     args = parser.parse_args(argv)
 
@@ -48,10 +48,8 @@ def main(argv: list[str] | None = None) -> None:
     nothing = jnp.zeros_like(grid_entropy)
     metrics = Metrics(*[nothing] * len(Metrics._fields))
     metrics = metrics._replace(logits_entropy=grid_entropy, logits_varentropy=grid_varentropy)
-    clarify_above, resample_above = (getattr(cfg, name) for name in THRESHOLDS[args.sampler])
-    strategy = np.asarray(choose(metrics, clarify_above, resample_above, cfg)).reshape(
-        len(varentropy), len(entropy)
-    )
+    chosen = choose(metrics, cfg, SWAPPED[args.sampler])
+    strategy = np.asarray(chosen).reshape(len(varentropy), len(entropy))
 
     figure, axes = plt.subplots(figsize=(7.5, 5), layout="constrained")
     axes.pcolormesh(

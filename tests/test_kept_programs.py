@@ -141,8 +141,8 @@ def of_the_tests(logits_BTV, attention):
     ],
 )
 def test_code_from_elsewhere_has_no_name(value):
-    with pytest.raises(kept_programs._NoName):
-        kept_programs._described(value)
+    with pytest.raises(kept_programs.Unnameable):
+        kept_programs._fingerprint(value)
 
 
 def test_the_digest_is_of_all_code_that_a_program_can_come_from():

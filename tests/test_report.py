@@ -24,7 +24,7 @@ from entropix.report import figures, packing, page, shell
 from entropix.report.__main__ import main
 from entropix.report.align import align, first_difference
 from entropix.report.regions import RULES, limits, regions
-from entropix.samplers.entropix import STRATEGIES, THRESHOLDS, SamplerConfig, choose
+from entropix.samplers.entropix import STRATEGIES, SWAPPED, SamplerConfig, choose
 
 # ----- alignment --------------------------------------------------------------------------------------------
 
@@ -183,8 +183,7 @@ def test_every_point_lies_in_the_region_of_what_the_rule_does_there(sampler: str
     metrics = Metrics(*[jnp.zeros(2000)] * len(Metrics._fields))._replace(
         logits_entropy=jnp.asarray(x_n, jnp.float32), logits_varentropy=jnp.asarray(y_n, jnp.float32)
     )
-    above = [getattr(cfg, name) for name in THRESHOLDS[RULES[sampler]]]
-    np.testing.assert_array_equal(got_n, choose(metrics, *above, cfg))
+    np.testing.assert_array_equal(got_n, choose(metrics, cfg, SWAPPED[RULES[sampler]]))
     assert found.entropy_edges[[0, -1]].tolist() == [0, right]
 
 

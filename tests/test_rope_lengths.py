@@ -105,7 +105,7 @@ def test_what_was_shared_is_of_no_use_to_texts_of_another_length(model: Model) -
     for texts in ([TEXT[:68], TEXT[:90]], [TEXT[:90], TEXT[:100]]):
         shared = PrefixCache(model, 1)
         shared.prefill([TEXT[:66]])
-        shared.take([0, 0])
+        shared.share(2)
         beside = shared.beside(texts)
         assert_is_read_alone(beside, model)
         shared.put([1, 0], beside)

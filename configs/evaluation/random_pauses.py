@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from entropix.config import parameter, rule_config
 from entropix.samplers import entropix
 from entropix.samplers.base import Sampler
-from entropix.samplers.entropix import STRATEGIES, THRESHOLDS, SamplerConfig, Strategy
+from entropix.samplers.entropix import STRATEGIES, SamplerConfig, Strategy
 
 _PAUSE = 1_000_003  # folded into a step's key; the rule's own draws fold in small numbers
 
@@ -25,8 +25,7 @@ class RandomPausesConfig(SamplerConfig):
 
 def step(key_B, state, seen, cfg):
     """(token_B, state, info, candidates) of one step."""
-    clarify_above, resample_above = (getattr(cfg, name) for name in THRESHOLDS["entropix"])
-    strategy_B = entropix.choose(seen.metrics, clarify_above, resample_above, cfg)
+    strategy_B = entropix.choose(seen.metrics, cfg)
     strategy_B = jnp.where(strategy_B == Strategy.CLARIFY, Strategy.ADAPTIVE, strategy_B)
     u_B = jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, _PAUSE)))(key_B)
     strategy_B = jnp.where(u_B < cfg.pause_probability, Strategy.CLARIFY, strategy_B)

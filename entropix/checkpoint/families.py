@@ -14,7 +14,7 @@ from entropix.checkpoint import rotary, values
 from entropix.config import ModelConfig
 
 # Key -> accepted values (None: absent) and what any other value would mean.
-_NEUTRAL: dict[str, tuple[tuple[Any, ...], str]] = {
+NEUTRAL: dict[str, tuple[tuple[Any, ...], str]] = {
     "hidden_act": (("silu", None), "only SwiGLU feed-forward layers are supported"),
     "attention_bias": ((False, None), "biases in attention are not supported"),
     "mlp_bias": ((False, None), "biases in feed-forward layers are not supported"),
@@ -52,7 +52,7 @@ class Family(NamedTuple):
     """Further switches, of config.json, the number of layers, and the file's path, for errors."""
     ignored: tuple[str, ...] = ()  # keys that may be true or false and say nothing in this family
     neutral: Mapping[str, tuple[tuple[Any, ...], str]] = {}
-    """What of `_NEUTRAL` is otherwise in this family, and what there is besides."""
+    """What of `NEUTRAL` is otherwise in this family, and what there is besides."""
     windows: str = NO_WINDOWS
     """Whether `sliding_window` is one: never; in all layers; where `use_sliding_window` is true, or in some layers: of
     these two, `layer_types` may say in which."""
@@ -308,7 +308,7 @@ def refuse(raw: Mapping[str, Any], row: Family, n_layers: int, path: Path) -> No
 
     raw: with the row's defaults.
     """
-    for key, (accepted, reason) in {**_NEUTRAL, **row.neutral}.items():
+    for key, (accepted, reason) in {**NEUTRAL, **row.neutral}.items():
         if key in row.ignored:
             values.flag(raw, key, path)
         elif raw.get(key) not in accepted:

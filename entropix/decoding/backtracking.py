@@ -134,15 +134,16 @@ def go_back(rows: Any, row: int, tokens: int, dropped: int, before: Before) -> N
 
     dropped: the first of them, which is forbidden from now on. before: what there was before it was drawn.
     """
-    note(rows.backtracks, row, int(rows.step_B[row]), tokens, dropped)
+    write_turn(rows.backtracks, row, int(rows.step_B[row]), tokens, dropped)
     rows.step_B[row] -= tokens
     rows.finish_B[row] = FinishReason.RUNNING
     latest_fork_B = None if rows.branching is None else rows.branching.latest_B
     now = Before(rows.sampler, latest_fork_B)
-    jax.tree.map(lambda leaf, old: leaf.__setitem__(row, old), now, before)
+    for leaf, old in zip(jax.tree.leaves(now), jax.tree.leaves(before), strict=True):
+        leaf[row] = old
 
 
-def note(backtracks: Any, row: int, step: int, tokens: int, dropped: int) -> None:
+def write_turn(backtracks: Any, row: int, step: int, tokens: int, dropped: int) -> None:
     """Writes into one row of a `Backtracks` of numpy arrays that tokens were taken back at this step, `dropped` being
     the first of them."""
     place = step - tokens

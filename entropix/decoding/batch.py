@@ -14,7 +14,7 @@ from entropix.results import FinishReason
 
 
 class ActiveRows:
-    """Which rows are still in the batch, and how those ended that have left it."""
+    """Which rows are still in the batch, and how the departed ones ended."""
 
     def __init__(self, batch: int) -> None:
         self.rows = list(range(batch))  # by place

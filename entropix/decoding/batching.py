@@ -23,7 +23,7 @@ from entropix.decoding.stream_text import RowText
 from entropix.results import FinishReason, TokenEvent
 from entropix.showing import shown
 
-_MANY = 4  # batches full of prompts, from which on smaller programs for the last rows are worth compiling
+_MANY = 4  # from so many batches of prompts on it pays to compile smaller programs for the last rows
 
 
 class Cost(NamedTuple):
@@ -100,7 +100,7 @@ class ContinuousBatch:
         """All events."""
         session, cfg = self._session, self._request.config
         yield from self._begin()
-        # Reading one prompt takes little less than reading some: of many rows an eighth may wait for it.
+        # Reading several prompts costs little more than reading one: up to an eighth of the rows wait for each other.
         enough = max(1, self._n_rows // 8)
         while session.running or self._waiting:
             if free := session.free if self._waiting else []:
@@ -213,13 +213,13 @@ class _Answer:
 
     def open(self, given: Sequence[int]) -> TokenEvent:
         """What is there before the first token is drawn, which may be a stop string already."""
-        shown = ""
+        text = ""
         for token in given:
             piece, self.text.ended = self.text.push(token)
-            shown += piece
+            text += piece
             if self.text.ended:
-                return TokenEvent(self.number, shown, None, FinishReason.STOP_STRING)
-        return TokenEvent(self.number, shown, None, FinishReason.RUNNING)
+                return TokenEvent(self.number, text, None, FinishReason.STOP_STRING)
+        return TokenEvent(self.number, text, None, FinishReason.RUNNING)
 
     def events(self, request: GenerationRequest, row: int, chunk: StepRecord) -> Iterator[TokenEvent]:
         """Those of one chunk, records `[tokens, B, ...]`."""

@@ -80,7 +80,9 @@ def branch_step(
     forks = before.branching
     assert plan is not None and forks is not None and inputs.branching is not None
 
-    def forward(tokens_BT: Array, recent: RecentKV, mask: AttentionMask | None = None) -> Any:
+    def forward(
+        tokens_BT: Array, recent: RecentKV, mask: AttentionMask | None = None
+    ) -> tuple[Array, RecentKV, AttentionScores]:
         return transformer.forward(weights, tokens_BT, cache, recent, program.model, mask)
 
     logits_BTV, recent, attention = forward(before.token_B[:, None], state.recent)
@@ -227,11 +229,11 @@ def _keep(
     records = [jax.tree.map(lambda leaf, d=d: leaf[d], chosen) for d in range(program.lookahead + 1)]
 
     backtracks = rows.backtracks
-    for later in records[1:] if backtracks is not None else ():
-        assert backtracks is not None
-        counted = backtracking.count(backtracks, later.info.injected_B)
-        backtracks = where_row(later.live_B, counted, backtracks)
-    forks = branching.note(rows.branching, tried.forked_B, drawn.before.step_B)
+    if backtracks is not None:
+        for later in records[1:]:
+            counted = backtracking.count(backtracks, later.info.injected_B)
+            backtracks = where_row(later.live_B, counted, backtracks)
+    forks = branching.with_forks(rows.branching, tried.forked_B, drawn.before.step_B)
     if plan.whole:
         path_B = jnp.where(kept_B, tried.best_B, kv_cache.NO_PATH)
         recent = kv_cache.accept_path(recent, path_kv, path_B, plan.paths)

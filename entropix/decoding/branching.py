@@ -23,7 +23,7 @@ from entropix.samplers.base import Candidates, SampleInfo, SamplerInputs, full_v
 from entropix.sharding import top_k
 
 Rollout = Callable[[Array, Any], tuple[SamplerInputs, Any]]
-Draw = Callable[[Any, SamplerInputs], tuple[Any, Any]]
+DrawStep = Callable[[Any, SamplerInputs], tuple[Any, Any]]
 
 
 def plan(cfg: BranchConfig, strategies: Sequence[str]) -> BranchPlan | None:
@@ -91,7 +91,7 @@ def wanted(
     return asked_B & allowed_B & ~info.injected_B
 
 
-def note(forks: BranchState, forked_B: Array, step_B: Array) -> BranchState:
+def with_forks(forks: BranchState, forked_B: Array, step_B: Array) -> BranchState:
     """The state after these rows have branched at these steps. Nobody waits any more."""
     return BranchState(
         count_B=forks.count_B + forked_B.astype(jnp.int32),
@@ -122,7 +122,7 @@ def first_tokens(
     return jnp.where(valid_BC, token_BC, token_B[:, None]), valid_BC
 
 
-def roll(plan: BranchPlan, rows: Any, rollout: Rollout, draw: Draw, world: Any) -> tuple[Any, Any, Any]:
+def roll(plan: BranchPlan, rows: Any, rollout: Rollout, draw: DrawStep, world: Any) -> tuple[Any, Any, Any]:
     """(rows, world, records `[D, B·C]`) after every path has been rolled forward `depth` tokens.
 
     rows: those of the paths, `token_B` the newest token of each, the paths of a row side by side. rollout: reads one
@@ -146,18 +146,18 @@ def score_paths(
     valid_BC: Array,
     broken_BC: Array,
     live_BCD: Array,
-    info: Any,
-    metrics: Any,
+    info: SampleInfo,
+    metrics: Metrics,
 ) -> tuple[Array, Array]:
     """(score_BC, best_B): the mean of what the plan scores by over the tokens of a path, the fork's own among them, and
     the path with the largest, the first among equals. Paths that are not valid or broke down (NaN) have -inf; a row
     whose paths all broke down keeps its own. info, metrics: their fields `[B, C, D]`."""
     values_BCD = {
-        "logprob": lambda: info.logprob_B,
-        "margin": lambda: metrics.margin,
-        "certainty": lambda: metrics.self_certainty,
-        "entropy": lambda: info.logprob_B - params.penalty * metrics.logits_entropy,
-    }[plan.score]()
+        "logprob": info.logprob_B,
+        "margin": metrics.margin,
+        "certainty": metrics.self_certainty,
+        "entropy": info.logprob_B - params.penalty * metrics.logits_entropy,
+    }[plan.score]
     sum_BC = jnp.sum(jnp.where(live_BCD, values_BCD, 0), axis=-1)
     score_BC = sum_BC / jnp.maximum(jnp.sum(live_BCD, axis=-1, dtype=jnp.float32), 1)
     score_BC = jnp.where(valid_BC & ~broken_BC & ~jnp.isnan(score_BC), score_BC, -jnp.inf)

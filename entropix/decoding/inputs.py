@@ -13,6 +13,7 @@ from entropix.config import NO_TOKEN, TRACED, fields_of_kind
 from entropix.decoding import backtracking, branching, loop
 from entropix.decoding.request import GenerationRequest, PromptRow
 from entropix.decoding.state import BatchInputs, RowState
+from entropix.numerics import power_of_two
 from entropix.results import FinishReason
 from entropix.sharding import to_device
 
@@ -22,7 +23,7 @@ _DTYPES: dict[type, Any] = {float: np.float32, int: np.int32, bool: np.bool_}
 def batch_inputs(request: GenerationRequest) -> BatchInputs:
     """What stays fixed while the batch is generated."""
     rows, cfg, model = request.rows, request.config, request.model
-    room = [model.config.longest_text(n := len(row.ids)) - n for row in rows]
+    room = [model.config.longest_text(len(row.ids)) - len(row.ids) for row in rows]
     wanted = [(row.most_tokens or cfg.max_new_tokens) - row.n_forced for row in rows]
     assert min(wanted) > 0, (wanted, cfg.max_new_tokens)
     reasons = [
@@ -30,7 +31,7 @@ def batch_inputs(request: GenerationRequest) -> BatchInputs:
         for n, left in zip(wanted, room, strict=True)
     ]
     stop_ids = () if cfg.ignore_stop_tokens else model.stop_ids
-    stop_E = np.full(1 << max(len(stop_ids) - 1, 7).bit_length(), NO_TOKEN, np.int32)
+    stop_E = np.full(power_of_two(len(stop_ids), least=8), NO_TOKEN, np.int32)
     stop_E[: len(stop_ids)] = stop_ids
     of_key = zip(*((row.seed, _digest(row), row.occurrence) for row in rows), strict=True)
     return BatchInputs(

@@ -35,12 +35,17 @@ SOURCES = (
 )
 MOST = 32  # programs in the folder, of some 3 MB each; the longest unused one makes room
 _DIGEST = hashlib.sha256
-# The default. JAX asks its memory, too, for programs with the same options; what `jit` uses may be from its cache.
+# XLA's default, but named: with an option of its own a compilation is not answered from JAX's memory, where `jit` may
+# have a program that came from JAX's cache.
 _OPTIONS = {"xla_embed_ir_in_executable": False}
-_OF_CACHE = ("jax_enable_compilation_cache", "jax_compilation_cache_", "jax_persistent_cache_")  # settings
+_CACHE_SETTINGS = (
+    "jax_enable_compilation_cache",
+    "jax_compilation_cache_",
+    "jax_persistent_cache_",
+)  # settings
 
 
-class _NoName(Exception):
+class Unnameable(Exception):
     """Of a value that cannot be told from others in another process."""
 
 
@@ -81,7 +86,7 @@ class KeptProgram:
         """The program for these arguments, to be called with the arrays; None where none is kept."""
         try:
             file = folder / f"{self.__name__}-{_name(static, arrays)}"
-        except _NoName:
+        except Unnameable:
             return None
         return _read(file, arrays) or _write(file, self._jitted.lower(*args))
 
@@ -131,7 +136,7 @@ def _write(file: Path, lowered: Any) -> Callable[..., Any]:
 
 @contextlib.contextmanager
 def _compiled_anew() -> Iterator[None]:
-    """Without JAX's own cache: a program that came from there cannot be written once more, but to fail when it runs."""
+    """Without JAX's own cache: a program that was read from there can be serialized again, but then fails when run."""
     jax.config.update("jax_enable_compilation_cache", False)
     compilation_cache.reset_cache()  # JAX asks once, and remembers
     try:
@@ -145,24 +150,26 @@ def _compiled_anew() -> Iterator[None]:
 
 
 def _name(static: Any, arrays: Any) -> str:
-    """The same in every process for what makes the same program. Raises `_NoName` where that cannot be known."""
+    """The same in every process for what makes the same program. Raises `Unnameable` where that cannot be known."""
     leaves, structure = jax.tree.flatten(arrays)
     types = [(kind.shape, str(kind.dtype), kind.weak_type) for kind in map(jax.typeof, leaves)]
     if " at 0x" in (takes := str(structure)):
-        raise _NoName
-    return _DIGEST(repr((_below(), _sources(), _described(static), takes, types)).encode()).hexdigest()[:32]
+        raise Unnameable
+    return _DIGEST(
+        repr((_environment(), _sources(), _fingerprint(static), takes, types)).encode()
+    ).hexdigest()[:32]
 
 
 @functools.cache
-def _below() -> Any:
+def _environment() -> Any:
     """What a program depends on below this package."""
     try:
         processor, _, _ = Path("/proc/cpuinfo").read_text().partition("\n\n")
     except OSError:  # no Linux
-        raise _NoName from None
+        raise Unnameable from None
     constant = [line for line in processor.splitlines() if not re.match("(?i)cpu mhz|bogomips", line)]
     settings = {
-        name: str(value) for name, value in jax.config.values.items() if not name.startswith(_OF_CACHE)
+        name: str(value) for name, value in jax.config.values.items() if not name.startswith(_CACHE_SETTINGS)
     }
     versions = (sys.version, *(library.__version__ for library in (jax, jaxlib, flax)))
     return versions, settings, os.environ.get("XLA_FLAGS"), constant, len(os.sched_getaffinity(0))
@@ -181,8 +188,8 @@ def _sources() -> str:
     return digest.hexdigest()
 
 
-def _described(value: Any) -> Any:
-    """What a static argument is, in numbers and texts. Raises `_NoName` for what has code from elsewhere."""
+def _fingerprint(value: Any) -> Any:
+    """What a static argument is, in numbers and texts. Raises `Unnameable` for what has code from elsewhere."""
     kind = type(value).__qualname__
     match value:
         case Enum():
@@ -190,18 +197,18 @@ def _described(value: Any) -> Any:
         case None | bool() | int() | float() | str():
             return kind, repr(value)
         case functools.partial():
-            return kind, *map(_described, (value.func, value.args, tuple(sorted(value.keywords.items()))))
+            return kind, *map(_fingerprint, (value.func, value.args, tuple(sorted(value.keywords.items()))))
         case tuple():
-            return kind, *map(_described, value)
+            return kind, *map(_fingerprint, value)
         case frozenset():
-            return kind, *sorted(map(_described, value))
+            return kind, *sorted(map(_fingerprint, value))
         case _ if dataclasses.is_dataclass(value) and not isinstance(value, type):
             return kind, *(
-                (field.name, _described(getattr(value, field.name))) for field in dataclasses.fields(value)
+                (field.name, _fingerprint(getattr(value, field.name))) for field in dataclasses.fields(value)
             )
         case _ if _is_of_sources(value):
             return value.__module__, value.__qualname__
-    raise _NoName
+    raise Unnameable
 
 
 def _is_of_sources(value: Any) -> bool:

@@ -4,8 +4,8 @@ A step is a pure function of its inputs. Rows share a batch and nothing else: ea
 and end. How many steps run before the host looks is a traced number, so chunk length changes neither the program
 nor a single token.
 
-Programs are compiled here and nowhere else (a layer of the model is jitted inside, to be traced once): this file says
-what is traced, static and donated.
+What is compiled is declared here and nowhere else (a layer of the model is jitted inside, to be traced once): this file
+says what is traced, static, donated and kept on disk.
 """
 
 from collections.abc import Callable

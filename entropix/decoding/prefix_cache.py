@@ -95,19 +95,21 @@ class PrefixCache:
             self.tokens = [tokens[:n] for tokens, n in zip(held, length_B, strict=True)]
 
     def take(self, rows: Sequence[int | None]) -> None:
-        """The rows become copies of these, and rows that hold nothing for None. Copies of a single row, which shares
-        nothing yet, hold together what it holds."""
-        if self._kv is None:
-            self.tokens, self._rope_lengths = [[] for _ in rows], [0] * len(rows)
-            return
-        kv, held = self._release()
-        one = rows[0] if len(rows) > 1 and len(set(rows)) == 1 else None
-        if one is not None and not kv.prefix:
-            self._kv = loop.share_row(kv, to_device(one), len(rows))
-        else:
+        """Row i becomes a copy of row `rows[i]`, or empty for None."""
+        if self._kv is not None:
+            kv, held = self._release()
             self._kv = loop.gather_rows(kv, to_device([row or 0 for row in rows]))
-        self.tokens = [[] if row is None else [*held[row]] for row in rows]
+            self.tokens = held
+        self.tokens = [[] if row is None else [*self.tokens[row]] for row in rows]
         self._rope_lengths = [self._rope_lengths[row or 0] for row in rows]
+
+    def share(self, n_rows: int) -> None:
+        """The only row, which shares nothing yet, becomes so many, which hold together what it holds."""
+        if n_rows > 1 and self._kv is not None:
+            kv, self.tokens = self._release()
+            self._kv = loop.share_row(kv, to_device(0), n_rows)
+        [held], [rope_length] = self.tokens, self._rope_lengths
+        self.tokens, self._rope_lengths = [[*held] for _ in range(n_rows)], [rope_length] * n_rows
 
     def donor(self, text: Sequence[int]) -> tuple[int, int]:
         """(row, n): the row that has most of this text's beginning, n tokens of it."""

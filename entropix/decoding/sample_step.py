@@ -35,7 +35,7 @@ Sample = Callable[[BatchInputs, RowState, SamplerInputs], tuple[RowState, StepRe
 
 
 GENERATOR = "threefry2x32"  # of all random numbers
-_DRAW = 0  # folded into the key of a step: what it is for
+_DRAW = 0  # folded into the key of a step: what it is for. Without it all answers that were ever drawn would change
 
 
 def plain_step(

@@ -17,6 +17,7 @@ from entropix.decoding.loop import RECENT_SLOTS
 from entropix.decoding.prefix_cache import PrefixCache
 from entropix.decoding.request import GenerationRequest, check_prompts
 from entropix.decoding.state import BatchInputs, ChunkEnd, DecodeState, Program, RowState, StepRecord
+from entropix.numerics import power_of_two
 from entropix.results import FinishReason
 from entropix.sharding import to_device
 
@@ -117,7 +118,9 @@ class Session:
     def free(self) -> list[int]:
         """The rows that have ended and are still in the batch."""
         assert self._run is not None
-        return [self._active.rows[place] for place in np.flatnonzero(self._run.finish_B)]
+        return [
+            self._active.rows[place] for place in np.flatnonzero(self._run.finish_B != FinishReason.RUNNING)
+        ]
 
     @_on_mesh
     def refill(self, rows: Sequence[int], request: GenerationRequest) -> None:
@@ -210,7 +213,7 @@ class Session:
         self._active = ActiveRows(self.n_rows)
         self._cache = PrefixCache(self._model, 1)
         self._cache.prefill([list(text)])
-        self._cache.take([0] * self.n_rows)
+        self._cache.share(self.n_rows)
 
     def _bring_back(self) -> None:
         """The whole batch once more, with nothing in the caches of the rows that had left."""
@@ -223,10 +226,11 @@ class Session:
         """Lets rows that have ended leave, if at most half of the batch still runs."""
         assert self._run is not None
         run = self._run
-        running, ended = np.flatnonzero(run.finish_B == FinishReason.RUNNING), np.flatnonzero(run.finish_B)
+        is_running = run.finish_B == FinishReason.RUNNING
+        running, ended = np.flatnonzero(is_running), np.flatnonzero(~is_running)
         if not 0 < 2 * len(running) <= len(run.finish_B):
             return
-        spare = (1 << (len(running) - 1).bit_length()) - len(running)
+        spare = power_of_two(len(running)) - len(running)
         places = sorted([*running.tolist(), *ended[:spare].tolist()])
         place_B = to_device(places)
         by_row = run.inputs.by_row()
@@ -302,8 +306,8 @@ class Session:
             self._run = None
 
     def _wait_for_simulated(self) -> None:
-        """XLA lets 32 programs wait for one that runs. The next one waits for room on a thread that this one needs,
-        where a process simulates several devices: both for ever."""
+        """Where a process simulates several devices, more than 32 waiting programs block each other for ever: the queue
+        holds a thread that the running one needs."""
         if self._model.mesh is not None and jax.default_backend() == "cpu":
             jax.block_until_ready(self._cache.kv)
 

@@ -109,7 +109,7 @@ class Harness(TemplateLM):
         own = [field.name for field in dataclasses.fields(Limits)]
         limits = Limits(**{name: told.pop(name) for name in own if name in told})
         self.model = self.model.with_template_args(limits.template_args)
-        self.sampler = generation.choose(self.model, sampler, sampler_config, told)
+        self.sampler = generation.resolve_sampler(self.model, sampler, sampler_config, told)
         self.seed, self.max_gen_toks = _whole("seed", seed), _whole("max_gen_toks", limits.max_gen_toks)
         if self.max_gen_toks < 1:
             raise ValueError(f"max_gen_toks must be at least 1, got {self.max_gen_toks}")

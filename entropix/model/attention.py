@@ -3,8 +3,8 @@
 There are three ways to the same numbers. `attention_with_scores` computes every score at once and returns them all: a
 step's attention metrics are made of them. `blockwise_attention` is for a pass whose scores nobody asks for, the reading
 of a prompt. It never holds more of them than those of a block of queries with a block of keys, which stay in the fast
-memory of a core, and leaves out the blocks of the cache that no row has filled yet. `measured_attention` does so for a
-long text whose metrics are wanted, but not its scores.
+memory of a core, and leaves out the blocks of the cache that no row has filled yet. `measured_attention` is for a long
+text whose metrics are wanted, but not its scores: it holds those of a block of queries with all keys.
 
 Keys and values come in pairs: `past`, the k_BKHS and v_BKSH of each part of the cache, and `newest`, k_BKHR and v_BKRH
 of the recent tokens. A pair without the axis B is the same for all rows: k_KHS and v_KSH. Keys are counted through all

@@ -250,10 +250,11 @@ def clear_after(
 
 def write_slots(buffer: Array, new: Array, start_B: Array, axis: int) -> Array:
     """The buffer with `new` written at slots `start_B[b], start_B[b] + 1, …` of row b; what would lie outside is lost.
+    Where `new` fills the buffer, the caller promises that it starts at 0.
 
     For a few new slots, a choice at every slot: rows write in different places, and a scatter would take them in turn.
     """
-    if new.shape == buffer.shape:  # only slot 0 leaves room
+    if new.shape == buffer.shape:
         return new
     slot = jax.lax.broadcasted_iota(
         jnp.int32, (1,) * axis + (buffer.shape[axis],) + (1,) * (buffer.ndim - axis - 1), axis

@@ -17,10 +17,10 @@ from entropix.numerics import scaled
 
 
 def rope_frequencies(cfg: ModelConfig, local: bool = False) -> np.ndarray:
-    """Angle per position of each rotary pair, [H/2] float64: theta^(-2i/H), stretched if told to: all alike (linear
-    scaling, Chen et al. 2023), each as it is told (LongRoPE, Ding et al. 2024), or as Llama 3 or YaRN do. Where only a
-    part of a head is rotated, H is its width. local: those of layers with a window, where they have a theta of their
-    own, and no scaling. Where frequencies depend on how long a text is, they are those of short ones.
+    """Angle per position of each rotary pair, [H/2] float64: theta^(-2i/H), scaled as configured: linearly (Chen et al.
+    2023), pair by pair (LongRoPE, Ding et al. 2024), or by the formula of Llama 3 or YaRN. Where only a part of a head
+    is rotated, H is its width. local: those of layers with a window, where they have a theta of their own, and no
+    scaling. Where frequencies depend on how long a text is, they are those of short ones.
 
     Llama 3 divides frequencies of wavelengths longer than original/low_freq_factor by `factor`, leaves those shorter
     than original/high_freq_factor, and interpolates between (Llama 3.1 release).
@@ -31,7 +31,7 @@ def rope_frequencies(cfg: ModelConfig, local: bool = False) -> np.ndarray:
     if cfg.rope_divisors:
         return frequency / np.array(cfg.rope_divisors)
     if cfg.yarn is not None:
-        return frequency * yarn_divisions(cfg)
+        return frequency * yarn_factors(cfg)
     if (scaling := cfg.rope_scaling) is None:
         return frequency
     turns = scaling.original_context_length * frequency / (2 * math.pi)
@@ -46,9 +46,9 @@ def unscaled_frequencies(cfg: ModelConfig, theta: float) -> np.ndarray:
     return theta ** (-np.arange(0, width, 2) / width)
 
 
-def yarn_divisions(cfg: ModelConfig) -> np.ndarray:
-    """What YaRN multiplies each pair's frequency with, [H/2]: 1 for fast pairs, 1/factor for slow ones, and between the
-    two, in even steps, what lies between (Peng et al. 2023)."""
+def yarn_factors(cfg: ModelConfig) -> np.ndarray:
+    """What YaRN multiplies each pair's frequency with, [H/2]: 1 for fast pairs, 1/factor for slow ones, and linear
+    interpolation between (Peng et al. 2023)."""
     yarn = cfg.yarn
     assert yarn is not None
     # The pair, not a whole number, that turns so often within the original context.

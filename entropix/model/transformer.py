@@ -60,8 +60,7 @@ def forward(
     mask = mask or causal_mask(cache, recent, tokens_BT.shape[1])
     masks = layer_masks(mask, cfg)
     x_BTD, recent, scores = run_layers(weights, tokens_BT, cache, recent, cfg, masks, SCORED)
-    with jax.named_scope("unembed"):
-        logits_BTV = unembed(weights, rms_norm(x_BTD, weights.norm_D, cfg), cfg)
+    logits_BTV = unembed(weights, x_BTD, cfg)
     several = jnp.stack([of_layer.visible_BTS for of_layer in masks]) if cfg.global_layers else None
     attention = AttentionScores(
         scores_LBNTS=jnp.stack(scores),
@@ -79,14 +78,13 @@ def measured_forward(
     cache: KVCache,
     recent: RecentKV,
     cfg: ModelConfig,
-    mask: AttentionMask | None = None,
+    mask: AttentionMask,
 ) -> tuple[Array, RecentKV, dict[str, Array]]:
     """As `forward` for a long text, with `metrics.attention_metrics` instead of the scores that they are made of, of
     which there are never more than those of one layer and a block of queries."""
-    masks = layer_masks(mask or causal_mask(cache, recent, tokens_BT.shape[1]), cfg)
+    masks = layer_masks(mask, cfg)
     x_BTD, recent, layers = run_layers(weights, tokens_BT, cache, recent, cfg, masks, MEASURED)
-    with jax.named_scope("unembed"):
-        logits_BTV = unembed(weights, rms_norm(x_BTD, weights.norm_D, cfg), cfg)
+    logits_BTV = unembed(weights, x_BTD, cfg)
     return logits_BTV, recent, jax.tree.map(lambda *leaves: sum(leaves) / cfg.n_layers, *layers)
 
 
@@ -96,10 +94,10 @@ def prefill(
     cache: KVCache,
     recent: RecentKV,
     cfg: ModelConfig,
-    mask: AttentionMask | None = None,
+    mask: AttentionMask,
 ) -> RecentKV:
     """The keys and values of `forward`, of tokens of whose logits and scores nothing is wanted."""
-    masks = layer_masks(mask or causal_mask(cache, recent, tokens_BT.shape[1]), cfg)
+    masks = layer_masks(mask, cfg)
     return run_layers(weights, tokens_BT, cache, recent, cfg, masks, UNSEEN)[1]
 
 
@@ -277,11 +275,13 @@ def gelu_tanh(x: Array) -> Array:
     return jax.nn.gelu(x.astype(jnp.float32), approximate=True).astype(x.dtype)
 
 
+@jax.named_scope("unembed")
 def unembed(weights: Weights, x_BTD: Array, cfg: ModelConfig) -> Array:
-    """logits_BTV in float32; a tied model reads its embedding table.
+    """logits_BTV in float32 of what the last layer leaves: normed, then times a table, in a tied model the embedding's.
 
     Rows without a token, with which vocabularies are padded, have -inf: they count in no metric and are never drawn.
     """
+    x_BTD = rms_norm(x_BTD, weights.norm_D, cfg)
     table_VD = weights.embed_VD if weights.unembed_VD is None else weights.unembed_VD
     if isinstance(table_VD, Int8Matrix):
         logits_BTV = int8_product(x_BTD, table_VD)

@@ -111,7 +111,7 @@ def abstract(cfg: ModelConfig, dtype: DTypeLike, parts: int = 1, int8: bool = Fa
 def init(key: jax.Array, cfg: ModelConfig, dtype: DTypeLike) -> Weights:
     """Random weights that keep activations of order one: norms come to 1, entries of `[out, in]` have variance 1/in.
 
-    So does the embedding, with 1/D: tied, it is the unembedding too. Biases of a head have variance 1/H.
+    The embedding has variance 1/D: tied, it is the unembedding too. Biases of a head have variance 1/H.
     """
     shapes = abstract(cfg, dtype)
     keys = iter(jax.random.split(key, len(jax.tree.leaves(shapes))))

@@ -10,10 +10,10 @@ import numpy as np
 from entropix import config
 from entropix.metrics import Metrics
 from entropix.results import Result
-from entropix.samplers.entropix import THRESHOLDS, LogitsConfig, SamplerConfig, choose
+from entropix.samplers.entropix import SWAPPED, LogitsConfig, SamplerConfig, choose
 
 # The samplers that choose by the two numbers, and the rule whose order of thresholds they use.
-RULES = {**{name: name for name in THRESHOLDS}, "entropix-logits": "entropix"}
+RULES = {**{name: name for name in SWAPPED}, "entropix-logits": "entropix"}
 _FAR = 4  # times the largest observation: thresholds beyond are not shown
 
 
@@ -38,8 +38,7 @@ def regions(sampler: str, cfg: LogitsConfig, right: float, top: float) -> Region
         logits_entropy=jnp.asarray(entropy_YX, jnp.float32),
         logits_varentropy=jnp.asarray(varentropy_YX, jnp.float32),
     )
-    clarify_above, resample_above = (getattr(cfg, name) for name in THRESHOLDS[RULES[sampler]])
-    chosen = choose(metrics, clarify_above, resample_above, cfg)
+    chosen = choose(metrics, cfg, swapped=SWAPPED[RULES[sampler]])
     return Regions(entropy_edges, varentropy_edges, np.asarray(chosen))
 
 

@@ -17,7 +17,7 @@ from entropix.sharding import top_k
 Encode = Callable[[str], list[int]]
 Prompts = Sequence[Sequence[int]]
 _NEUTRAL = SamplingParams()
-MIN_TEMPERATURE = 1e-3  # where a rule computes its temperature: nothing is divided by nothing
+MIN_TEMPERATURE = 1e-3  # where a rule computes its temperature: keeps logits / T finite
 
 
 class SeenAttention(NamedTuple):

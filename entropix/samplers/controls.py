@@ -9,10 +9,9 @@ from jax import Array
 from entropix.config import parameter, rule_config
 from entropix.metrics import Metrics
 from entropix.samplers import entropix
-from entropix.samplers.base import Candidates, SampleInfo, Sampler, SamplerInputs
+from entropix.samplers.base import Sampler, SamplerInputs, StepResult
 from entropix.samplers.entropix import (
     STRATEGIES,
-    THRESHOLDS,
     ActConfig,
     Clarifier,
     LogitsConfig,
@@ -38,7 +37,7 @@ class PlaceboConfig(ActConfig):
 
 
 def with_attention(cfg: ActConfig) -> SamplerConfig:
-    """These numbers, and the usual ones of all that is multiplied by a metric which is 0."""
+    """These numbers, with the default coefficients of attention, which have no effect: its metrics are 0 here."""
     known = {field.name for field in dataclasses.fields(SamplerConfig)}
     own = {field.name: getattr(cfg, field.name) for field in dataclasses.fields(cfg) if field.name in known}
     return SamplerConfig(**own)
@@ -59,17 +58,13 @@ def logits_only(metrics: Metrics) -> Metrics:
     )
 
 
-def logits_step(
-    key_B: Array, state: Clarifier, seen: SamplerInputs, cfg: LogitsConfig
-) -> tuple[Array, Clarifier, SampleInfo, Candidates]:
+def logits_step(key_B: Array, state: Clarifier, seen: SamplerInputs, cfg: LogitsConfig) -> StepResult:
     """The entropix rule without attention."""
     seen = seen._replace(metrics=logits_only(seen.metrics))
-    return entropix.step(key_B, state, seen, with_attention(cfg), THRESHOLDS["entropix"])
+    return entropix.step(key_B, state, seen, with_attention(cfg))
 
 
-def placebo_step(
-    key_B: Array, state: Clarifier, seen: SamplerInputs, cfg: PlaceboConfig
-) -> tuple[Array, Clarifier, SampleInfo, Candidates]:
+def placebo_step(key_B: Array, state: Clarifier, seen: SamplerInputs, cfg: PlaceboConfig) -> StepResult:
     """A strategy drawn with the config's frequencies, which are relative, and done as if every metric were 0."""
     weight_S = jnp.stack([jnp.asarray(getattr(cfg, f"placebo_{name}"), jnp.float32) for name in STRATEGIES])
     # The strategies' own draws use the keys 0 to n - 1.

@@ -1,11 +1,13 @@
 """The entropix rule: the shape of the model's uncertainty picks one of five strategies for every token.
 
-                       low varentropy                  high varentropy
-    low entropy        flow: take the likeliest        explore: look at the alternatives
-    high entropy       clarify: pause or ask           resample: draw wide
-    everything else    adaptive: numbers that follow the metrics, best of several draws
+    flow        H < low_ent_thresh    V < low_vent_thresh     take the likeliest
+    clarify     H > high_ent_thresh   V < low_vent_thresh     pause or ask
+    explore     H < high_ent_thresh   V > high_vent_thresh    look at the alternatives
+    resample    H > med_ent_thresh    V > high_vent_thresh    draw wide
+    adaptive    everything else                               numbers that follow the metrics, best of several draws
 
-Each row becomes four numbers (temperature, top-p, top-k, min-p); one chain and one draw then serve all strategies.
+H is the entropy of the logits and V their varentropy; the first line that holds counts (`choose`). Each row becomes
+four numbers (temperature, top-p, top-k, min-p); one chain and one draw then serve all strategies.
 """
 
 from enum import IntEnum
@@ -20,15 +22,16 @@ from entropix import filters
 from entropix.config import HOST, STATIC, parameter, rule_config
 from entropix.filters import SamplingParams
 from entropix.metrics import Metrics
+from entropix.numerics import power_of_two
 from entropix.samplers import numbers
 from entropix.samplers.base import (
     MIN_TEMPERATURE,
-    Candidates,
     Encode,
     Prompts,
     SampleInfo,
     Sampler,
     SamplerInputs,
+    StepResult,
     log_normalizer,
     model_logprob,
     top_candidates,
@@ -57,8 +60,8 @@ class Strategy(IntEnum):
 
 @rule_config
 class ActConfig(RuleConfig):
-    """The numbers of what the five strategies do where every metric is 0, without thresholds and coefficients of
-    attention: for rules that pick among them in their own way.
+    """What the five strategies do, without the thresholds that choose among them: for rules that choose in their own
+    way. Of the coefficients of metrics only the score's are here.
 
     Entropies are in bits, varentropies in bits².
     """
@@ -97,7 +100,7 @@ class ActConfig(RuleConfig):
 
 @rule_config
 class LogitsConfig(ActConfig):
-    """With the thresholds of entropy and varentropy, and what these of the logits change in `adaptive`."""
+    """`ActConfig` with the thresholds, and the coefficients by which `adaptive` follows the logits."""
 
     low_ent_thresh: float = parameter(0.1, "flow below this logits entropy", 0.0, unit="bits")
     low_vent_thresh: float = parameter(
@@ -154,8 +157,7 @@ class Clarifier(NamedTuple):
 def init(cfg: ActConfig, prompts: Prompts, encode: Encode) -> Clarifier:
     """The clarifier's tokens. Padded to a power of two, so that few text lengths compile anew."""
     batch, tokens = len(prompts), encode(cfg.clarifier) if cfg.clarifier else []
-    width = 1 << max(len(tokens) - 1, 0).bit_length()
-    padded = tokens + [0] * (width - len(tokens))
+    padded = tokens + [0] * (power_of_two(len(tokens)) - len(tokens))
     return Clarifier(
         token_BQ=to_device([padded] * batch),
         length_B=to_device([len(tokens)] * batch),
@@ -164,23 +166,26 @@ def init(cfg: ActConfig, prompts: Prompts, encode: Encode) -> Clarifier:
     )
 
 
-def choose(
-    metrics: Metrics, clarify_above: Array | float, resample_above: Array | float, cfg: LogitsConfig
-) -> Array:
-    """strategy_B: the first rule that holds; `adaptive` where none does, so that every pair of numbers has one.
+def choose(metrics: Metrics, cfg: LogitsConfig, swapped: bool = False) -> Array:
+    """strategy_B: the first of the conditions that holds; `adaptive` where none does.
 
-    A number exactly on a threshold is neither above nor below it.
+    A number exactly on a threshold is neither above nor below it. swapped: whether clarify and resample swap their
+    thresholds, as in the variant published for PyTorch.
     """
     entropy, varentropy = metrics.logits_entropy, metrics.logits_varentropy
     calm, wild = varentropy < cfg.low_vent_thresh, varentropy > cfg.high_vent_thresh
+    clarify_above, resample_above = cfg.high_ent_thresh, cfg.med_ent_thresh
+    if swapped:
+        clarify_above, resample_above = resample_above, clarify_above
+    condition = {
+        Strategy.FLOW: (entropy < cfg.low_ent_thresh) & calm,
+        Strategy.CLARIFY: (entropy > clarify_above) & calm,
+        Strategy.EXPLORE: (entropy < cfg.high_ent_thresh) & wild,
+        Strategy.RESAMPLE: (entropy > resample_above) & wild,
+    }
     return jnp.select(
-        [
-            (entropy < cfg.low_ent_thresh) & calm,
-            (entropy > clarify_above) & calm,
-            (entropy < cfg.high_ent_thresh) & wild,
-            (entropy > resample_above) & wild,
-        ],
-        [jnp.full(entropy.shape, s, jnp.int32) for s in list(Strategy)[:-1]],
+        [*condition.values()],
+        [jnp.full(entropy.shape, strategy, jnp.int32) for strategy in condition],
         jnp.int32(Strategy.ADAPTIVE),
     )
 
@@ -248,13 +253,19 @@ def adaptive_params(metrics: Metrics, cfg: SamplerConfig) -> SamplingParams:
 
 def sampling_params(strategy_B: Array, metrics: Metrics, cfg: SamplerConfig) -> SamplingParams:
     """The four numbers of each row's draw: those of its strategy."""
-    of_all = (flow_params, clarify_params, explore_params, resample_params, adaptive_params)
-    is_strategy = [strategy_B == strategy for strategy in list(Strategy)[:-1]]
+    params = {
+        Strategy.FLOW: flow_params,
+        Strategy.CLARIFY: clarify_params,
+        Strategy.EXPLORE: explore_params,
+        Strategy.RESAMPLE: resample_params,
+    }
+    is_strategy = [strategy_B == strategy for strategy in params]
 
-    def select(*values: Array) -> Array:
-        return jnp.select(is_strategy, values[:-1], values[-1])
+    def select(otherwise: Array, *values: Array) -> Array:
+        return jnp.select(is_strategy, values, otherwise)
 
-    chosen = jax.tree.map(select, *(params(metrics, cfg) for params in of_all))
+    of_each = (of_strategy(metrics, cfg) for of_strategy in params.values())
+    chosen = jax.tree.map(select, adaptive_params(metrics, cfg), *of_each)
     return chosen._replace(
         temperature_B=jnp.maximum(chosen.temperature_B, MIN_TEMPERATURE),
         top_k_B=jnp.minimum(chosen.top_k_B, cfg.max_top_k).astype(jnp.int32),
@@ -280,7 +291,7 @@ def step_score(metrics: Metrics, cfg: SamplerConfig) -> Array:
     )
 
 
-def _draw(key_B: Array, logits_BC: Array, log_p_BC: Array, strategy_B: Array, n: int) -> Array:
+def best_of_draws(key_B: Array, logits_BC: Array, log_p_BC: Array, strategy_B: Array, n: int) -> Array:
     """Index into the candidates, `[B]`: the likeliest of n draws for adaptive rows, the first draw for the others."""
     key_nB = jax.vmap(lambda i: jax.vmap(jax.random.fold_in, (0, None))(key_B, i))(jnp.arange(n))
     drawn_nB = jax.vmap(lambda key_B: filters.draw(key_B, logits_BC).token_B)(key_nB)
@@ -290,16 +301,15 @@ def _draw(key_B: Array, logits_BC: Array, log_p_BC: Array, strategy_B: Array, n:
 
 
 def step(
-    key_B: Array, state: Clarifier, seen: SamplerInputs, cfg: SamplerConfig, thresholds: tuple[str, str]
-) -> tuple[Array, Clarifier, SampleInfo, Candidates]:
-    """One token a row. `thresholds` names the config fields above which a row clarifies and resamples."""
-    clarify_above, resample_above = (getattr(cfg, name) for name in thresholds)
-    return act(key_B, state, seen, cfg, choose(seen.metrics, clarify_above, resample_above, cfg))
+    key_B: Array, state: Clarifier, seen: SamplerInputs, cfg: SamplerConfig, swapped: bool = False
+) -> StepResult:
+    """One token a row. swapped: as of `choose`."""
+    return act(key_B, state, seen, cfg, choose(seen.metrics, cfg, swapped))
 
 
 def act(
     key_B: Array, state: Clarifier, seen: SamplerInputs, cfg: SamplerConfig, strategy_B: Array
-) -> tuple[Array, Clarifier, SampleInfo, Candidates]:
+) -> StepResult:
     """One token a row by the strategy chosen for it, unless the row is in the middle of an insertion."""
     metrics, logits_BV = seen.metrics, seen.logits_BV
     under_way_B = state.next_B > 0
@@ -312,7 +322,7 @@ def act(
     candidates = top_candidates(logits_BV, cfg.max_top_k)
     filtered_BC = filters.chain(candidates.logits_BC, params)
     log_p_BC = candidates.logits_BC - log_normalizer(logits_BV)[:, None]
-    index_B = _draw(key_B, filtered_BC, log_p_BC, strategy_B, cfg.n_adaptive_samples)
+    index_B = best_of_draws(key_B, filtered_BC, log_p_BC, strategy_B, cfg.n_adaptive_samples)
 
     token_B = jnp.where(
         inject_B, filters.gather(state.token_BQ, state.next_B), filters.gather(candidates.token_BC, index_B)
@@ -330,30 +340,26 @@ def act(
         score_B=jnp.where(adaptive_B, logprob_B + step_score(metrics, cfg), jnp.nan),
         injected_B=inject_B,
     )
+    return token_B, after_insertion(state, inject_B), info, candidates._replace(logits_BC=filtered_BC)
+
+
+def after_insertion(state: Clarifier, inject_B: Array) -> Clarifier:
+    """The state after a step that inserted the next of the clarifier's tokens into these rows."""
     end_B = inject_B & (state.next_B + 1 >= state.length_B)
-    state = Clarifier(
-        token_BQ=state.token_BQ,
-        length_B=state.length_B,
-        next_B=jnp.where(inject_B & ~end_B, state.next_B + 1, 0),
-        just_inserted_B=end_B,
-    )
-    return token_B, state, info, candidates._replace(logits_BC=filtered_BC)
+    return state._replace(next_B=jnp.where(inject_B & ~end_B, state.next_B + 1, 0), just_inserted_B=end_B)
 
 
 STRATEGIES = tuple(s.name.lower() for s in Strategy)
 
-# Which config fields clarify and resample fire above. The variant published for PyTorch has them the other way round.
-THRESHOLDS = {
-    "entropix": ("high_ent_thresh", "med_ent_thresh"),
-    "entropix-torch": ("med_ent_thresh", "high_ent_thresh"),
-}
+# The rules that this is, and whether clarify and resample swap their thresholds.
+SWAPPED = {"entropix": False, "entropix-torch": True}
 
 ENTROPIX = Sampler(
     name="entropix",
     summary="one of five strategies for each token, by the entropy and varentropy of the logits",
     strategies=STRATEGIES,
     init=init,
-    step=partial(step, thresholds=THRESHOLDS["entropix"]),
+    step=step,
     config=SamplerConfig,
 )
 
@@ -362,6 +368,6 @@ ENTROPIX_TORCH = Sampler(
     summary="entropix as published for PyTorch: clarify and resample swap their thresholds",
     strategies=STRATEGIES,
     init=init,
-    step=partial(step, thresholds=THRESHOLDS["entropix-torch"]),
+    step=partial(step, swapped=True),
     config=SamplerConfig,
 )

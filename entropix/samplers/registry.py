@@ -17,7 +17,15 @@ from entropix.showing import suggestions
 ENTRY_POINTS = "entropix.samplers"  # the group in which installed packages offer rules
 _NAMED = 3  # rules in an error: enough to show where a number belongs
 
-SAMPLERS: dict[str, Sampler] = {}
+# fmt: off
+BUILT_IN = (
+    ENTROPIX, ENTROPIX_TORCH, ENTROPIX_LOGITS, PLACEBO,
+    GREEDY, TEMPERATURE, TOP_K, TOP_P, MIN_P,
+    TYPICAL, EPSILON, ETA, TOP_N_SIGMA, P_LESS, TOP_H,
+    DYNAMIC_TEMPERATURE, EDT, MIROSTAT, XTC, GREEDY_THRESHOLD,
+)
+# fmt: on
+SAMPLERS = {sampler.name: sampler for sampler in BUILT_IN}
 
 
 def register(sampler: Sampler) -> Sampler:
@@ -27,18 +35,6 @@ def register(sampler: Sampler) -> Sampler:
         raise ValueError(f"there is a sampler {sampler.name!r} already; choose another name")
     SAMPLERS[sampler.name] = sampler
     return sampler
-
-
-# fmt: off
-for _sampler in (
-    ENTROPIX, ENTROPIX_TORCH, ENTROPIX_LOGITS, PLACEBO,
-    GREEDY, TEMPERATURE, TOP_K, TOP_P, MIN_P,
-    TYPICAL, EPSILON, ETA, TOP_N_SIGMA, P_LESS, TOP_H,
-    DYNAMIC_TEMPERATURE, EDT, MIROSTAT, XTC, GREEDY_THRESHOLD,
-):
-    SAMPLERS[_sampler.name] = _sampler
-# fmt: on
-BUILT_IN = tuple(SAMPLERS.values())
 
 
 def get(name: str) -> Sampler:

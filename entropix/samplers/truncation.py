@@ -62,9 +62,7 @@ def typical(logits_BV: Array, cfg: TypicalConfig) -> Array:
     At 1 everything stays, whatever the rounding of the sum.
     """
     distance_BV = jnp.abs(log_softmax(logits_BV) + _entropy(logits_BV)[:, None])
-    mass = jnp.asarray(cfg.typical_p, jnp.float32)
-    wanted = jnp.where(mass >= 1, jnp.inf, jnp.maximum(mass, jnp.finfo(jnp.float32).tiny))
-    nearest_BV = filters.top_mass(-distance_BV, softmax(logits_BV), wanted)
+    nearest_BV = filters.top_mass(-distance_BV, softmax(logits_BV), filters.reachable(cfg.typical_p))
     # A surprisal as far above the entropy as another is below it ties with it, and does not weigh as much.
     farthest_B = jnp.max(jnp.where(nearest_BV, distance_BV, 0), axis=-1)
     # Where a compiler computes distances twice, and rounds differently, the farthest would not equal itself.
@@ -179,7 +177,7 @@ def top_h(logits_BV: Array, cfg: TopHConfig) -> Array:
     ceiling_B = jnp.where(cfg.top_h_alpha >= 1, jnp.inf, cfg.top_h_alpha * _entropy(logits_BV))
 
     def fits(weight_B: Array, energy_B: Array) -> Array:
-        """Σ exp and Σ exp·shift of some tokens give their entropy, log Σ exp - Σ exp·shift / Σ exp."""
+        """Whether tokens of these sums, Σ exp and Σ exp·shift, are not too many: their entropy is at most α·H."""
         some_B = jnp.where(weight_B > 0, weight_B, 1)
         return jnp.log(some_B) - energy_B / some_B <= ceiling_B
 

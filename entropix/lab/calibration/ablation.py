@@ -18,7 +18,7 @@ from entropix.lab.calibration.objective import MEASURES, Asked, Figures
 from entropix.lab.statistics import Contrast, holm, is_apart
 from entropix.lab.telling import numbers
 from entropix.samplers import ResolvedSampler
-from entropix.samplers.entropix import THRESHOLDS, Strategy, act, choose
+from entropix.samplers.entropix import SWAPPED, Strategy, act, choose
 from entropix.tables import aligned
 
 if TYPE_CHECKING:
@@ -72,9 +72,9 @@ def variants(sampler: ResolvedSampler) -> tuple[dict[str, ResolvedSampler], list
     values = dataclasses.asdict(sampler.numbers)
     found: dict[str, ResolvedSampler] = {}
     idle = []
-    if sampler.name in THRESHOLDS:
+    if sampler.name in SWAPPED:
         for strategy in list(Strategy)[:-1]:
-            step = partial(_step_without, left_out=strategy, thresholds=THRESHOLDS[sampler.name])
+            step = partial(_step_without, left_out=strategy, swapped=SWAPPED[sampler.name])
             rule = sampler.rule._replace(step=step)
             found[strategy.name.lower()] = dataclasses.replace(sampler, rule=rule)
     for name, neutral in _WITHOUT.items():
@@ -86,12 +86,9 @@ def variants(sampler: ResolvedSampler) -> tuple[dict[str, ResolvedSampler], list
     return found, idle
 
 
-def _step_without(
-    key_B: Any, state: Any, seen: Any, cfg: Any, *, left_out: Strategy, thresholds: tuple[str, str]
-) -> Any:
+def _step_without(key_B: Any, state: Any, seen: Any, cfg: Any, *, left_out: Strategy, swapped: bool) -> Any:
     """`samplers.entropix.step` that acts as adaptive where it would have acted by this strategy."""
-    clarify_above, resample_above = (getattr(cfg, name) for name in thresholds)
-    strategy_B = choose(seen.metrics, clarify_above, resample_above, cfg)
+    strategy_B = choose(seen.metrics, cfg, swapped)
     return act(key_B, state, seen, cfg, jnp.where(strategy_B == left_out, Strategy.ADAPTIVE, strategy_B))
 
 

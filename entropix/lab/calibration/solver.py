@@ -25,7 +25,7 @@ import numpy as np
 
 from entropix.lab.calibration.targets import Targets, Thresholds, check_targets
 from entropix.metrics import Metrics
-from entropix.samplers.entropix import STRATEGIES, THRESHOLDS, LogitsConfig, choose
+from entropix.samplers.entropix import STRATEGIES, SWAPPED, LogitsConfig, choose
 
 QUANTILES = (0.0, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 1.0)
 
@@ -89,8 +89,7 @@ def occupancy(metrics: Metrics, cfg: LogitsConfig, rule: str = "entropix") -> di
 
     rule: the name of a rule that has an order of thresholds of its own; all others have that of entropix.
     """
-    clarify_above, resample_above = THRESHOLDS.get(rule, THRESHOLDS["entropix"])
-    strategy_n = np.asarray(choose(metrics, getattr(cfg, clarify_above), getattr(cfg, resample_above), cfg))
+    strategy_n = np.asarray(choose(metrics, cfg, SWAPPED.get(rule, False)))
     counts = np.bincount(strategy_n, minlength=len(STRATEGIES))
     return {name: float(count) / len(strategy_n) for name, count in zip(STRATEGIES, counts, strict=True)}
 

@@ -19,7 +19,7 @@ from entropix.lab.statistics.bootstrap import numbered, of_items
 from entropix.lab.telling import Table, Told, as_json, numbers, percents
 from entropix.metrics import Metrics
 from entropix.report import looks
-from entropix.samplers.entropix import STRATEGIES, THRESHOLDS, choose
+from entropix.samplers.entropix import STRATEGIES, choose
 
 _RESAMPLES = 1000
 
@@ -86,8 +86,7 @@ def _strategies(rows: Sequence[Line], preset: str) -> np.ndarray:
     metrics = Metrics(
         *(jnp.asarray([row["metrics"][name] for row in rows], jnp.float32) for name in Metrics._fields)
     )
-    clarify_above, resample_above = (getattr(cfg, name) for name in THRESHOLDS["entropix"])
-    return np.asarray(choose(metrics, clarify_above, resample_above, cfg))
+    return np.asarray(choose(metrics, cfg))
 
 
 def _group(

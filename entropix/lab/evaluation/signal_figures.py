@@ -15,7 +15,7 @@ from entropix.lab.evaluation.documents import COLUMNS, GREEDY
 from entropix.lab.experiments.results import Line
 from entropix.lab.statistics import Gain, Interval, auroc, bends, cluster_mean, nested_gains, prr
 from entropix.metrics import Metrics
-from entropix.samplers.entropix import STRATEGIES, THRESHOLDS, LogitsConfig, choose
+from entropix.samplers.entropix import STRATEGIES, LogitsConfig, choose
 
 ATTENTION = (
     "attn_entropy",
@@ -152,8 +152,7 @@ def _gains(
 
 def _regions(columns: Mapping[str, np.ndarray], document_N: np.ndarray, cfg: LogitsConfig) -> list[Region]:
     metrics = Metrics(*(jnp.asarray(columns[name], jnp.float32) for name in Metrics._fields))
-    clarify_above, resample_above = (getattr(cfg, name) for name in THRESHOLDS["entropix"])
-    strategy_N = np.asarray(choose(metrics, clarify_above, resample_above, cfg))
+    strategy_N = np.asarray(choose(metrics, cfg))
     found = []
     for number, name in enumerate(STRATEGIES):
         there = strategy_N == number
