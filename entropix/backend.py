@@ -56,12 +56,22 @@ def use_compilation_cache() -> Path | None:
     jax.config.update("jax_compilation_cache_dir", folder)
     warnings.showwarning = _show_warning
     if variable == CACHE_VARIABLE:
-        global _programs
-        _programs = Path(folder) / "whole"
+        _keep_whole(Path(folder) / "whole")
     return Path(folder)
 
 
 _programs: Path | None = None
+
+
+def _keep_whole(folder: Path) -> None:
+    """Lets `programs_folder` be this one; where nothing can be kept there, a line on stderr says so."""
+    global _programs
+    if (why := _unusable(str(folder))) is not None:
+        distributed.complain(
+            f"no programs are kept whole, so that starts take longer: {folder} {why}; remove it"
+        )
+        return
+    _programs = folder
 
 
 def programs_folder() -> Path | None:
@@ -69,8 +79,10 @@ def programs_folder() -> Path | None:
 
     It is in the folder of JAX's cache, where this package chose that, for a process whose only device is a CPU.
     """
-    wanted = _programs is not None and jax.config.jax_enable_compilation_cache  # type: ignore[attr-defined]
-    return _programs if wanted and jax.default_backend() == "cpu" and jax.device_count() == 1 else None
+    settings: Any = jax.config
+    if _programs is None or not settings.jax_enable_compilation_cache or settings.jax_disable_jit:
+        return None
+    return _programs if jax.default_backend() == "cpu" and jax.device_count() == 1 else None
 
 
 _usual_show_warning, _told = warnings.showwarning, set[str]()

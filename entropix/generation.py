@@ -61,15 +61,7 @@ def prepare(model: Model, prompts: Prompt | Sequence[Prompt], **given: Unpack[Op
         for p in several
     ]
     check_prompts(prompt_ids, model.config)
-    for name in ("seeds", "occurrences"):
-        if (n := len(getattr(cfg, name))) not in (0, len(prompt_ids)):
-            raise ValueError(
-                f"generation: {name} has {n} numbers for {len(prompt_ids)} prompts; give one for each prompt"
-            )
-    if len(each) not in (1, len(prompt_ids)):
-        raise ValueError(
-            f"sampler_config: {len(each)} sets of numbers for {len(prompt_ids)} prompts; give one for each prompt"
-        )
+    _check_counts(len(prompt_ids), cfg, len(each))
     _check_branching(cfg, chosen.rule)
     _check_backtracking(cfg, chosen.rule)
     request = GenerationRequest(
@@ -93,6 +85,19 @@ def _check_general(general: Mapping[str, Any]) -> None:
     if not isinstance(general["template_args"], Mapping):
         raise ValueError(
             f"template_args must be names with their values, got {shown(general['template_args'])}"
+        )
+
+
+def _check_counts(n_prompts: int, cfg: GenerateConfig, n_numbers: int) -> None:
+    """Raises a ValueError where there are more or fewer of what each prompt has its own than prompts."""
+    for name in ("seeds", "occurrences"):
+        if (n := len(getattr(cfg, name))) not in (0, n_prompts):
+            raise ValueError(
+                f"generation: {name} has {n} numbers for {n_prompts} prompts; give one for each prompt"
+            )
+    if n_numbers not in (1, n_prompts):
+        raise ValueError(
+            f"sampler_config: {n_numbers} sets of numbers for {n_prompts} prompts; give one for each prompt"
         )
 
 
@@ -182,12 +187,12 @@ def encode_prompt(
         if raw or (model.chat_template is None and system is None):
             if model.template_args:
                 raise ValueError(
-                    "--raw completes plain text, without the chat template that --template-arg is for; drop one of "
-                    "the two"
+                    "raw (--raw) completes plain text, without the chat template that template_args (--template-arg) "
+                    "are for; drop one of the two"
                 )
             if system is not None:
                 raise ValueError(
-                    "a system message needs a chat, but --raw completes plain text; drop one of the two"
+                    "a system message needs a chat, but raw (--raw) completes plain text; drop one of the two"
                 )
             return model.tokenizer.encode_text(prompt, allow_special)
         opening = [] if system is None else [Message(role="system", content=system)]

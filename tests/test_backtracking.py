@@ -323,10 +323,10 @@ def test_backtracking_that_cannot_be_is_refused(sampler: str, wish: dict[str, An
 
 def test_the_state_forgets_what_was_tried_elsewhere() -> None:
     state = jax.tree.map(np.array, backtracking.none_yet(2))
-    backtracking.note(state, 1, 10, 4, 77)
-    backtracking.note(state, 1, 10, 4, 78)
+    backtracking.write_turn(state, 1, 10, 4, 77)
+    backtracking.write_turn(state, 1, 10, 4, 78)
     assert state.forbidden_BF[1, :3].tolist() == [77, 78, -1]
-    backtracking.note(state, 1, 12, 4, 79)
+    backtracking.write_turn(state, 1, 12, 4, 79)
     assert state.forbidden_BF[1, :3].tolist() == [79, -1, -1]
     assert state.count_B.tolist() == [0, 3] and state.plain_B.tolist() == [0, -12]
     assert state.frontier_B.tolist() == [0, 12] and state.place_B.tolist() == [-1, 8]

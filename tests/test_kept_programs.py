@@ -23,8 +23,8 @@ from entropix.samplers.registry import SAMPLERS
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     """Where programs are kept meanwhile, and no others are."""
-    (tmp_path / "compiled").mkdir()
-    folder = tmp_path / "compiled" / "whole"
+    folder = tmp_path / "whole"
+    folder.mkdir()
     monkeypatch.setattr(backend, "programs_folder", lambda: folder)
     for program in (loop.decode_chunk, loop.prefill):
         monkeypatch.setattr(program, "_programs", {})
@@ -85,9 +85,37 @@ def test_a_rule_of_ones_own_is_compiled_as_usual_and_the_unused_make_room(toy_mo
     own = greedy._replace(name="own", step=lambda *args: greedy.step(*args))
     assert_same(answer(toy_model, sampler=own), answer(toy_model, sampler="greedy"))
     assert kinds(folder) == ["decode_chunk", "prefill"]
+    (folder / "somebody's").mkdir()
     monkeypatch.setattr(kept_programs, "MOST", 1)
     answer(toy_model, sampler="min-p")
-    assert kinds(folder) == ["decode_chunk"]
+    assert kinds(folder) == ["decode_chunk", "somebody's"]
+
+
+def plain(x_B):
+    return x_B + 1.0
+
+
+def test_what_jax_is_told_meanwhile_counts_and_traced_arguments_go_by(folder):
+    program = kept_programs.KeptProgram(jax.jit(plain), static=())
+    numbers = jnp.zeros(2)
+    assert program(numbers).dtype == jnp.float32
+    with jax.enable_x64(True):
+        assert program(jnp.asarray(np.zeros(2))).dtype == jnp.float64
+    with jax.default_matmul_precision("float32"):
+        program(numbers)
+    assert len(list(folder.iterdir())) == 3
+    assert jax.eval_shape(program, numbers).shape == (2,)
+    np.testing.assert_array_equal(jax.vmap(program)(numbers), [1, 1])
+
+
+def test_where_nothing_can_be_kept_a_line_says_so_and_the_work_goes_on(folder, capsys):
+    folder.rmdir()
+    folder.write_text("")
+    kept_programs._complain.cache_clear()
+    for width in (3, 4):
+        np.testing.assert_array_equal(kept_programs.KeptProgram(jax.jit(plain), ())(jnp.zeros(width)), 1)
+    errors = capsys.readouterr().err
+    assert errors.count("some compiled programs cannot be kept") == errors.count("\n") == 1
 
 
 def test_whatever_makes_another_program_makes_another_name():

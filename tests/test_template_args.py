@@ -114,7 +114,7 @@ def test_where_no_template_is_asked_they_are_refused(model: Model, toy_folder: s
     thoughtless = {"enable_thinking": False}
     with pytest.raises(ValueError, match="prompt 2 is token ids, to which no chat template applies"):
         prepare(model, ["Why?", [3, 4]], template_args=thoughtless)
-    with pytest.raises(ValueError, match="--raw completes plain text, without the chat template"):
+    with pytest.raises(ValueError, match=r"\(--raw\) completes plain text, without the chat template"):
         prepare(model, "Why?", raw=True, template_args=thoughtless)
     plain = entropix.load(folders.write_checkpoint(tmp_path / "plain", chat_template=None))
     with pytest.raises(

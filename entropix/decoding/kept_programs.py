@@ -26,23 +26,25 @@ import jaxlib
 from jax.experimental import serialize_executable
 from jax.experimental.compilation_cache import compilation_cache
 
-from entropix import PACKAGE_ROOT, backend, files
+from entropix import PACKAGE_ROOT, backend, distributed, files
 
 # The files and folders of the package that a program can come from: all that `loop` imports, and every rule.
 SOURCES = (
     *("config", "decoding", "filters", "metrics", "model", "numerics", "own_metrics", "results", "samplers"),
     *("sharding", "showing"),
 )
-MOST = 32  # programs in the folder, of some 3 MB each; the longest unused one makes room
+MOST = 128  # programs in the folder, of some 3 MB each; the longest unused ones make room
 _DIGEST = hashlib.sha256
 # XLA's default, but named: with an option of its own a compilation is not answered from JAX's memory, where `jit` may
 # have a program that came from JAX's cache.
 _OPTIONS = {"xla_embed_ir_in_executable": False}
-_CACHE_SETTINGS = (
+# Settings of JAX that change no program.
+_WITHOUT_EFFECT = (
     "jax_enable_compilation_cache",
     "jax_compilation_cache_",
     "jax_persistent_cache_",
-)  # settings
+    "jax_log",
+)
 
 
 class Unnameable(Exception):
@@ -73,8 +75,10 @@ class KeptProgram:
         given.apply_defaults()
         arrays = tuple(value for name, value in given.arguments.items() if name not in self._static)
         leaves, structure = jax.tree.flatten(arrays)
+        if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
+            return self._jitted(*args, **options)
         static = tuple(given.arguments[name] for name in self._static)
-        made_for = (folder, static, structure, tuple(map(jax.typeof, leaves)))
+        made_for = (folder, static, structure, tuple(map(jax.typeof, leaves)), _settings())
         if made_for not in self._programs:
             self._programs[made_for] = self._program(folder, given.args, arrays, static)
         program = self._programs[made_for]
@@ -103,35 +107,49 @@ def _read(file: Path, arrays: Any) -> Callable[..., Any] | None:
     """The program in a file; None where there is none, or it is damaged, or cannot be loaded."""
     try:
         stored = file.read_bytes()
-        digest, data = stored[: _DIGEST().digest_size], stored[_DIGEST().digest_size :]
-        if _DIGEST(data).digest() != digest:
-            return None
+    except OSError:
+        return None
+    digest, data = stored[: _DIGEST().digest_size], stored[_DIGEST().digest_size :]
+    if _DIGEST(data).digest() != digest:
+        return None
+    with contextlib.suppress(OSError):  # somebody else's file
+        os.utime(file)  # the newest are kept
+    try:
         program, result = pickle.loads(data)
         takes, gives = jax.tree.structure((arrays, {})), jax.tree.structure(result)
-        loaded = serialize_executable.deserialize_and_load(
+        return serialize_executable.deserialize_and_load(
             program, takes, gives, execution_devices=jax.devices()[:1]
         )
-        os.utime(file)  # the newest are kept
-        return loaded
-    except Exception:  # whatever it is, the program is compiled
+    except Exception:  # whatever another JAX, or another machine, finds wrong with it
         return None
 
 
 def _write(file: Path, lowered: Any) -> Callable[..., Any]:
-    """Compiles a program, and keeps it where that is possible."""
+    """Compiles a program, and keeps it where that is possible; where not, a line on stderr says why, once."""
     with _compiled_anew():
         compiled = lowered.compile(compiler_options=_OPTIONS)
     try:
         program, _, gives = serialize_executable.serialize(compiled)
         data = pickle.dumps((program, jax.tree.unflatten(gives, range(gives.num_leaves))))
-        file.parent.mkdir(exist_ok=True)
         with files.replacing(file) as temporary:
             temporary.write_bytes(_DIGEST(data).digest() + data)
-        for old in sorted(file.parent.iterdir(), key=lambda other: -other.stat().st_mtime)[MOST:]:
-            old.unlink(missing_ok=True)
-    except Exception:  # a full disk, a file that another process removes: it is compiled again the next time
-        pass
+    except Exception as error:  # a full disk; what this JAX cannot serialize
+        _complain(getattr(error, "strerror", None) or str(error))
+    _make_room(file.parent)
     return compiled
+
+
+@functools.cache
+def _complain(why: str) -> None:
+    distributed.complain(f"some compiled programs cannot be kept, and are compiled again: {why}")
+
+
+def _make_room(folder: Path) -> None:
+    """Removes the longest unused files beyond `MOST`."""
+    with contextlib.suppress(OSError):  # another process does so too
+        by_age = sorted((file.stat().st_mtime, file) for file in folder.iterdir() if file.is_file())
+        for _, file in by_age[:-MOST]:
+            file.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -153,39 +171,48 @@ def _name(static: Any, arrays: Any) -> str:
     """The same in every process for what makes the same program. Raises `Unnameable` where that cannot be known."""
     leaves, structure = jax.tree.flatten(arrays)
     types = [(kind.shape, str(kind.dtype), kind.weak_type) for kind in map(jax.typeof, leaves)]
-    if " at 0x" in (takes := str(structure)):
+    if _CODE is None or " at 0x" in (takes := str(structure)):
         raise Unnameable
-    return _DIGEST(
-        repr((_environment(), _sources(), _fingerprint(static), takes, types)).encode()
-    ).hexdigest()[:32]
+    made_of = (_environment(), _settings(), _CODE, _fingerprint(static), takes, types)
+    return _DIGEST(repr(made_of).encode()).hexdigest()[:32]
+
+
+def _settings() -> tuple[tuple[str, str], ...]:
+    """Those of JAX that are in force and may change a program."""
+    there = [
+        (name, value) for name, value in jax.config.values.items() if not name.startswith(_WITHOUT_EFFECT)
+    ]
+    return tuple((name, str(getattr(jax.config, name, value))) for name, value in there)
 
 
 @functools.cache
 def _environment() -> Any:
-    """What a program depends on below this package."""
+    """What a program depends on below this package, besides settings of JAX."""
     try:
         processor, _, _ = Path("/proc/cpuinfo").read_text().partition("\n\n")
     except OSError:  # no Linux
         raise Unnameable from None
     constant = [line for line in processor.splitlines() if not re.match("(?i)cpu mhz|bogomips", line)]
-    settings = {
-        name: str(value) for name, value in jax.config.values.items() if not name.startswith(_CACHE_SETTINGS)
-    }
     versions = (sys.version, *(library.__version__ for library in (jax, jaxlib, flax)))
-    return versions, settings, os.environ.get("XLA_FLAGS"), constant, len(os.sched_getaffinity(0))
+    return versions, os.environ.get("XLA_FLAGS"), constant, len(os.sched_getaffinity(0))
 
 
-@functools.cache
-def _sources() -> str:
-    """A digest of the code that a program can come from."""
+def _digest_of_sources() -> str | None:
+    """Of the code that a program can come from; None where it cannot be read."""
     digest = _DIGEST()
-    for part in SOURCES:
-        place = PACKAGE_ROOT / part
-        for file in sorted(place.rglob("*.py")) if place.is_dir() else [place.with_suffix(".py")]:
-            digest.update(
-                f"{file.relative_to(PACKAGE_ROOT)} {file.stat().st_size}\n".encode() + file.read_bytes()
-            )
+    try:
+        for part in SOURCES:
+            place = PACKAGE_ROOT / part
+            for file in sorted(place.rglob("*.py")) if place.is_dir() else [place.with_suffix(".py")]:
+                code = file.read_bytes()
+                digest.update(f"{file.relative_to(PACKAGE_ROOT)} {len(code)}\n".encode() + code)
+    except OSError:
+        return None
     return digest.hexdigest()
+
+
+# Taken when the code is imported: what is edited while the process runs is not what it compiles.
+_CODE = _digest_of_sources()
 
 
 def _fingerprint(value: Any) -> Any:

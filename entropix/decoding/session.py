@@ -117,10 +117,8 @@ class Session:
     @property
     def free(self) -> list[int]:
         """The rows that have ended and are still in the batch."""
-        assert self._run is not None
-        return [
-            self._active.rows[place] for place in np.flatnonzero(self._run.finish_B != FinishReason.RUNNING)
-        ]
+        ended = np.flatnonzero(self._current.finish_B != FinishReason.RUNNING)
+        return [self._active.rows[place] for place in ended]
 
     @_on_mesh
     def refill(self, rows: Sequence[int], request: GenerationRequest) -> None:
@@ -137,15 +135,14 @@ class Session:
         for where, some, beside in read:  # when all are read, since they may have been copied from these rows
             self._put(where, some, beside)
         self._cache.shorten()
-        assert self._run is not None
-        text_BX = self._text(self._run.tokens, self._run.program.n_draft)
-        self._run = self._run._replace(state=self._run.state._replace(text_BX=text_BX))
+        run = self._current
+        text_BX = self._text(run.tokens, run.program.n_draft)
+        self._run = run._replace(state=run.state._replace(text_BX=text_BX))
         self.costs.begin_rows(rows)
 
     def _put(self, places: Sequence[int], request: GenerationRequest, cache: PrefixCache) -> None:
         """Puts prompts that were read beside the batch into it."""
-        assert self._run is not None
-        run, self._run = self._run, None  # in case an interrupt comes between here and the end
+        run = self._taken()
         self._cache.put(places, cache)
         self._wait_for_simulated()
         tokens = RowTokens([prompt[-1] for prompt in request.prompt_ids])
@@ -170,8 +167,7 @@ class Session:
         """
         if self.shrinks:
             self._shrink()
-        assert self._run is not None
-        run, self._run = self._run, None  # the state is donated: after an exception here it is gone
+        run = self._taken()  # the state is donated
         state, buffer, done = loop.decode_chunk(
             self._model.weights,
             run.inputs,
@@ -196,15 +192,14 @@ class Session:
     @_on_mesh
     def end(self, rows: Iterable[int], reason: FinishReason = FinishReason.STOP_STRING) -> None:
         """Stops those of these rows that are still running."""
-        assert self._run is not None
-        finish_B = self._run.finish_B.copy()
+        run = self._current
+        finish_B = run.finish_B.copy()
         running = [place for place in self._active.places(rows) if finish_B[place] == FinishReason.RUNNING]
         if not running:
             return
         finish_B[running] = reason
-        state = self._run.state
-        ended = state.rows._replace(finish_B=to_device(finish_B))
-        self._run = self._run._replace(state=state._replace(rows=ended), finish_B=finish_B)
+        ended = run.state.rows._replace(finish_B=to_device(finish_B))
+        self._run = run._replace(state=run.state._replace(rows=ended), finish_B=finish_B)
 
     @_on_mesh
     def share(self, text: Sequence[int]) -> None:
@@ -215,6 +210,18 @@ class Session:
         self._cache.prefill([list(text)])
         self._cache.share(self.n_rows)
 
+    @property
+    def _current(self) -> _Run:
+        """The generation under way."""
+        assert self._run is not None
+        return self._run
+
+    def _taken(self) -> _Run:
+        """The generation under way, which is none until it is put back: an exception or an interrupt before that leaves
+        nothing half changed."""
+        run, self._run = self._current, None
+        return run
+
     def _bring_back(self) -> None:
         """The whole batch once more, with nothing in the caches of the rows that had left."""
         if not self._active.all_here:
@@ -224,8 +231,7 @@ class Session:
 
     def _shrink(self) -> None:
         """Lets rows that have ended leave, if at most half of the batch still runs."""
-        assert self._run is not None
-        run = self._run
+        run = self._current
         is_running = run.finish_B == FinishReason.RUNNING
         running, ended = np.flatnonzero(is_running), np.flatnonzero(~is_running)
         if not 0 < 2 * len(running) <= len(run.finish_B):
@@ -234,7 +240,7 @@ class Session:
         places = sorted([*running.tolist(), *ended[:spare].tolist()])
         place_B = to_device(places)
         by_row = run.inputs.by_row()
-        self._run = None  # in case an interrupt comes between here and the end
+        self._taken()
         self._cache.take(places)
         self._active.keep(places, run.finish_B)
         self._run = run._replace(
@@ -246,12 +252,11 @@ class Session:
 
     def _take_back(self) -> None:
         """Takes back the newest tokens of the rows that wait for it."""
-        assert self._run is not None
-        run = self._run
+        run = self._current
         waiting = np.flatnonzero(run.finish_B == FinishReason.BACKTRACKING)
         if not len(waiting):
             return
-        self._run = None  # in case an interrupt comes between here and the end
+        self._taken()
         rows = jax.tree.map(np.array, run.state.rows)
         used_B, length_B = np.array(run.state.recent.used_B), [len(held) for held in self._cache.tokens]
         for place in map(int, waiting):
@@ -269,16 +274,15 @@ class Session:
 
     def _commit_if_full(self) -> None:
         """Commits the recent tokens if a running row has no room for another step's."""
-        assert self._run is not None
-        running = np.flatnonzero(self._run.finish_B == FinishReason.RUNNING)
-        n_used = max((len(self._run.tokens.recent[place]) for place in running), default=0)
-        if n_used + self._run.program.lookahead >= RECENT_SLOTS:
+        run = self._current
+        running = np.flatnonzero(run.finish_B == FinishReason.RUNNING)
+        n_used = max((len(run.tokens.recent[place]) for place in running), default=0)
+        if n_used + run.program.lookahead >= RECENT_SLOTS:
             self._commit()
 
     def _commit(self) -> None:
         """Moves the recent tokens into the cache and empties their slots."""
-        assert self._run is not None
-        run, self._run = self._run, None
+        run = self._taken()
         self._cache.append(run.state.recent, run.tokens.recent)
         run.tokens.recent = [[] for _ in run.tokens.recent]
         self._run = run._replace(state=self._state(run.state.rows, run.tokens, run.program.n_draft))
