@@ -47,6 +47,8 @@ _DESCRIPTION = (
 _QUICK: dict[str, Any] = {"items": 12, "budget": 300, "opponents": "temperature"}  # what --quick asks for
 _MOST = {"items": 100_000, "seeds": 1_000, "budget": 10**9, "passes": 10**12, "batch": 10_000}
 _LAST_SEED = 2**32 - 1
+_ENOUGH = 10.0  # seconds of answering, before the time left is told
+_NOT_KEPT = "nothing was kept; with --journal FILE the same command could go on"
 TEXT, PROMPTS = "calibration.txt", "calibration-prompts.txt"  # in configs/: what is observed by default
 
 
@@ -234,7 +236,12 @@ def _search(flags: Flags, sampler: "ResolvedSampler", plan: "Plan") -> None:
     kept = flags.answers.journal
     journal = None if kept is None else Journal(kept, plan.told(model, sampler))
     with _progress(plan.total(sampler, journal), plan.unit) as advance:
-        outcome = answers.calibrate(model, sampler, plan, journal, terminal.note, advance)
+        try:
+            outcome = answers.calibrate(model, sampler, plan, journal, terminal.note, advance)
+        except KeyboardInterrupt:
+            goes_on = "the same command goes on from there"
+            terminal.note(f"what was answered is in {kept}; {goes_on}" if kept else _NOT_KEPT)
+            raise
     print("\n".join(answers.report(outcome)))
     if flags.table is not None:
         tables.write(flags.table, answers.rows(outcome))
@@ -277,14 +284,18 @@ def _progress(total: int, unit: str = "answers") -> Iterator[Callable[[int, str]
     """A function to call with how many more have come, and of what; stderr is told, and the time left."""
     from entropix.lab.experiments import running
 
-    began, n_done = time.monotonic(), 0
+    n_done = n_first = 0
+    began = 0.0  # when the first had come, which wait for the compiler
     with running.progress(total, 0, unit) as write:
 
         def advance(n: int, what: str) -> None:
-            nonlocal n_done
+            nonlocal n_done, n_first, began
             n_done += n
-            left = (time.monotonic() - began) / n_done * max(0, total - n_done)
-            write(n, what, f"{timedelta(seconds=round(left))} left")
+            if not n_first:
+                n_first, began = n, time.monotonic()
+            seconds, left = time.monotonic() - began, max(0, total - n_done)
+            told = timedelta(seconds=round(seconds / max(n_done - n_first, 1) * left))
+            write(n, what, f"{told} left" if seconds > _ENOUGH else "")
 
         yield advance
 

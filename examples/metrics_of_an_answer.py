@@ -30,4 +30,5 @@ def main(path: str, prompt: str = "Why is the sky blue?", **options) -> entropix
 
 
 if __name__ == "__main__":
-    print(main(*sys.argv[1:] or ["answer.png"]).text)
+    words = sys.argv[1:] or ["answer.png"]
+    print(main(*words).text, f"The picture: {words[0]}", sep="\n")

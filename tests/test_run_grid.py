@@ -288,14 +288,15 @@ def test_the_pace_is_that_of_the_newest_answers_without_compilation() -> None:
     """The first answers of each of two programs take 100 seconds: four answers and 60 tokens each time. What came
     within three seconds tells nothing."""
     now = 0.0
-    pace = running.Pace(lambda: now)
+    pace = running.Pace(4, lambda: now)
 
-    def add(program: str, seconds: float) -> None:
+    def add(program: str, seconds: float, answers: int = 4) -> None:
         nonlocal now
         now += seconds
-        pace.add(program, 4, 60)
+        pace.add(program, answers, 60)
 
-    add("first", 100.0)
+    add("first", 99.0, answers=3)
+    add("first", 1.0, answers=1)  # it was computed beside the first ones
     assert pace.tell(40) == ""
     add("first", 1.0)
     assert pace.tell(6) == ""

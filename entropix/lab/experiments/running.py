@@ -11,7 +11,7 @@ import json
 import signal
 import sys
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from datetime import date, datetime, timedelta
 from datetime import time as clock
@@ -121,7 +121,7 @@ def generate(model: Model, whole: Grid, store: Store | Follower, out: str | None
 
     if done:
         terminal.note(f"{out}: {done} answers are there already")
-    pace = Pace()
+    pace = Pace(whole.max_rows)
     try:
         with _notice() as stopping, progress(n_answers, done) as advance:
             programs = {variant.label: engine.program(variant) for variant in whole.variants}
@@ -141,22 +141,23 @@ def generate(model: Model, whole: Grid, store: Store | Follower, out: str | None
 
 
 class Pace:
-    """How fast the newest answers were, without the first of each program, which wait for the compiler."""
+    """How fast the newest answers were, without the first of each program: these wait for the compiler, and what is
+    under way beside them comes soon after, of work that was done meanwhile."""
 
-    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
-        """Time is counted from now."""
-        self._clock, self._now = clock, clock()
-        self._compiled: set[Hashable] = set()
+    def __init__(self, at_once: int = 1, clock: Callable[[], float] = time.perf_counter) -> None:
+        """Time is counted from now. at_once: how many answers are under way side by side."""
+        self._at_once, self._clock, self._now = at_once, clock, clock()
+        self._begun: Counter[Hashable] = Counter()  # answers of each program
         self._done: deque[tuple[float, int, int]] = deque()  # seconds, answers, tokens
 
     def add(self, program: Hashable, answers: int, tokens: int) -> None:
         """So many more answers have come."""
         began, self._now = self._now, self._clock()
-        if program in self._compiled:
+        if self._begun[program] >= self._at_once:
             self._done.append((self._now - began, answers, tokens))
             while sum(seconds for seconds, *_ in self._done) - self._done[0][0] >= _RECENT:
                 self._done.popleft()
-        self._compiled.add(program)
+        self._begun[program] += answers
 
     def tell(self, answers_left: int) -> str:
         """Speed, and how long the rest takes at that speed; nothing as long as there are none to go by."""
