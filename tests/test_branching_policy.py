@@ -160,8 +160,8 @@ def test_where_nothing_else_was_kept_nothing_forks_unless_all_may_be_tried() -> 
 
 def test_a_fork_is_noted_in_its_own_row() -> None:
     forks = branching.no_forks(3)
-    forks = branching.note(forks, jnp.asarray([True, False, True]), jnp.asarray([5, 6, 7]))
-    forks = branching.note(forks, jnp.asarray([True, False, False]), jnp.asarray([8, 9, 9]))
+    forks = branching.with_forks(forks, jnp.asarray([True, False, True]), jnp.asarray([5, 6, 7]))
+    forks = branching.with_forks(forks, jnp.asarray([True, False, False]), jnp.asarray([8, 9, 9]))
     assert forks.count_B.tolist() == [2, 0, 1]
     assert (forks.latest_B[0], forks.latest_B[2]) == (8, 7)
 

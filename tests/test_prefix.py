@@ -14,6 +14,7 @@ from entropix.decoding import loop
 from entropix.decoding.session import Session
 from entropix.generation import collect, generate, prepare, run
 from entropix.model import kv_cache, transformer
+from entropix.model.attention_mask import causal_mask
 from entropix.results import Result
 
 CFG = toy.config()
@@ -42,7 +43,7 @@ def own_slots(cache: kv_cache.KVCache, first: int, last: int) -> kv_cache.KVCach
     """With these own tokens committed, read without scores as a prompt is."""
     tail = kv_cache.empty_recent(CFG, 3, last - first, jnp.float32)
     tail = jax.jit(transformer.prefill, static_argnames="cfg")(
-        WEIGHTS, own_tokens(first, last), cache, tail, CFG
+        WEIGHTS, own_tokens(first, last), cache, tail, CFG, causal_mask(cache, tail, last - first)
     )
     return kv_cache.commit(cache, tail, jnp.full(3, last - first, jnp.int32))
 

@@ -96,20 +96,21 @@ class PrefixCache:
 
     def take(self, rows: Sequence[int | None]) -> None:
         """Row i becomes a copy of row `rows[i]`, or empty for None."""
+        held = self.tokens
         if self._kv is not None:
             kv, held = self._release()
             self._kv = loop.gather_rows(kv, to_device([row or 0 for row in rows]))
-            self.tokens = held
-        self.tokens = [[] if row is None else [*self.tokens[row]] for row in rows]
+        self.tokens = [[] if row is None else [*held[row]] for row in rows]
         self._rope_lengths = [self._rope_lengths[row or 0] for row in rows]
 
     def share(self, n_rows: int) -> None:
         """The only row, which shares nothing yet, becomes so many, which hold together what it holds."""
+        held = self.tokens
         if n_rows > 1 and self._kv is not None:
-            kv, self.tokens = self._release()
+            kv, held = self._release()
             self._kv = loop.share_row(kv, to_device(0), n_rows)
-        [held], [rope_length] = self.tokens, self._rope_lengths
-        self.tokens, self._rope_lengths = [[*held] for _ in range(n_rows)], [rope_length] * n_rows
+        self.tokens = [[*held[0]] for _ in range(n_rows)]
+        self._rope_lengths = self._rope_lengths * n_rows
 
     def donor(self, text: Sequence[int]) -> tuple[int, int]:
         """(row, n): the row that has most of this text's beginning, n tokens of it."""
