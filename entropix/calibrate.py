@@ -18,10 +18,8 @@ Exit codes: 0 done; 1 bad input; 2 bad flags.
 
 import contextlib
 import math
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
-from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -47,7 +45,6 @@ _DESCRIPTION = (
 _QUICK: dict[str, Any] = {"items": 12, "budget": 300, "opponents": "temperature"}  # what --quick asks for
 _MOST = {"items": 100_000, "seeds": 1_000, "budget": 10**9, "passes": 10**12, "batch": 10_000}
 _LAST_SEED = 2**32 - 1
-_ENOUGH = 10.0  # seconds of answering, before the time left is told
 _NOT_KEPT = "nothing was kept; with --journal FILE the same command could go on"
 TEXT, PROMPTS = "calibration.txt", "calibration-prompts.txt"  # in configs/: what is observed by default
 
@@ -235,7 +232,7 @@ def _search(flags: Flags, sampler: "ResolvedSampler", plan: "Plan") -> None:
     model = _load(flags)
     kept = flags.answers.journal
     journal = None if kept is None else Journal(kept, plan.told(model, sampler))
-    with _progress(plan.total(sampler, journal), plan.unit) as advance:
+    with _progress(plan.total(sampler, journal), plan.batch, plan.unit) as advance:
         try:
             outcome = answers.calibrate(model, sampler, plan, journal, terminal.note, advance)
         except KeyboardInterrupt:
@@ -270,7 +267,7 @@ def _ablate(flags: Flags, sampler: "ResolvedSampler", plan: "Plan") -> None:
     without, _ = ablation.variants(sampler)
     backend.use_compilation_cache()
     model = _load(flags)
-    with _progress((1 + len(without)) * len(items) * len(plan.seeds)) as advance:
+    with _progress((1 + len(without)) * len(items) * len(plan.seeds), plan.batch) as advance:
         found = ablation.ablate(model, sampler, items, plan.seeds, plan.batch, advance)
     print("\n".join(ablation.report(found)))
     if flags.table is not None:
@@ -280,22 +277,18 @@ def _ablate(flags: Flags, sampler: "ResolvedSampler", plan: "Plan") -> None:
 
 
 @contextlib.contextmanager
-def _progress(total: int, unit: str = "answers") -> Iterator[Callable[[int, str], None]]:
+def _progress(total: int, at_once: int, unit: str = "answers") -> Iterator[Callable[[int, str], None]]:
     """A function to call with how many more have come, and of what; stderr is told, and the time left."""
     from entropix.lab.experiments import running
 
-    n_done = n_first = 0
-    began = 0.0  # when the first had come, which wait for the compiler
+    n_done, pace = 0, running.Pace(at_once)
     with running.progress(total, 0, unit) as write:
 
         def advance(n: int, what: str) -> None:
-            nonlocal n_done, n_first, began
+            nonlocal n_done
             n_done += n
-            if not n_first:
-                n_first, began = n, time.monotonic()
-            seconds, left = time.monotonic() - began, max(0, total - n_done)
-            told = timedelta(seconds=round(seconds / max(n_done - n_first, 1) * left))
-            write(n, what, f"{told} left" if seconds > _ENOUGH else "")
+            pace.add(unit, n, 0)
+            write(n, what, pace.tell(max(0, total - n_done)))
 
         yield advance
 

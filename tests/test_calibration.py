@@ -13,7 +13,7 @@ import pytest
 import entropix
 from entropix import calibrate, config, files, inspection, presets, samplers
 from entropix.checkpoint.loading import Model
-from entropix.lab.calibration import fitting, solver
+from entropix.lab.calibration import answers, fitting, solver
 from entropix.lab.calibration.solver import Thresholds, occupancy, thresholds
 from entropix.lab.calibration.targets import Targets
 from entropix.metrics import Metrics
@@ -342,6 +342,21 @@ def test_bad_input_is_one_line(
     code, report, errors = command(*args)
     assert (code, report) == (1, "")
     assert errors.startswith("error: ") and message in errors and errors.count("\n") == 1
+
+
+@pytest.mark.parametrize("journal", [True, False])
+def test_an_interrupted_search_says_what_was_kept(
+    command: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, journal: bool
+) -> None:
+    def interrupted(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(answers, "calibrate", interrupted)
+    kept = str(tmp_path / "search.jsonl")
+    code, _, errors = command("--by", "answers", "--quick", *(["--journal", kept] if journal else []))
+    assert code == 130
+    assert ("nothing was kept; with --journal FILE" in errors) != journal
+    assert (f"what was answered is in {kept}; the same command goes on" in errors) == journal
 
 
 def test_a_plot_without_matplotlib_says_what_to_install(

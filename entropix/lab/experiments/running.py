@@ -151,7 +151,7 @@ class Pace:
         self._done: deque[tuple[float, int, int]] = deque()  # seconds, answers, tokens
 
     def add(self, program: Hashable, answers: int, tokens: int) -> None:
-        """So many more answers have come."""
+        """So many more answers have come, of so many tokens; 0 where nobody counts them."""
         began, self._now = self._now, self._clock()
         if self._begun[program] >= self._at_once:
             self._done.append((self._now - began, answers, tokens))
@@ -164,8 +164,8 @@ class Pace:
         seconds, answers, tokens = map(sum, zip(*self._done, strict=True)) if self._done else (0.0, 0, 0)
         if seconds < _ENOUGH:
             return ""
-        left = timedelta(seconds=round(answers_left * seconds / answers))
-        return f"{tokens / seconds:.1f} tokens/s, {left} left"
+        left = f"{timedelta(seconds=round(answers_left * seconds / answers))} left"
+        return f"{tokens / seconds:.1f} tokens/s, {left}" if tokens else left
 
 
 @contextlib.contextmanager
